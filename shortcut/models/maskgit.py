@@ -1,0 +1,149 @@
+"""MaskGIT: a bidirectional transformer over image codes and one class token.
+
+Source: Chang et al. 2022; Besnier and Chen 2023 (arXiv 2310.14400), llvictorll/Maskgit-pytorch
+Network/transformer.py; facts of the published files in golden/README.md section 6.
+Differs: positions and output biases sit in Embedding layers, so that a host can move every weight; logits are made for
+codebook entries only, at the positions asked for.
+
+Token ids: codes 0..V-1, mask V, class c at V + 1 + c, no class at V + 1 + num_classes.
+Sequence: the L codes in raster order, then the class token, so S = L + 1.
+
+    B  images    L  image tokens    S  sequence    D  width    V  codebook size    N  positions asked for
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layers import Attention, FeedForward, MultiHeadAttention, sdpa
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Sizes of a MaskGIT. All but `num_heads` can be read from its tensors."""
+
+    grid: int  # rows = columns of codes
+    width: int
+    depth: int
+    num_heads: int
+    mlp_width: int
+    num_codes: int
+    num_classes: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Codes of one image."""
+        return self.grid**2
+
+    @property
+    def mask_id(self) -> int:
+        return self.num_codes
+
+    @property
+    def vocabulary(self) -> int:
+        """Codes, the mask, the classes and "no class"."""
+        return self.num_codes + self.num_classes + 2
+
+
+class MaskGIT(nn.Module):
+    """The network.
+
+    Args:
+        config: the sizes.
+        operations: namespace of layers (Linear, LayerNorm, Embedding).
+        attention: function with the signature of `layers.sdpa`.
+        dtype, device: of the weights.
+        compute_dtype: of the activations; None means `dtype`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        compute_dtype: torch.dtype | None = None,
+        operations: Any = nn,
+        attention: Attention = sdpa,
+    ):
+        super().__init__()
+        self.config, self.dtype = config, dtype or torch.float32
+        self.compute_dtype = compute_dtype or self.dtype
+        tensor = {"dtype": dtype, "device": device}
+        width, length = config.width, config.num_tokens + 1
+        self.token = operations.Embedding(config.vocabulary, width, **tensor)
+        self.position = operations.Embedding(length, width, **tensor)
+        self.output_bias = operations.Embedding(length, config.vocabulary, **tensor)
+        self.first_layer = nn.Sequential(
+            operations.LayerNorm(width, eps=1e-12, **tensor),
+            operations.Linear(width, width, **tensor),
+            nn.GELU(),
+            operations.LayerNorm(width, eps=1e-12, **tensor),
+            operations.Linear(width, width, **tensor),
+        )
+        self.blocks = nn.ModuleList(Block(config, operations, attention, tensor) for _ in range(config.depth))
+        self.last_layer = nn.Sequential(
+            operations.LayerNorm(width, eps=1e-12, **tensor),
+            operations.Linear(width, width, **tensor),
+            nn.GELU(),
+            operations.LayerNorm(width, eps=1e-12, **tensor),
+        )
+
+    def forward(self, tokens_BS: Tensor) -> Tensor:
+        """Last-layer features (B, S, D) of token sequences: the state that a shortcut head predicts."""
+        index_S = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
+        x = self.token(tokens_BS).to(self.compute_dtype) + self.position(index_S).to(self.compute_dtype)
+        x = self.first_layer(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.last_layer(x)
+
+    def features(
+        self, codes_BL: Tensor, is_masked_BL: Tensor, classes: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """One full pass. Returns features (B, S, D) for each guidance branch.
+
+        Args:
+            codes_BL: code ids; what stands at masked positions is ignored.
+            classes: for each branch the class of each image (B,), `num_classes` for no class.
+        """
+        config = self.config
+        image_BL = codes_BL.masked_fill(is_masked_BL, config.mask_id)
+        sequences = [
+            torch.cat([image_BL, (class_B + config.num_codes + 1).unsqueeze(1)], 1) for class_B in classes
+        ]
+        return self(torch.cat(sequences)).chunk(len(classes))
+
+    def logits(self, features_BSD: Tensor, index_BN: Tensor) -> Tensor:
+        """Float32 logits (B, N, V) of the codebook entries at the image positions `index_BN`."""
+        ids_V = torch.arange(self.config.num_codes, device=features_BSD.device)
+        index_BND = index_BN.unsqueeze(-1).expand(-1, -1, features_BSD.shape[-1])
+        codebook_VD = self.token(ids_V).to(features_BSD.dtype)
+        logits_BNV = (features_BSD.gather(1, index_BND) @ codebook_VD.T).float()
+        return logits_BNV + self.output_bias(index_BN)[..., : self.config.num_codes].float()
+
+    def embed(self, codes_BN: Tensor, index_BN: Tensor) -> Tensor:
+        """What the network's input is for `codes_BN` at the image positions `index_BN`: (B, N, D)."""
+        return self.token(codes_BN).to(self.compute_dtype) + self.position(index_BN).to(self.compute_dtype)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, each around a residual connection."""
+
+    def __init__(self, config: Config, operations: Any, attention: Attention, tensor: dict[str, Any]):
+        super().__init__()
+        width = config.width
+        self.attention_norm = operations.LayerNorm(width, eps=1e-5, **tensor)
+        self.attention = MultiHeadAttention(width, config.num_heads, operations, attention, **tensor)
+        self.feed_forward_norm = operations.LayerNorm(width, eps=1e-5, **tensor)
+        self.feed_forward = FeedForward(width, config.mlp_width, operations, **tensor)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        h = self.attention_norm(x_BSD)
+        x_BSD = x_BSD + self.attention(h, h)
+        return x_BSD + self.feed_forward(self.feed_forward_norm(x_BSD))

@@ -1,0 +1,268 @@
+"""The VQGAN of MaskGIT: pixels -> code ids -> pixels.
+
+Source: Esser et al. 2021 (VQGAN); layout of CompVis/taming-transformers taming/modules/diffusionmodules/model.py and
+taming/models/vqgan.py, as published in llvictorll/Maskgit-pytorch VQGAN/last.ckpt.
+Differs: the encoder returns code ids directly; there is no loss and no dropout in the network.
+
+    B  images    C  channels    Y, X  pixel rows, columns    h, w  rows, columns of codes    V  codebook size
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import Attention, sdpa
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Sizes of a VQGAN, all of them readable from its tensors."""
+
+    channels: int  # width of the first and last level
+    multipliers: tuple[int, ...]  # width of each level as a multiple of `channels`, finest level first
+    blocks_per_level: int  # residual blocks of each encoder level; the decoder has one more
+    attention_levels: tuple[int, ...]  # indices into `multipliers` of the levels with attention
+    latent_channels: int  # channels between encoder and quant_conv
+    code_width: int  # width of a codebook entry
+    num_codes: int
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per code along one side."""
+        return 2 ** (len(self.multipliers) - 1)
+
+
+class VQGAN(nn.Module):
+    """Encoder, codebook and decoder.
+
+    Args:
+        config: the sizes.
+        operations: namespace of layers (Conv2d, GroupNorm, Embedding).
+        attention: function with the signature of `layers.sdpa`.
+        dtype, device: of the weights.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        operations: Any = nn,
+        attention: Attention = sdpa,
+    ):
+        super().__init__()
+        self.config, self.dtype = config, dtype or torch.float32
+        host = Host(operations, attention, {"dtype": dtype, "device": device})
+        self.encoder = Encoder(config, host)
+        self.quant_conv = host.conv(config.latent_channels, config.code_width, 1)
+        self.quantize = Codebook(config, host)
+        self.post_quant_conv = host.conv(config.code_width, config.latent_channels, 1)
+        self.decoder = Decoder(config, host)
+
+    def encode(self, pixels_BCYX: Tensor) -> Tensor:
+        """Code ids (B, h, w), int64, of RGB pixels in [-1, 1] whose sides are multiples of `config.downscale`."""
+        return self.quantize.nearest(self.latents(pixels_BCYX))
+
+    def latents(self, pixels_BCYX: Tensor) -> Tensor:
+        """What is quantized: (B, code_width, h, w)."""
+        return self.quant_conv(self.encoder(pixels_BCYX.to(self.dtype)))
+
+    def decode(self, codes_Bhw: Tensor) -> Tensor:
+        """RGB pixels (B, 3, Y, X), around [-1, 1] but not clipped, of code ids."""
+        return self.decode_latents(self.quantize(codes_Bhw).to(self.dtype))
+
+    def decode_latents(self, latents_BChw: Tensor) -> Tensor:
+        """As `decode`, from codebook vectors (B, code_width, h, w)."""
+        return self.decoder(self.post_quant_conv(latents_BChw))
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The layers and the attention that the network is built from."""
+
+    operations: Any
+    attention: Attention
+    tensor: dict[str, Any]
+
+    def conv(self, num_in: int, num_out: int, kernel: int, **options: Any) -> nn.Module:
+        options.setdefault("padding", kernel // 2)
+        return self.operations.Conv2d(num_in, num_out, kernel, **options, **self.tensor)
+
+    def norm(self, width: int) -> nn.Module:
+        return self.operations.GroupNorm(32, width, eps=1e-6, **self.tensor)
+
+
+class Codebook(nn.Module):
+    """Code ids <-> codebook vectors."""
+
+    def __init__(self, config: Config, host: Host):
+        super().__init__()
+        self.embedding = host.operations.Embedding(config.num_codes, config.code_width, **host.tensor)
+        self.num_codes = config.num_codes
+
+    def forward(self, codes_Bhw: Tensor) -> Tensor:
+        """Codebook vectors (B, code_width, h, w) of code ids."""
+        return self.embedding(codes_Bhw).movedim(-1, 1)
+
+    def nearest(self, latents_BChw: Tensor) -> Tensor:
+        """Ids (B, h, w) of the codebook entries nearest in L2, computed in float32.
+
+        The codebook is read by a lookup of all ids, so that a host which moves weights on use sees the access.
+        """
+        ids_V = torch.arange(self.num_codes, device=latents_BChw.device)
+        codebook_VC = self.embedding(ids_V).float()
+        latents_BhwC = latents_BChw.movedim(1, -1).float()
+        distance = codebook_VC.square().sum(1) - 2 * latents_BhwC @ codebook_VC.T
+        return distance.argmin(-1)
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions, each behind a GroupNorm and a swish, around a residual connection."""
+
+    def __init__(self, num_in: int, num_out: int, host: Host):
+        super().__init__()
+        self.norm1, self.conv1 = host.norm(num_in), host.conv(num_in, num_out, 3)
+        self.norm2, self.conv2 = host.norm(num_out), host.conv(num_out, num_out, 3)
+        if num_in != num_out:
+            self.nin_shortcut = host.conv(num_in, num_out, 1)
+        self.changes_width = num_in != num_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (self.nin_shortcut(x) if self.changes_width else x)
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over all positions of a feature map."""
+
+    def __init__(self, width: int, host: Host):
+        super().__init__()
+        self.attention = host.attention
+        self.norm = host.norm(width)
+        self.q, self.k, self.v, self.proj_out = (host.conv(width, width, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (conv(h).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))
+        h = self.attention(q, k, v, 1).transpose(1, 2).unflatten(2, x.shape[2:])
+        return x + self.proj_out(h)
+
+
+class Mid(nn.Module):
+    """Block, attention, block at the coarsest level."""
+
+    def __init__(self, width: int, host: Host):
+        super().__init__()
+        self.block_1, self.attn_1 = ResBlock(width, width, host), AttnBlock(width, host)
+        self.block_2 = ResBlock(width, width, host)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Downsample(nn.Module):
+    """Halves both sides: one row and column of zeros right and below, then a 3x3 convolution of stride 2."""
+
+    def __init__(self, width: int, host: Host):
+        super().__init__()
+        self.conv = host.conv(width, width, 3, stride=2, padding=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Doubles both sides: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, width: int, host: Host):
+        super().__init__()
+        self.conv = host.conv(width, width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, then its change of resolution if it has one."""
+
+    def __init__(self, widths: list[int], has_attention: bool, host: Host):
+        super().__init__()
+        self.block = nn.ModuleList(
+            ResBlock(a, b, host) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.attn = nn.ModuleList(AttnBlock(b, host) for b in widths[1:] if has_attention)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[index](x)
+        return self.resample(x)
+
+    def resample(self, x: Tensor) -> Tensor:
+        for name in ("downsample", "upsample"):
+            if name in self._modules:
+                return self._modules[name](x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Pixels (B, 3, Y, X) -> (B, latent_channels, h, w)."""
+
+    def __init__(self, config: Config, host: Host):
+        super().__init__()
+        widths = [config.channels * m for m in config.multipliers]
+        self.conv_in = host.conv(3, config.channels, 3)
+        self.down = nn.ModuleList()
+        previous = config.channels
+        for index, width in enumerate(widths):
+            chain = [previous] + [width] * config.blocks_per_level
+            level = Level(chain, index in config.attention_levels, host)
+            if index < len(widths) - 1:
+                level.downsample = Downsample(width, host)
+            self.down.append(level)
+            previous = width
+        self.mid = Mid(previous, host)
+        self.norm_out = host.norm(previous)
+        self.conv_out = host.conv(previous, config.latent_channels, 3)
+
+    def forward(self, pixels_BCYX: Tensor) -> Tensor:
+        x = self.conv_in(pixels_BCYX)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """(B, latent_channels, h, w) -> pixels (B, 3, Y, X). `up[i]` is the level of `multipliers[i]`; the last runs first."""
+
+    def __init__(self, config: Config, host: Host):
+        super().__init__()
+        widths = [config.channels * m for m in config.multipliers]
+        self.conv_in = host.conv(config.latent_channels, widths[-1], 3)
+        self.mid = Mid(widths[-1], host)
+        levels: list[Level] = []
+        previous = widths[-1]
+        for index in reversed(range(len(widths))):
+            chain = [previous] + [widths[index]] * (config.blocks_per_level + 1)
+            level = Level(chain, index in config.attention_levels, host)
+            if index > 0:
+                level.upsample = Upsample(widths[index], host)
+            levels.insert(0, level)
+            previous = widths[index]
+        self.up = nn.ModuleList(levels)
+        self.norm_out = host.norm(previous)
+        self.conv_out = host.conv(previous, 3, 3)
+
+    def forward(self, latents_BChw: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(latents_BChw))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))

@@ -1,0 +1,52 @@
+"""Randomness: one CPU generator per image, so an image depends on neither its batch nor the device.
+
+Everything that a run draws is drawn before its loop and moved to the device once: two numbers per image token and step.
+
+    B  images    L  image tokens    T  steps    N  tokens still masked    V  codebook size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def seeded(*seed: int) -> torch.Generator:
+    """A CPU generator for a tuple of non-negative integers; different tuples give unrelated streams."""
+    state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) & (2**63 - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """The uniform draws of a whole run: which code (`code_TBL`) and which position (`choice_TBL`), in (0, 1)."""
+
+    code_TBL: Tensor
+    choice_TBL: Tensor
+
+    @classmethod
+    def draw(
+        cls, seed: int, image_indices: Sequence[int], num_steps: int, num_tokens: int, device: torch.device | str
+    ) -> Noise:
+        """Noise of the images whose places in the batch are `image_indices`, from generators (seed, index)."""
+        draws_B2TL = torch.stack(
+            [torch.rand(2, num_steps, num_tokens, generator=seeded(seed, i)) for i in image_indices]
+        )
+        # rand includes 0, whose logarithm would be infinite; half a unit in the last place is the centre of its bin.
+        code_TBL, choice_TBL = (draws_B2TL + 2**-25).clamp(max=1 - 2**-24).permute(1, 2, 0, 3).to(device)
+        return cls(code_TBL, choice_TBL)
+
+    def codes(self, step: int, index_BN: Tensor, logits_BNV: Tensor) -> Tensor:
+        """One code (B, N) per position, drawn from softmax(`logits_BNV`) by inverting its cumulative sum."""
+        cdf_BNV = logits_BNV.softmax(-1).cumsum(-1)
+        u_BN1 = self.code_TBL[step].gather(1, index_BN).unsqueeze(-1)
+        found_BN1 = torch.searchsorted(cdf_BNV, u_BN1 * cdf_BNV[..., -1:], right=True)
+        return found_BN1.squeeze(-1).clamp(max=logits_BNV.shape[-1] - 1)
+
+    def choice_gumbel(self, step: int, index_BN: Tensor) -> Tensor:
+        """Standard Gumbel noise (B, N) for the choice of positions."""
+        return -torch.log(-torch.log(self.choice_TBL[step].gather(1, index_BN)))
