@@ -16,9 +16,14 @@ from torch import Tensor
 
 
 def seeded(*seed: int) -> torch.Generator:
-    """A CPU generator for a tuple of non-negative integers; different tuples give unrelated streams."""
-    state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state) & (2**63 - 1))
+    """A CPU generator for up to four integers below 2**64; different ones give unrelated streams.
+
+    Zeros at the end make no difference: (7, 0) is (7,).
+    """
+    # SeedSequence cuts its integers into words of 32 bits and joins them, so (2**32, 0) would be (0, 1).
+    high = [number >> 32 for number in seed]
+    sequence = np.random.SeedSequence([n & 0xFFFFFFFF for n in seed], spawn_key=high if any(high) else ())
+    return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]) & (2**63 - 1))
 
 
 @dataclass(frozen=True, slots=True)

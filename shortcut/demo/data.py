@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .scenes import attributes, compose, draw
+from .scene_drawing import draw
+from .scenes import attributes, compose
 
 SIZE = 96  # pixels a side
 CHUNK = 500

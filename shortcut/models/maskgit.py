@@ -13,13 +13,15 @@ Sequence: the L codes in raster order, then the class token, so S = L + 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..formats import Format, Tensors, Unbatched, check_heads, count, given, sizes
 from .layers import Attention, FeedForward, MultiHeadAttention, sdpa
 
 
@@ -147,3 +149,73 @@ class Block(nn.Module):
         h = self.attention_norm(x_BSD)
         x_BSD = x_BSD + self.attention(h, h)
         return x_BSD + self.feed_forward(self.feed_forward_norm(x_BSD))
+
+
+NUM_HEADS = {768: 16}  # of the published models, by width
+NUM_CODES = {2026: 1024}  # of the published models, by vocabulary: 1000 classes
+
+
+def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
+    """Sizes from our tensors; `num_heads` and `num_codes` from `known` or else by preset."""
+    vocabulary, width = sizes(tensors, "token.weight", 2)
+    length, _ = sizes(tensors, "position.weight", 2)
+    mlp_width, _ = sizes(tensors, "blocks.0.feed_forward.up.weight", 2)
+    grid = math.isqrt(length - 1)
+    if grid < 1 or grid**2 != length - 1:
+        raise ValueError(f"it has {length} positions, expected those of a square grid and one more, as 1025.")
+    num_codes = given(known, "num_codes", NUM_CODES, vocabulary)
+    if num_codes > vocabulary - 3:
+        raise ValueError(
+            f"num_codes is {num_codes}, expected at most {vocabulary - 3}: the vocabulary of {vocabulary} also "
+            'holds the mask, at least one class and "no class".'
+        )
+    return Config(
+        grid=grid,
+        width=width,
+        depth=count(tensors, "blocks."),
+        num_heads=check_heads(given(known, "num_heads", NUM_HEADS, width), width),
+        mlp_width=mlp_width,
+        num_codes=num_codes,
+        num_classes=vocabulary - num_codes - 2,
+    )
+
+
+TABLE = {
+    "tok_emb.weight": "token.weight",
+    "pos_emb": Unbatched("position.weight"),
+    "bias": "output_bias.weight",
+    # The published layers have a Dropout at 1 and 5.
+    "first_layer.0.*": "first_layer.0.*",
+    "first_layer.2.*": "first_layer.1.*",
+    "first_layer.4.*": "first_layer.3.*",
+    "first_layer.6.*": "first_layer.4.*",
+    "transformer.layers.{}.0.norm.*": "blocks.{}.attention_norm.*",
+    "transformer.layers.{}.0.fn.mha.in_proj_weight": tuple(
+        f"blocks.{{}}.attention.{part}.weight" for part in ("query", "key", "value")
+    ),
+    "transformer.layers.{}.0.fn.mha.in_proj_bias": tuple(
+        f"blocks.{{}}.attention.{part}.bias" for part in ("query", "key", "value")
+    ),
+    "transformer.layers.{}.0.fn.mha.out_proj.*": "blocks.{}.attention.out.*",
+    "transformer.layers.{}.1.norm.*": "blocks.{}.feed_forward_norm.*",
+    "transformer.layers.{}.1.fn.net.0.*": "blocks.{}.feed_forward.up.*",
+    "transformer.layers.{}.1.fn.net.3.*": "blocks.{}.feed_forward.down.*",
+    "last_layer.0.*": "last_layer.0.*",
+    "last_layer.2.*": "last_layer.1.*",
+    "last_layer.4.*": "last_layer.3.*",
+}
+
+FORMAT = Format(
+    name="maskgit",
+    kind="model",
+    title="MaskGIT transformer",
+    filenames=("MaskGIT_ImageNet_512.pth", "MaskGIT_ImageNet_256.pth"),
+    container="model_state_dict",
+    container_extras={"iter": 0, "global_epoch": 0, "optimizer_state_dict": {}},
+    marks=("tok_emb.weight", "pos_emb", "bias"),
+    table=TABLE,
+    config=Config,
+    read_config=read_config,
+    network=MaskGIT,
+    fingerprint_keys=("token.weight", "blocks.0.attention.query.weight", "last_layer.1.weight"),
+)

@@ -9,13 +9,16 @@ Differs: the encoder returns code ids directly; there is no loss and no dropout 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..formats import Format, Tensors, count, sizes
 from .layers import Attention, sdpa
 
 
@@ -266,3 +269,110 @@ class Decoder(nn.Module):
         for level in reversed(self.up):
             x = level(x)
         return self.conv_out(F.silu(self.norm_out(x)))
+
+
+def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
+    """Sizes from our tensors; nothing needs to be known beforehand."""
+    channels = sizes(tensors, "encoder.conv_in.weight", 4)[0]
+    levels = range(count(tensors, "encoder.down."))
+    widths = [sizes(tensors, f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in levels]
+    if not widths or any(width % channels for width in widths) or channels % 32:
+        raise ValueError(
+            f"its levels have {widths} channels, expected multiples of the first convolution's {channels}, which "
+            "is a multiple of 32."
+        )
+    num_codes, code_width = sizes(tensors, "quantize.embedding.weight", 2)
+    return Config(
+        channels=channels,
+        multipliers=tuple(width // channels for width in widths),
+        blocks_per_level=count(tensors, "encoder.down.0.block."),
+        attention_levels=tuple(i for i in levels if count(tensors, f"encoder.down.{i}.attn.") > 0),
+        latent_channels=sizes(tensors, "encoder.conv_out.weight", 4)[0],
+        code_width=code_width,
+        num_codes=num_codes,
+    )
+
+
+def check_yaml(file: Path, config: Config) -> None:
+    """Compares `config` with the model.yaml beside the published `file`, if there is one.
+
+    Raises:
+        ValueError: it cannot be read, or it says otherwise.
+    """
+    description = file.with_name("model.yaml")
+    if not description.is_file():
+        return
+    import yaml
+
+    try:
+        parsed = yaml.safe_load(description.read_text(encoding="utf-8"))
+        params = parsed["model"]["params"]
+        found = {key: params["ddconfig"][key] for key in DDCONFIG} | {key: params[key] for key in PARAMS}
+        found["attn_resolutions"] = set(found["attn_resolutions"])
+        resolution = int(found["resolution"])
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{description} beside it is not the description of a VQGAN ({type(error).__name__}: {error}). "
+            "Download it again, or move it away: the weights alone are enough."
+        ) from error
+    sides = [resolution // 2**level for level in range(len(config.multipliers))]
+    expected = {
+        "double_z": False,
+        "z_channels": config.latent_channels,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": config.channels,
+        "ch_mult": list(config.multipliers),
+        "num_res_blocks": config.blocks_per_level,
+        "attn_resolutions": {sides[level] for level in config.attention_levels},
+        "resolution": found["resolution"],
+        "n_embed": config.num_codes,
+        "embed_dim": config.code_width,
+    }
+    wrong = [
+        f"{k} is {found[k]}, but the tensors say {expected[k]}" for k in expected if found[k] != expected[k]
+    ]
+    if wrong:
+        raise ValueError(
+            f"{description} beside it contradicts the tensors: {'; '.join(wrong)}. They belong to different "
+            "models: download both again, or move the .yaml away."
+        )
+
+
+DDCONFIG = (
+    "double_z",
+    "z_channels",
+    "resolution",
+    "in_channels",
+    "out_ch",
+    "ch",
+    "ch_mult",
+    "num_res_blocks",
+    "attn_resolutions",
+)
+PARAMS = ("n_embed", "embed_dim")
+
+# The network keeps the published names.
+TABLE = {
+    "encoder.*": "encoder.*",
+    "quant_conv.*": "quant_conv.*",
+    "quantize.embedding.weight": "quantize.embedding.weight",
+    "post_quant_conv.*": "post_quant_conv.*",
+    "decoder.*": "decoder.*",
+    "loss.*": None,  # the discriminator and the perceptual network of its training
+}
+
+FORMAT = Format(
+    name="maskgit-vqgan",
+    kind="vq",
+    title="VQGAN of MaskGIT",
+    filenames=("last.ckpt",),
+    container="state_dict",
+    marks=("quantize.embedding.weight", "encoder.down.0.block.0.norm1.weight", "post_quant_conv.weight"),
+    table=TABLE,
+    config=Config,
+    read_config=read_config,
+    network=VQGAN,
+    fingerprint_keys=("quantize.embedding.weight", "decoder.conv_in.weight"),
+    check_beside=check_yaml,
+)

@@ -31,7 +31,8 @@ class Recipe:
 
     iterations: int
     seed: int = 0
-    lr: float = 1e-3  # peak; reached after `warmup` iterations, then a half cosine down to zero
+    lr: float = 1e-3  # peak; reached after `warmup` iterations, then a half cosine down to `lr_end`
+    lr_end: float = 0.0
     warmup: int = 100
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
@@ -43,7 +44,8 @@ class Recipe:
     def lr_factor(self, iteration: int) -> float:
         """Learning rate at 0-based `iteration` as a fraction of `lr`."""
         rise = min(1.0, (iteration + 1) / max(1, self.warmup))
-        return rise * 0.5 * (1 + math.cos(math.pi * iteration / self.iterations))
+        end = self.lr_end / self.lr
+        return rise * (end + (1 - end) * 0.5 * (1 + math.cos(math.pi * iteration / self.iterations)))
 
 
 def fit(
@@ -53,6 +55,7 @@ def fit(
     recipe: Recipe,
     *,
     checkpoint: Path | None = None,
+    before_batch: Callable[[int], None] | None = None,
     on_log: Callable[[dict[str, float]], None] | None = None,
     log_every: int = 50,
 ) -> nn.Module:
@@ -62,6 +65,7 @@ def fit(
         draw_batch: from a generator seeded by (recipe.seed, iteration) to one batch.
         loss_of: (network, batch) -> (scalar loss, figures to log).
         checkpoint: file to resume from and to save to; its log lies beside it as JSON lines.
+        before_batch: called with the 0-based iteration before its batch is drawn; for data that change on the way.
         on_log: called every `log_every` iterations with means since the last call.
 
     Raises:
@@ -81,6 +85,8 @@ def fit(
     begun, last = time.perf_counter(), start
     network.train()
     for iteration in range(start, recipe.iterations):
+        if before_batch is not None:
+            before_batch(iteration)
         batch = draw_batch(seeded(recipe.seed, iteration))
         with torch.autocast(device.type, recipe.autocast, enabled=recipe.autocast is not None):
             loss, figures = loss_of(network, batch)

@@ -1,0 +1,31 @@
+"""The command line: python -m shortcut generate | convert | info."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from . import convert, generate
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command. Returns the exit status: 0 done, 1 an error that is said on stderr, 2 wrong usage."""
+    parser = argparse.ArgumentParser(prog="python -m shortcut", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    generate.add_parser(commands)
+    convert.add_parsers(commands)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Remakes the shipped files and their table: python -m shortcut.demo data | vq | base | head | judge | quality."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import shipped, weights
+from . import classifier, data, quality, train_base, train_head, train_vq
+from .scenes import CLASS_NAMES
+
+NUM_TRAIN, NUM_FRESH = 40_000, 6_000
+FIRST_FRESH_SEED = 10_000_000  # no training picture has such a seed
+TITLE = "Procedural landscapes, 96 x 96"
+DEFAULTS = {"num_steps": 32, "guidance": [2.8], "choice_temperature": 7.0}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one step of the recipe. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m shortcut.demo", description=__doc__)
+    steps = parser.add_subparsers(required=True, metavar="STEP")
+    for name, run, text in (
+        ("data", make_data, "render the training pictures (1 minute)"),
+        ("vq", make_vq, "train the VQGAN (25 minutes on 2 cores)"),
+        ("base", make_base, "train the class-conditional MaskGIT (75 minutes)"),
+        ("head", make_head, "train its shortcut head (15 minutes)"),
+        ("judge", make_judge, "train the classifier behind the quality table (6 minutes)"),
+    ):
+        step = steps.add_parser(name, help=text)
+        step.add_argument("--dir", type=Path, default=Path("output/demo"), help="folder of pictures and checkpoints")
+        step.set_defaults(run=run)
+    quality.add_parser(steps)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    options = parser.parse_args(arguments)
+    return options.run(options)
+
+
+def make_data(options: argparse.Namespace) -> int:
+    """Renders the pictures of the training set and the fresh ones that quality is measured against."""
+    data.make(options.dir / "train", NUM_TRAIN, 0)
+    data.make(options.dir / "val", NUM_FRESH, FIRST_FRESH_SEED)
+    return 0
+
+
+def make_vq(options: argparse.Namespace) -> int:
+    """Trains the VQGAN and writes the shipped file."""
+    ship(train_vq.train(options.dir), shipped.VQ, title=TITLE)
+    return 0
+
+
+def make_base(options: argparse.Namespace) -> int:
+    """Trains the MaskGIT on the codes of the shipped VQGAN and writes the shipped file."""
+    vqgan = weights.build(weights.load(shipped.VQ, kind="vq"), dtype=torch.float32)
+    network = train_base.train(options.dir, vqgan)
+    ship(network, shipped.MODEL, title=TITLE, class_names=tuple(CLASS_NAMES), defaults=DEFAULTS)
+    return 0
+
+
+def make_head(options: argparse.Namespace) -> int:
+    """Trains the shortcut head of the shipped MaskGIT and writes the shipped file."""
+    model_file = weights.load(shipped.MODEL, kind="model")
+    head, figures = train_head.train(options.dir, weights.build(model_file, dtype=torch.float32))
+    ship(head, shipped.HEAD, title=TITLE, model_fingerprint=model_file.fingerprint, trained=figures)
+    return 0
+
+
+def make_judge(options: argparse.Namespace) -> int:
+    """Trains the classifier that the quality table asks and writes the shipped file."""
+    classifier.make(options.dir, shipped.JUDGE)
+    return 0
+
+
+def ship(network: nn.Module, path: Path, **metadata: Any) -> None:
+    """Writes `network` in half precision to `path`."""
+    path.parent.mkdir(exist_ok=True)
+    weights.save(path, weights.cast(weights.from_network(network, **metadata), torch.float16))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Trains the shipped class-conditional MaskGIT on the codes of the scenes.
+
+Source: Chang et al. 2022, section 3.1: cross-entropy on the masked tokens, ratio of masked tokens arccos-distributed as in
+Besnier and Chen 2023; 10 % of the classes dropped for guidance.
+
+    B  images    L  image tokens    V  codebook size
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..models.maskgit import Config, MaskGIT
+from ..models.maskgit_vqgan import VQGAN
+from ..train.fit import Recipe, fit
+from ..weights import from_network
+from .data import load, to_network
+
+CONFIG = Config(grid=12, width=192, depth=6, num_heads=3, mlp_width=768, num_codes=512, num_classes=16)
+RECIPE = Recipe(
+    iterations=5000,
+    lr=1.5e-3,
+    warmup=200,
+    betas=(0.9, 0.96),
+    weight_decay=0.03,
+    ema=0.998,
+    autocast=torch.bfloat16,
+    checkpoint_every=250,
+)
+BATCH_SIZE = 64
+DROP_CLASS = 0.1
+LABEL_SMOOTHING = 0.0
+
+
+@torch.no_grad()
+def encode_all(vqgan: VQGAN, directory: Path, batch_size: int = 100) -> tuple[Tensor, Tensor]:
+    """Codes (B, L) int16 and classes (B,) of the pictures of `directory`; the codes are kept there in `codes.pt`."""
+    pixels, labels = load(directory)
+    class_B = labels[:, 0] * 4 + labels[:, 1]
+    cache, key = directory / "codes.pt", from_network(vqgan).fingerprint
+    if cache.exists() and (saved := torch.load(cache, weights_only=True))["vqgan"] == key:
+        return saved["codes"], class_B
+    parts = [
+        vqgan.encode(to_network(part).to(memory_format=torch.channels_last)).flatten(1).to(torch.int16)
+        for part in pixels.split(batch_size)
+    ]
+    torch.save({"vqgan": key, "codes": torch.cat(parts)}, cache)
+    return torch.cat(parts), class_B
+
+
+def loss_of(network: MaskGIT, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of the masked codes."""
+    codes_BL, class_B, is_masked_BL = batch
+    (features_BSD,) = network.features(codes_BL, is_masked_BL, [class_B])
+    index_BL = torch.arange(codes_BL.shape[1]).expand_as(codes_BL)
+    logits_MV = network.logits(features_BSD, index_BL)[is_masked_BL].float()
+    target_M = codes_BL[is_masked_BL]
+    loss = F.cross_entropy(logits_MV, target_M, label_smoothing=LABEL_SMOOTHING)
+    return loss, {"accuracy": (logits_MV.argmax(-1) == target_M).float().mean()}
+
+
+def draw_masks(num_images: int, num_tokens: int, generator: torch.Generator) -> Tensor:
+    """Masks (B, L), True = masked, whose ratio is arccos-distributed; at least one token each."""
+    ratio_B1 = torch.rand(num_images, 1, generator=generator).acos() / (math.pi / 2)
+    order_BL = torch.rand(num_images, num_tokens, generator=generator).argsort(1)
+    return order_BL < (ratio_B1 * num_tokens).ceil().clamp(min=1)
+
+
+def initialised(config: Config, seed: int) -> MaskGIT:
+    """A network with normal weights of deviation 0.02, zero biases; the global random state is left alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = MaskGIT(config)
+        for module in network.modules():
+            if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+                torch.nn.init.trunc_normal_(module.weight, std=0.02)
+            if isinstance(module, torch.nn.Linear):
+                torch.nn.init.zeros_(module.bias)
+        torch.nn.init.zeros_(network.output_bias.weight)
+    return network
+
+
+def train(directory: Path, vqgan: VQGAN) -> MaskGIT:
+    """Trains on the codes of `directory`/train, with checkpoints in `directory`. Returns the averaged network."""
+    codes, classes = encode_all(vqgan, directory / "train")
+
+    def draw_batch(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        index = torch.randint(len(codes), (BATCH_SIZE,), generator=generator)
+        is_dropped = torch.rand(BATCH_SIZE, generator=generator) < DROP_CLASS
+        class_B = classes[index].masked_fill(is_dropped, CONFIG.num_classes)
+        return codes[index].long(), class_B, draw_masks(BATCH_SIZE, CONFIG.num_tokens, generator)
+
+    return fit(
+        initialised(CONFIG, RECIPE.seed), draw_batch, loss_of, RECIPE, checkpoint=directory / "base.ckpt"
+    )

@@ -1,0 +1,97 @@
+"""From codes to guided logits: a full pass of the model or the predicted features, then guidance.
+
+It knows the model only by two calls, and the predictor by its protocol.
+
+    B  images    S  sequence of one guidance branch    D  width    L  image tokens
+    N  positions asked for    K  tokens revealed by the step before    V  codebook size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from .schedule import Step
+
+# Last-layer features (B, S, D), one for each guidance branch: the condition first, then what to guide away from.
+Features = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Revealed:
+    """Tokens that a step revealed: their codes and, in ascending order, their indices among the image tokens."""
+
+    codes_BK: Tensor
+    index_BK: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Denoised:
+    """The answer of a step and where it came from."""
+
+    logits_BNV: Tensor  # guided, float32
+    features: Features
+    was_full: bool  # True: from a full pass. False: predicted
+
+
+class Model(Protocol):
+    """What the sampler needs of a masked image model."""
+
+    def features(self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Any]) -> Features:
+        """One full pass for each of the branches' `conditions`."""
+        ...
+
+    def logits(self, features_BSD: Tensor, index_BN: Tensor) -> Tensor:
+        """Float32 logits (B, N, V) of one branch at image positions `index_BN`."""
+        ...
+
+
+class Predictor(Protocol):
+    """Where the features of a step come from when it is not a full pass. One object serves one run."""
+
+    def observe(self, step: Step, features: Features) -> None:
+        """Sees the features of every full pass."""
+        ...
+
+    def predict(self, step: Step, features: Features, revealed: Revealed) -> Features | None:
+        """The features of `step` from those of the step before; None = a full pass is needed after all."""
+        ...
+
+
+class Denoiser:
+    """One run of a model under fixed conditions.
+
+    Args:
+        conditions: one for each guidance branch; what they are is the model's business.
+        predictor: None = every step is a full pass, whatever the plan says.
+    """
+
+    def __init__(self, model: Model, conditions: Sequence[Any], predictor: Predictor | None = None):
+        self.model, self.conditions, self.predictor = model, conditions, predictor
+        self.features: Features = ()
+
+    def __call__(
+        self, step: Step, codes_BL: Tensor, is_masked_BL: Tensor, index_BN: Tensor, revealed: Revealed | None
+    ) -> Denoised:
+        """Guided logits of `step` at the image positions `index_BN`."""
+        features = None
+        if not step.is_full and self.predictor is not None and revealed is not None:
+            features = self.predictor.predict(step, self.features, revealed)
+        was_full = features is None
+        if features is None:
+            features = self.model.features(codes_BL, is_masked_BL, self.conditions)
+            if self.predictor is not None:
+                self.predictor.observe(step, features)
+        self.features = features
+        return Denoised(self._guided(features, step, index_BN), features, was_full)
+
+    def _guided(self, features: Features, step: Step, index_BN: Tensor) -> Tensor:
+        cond_BNV = self.model.logits(features[0], index_BN)
+        guided_BNV = cond_BNV
+        for branch, weight in zip(features[1:], step.guidance, strict=True):
+            if weight != 0:
+                guided_BNV = guided_BNV + weight * (cond_BNV - self.model.logits(branch, index_BN))
+        return guided_BNV

@@ -1,0 +1,121 @@
+"""Files of tensors: read without ever running code from them, written whole or not at all.
+
+It knows containers (safetensors, PyTorch), not what is in them.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+# First bytes of what people save under a checkpoint's name by mistake.
+IMPOSTORS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself. Run `git lfs pull`, or download it",
+    b"<": "a web page, not a checkpoint. Open the link in a browser and download the file itself",
+    b"\xff\xd8\xff": "a JPEG picture. Choose a checkpoint",
+    b"\x89PNG": "a PNG picture. Choose a checkpoint",
+    b"GGUF": "a GGUF file, which is not supported. Choose a .safetensors or .pth file",
+}
+
+
+def read(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a file holds, mapped from disk where possible, and its safetensors metadata.
+
+    The content decides how the file is read, not its suffix. Of a PyTorch file only tensors and plain containers are
+    read: one that asks for anything else is refused.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a file of tensors, it is damaged, or it asks to run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist or is not a file. Check the spelling of the path.")
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error}). Check its permissions.") from error
+    if start[8:9] == b"{":
+        return _read_safetensors(path)
+    if start.startswith((b"PK\x03\x04", b"\x80")):
+        return _read_pytorch(path, is_zip=start.startswith(b"PK")), {}
+    if not start.strip(b"\0"):
+        raise ValueError(f"{path} is empty ({path.stat().st_size} bytes). Download it again.")
+    what = next((text for mark, text in IMPOSTORS.items() if start.lstrip().startswith(mark)), None)
+    what = what or "not a safetensors or PyTorch file. Choose a .safetensors, .pth or .ckpt checkpoint"
+    raise ValueError(f"{path} is {what}.")
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; empty if it is none or cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError):
+        return {}
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """A path beside `path` to write to; it takes the place of `path` when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} is a damaged safetensors file ({error}). It was probably cut off: download or copy it again."
+        ) from error
+
+
+def _read_pytorch(path: Path, *, is_zip: bool) -> dict[str, Any]:
+    try:
+        # Files written before PyTorch 1.6 are no zip archives and cannot be mapped.
+        raw = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        raise ValueError(_refusal(path, str(error))) from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ValueError(
+            f"{path} is a damaged PyTorch file or none at all ({type(error).__name__}: {_first_line(error)}). "
+            "Download or copy it again."
+        ) from error
+    if not isinstance(raw, Mapping):
+        raise ValueError(
+            f"{path} holds a {type(raw).__name__}, expected a dict of tensors. Save the state_dict() of the model."
+        )
+    return dict(raw)
+
+
+def _refusal(path: Path, message: str) -> str:
+    asked = re.search(r"(?:global:? (?:GLOBAL )?|class |function )([\w.]+\.[\w.]+)", message)
+    if asked is None and "nsupported" not in message:
+        return f"{path} is a damaged PyTorch file ({_first_line(message)}). Download or copy it again."
+    wants = f" {asked.group(1)}" if asked else " code"
+    return (
+        f"{path} was refused: besides tensors it asks to run{wants}, which a checkpoint does not need. Do not open it "
+        "with other programs unless you trust its author; ask for a .safetensors file, or for one with the "
+        "state_dict alone."
+    )
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:200]

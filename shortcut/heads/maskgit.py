@@ -1,0 +1,188 @@
+"""The shortcut head of MaskGIT: features now + tokens just revealed -> features of the next step.
+
+Source: arXiv 2602.23996; MIGM-Shortcut MaskGIT-Shortcut/Network/shortcut_model.py; facts in golden/README.md section 6.
+Differs: no dropout (the published figures were taken with a dropout of 0.1 still active).
+
+    B  sequences (images x guidance branches)    S  sequence    D  width of the model    N  tokens just revealed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..formats import Format, Tensors, check_heads, count, given, sizes
+from ..models.layers import Attention, FeedForward, MultiHeadAttention, sdpa
+from ..models.maskgit import NUM_HEADS, MaskGIT
+from .embed import MaskRatioModulation
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Sizes of a head. All but `num_heads` can be read from its tensors."""
+
+    model_width: int
+    width: int  # model_width / bottleneck, rounded; equal to it = no bottleneck and no projections
+    num_blocks: int
+    num_heads: int
+    has_time: bool  # True: modulated by the mask ratio
+
+
+class MaskGITHead(nn.Module):
+    """The network. Arguments as for `models.maskgit.MaskGIT`."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        compute_dtype: torch.dtype | None = None,
+        operations: Any = nn,
+        attention: Attention = sdpa,
+    ):
+        super().__init__()
+        self.config, self.dtype = config, dtype or torch.float32
+        self.compute_dtype = compute_dtype or self.dtype
+        tensor = {"dtype": dtype, "device": device}
+        width = config.width
+        has_bottleneck = width != config.model_width
+
+        def projection(num_in: int, num_out: int) -> nn.Module:
+            return operations.Linear(num_in, num_out, **tensor) if has_bottleneck else nn.Identity()
+
+        self.proj_in = projection(config.model_width, width)
+        self.new_token_proj_in = projection(config.model_width, width)
+        self.proj_out = projection(width, config.model_width)
+        self.blocks = nn.ModuleList(
+            Block(config, operations, attention, tensor) for _ in range(config.num_blocks)
+        )
+        self.last_layer = nn.Sequential(
+            operations.LayerNorm(width, eps=1e-12, **tensor),
+            operations.Linear(width, width, **tensor),
+            nn.GELU(),
+            operations.LayerNorm(width, eps=1e-12, **tensor),
+        )
+        self.time = MaskRatioModulation(width, operations, **tensor) if config.has_time else None
+
+    def forward(self, features_BSD: Tensor, new_BND: Tensor, mask_ratio_B: Tensor) -> Tensor:
+        """Predicted features (B, S, D) of the next step.
+
+        Args:
+            features_BSD: of the last step, from a full pass or from this head.
+            new_BND: the model's input embeddings of the tokens just revealed; N may be 0.
+            mask_ratio_B: share of the image still masked now, in [0, 1].
+        """
+        x, new = self.proj_in(features_BSD), self.new_token_proj_in(new_BND)
+        for block in self.blocks:
+            x = block(x, new)
+        x = self.last_layer(x)
+        if self.time is not None:
+            x = self.time(x, mask_ratio_B)
+        return features_BSD + self.proj_out(x)
+
+    def next_features(
+        self,
+        model: MaskGIT,
+        features: tuple[Tensor, ...],
+        conditions: Sequence[Any],
+        revealed: Any,
+        mask_ratio: float,
+    ) -> tuple[Tensor, ...]:
+        """As `forward`, for all guidance branches at once: they see the same tokens, whatever their class."""
+        new_BND = model.embed(revealed.codes_BK, revealed.index_BK).to(self.compute_dtype)
+        stacked_BSD = torch.cat(features)
+        ratio_B = torch.full((len(stacked_BSD),), mask_ratio, device=stacked_BSD.device)
+        new_BND = new_BND.repeat(len(features), 1, 1)
+        next_BSD = self(stacked_BSD.to(self.compute_dtype), new_BND, ratio_B)
+        return next_BSD.to(stacked_BSD.dtype).chunk(len(features))
+
+
+class Block(nn.Module):
+    """Cross-attention to the new tokens, feed-forward, self-attention, feed-forward; all residual.
+
+    Only queries are normalised: keys and values are the raw new tokens, respectively the raw features.
+    """
+
+    def __init__(self, config: Config, operations: Any, attention: Attention, tensor: dict[str, Any]):
+        super().__init__()
+        width, hidden = config.width, 4 * config.width
+
+        def norm() -> nn.Module:
+            return operations.LayerNorm(width, eps=1e-5, **tensor)
+
+        def attend() -> nn.Module:
+            return MultiHeadAttention(width, config.num_heads, operations, attention, **tensor)
+
+        self.cross_norm, self.cross_attention = norm(), attend()
+        self.cross_ff_norm, self.cross_ff = norm(), FeedForward(width, hidden, operations, **tensor)
+        self.self_norm, self.self_attention = norm(), attend()
+        self.self_ff_norm, self.self_ff = norm(), FeedForward(width, hidden, operations, **tensor)
+
+    def forward(self, x_BSD: Tensor, new_BND: Tensor) -> Tensor:
+        if new_BND.shape[1] > 0:
+            x_BSD = x_BSD + self.cross_attention(self.cross_norm(x_BSD), new_BND)
+        x_BSD = x_BSD + self.cross_ff(self.cross_ff_norm(x_BSD))
+        x_BSD = x_BSD + self.self_attention(self.self_norm(x_BSD), x_BSD)
+        return x_BSD + self.self_ff(self.self_ff_norm(x_BSD))
+
+
+def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
+    """Sizes from our tensors; `num_heads` from `known` or else as of the published models by model width."""
+    (width,) = sizes(tensors, "last_layer.0.weight", 1)
+    model_width = width
+    if "proj_in.weight" in tensors:
+        _, model_width = sizes(tensors, "proj_in.weight", 2)
+    return Config(
+        model_width=model_width,
+        width=width,
+        num_blocks=count(tensors, "blocks."),
+        num_heads=check_heads(given(known, "num_heads", NUM_HEADS, model_width), width),
+        has_time=count(tensors, "time.") > 0,
+    )
+
+
+def half(theirs: str, ours: str) -> dict[str, str | tuple[str, ...]]:
+    """Rows of the key table for one half of a block: attention and feed-forward."""
+    packed = [f"blocks.{{}}.{ours}_attention.{part}" for part in ("query", "key", "value")]
+    return {
+        f"blocks.{{}}.{theirs}.norm.*": f"blocks.{{}}.{ours}_norm.*",
+        f"blocks.{{}}.{theirs}.fn.mha.in_proj_weight": tuple(f"{part}.weight" for part in packed),
+        f"blocks.{{}}.{theirs}.fn.mha.in_proj_bias": tuple(f"{part}.bias" for part in packed),
+        f"blocks.{{}}.{theirs}.fn.mha.out_proj.*": f"blocks.{{}}.{ours}_attention.out.*",
+        f"blocks.{{}}.{theirs}_ff.norm.*": f"blocks.{{}}.{ours}_ff_norm.*",
+        f"blocks.{{}}.{theirs}_ff.fn.net.0.*": f"blocks.{{}}.{ours}_ff.up.*",
+        f"blocks.{{}}.{theirs}_ff.fn.net.3.*": f"blocks.{{}}.{ours}_ff.down.*",
+    }
+
+
+TABLE = {
+    "proj_in.*": "proj_in.*",
+    "proj_out.*": "proj_out.*",
+    "new_token_proj_in.*": "new_token_proj_in.*",
+    **half("cross_attn", "cross"),
+    **half("self_attn", "self"),
+    "last_layer.*": "last_layer.*",
+    "time_embedder.mlp.0.*": "time.time_in.*",
+    "time_embedder.mlp.2.*": "time.time_out.*",
+    "adaLN_modulation.*": "time.modulation.*",
+}
+
+FORMAT = Format(
+    name="maskgit-head",
+    kind="head",
+    title="MaskGIT shortcut head",
+    filenames=("maskgit-shortcut.pth",),
+    container=None,
+    marks=("blocks.0.cross_attn.fn.mha.in_proj_weight", "last_layer.0.weight"),
+    table=TABLE,
+    config=Config,
+    read_config=read_config,
+    network=MaskGITHead,
+    fingerprint_keys=("blocks.0.cross_attention.query.weight", "last_layer.1.weight"),
+    model="maskgit",
+)

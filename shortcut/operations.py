@@ -1,0 +1,105 @@
+"""How many floating point operations a run takes, counted without running it.
+
+The networks are rebuilt on torch's meta device and every step of the plan goes through the same `Denoiser` as in a run,
+so the real weights are neither touched nor needed. Counted are matrix products, convolutions and attention, two
+operations for each multiply-add; elementwise work, norms and softmax are left out.
+
+Source: torch.utils.flop_counter. It does not see the CPU's fused attention; on the meta device attention falls apart
+into matrix products, which it counts.
+
+    B  images    L  image tokens    N  tokens still masked    K  tokens revealed by the step before
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from .classes import class_branches
+from .denoiser import Denoiser, Features, Revealed
+from .pipeline import PredictorOf
+from .predictors.head import ShortcutPredictor
+from .schedule import Settings, plan
+
+
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """Floating point operations of a run, by part."""
+
+    full: int  # all full passes of the model, every guidance branch
+    head: int  # all passes of the shortcut head, every guidance branch
+    logits: int  # features to logits in all steps
+
+    @property
+    def total(self) -> int:
+        """Of the whole run."""
+        return self.full + self.head + self.logits
+
+
+def run_operations(model: Any, head: Any | None, settings: Settings, num_images: int = 1) -> int:
+    """Operations of making `num_images` images from nothing. Arguments as for `operations_by_part`."""
+    return operations_by_part(model, head, settings, num_images).total
+
+
+@torch.no_grad()
+def operations_by_part(
+    model: Any,
+    head: Any | None,
+    settings: Settings,
+    num_images: int = 1,
+    predictor: PredictorOf | None = None,
+) -> Operations:
+    """Operations of making `num_images` images from nothing.
+
+    Args:
+        model: a class-conditional network; only its type and `config` are looked at.
+        head: its shortcut head, likewise, or None.
+        predictor: what answers steps that are not full where there is no head; None = they are full passes.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+    model, head = _on_meta(model), head and _on_meta(head)
+    config = model.config
+    class_B = torch.zeros(num_images, dtype=torch.long, device="meta")
+    conditions = class_branches(class_B, config.num_classes, len(settings.guidance))
+    codes_BL, revealed = _ids(num_images, config.num_tokens), None
+    with FlopCounterMode(display=False) as counter:
+        features = model.features(codes_BL, codes_BL.bool(), conditions)
+    per_full, passes = counter.get_total_flops(), _FullPasses(model, features)
+    if head is not None:
+        predictor = partial(ShortcutPredictor, head)
+    denoiser = Denoiser(passes, conditions, predictor and predictor(model, conditions))
+    with FlopCounterMode(display=False) as counter:
+        for step in plan(settings, config.num_tokens, config.num_tokens):
+            denoiser(step, codes_BL, codes_BL.bool(), _ids(num_images, step.num_masked), revealed)
+            ids_BK = _ids(num_images, step.num_revealed)
+            revealed = Revealed(ids_BK, ids_BK)
+    in_head = sum(counter.get_flop_counts().get(type(head).__name__, {}).values())
+    return Operations(passes.count * per_full, in_head, counter.get_total_flops() - in_head)
+
+
+class _FullPasses:
+    """A model that counts its full passes instead of making them: they are all alike."""
+
+    def __init__(self, model: Any, features: Features):
+        self.logits, self.known, self.count = model.logits, features, 0
+
+    def features(self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Any]) -> Features:
+        self.count += 1
+        return self.known
+
+
+def _on_meta(network: Any) -> Any:
+    """A network of the same type and configuration that has shapes but no values."""
+    return type(network)(network.config, device="meta")
+
+
+def _ids(num_images: int, count: int) -> Tensor:
+    return torch.zeros(num_images, count, dtype=torch.long, device="meta")

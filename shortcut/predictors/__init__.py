@@ -1,0 +1,1 @@
+"""Ways to get the features of a step without a full pass, a file each. The protocol is `denoiser.Predictor`."""

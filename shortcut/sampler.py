@@ -1,0 +1,97 @@
+"""The sampling loop: reveals masked tokens step by step. It knows no model and waits for no device.
+
+All counts come from the plan, so nothing in a step is copied to the host.
+
+    B  images    L  image tokens    N  tokens still masked    K  tokens revealed by a step    V  codebook size
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoised, Revealed
+from .noise import Noise
+from .schedule import Step
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What happened in one step. Tensors are live: copy what outlives the call."""
+
+    step: Step
+    denoised: Denoised
+    revealed: Revealed  # by this step
+    codes_BL: Tensor  # after the step; undefined where masked
+    is_masked_BL: Tensor  # after the step
+
+
+@torch.no_grad()
+def sample(
+    denoise: Callable[[Step, Tensor, Tensor, Tensor, Revealed | None], Denoised],
+    codes_BL: Tensor,
+    is_masked_BL: Tensor,
+    plan: Sequence[Step],
+    noise: Noise,
+    on_step: Callable[[Trace], None] | None = None,
+) -> Tensor:
+    """Fills the masked positions of `codes_BL`. Known codes never change. Returns code ids (B, L).
+
+    Args:
+        denoise: (step, codes, is_masked, indices of masked positions, revealed by the step before) -> logits there.
+        is_masked_BL: as many True in each image as `plan` has tokens to make.
+        on_step: called after each step; an exception from it ends the run.
+
+    Raises:
+        FloatingPointError: the model gave logits that are not finite.
+    """
+    revealed = None
+    is_finite = torch.ones((), dtype=torch.bool, device=codes_BL.device)
+    for step in plan:
+        index_BN = positions(is_masked_BL, step.num_masked)
+        denoised = denoise(step, codes_BL, is_masked_BL, index_BN, revealed)
+        is_finite &= denoised.logits_BNV.isfinite().all()
+        drawn_BN = draw_codes(denoised.logits_BNV, step, index_BN, noise)
+        score_BN = confidence(denoised.logits_BNV, drawn_BN, step, index_BN, noise)
+        chosen_BK = score_BN.topk(step.num_revealed).indices.sort().values
+        revealed = Revealed(drawn_BN.gather(1, chosen_BK), index_BN.gather(1, chosen_BK))
+        codes_BL = codes_BL.scatter(1, revealed.index_BK, revealed.codes_BK)
+        is_masked_BL = is_masked_BL.scatter(1, revealed.index_BK, False)
+        if on_step is not None:
+            on_step(Trace(step, denoised, revealed, codes_BL, is_masked_BL))
+    if not is_finite:
+        raise FloatingPointError(
+            "the model gave logits that are not finite (NaN or infinity). With float16 this is an overflow: "
+            "use bfloat16 or float32. Otherwise the weights are damaged: check the file."
+        )
+    return codes_BL
+
+
+def positions(is_masked_BL: Tensor, num_masked: int) -> Tensor:
+    """Indices (B, N) of the masked positions in ascending order; each image has `num_masked` of them."""
+    return (~is_masked_BL).to(torch.uint8).argsort(dim=1, stable=True)[:, :num_masked]
+
+
+def draw_codes(logits_BNV: Tensor, step: Step, index_BN: Tensor, noise: Noise) -> Tensor:
+    """One code (B, N) per position: the most likely at temperature 0, else drawn from softmax(logits / temperature)."""
+    if step.temperature == 0:
+        return logits_BNV.argmax(-1)
+    return noise.codes(step.index, index_BN, logits_BNV / step.temperature)
+
+
+def confidence(logits_BNV: Tensor, drawn_BN: Tensor, step: Step, index_BN: Tensor, noise: Noise) -> Tensor:
+    """Score (B, N) of the drawn codes, highest revealed first: log-probability plus tempered Gumbel noise.
+
+    Source: Chang et al. 2022, section 3.2; Besnier and Chen 2023, section 3.
+    """
+    if math.isinf(step.choice_temperature):
+        return noise.choice_gumbel(step.index, index_BN)
+    logp_BNV = (logits_BNV / step.score_temperature).log_softmax(-1)
+    logp_BN = logp_BNV.gather(-1, drawn_BN.unsqueeze(-1)).squeeze(-1)
+    if step.choice_temperature == 0:
+        return logp_BN
+    return logp_BN + step.choice_temperature * noise.choice_gumbel(step.index, index_BN)

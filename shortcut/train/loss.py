@@ -1,0 +1,148 @@
+"""What a shortcut head is trained on: its features against the teacher's, one or several steps in a row.
+
+    B  images    S  sequence of one guidance branch    D  width    N  positions that count    V  codebook size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..denoiser import Features, Model, Revealed
+from ..schedule import Step
+from .record import Trajectories
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """Weights of the parts of the loss. The defaults are the original's."""
+
+    mse: float = 1.0
+    kl: float = 0.0  # of the codes' distributions, each branch for itself
+    kl_temperature: float = 1.0
+    guided_kl: float = 0.0  # of the guided distribution, which decides at use
+    only_masked: bool = True  # True: positions still masked count. False: all of the sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A teacher's features at one step and what it did in the `len(targets)` steps after it."""
+
+    conditions: tuple[Tensor, ...]
+    features: Features
+    revealed: list[Revealed]  # before each of the steps to predict
+    steps: list[Step]  # to predict
+    targets: list[Features]  # the teacher's features in them
+    masked_index: list[Tensor]  # (B, N) positions masked in them
+
+
+def window(trajectories: Trajectories, start: int, length: int, images: Tensor | slice = slice(None)) -> Window:
+    """The window of steps `start` + 1 .. `start` + `length` of some `images` of a run, in float32.
+
+    Raises:
+        ValueError: the run has no such steps.
+    """
+    if not (0 <= start and 1 <= length <= len(trajectories.steps) - 1 - start):
+        raise ValueError(
+            f"a window of {length} steps after step {start} does not fit a run of {len(trajectories.steps)} steps."
+        )
+
+    def pick(features: Features) -> Features:
+        return tuple(f[images].float() for f in features)
+
+    before, after = range(start, start + length), range(start + 1, start + length + 1)
+    revealed = [trajectories.revealed[t] for t in before]
+    return Window(
+        tuple(c[images] for c in trajectories.conditions),
+        pick(trajectories.features[start]),
+        [Revealed(r.codes_BK[images], r.index_BK[images]) for r in revealed],
+        [trajectories.steps[t] for t in after],
+        [pick(trajectories.features[t]) for t in after],
+        [trajectories.masked_index[t][images] for t in before],
+    )
+
+
+def predict(head: Any, model: Model, window: Window) -> list[Features]:
+    """The head's features for each step of `window`, from its own of the step before."""
+    features, predicted = window.features, []
+    for step, revealed in zip(window.steps, window.revealed, strict=True):
+        features = head.next_features(model, features, window.conditions, revealed, step.mask_ratio)
+        predicted.append(features)
+    return predicted
+
+
+def window_loss(
+    head: Any, model: Model, window: Window, objective: Objective
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean loss of the steps of `window` and its parts."""
+    losses: list[dict[str, Tensor]] = []
+    for i, estimate in enumerate(predict(head, model, window)):
+        losses.append(
+            step_losses(model, estimate, window.targets[i], window.masked_index[i], window.steps[i], objective)
+        )
+    parts = {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
+    return weighted(parts, objective), parts
+
+
+def weighted(parts: dict[str, Tensor], objective: Objective) -> Tensor:
+    """The scalar to minimise."""
+    scale = {"mse": objective.mse, "kl": objective.kl * objective.kl_temperature**2, "guided_kl": objective.guided_kl}
+    return torch.stack([scale[name] * value for name, value in parts.items()]).sum()
+
+
+def step_losses(
+    model: Model,
+    estimate: Features,
+    target: Features,
+    masked_index_BN: Tensor,
+    step: Step,
+    objective: Objective,
+) -> dict[str, Tensor]:
+    """The parts of the loss of one step that have a weight, each a mean over branches.
+
+    Source: MIGM-Shortcut MaskGIT-Shortcut/train_shortcut.py loss_fn; facts in golden/README.md section 8.
+    Differs: the divergence is a mean over positions, which makes its weight independent of how many are masked
+    (`position_sum` gives the original's sum); it may also be taken after guidance.
+    """
+    index = masked_index_BN if objective.only_masked else None
+    parts = {"mse": mean(feature_mse(e, t, index) for e, t in zip(estimate, target, strict=True))}
+    if objective.kl == 0 and objective.guided_kl == 0:
+        return parts
+    with torch.no_grad():
+        wanted = [model.logits(t, masked_index_BN) for t in target]
+    found = [model.logits(e, masked_index_BN) for e in estimate]
+    if objective.kl != 0:
+        pairs = zip(found, wanted, strict=True)
+        parts["kl"] = mean(divergence(f, w, objective.kl_temperature) for f, w in pairs)
+    if objective.guided_kl != 0:
+        parts["guided_kl"] = divergence(guided(found, step.guidance), guided(wanted, step.guidance))
+    return parts
+
+
+def feature_mse(estimate_BSD: Tensor, target_BSD: Tensor, index_BN: Tensor | None) -> Tensor:
+    """Mean squared error at positions `index_BN`; None = everywhere."""
+    if index_BN is not None:
+        index_BND = index_BN.unsqueeze(-1).expand(-1, -1, target_BSD.shape[-1])
+        estimate_BSD, target_BSD = estimate_BSD.gather(1, index_BND), target_BSD.gather(1, index_BND)
+    return F.mse_loss(estimate_BSD.float(), target_BSD.float())
+
+
+def divergence(logits_BNV: Tensor, wanted_BNV: Tensor, temperature: float = 1.0) -> Tensor:
+    """Kullback-Leibler divergence of the estimate from the wanted distribution, mean over positions."""
+    logp_BNV, wanted_BNV = (x.float().div(temperature).log_softmax(-1) for x in (logits_BNV, wanted_BNV))
+    return F.kl_div(logp_BNV.flatten(0, 1), wanted_BNV.flatten(0, 1), reduction="batchmean", log_target=True)
+
+
+def guided(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Logits after guidance away from the branches beside the first."""
+    return logits[0] + sum(w * (logits[0] - other) for w, other in zip(weights, logits[1:], strict=True))
+
+
+def mean(values: Any) -> Tensor:
+    """Mean of scalar tensors."""
+    return torch.stack(list(values)).mean()

@@ -1,0 +1,138 @@
+"""Teacher runs on record: the features and the revealed tokens of every step, taken through the sampler's step hook.
+
+It knows neither the model nor the sampler's arithmetic.
+
+    B  images    S  sequence of one guidance branch    D  width    L  image tokens    T  steps    K  tokens revealed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Features, Model, Revealed
+from ..pipeline import generate
+from ..sampler import Trace, positions
+from ..schedule import Settings, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectories:
+    """One recorded run of a batch of images; entry t of each list is step t."""
+
+    conditions: tuple[Tensor, ...]  # one for each guidance branch, rows = images
+    steps: list[Step]
+    features: list[Features]  # of each branch (B, S, D), that the step decided by
+    revealed: list[Revealed]  # by the step
+    masked_index: list[Tensor]  # (B, masked after the step), ascending
+
+    @property
+    def num_images(self) -> int:
+        """Images of the run (B)."""
+        return len(self.masked_index[0])
+
+
+@dataclass(slots=True)
+class Recorder:
+    """A step hook (`sampler.sample(on_step=...)`) that copies what a head is trained on.
+
+    Args:
+        conditions: those of the run.
+        dtype: in which features are kept; float16 is enough for the output of a layer norm.
+    """
+
+    conditions: Sequence[Tensor]
+    dtype: torch.dtype = torch.float16
+    traces: list[tuple[Step, Features, Revealed, Tensor]] = field(default_factory=list)
+
+    def __call__(self, trace: Trace) -> None:
+        features = tuple(f.to(self.dtype, copy=True) for f in trace.denoised.features)
+        masked_index = positions(trace.is_masked_BL, trace.step.num_masked_after)
+        self.traces.append((trace.step, features, trace.revealed, masked_index))
+
+    def trajectories(self) -> Trajectories:
+        """What was recorded so far."""
+        steps, features, revealed, masked_index = (list(part) for part in zip(*self.traces, strict=True))
+        return Trajectories(tuple(self.conditions), steps, features, revealed, masked_index)
+
+
+def record(
+    model: Model,
+    conditions: Sequence[Tensor],
+    settings: Settings,
+    *,
+    seed: int,
+    num_tokens: int,
+    dtype: torch.dtype = torch.float16,
+    autocast: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> Trajectories:
+    """Runs the model for one batch of images and records it.
+
+    Args:
+        conditions: one for each guidance branch, rows = images.
+        num_tokens: tokens of one image (L); all are made.
+        dtype: of the recorded features.
+        autocast: type of the model's arithmetic; None = that of its weights.
+    """
+    conditions = tuple(c.to(device) for c in conditions)
+    recorder = Recorder(conditions, dtype)
+    with torch.autocast(torch.device(device).type, autocast, enabled=autocast is not None):
+        generate(
+            model,
+            conditions,
+            settings,
+            seed=seed,
+            image_indices=range(len(conditions[0])),
+            num_tokens=num_tokens,
+            device=device,
+            on_step=recorder,
+        )
+    return recorder.trajectories()
+
+
+def generation_order(trajectories: Trajectories, num_tokens: int) -> Tensor:
+    """The step (B, L) that revealed each token."""
+    order_BL = torch.empty(trajectories.num_images, num_tokens, dtype=torch.long)
+    for t, revealed in enumerate(trajectories.revealed):
+        order_BL.scatter_(1, revealed.index_BK, t)
+    return order_BL
+
+
+def final_codes(trajectories: Trajectories, num_tokens: int) -> Tensor:
+    """The codes (B, L) that the run ended with."""
+    codes_BL = torch.empty(trajectories.num_images, num_tokens, dtype=torch.long)
+    for revealed in trajectories.revealed:
+        codes_BL.scatter_(1, revealed.index_BK, revealed.codes_BK)
+    return codes_BL
+
+
+def published_records(
+    trajectories: Trajectories, num_tokens: int, no_class_token: int
+) -> dict[str, dict[str, Tensor]]:
+    """The records of a run of (class, no class) in the layout of the published trainer.
+
+    Source: MIGM-Shortcut MaskGIT-Shortcut/Trainer/vit.py sample_makedata; facts in golden/README.md section 8.
+
+    Args:
+        no_class_token: token that stands for "no class" in the unconditional record.
+
+    Returns:
+        `IIIII_CLASS_cond` and `_uncond` for image I, each with `feat` (T, S, D), `generation_order` (S,), -1 for the
+        class position, and `teacher_vq_ids` (S,), the codes and then the class or the token of no class.
+    """
+    order_BL, codes_BL = generation_order(trajectories, num_tokens), final_codes(trajectories, num_tokens)
+    records = {}
+    for branch, name in enumerate(("cond", "uncond")):
+        features_TBSD = torch.stack([features[branch] for features in trajectories.features])
+        for i, label in enumerate(trajectories.conditions[0].tolist()):
+            last = label if name == "cond" else no_class_token
+            records[f"{i:03d}_{label}_{name}"] = {
+                "feat": features_TBSD[:, i],
+                "generation_order": torch.cat([order_BL[i], torch.tensor([-1])]),
+                "teacher_vq_ids": torch.cat([codes_BL[i], torch.tensor([last])]),
+            }
+    return records

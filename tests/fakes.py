@@ -1,0 +1,92 @@
+"""Stand-ins for networks and predictors whose answers are known beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from shortcut_pack.shortcut.denoiser import Denoiser, Features, Predictor, Revealed
+from shortcut_pack.shortcut.noise import Noise
+from shortcut_pack.shortcut.sampler import Trace, sample
+from shortcut_pack.shortcut.schedule import Settings, Step, plan
+from torch import Tensor
+
+
+class TableModel:
+    """A model whose logits stand in a table (C, L, V) by class; it does not look at the tokens. Counts what it is asked.
+
+    Its features are those logits.
+    """
+
+    def __init__(self, table_CLV: Tensor):
+        self.table_CLV = table_CLV
+        self.num_passes = 0
+        self.num_logits = 0  # calls, one for each branch
+
+    def features(self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Tensor]) -> Features:
+        self.num_passes += 1
+        return tuple(self.table_CLV[class_B] for class_B in conditions)
+
+    def logits(self, features_BSD: Tensor, index_BN: Tensor) -> Tensor:
+        self.num_logits += 1
+        index_BNV = index_BN.unsqueeze(-1).expand(-1, -1, features_BSD.shape[-1])
+        return features_BSD.gather(1, index_BNV)
+
+
+def uniform(num_tokens: int, num_codes: int) -> TableModel:
+    """One class, all codes equally likely everywhere."""
+    return TableModel(torch.zeros(1, num_tokens, num_codes))
+
+
+def oracle(images_CL: Tensor, num_codes: int) -> TableModel:
+    """Knows one image for each class and is sure of every code of it."""
+    return TableModel(100.0 * torch.nn.functional.one_hot(images_CL, num_codes))
+
+
+def varied(num_classes: int, num_tokens: int, num_codes: int, seed: int = 0) -> TableModel:
+    """Random logits of standard deviation 2."""
+    generator = torch.Generator().manual_seed(seed)
+    return TableModel(2 * torch.randn(num_classes, num_tokens, num_codes, generator=generator))
+
+
+class Watcher:
+    """A predictor that hands on to another, or declines every step, and keeps what it was asked."""
+
+    def __init__(self, answers: Predictor | None = None):
+        self.answers = answers
+        self.observed: list[int] = []  # steps
+        self.asked: list[tuple[int, Revealed]] = []
+
+    def observe(self, step: Step, features: Features) -> None:
+        self.observed.append(step.index)
+
+    def predict(self, step: Step, features: Features, revealed: Revealed) -> Features | None:
+        self.asked.append((step.index, revealed))
+        return self.answers and self.answers.predict(step, features, revealed)
+
+
+def run(
+    model,
+    conditions: Sequence[Tensor],
+    steps: Settings | Sequence[Step],
+    *,
+    num_tokens: int,
+    codes_BL: Tensor | None = None,
+    is_masked_BL: Tensor | None = None,
+    predictor: Predictor | None = None,
+    seed: int = 0,
+    image_indices: Sequence[int] | None = None,
+) -> tuple[Tensor, list[Trace]]:
+    """Samples with the real sampler, denoiser and noise. Returns the codes (B, L) and the trace of every step."""
+    num_images = len(conditions[0])
+    if codes_BL is None:
+        codes_BL = torch.zeros(num_images, num_tokens, dtype=torch.long)
+    if is_masked_BL is None:
+        is_masked_BL = torch.ones(num_images, num_tokens, dtype=torch.bool)
+    if isinstance(steps, Settings):
+        steps = plan(steps, int(is_masked_BL[0].sum()), num_tokens)
+    indices = range(num_images) if image_indices is None else image_indices
+    noise = Noise.draw(seed, indices, len(steps), num_tokens, "cpu")
+    traces: list[Trace] = []
+    denoiser = Denoiser(model, conditions, predictor)
+    return sample(denoiser, codes_BL, is_masked_BL, steps, noise, traces.append), traces

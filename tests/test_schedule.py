@@ -1,0 +1,207 @@
+"""The plan: token counts and full steps, against the originals' tables and by enumeration."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from golden_sets import load
+from shortcut_pack.shortcut.schedule import SCHEDULES, Settings, full_step_indices, plan, reveal_counts
+
+
+def recorded_tables() -> dict[tuple[str, int, int], list[int]]:
+    """(schedule, steps, tokens) -> the original's counts."""
+    tables = {}
+    for key, counts in load("maskgit_schedules").info["table"].items():
+        side, num_steps, schedule = key.split("_")
+        tables[schedule, int(num_steps[1:]), int(side[1:]) ** 2] = counts
+    return tables
+
+
+def recorded_full_steps() -> dict[tuple[int, int], list[int]]:
+    """(steps, full steps) -> the original's positions, over all pairs that it accepts."""
+    golden = load("refresh_schedules")
+    pairs, rows = golden["pairs"].tolist(), golden["refresh_indices"].tolist()
+    return {tuple(pair): [i for i in row if i >= 0] for pair, row in zip(pairs, rows, strict=True)}
+
+
+def half_up(value: float) -> int:
+    """The rounding that the originals do not use."""
+    return math.floor(value + 0.5)
+
+
+TABLES = recorded_tables()
+WELL_DEFINED = [case for case, counts in TABLES.items() if min(counts) >= 1 and case[1] > 1]
+
+
+def test_the_record_covers_every_schedule_and_the_cases_where_the_original_fails():
+    assert {schedule for schedule, *_ in WELL_DEFINED} == set(SCHEDULES)
+    assert len(WELL_DEFINED) >= 40
+    assert len(WELL_DEFINED) < len(TABLES)
+
+
+@pytest.mark.parametrize("case", WELL_DEFINED, ids=lambda case: "-".join(map(str, case)))
+def test_counts_equal_the_original(case):
+    assert reveal_counts(*case) == TABLES[case]
+
+
+def test_control_counts_by_truncation_are_told_apart():
+    def truncated(schedule: str, num_steps: int, num_tokens: int) -> list[int]:
+        shares = [SCHEDULES[schedule](1 - i / (num_steps - 1)) for i in range(num_steps)]
+        counts = [max(1, int(share / sum(shares) * num_tokens)) for share in shares]
+        return [*counts[:-1], num_tokens - sum(counts[:-1])]
+
+    assert all(truncated(*case) != TABLES[case] for case in WELL_DEFINED if case[0] != "root")
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in TABLES if case not in WELL_DEFINED], ids=lambda case: "-".join(map(str, case))
+)
+def test_counts_are_valid_where_the_originals_are_not(case):
+    schedule, num_steps, num_tokens = case
+    steps = plan(Settings(num_steps=num_steps, schedule=schedule), num_tokens, num_tokens)
+    assert len(steps) == min(num_steps, num_tokens)
+    assert min(s.num_revealed for s in steps) >= 1
+    assert sum(s.num_revealed for s in steps) == num_tokens
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_count_is_at_least_one_and_they_add_up(schedule):
+    for num_tokens in (1, 2, 7, 36, 144, 1024):
+        for num_steps in {1, 2, 3, 5, 8, 15, 32, 33, num_tokens - 1, num_tokens}:
+            if 1 <= num_steps <= min(num_tokens, 200):
+                counts = reveal_counts(schedule, num_steps, num_tokens)
+                assert len(counts) == num_steps
+                assert min(counts) >= 1
+                assert sum(counts) == num_tokens
+
+
+def test_unknown_schedule_and_too_many_steps_for_counts():
+    with pytest.raises(ValueError, match=r"schedule must be one of arccos, .*, got 'circle'"):
+        reveal_counts("circle", 4, 36)
+    with pytest.raises(ValueError, match=r"between 1 and the number of tokens to make \(3\), got 4"):
+        reveal_counts("arccos", 4, 3)
+
+
+def test_training_mask_ratios_of_the_original_are_those_of_the_plan():
+    golden = load("maskgit_schedules")
+    for name, expected in golden.tensors.items():
+        num_steps = int(name.removeprefix("train_mask_ratio/N"))
+        ratios = [s.mask_ratio for s in plan(Settings(num_steps=num_steps), 1024, 1024)]
+        torch.testing.assert_close(torch.tensor(ratios[1:]), expected, rtol=0, atol=1e-6)
+
+
+def test_full_steps_equal_the_original_for_every_pair():
+    recorded = recorded_full_steps()
+    assert len(recorded) > 300
+    assert {pair: full_step_indices(*pair) for pair in recorded} == recorded
+    for pair, indices in load("refresh_schedules").info["named"].items():
+        assert full_step_indices(*map(int, pair.split(","))) == indices
+
+
+def test_control_full_steps_rounded_half_up_are_told_apart():
+    recorded = recorded_full_steps()
+    wrong = {}
+    for num_steps, num_full in recorded:
+        indices = [0]
+        for k in range(1, num_full):
+            indices.append(max(indices[-1] + 1, half_up(num_steps * (k / num_full))))
+        wrong[num_steps, num_full] = indices
+    assert wrong != recorded
+
+
+def test_full_steps_where_the_original_fails():
+    for pair, error in load("refresh_schedules").info["errors"].items():
+        num_steps, num_full = map(int, pair.split(","))
+        if num_full == 1:
+            assert full_step_indices(num_steps, num_full) == [0], error
+        elif not 1 <= num_full <= num_steps:
+            with pytest.raises(ValueError, match=rf"between 1 and steps \({num_steps}\), got {num_full}"):
+                full_step_indices(num_steps, num_full)
+
+
+def test_full_steps_are_exactly_as_many_as_asked_for():
+    for num_steps in range(1, 129):
+        for num_full in range(1, num_steps + 1):
+            indices = full_step_indices(num_steps, num_full)
+            assert indices[0] == 0
+            assert len(set(indices)) == num_full
+            assert indices == sorted(indices)
+            assert indices[-1] < num_steps
+
+
+def test_plan_counts_down_to_zero():
+    steps = plan(Settings(num_steps=8, full_steps=3), 30, 36)
+    assert [s.index for s in steps] == list(range(8))
+    assert steps[0].num_masked == 30
+    assert [s.num_masked for s in steps[1:]] == [s.num_masked_after for s in steps[:-1]]
+    assert steps[-1].num_masked_after == 0
+    assert steps[0].mask_ratio == 30 / 36
+    assert [s.index for s in steps if s.is_full] == full_step_indices(8, 3)
+
+
+def test_guidance_rises_from_zero_to_full_or_stays():
+    ramped = plan(Settings(num_steps=5, guidance=(4.0, 1.0)), 36, 36)
+    assert [s.guidance for s in ramped] == [(0, 0), (1, 0.25), (2, 0.5), (3, 0.75), (4, 1)]
+    constant = plan(Settings(num_steps=5, guidance=(4.0,), guidance_ramp=False), 36, 36)
+    assert {s.guidance for s in constant} == {(4.0,)}
+    assert {s.guidance for s in plan(Settings(num_steps=5, guidance=()), 36, 36)} == {()}
+
+
+def test_choice_temperature_falls_to_zero_unless_infinite():
+    falling = plan(Settings(num_steps=5, choice_temperature=8.0), 36, 36)
+    assert [s.choice_temperature for s in falling] == [8, 6, 4, 2, 0]
+    endless = plan(Settings(num_steps=5, choice_temperature=math.inf), 36, 36)
+    assert {s.choice_temperature for s in endless} == {math.inf}
+
+
+def test_temperature_zero_leaves_the_confidence_defined():
+    (step,) = plan(Settings(num_steps=1, temperature=0), 36, 36)
+    assert (step.temperature, step.score_temperature) == (0, 1)
+
+
+def test_one_step_reveals_everything_at_full_guidance():
+    (step,) = plan(Settings(num_steps=1, guidance=(3.0,)), 36, 36)
+    assert (step.num_revealed, step.is_full, step.guidance, step.choice_temperature) == (36, True, (3.0,), 0)
+
+
+def test_nothing_to_make_is_an_empty_plan():
+    assert plan(Settings(), 0, 36) == []
+
+
+def test_more_steps_than_tokens_makes_one_token_a_step():
+    steps = plan(Settings(num_steps=32, full_steps=8), 5, 36)
+    assert [s.num_revealed for s in steps] == [1] * 5
+    assert all(s.is_full for s in steps)
+
+
+def test_full_steps_as_a_list():
+    steps = plan(Settings(num_steps=8, full_steps=(0, 1, 6)), 36, 36)
+    assert [s.index for s in steps if s.is_full] == [0, 1, 6]
+    shortened = plan(Settings(num_steps=8, full_steps=(0, 1, 6)), 4, 36)
+    assert [s.index for s in shortened if s.is_full] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"num_steps": 0}, "steps must be at least 1, got 0"),
+        ({"schedule": "sine"}, "schedule must be one of .*, got 'sine'"),
+        ({"temperature": -0.1}, "temperature must be a finite number of at least 0, got -0.1"),
+        ({"temperature": math.nan}, "temperature must be a finite number"),
+        ({"guidance": (math.inf,)}, "cfg must be a finite number of at least 0, got inf"),
+        ({"guidance": (-1.0,)}, "cfg must be a finite number of at least 0, got -1.0"),
+        ({"choice_temperature": math.nan}, "choice temperature must be at least 0, got nan"),
+        ({"choice_temperature": -1.0}, "choice temperature must be at least 0, got -1.0"),
+        ({"full_steps": 0}, r"full steps must be between 1 and steps \(32\), got 0"),
+        ({"full_steps": 33}, r"full steps must be between 1 and steps \(32\), got 33. Lower full steps"),
+        ({"full_steps": (1, 2)}, r"must contain 0 and stay below steps \(32\), got \[1, 2\]"),
+        ({"full_steps": (0, 32)}, r"must contain 0 and stay below steps \(32\), got \[0, 32\]"),
+        ({"full_steps": ()}, r"must contain 0 .* got \[\]"),
+    ],
+)
+@pytest.mark.parametrize("num_tokens", [0, 3, 36])
+def test_a_setting_out_of_range_is_refused_whatever_there_is_to_make(wrong, message, num_tokens):
+    with pytest.raises(ValueError, match=message):
+        plan(Settings(**wrong), num_tokens, 36)
