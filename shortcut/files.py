@@ -18,19 +18,22 @@ from safetensors import SafetensorError, safe_open
 
 # First bytes of what people save under a checkpoint's name by mistake.
 IMPOSTORS = {
-    b"version https://git-lfs": "a Git LFS pointer, not the file itself. Run `git lfs pull`, or download it",
-    b"<": "a web page, not a checkpoint. Open the link in a browser and download the file itself",
+    b"version https://git-lfs": "a Git LFS pointer, not the file. Use `git lfs pull` or download it",
+    b"<": "a web page, not a checkpoint. Open its link in a browser and download the file itself",
     b"\xff\xd8\xff": "a JPEG picture. Choose a checkpoint",
     b"\x89PNG": "a PNG picture. Choose a checkpoint",
     b"GGUF": "a GGUF file, which is not supported. Choose a .safetensors or .pth file",
 }
+NO_TENSORS = (
+    "not a safetensors or PyTorch file, or cut off. Choose a .safetensors, .pth or .ckpt checkpoint"
+)
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
     """What a file holds, mapped from disk where possible, and its safetensors metadata.
 
-    The content decides how the file is read, not its suffix. Of a PyTorch file only tensors and plain containers are
-    read: one that asks for anything else is refused.
+    The content decides how the file is read, not its suffix. Of a PyTorch file only tensors and
+    plain containers are read: one that asks for anything else is refused.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -38,7 +41,9 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist or is not a file. Check the spelling of the path.")
+        raise FileNotFoundError(
+            f"{path} does not exist or is not a file. Check the spelling of the path."
+        )
     try:
         with path.open("rb") as file:
             start = file.read(64)
@@ -50,8 +55,9 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
         return _read_pytorch(path, is_zip=start.startswith(b"PK")), {}
     if not start.strip(b"\0"):
         raise ValueError(f"{path} is empty ({path.stat().st_size} bytes). Download it again.")
-    what = next((text for mark, text in IMPOSTORS.items() if start.lstrip().startswith(mark)), None)
-    what = what or "not a safetensors or PyTorch file. Choose a .safetensors, .pth or .ckpt checkpoint"
+    what = next(
+        (text for mark, text in IMPOSTORS.items() if start.lstrip().startswith(mark)), NO_TENSORS
+    )
     raise ValueError(f"{path} is {what}.")
 
 
@@ -66,12 +72,18 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes the place of `path` when the block ends without an error."""
+    """A path beside `path` to write to.
+
+    It takes the place of `path` when the block ends, and vanishes when it ends by an error.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         yield partial
+        partial.chmod(mode)  # some writers make files that only their owner can read
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -80,10 +92,12 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            names = list(file.keys())
+            return {key: file.get_tensor(key) for key in names}, file.metadata() or {}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{path} is a damaged safetensors file ({error}). It was probably cut off: download or copy it again."
+            f"{path} is a damaged safetensors file ({error}). It was probably cut off: download or "
+            "copy it again."
         ) from error
 
 
@@ -95,25 +109,25 @@ def _read_pytorch(path: Path, *, is_zip: bool) -> dict[str, Any]:
         raise ValueError(_refusal(path, str(error))) from error
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(
-            f"{path} is a damaged PyTorch file or none at all ({type(error).__name__}: {_first_line(error)}). "
-            "Download or copy it again."
+            f"{path} is a damaged PyTorch file or none at all ({type(error).__name__}: "
+            f"{_first_line(error)}). Download or copy it again."
         ) from error
     if not isinstance(raw, Mapping):
         raise ValueError(
-            f"{path} holds a {type(raw).__name__}, expected a dict of tensors. Save the state_dict() of the model."
+            f"{path} holds a {type(raw).__name__}, expected a dict of tensors. Have its author "
+            "save the state_dict() alone."
         )
     return dict(raw)
 
 
 def _refusal(path: Path, message: str) -> str:
-    asked = re.search(r"(?:global:? (?:GLOBAL )?|class |function )([\w.]+\.[\w.]+)", message)
-    if asked is None and "nsupported" not in message:
-        return f"{path} is a damaged PyTorch file ({_first_line(message)}). Download or copy it again."
-    wants = f" {asked.group(1)}" if asked else " code"
+    asked = re.search(r"GLOBAL ([\w.]+)", message)
+    found = (
+        f"it asks for {asked.group(1)}" if asked else "it is damaged, or asks for more than tensors"
+    )
     return (
-        f"{path} was refused: besides tensors it asks to run{wants}, which a checkpoint does not need. Do not open it "
-        "with other programs unless you trust its author; ask for a .safetensors file, or for one with the "
-        "state_dict alone."
+        f"{path} was refused: {found}, which could run code. Take a .safetensors file instead, or "
+        "have its author save the state_dict() alone."
     )
 
 

@@ -1,9 +1,9 @@
-"""What a checkpoint format is, and how its published tensors and ours turn into each other.
+"""What a checkpoint format is: how its tensors are recognised, named and checked.
 
-A format lives in the file of its network; `weights.py` lists them all. Nothing here reads a file.
+The formats themselves lie with their networks; `weights.py` lists them. Nothing here reads a file.
 
-A key table is data: {"their key": our key}. In keys `{}` stands for a number and a final `*` for any rest; both are
-carried over in order. Our key may also be
+A key table is data: {"their key": our key}. In keys `{}` stands for a number and a final `*` for
+any rest; both are carried over in order. Our key may also be
     None                 dropped on purpose,
     a tuple of names     their tensor is these tensors of ours, packed along the first axis,
     Unbatched("name")    their tensor has a leading axis of length 1 that ours has not.
@@ -11,9 +11,10 @@ carried over in order. Our key may also be
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -32,59 +33,59 @@ class Unbatched:
     name: str
 
 
-Table = Mapping[str, str | tuple[str, ...] | Unbatched | None]
+Row = str | tuple[str, ...] | Unbatched | None
+Table = Mapping[str, Row]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """One kind of checkpoint: how to recognise it, how to name its tensors, what network it is for."""
+    """One kind of checkpoint: how to recognise it, to name its tensors, and its network."""
 
     name: str  # in the metadata of our files
     kind: Kind
-    title: str  # in messages: "NAME is a TITLE"
+    title: str  # in messages: "it is a TITLE"
     filenames: tuple[str, ...]  # of the published files
     container: str | None  # entry of the published file that holds the tensors; None: they lie bare
-    container_extras: Mapping[str, Any] = field(default_factory=dict)  # other entries that its loader reads
+    container_extras: Mapping[str, Any] = field(default_factory=dict)  # what else its loader reads
     marks: tuple[str, ...]  # published keys that no other format has all of
     table: Table
     config: type
-    # (our tensors, what cannot be read from them, by field name) -> config
+    # (our tensors, config fields that no tensor shows) -> config
     read_config: Callable[[Tensors, Mapping[str, Any]], Any]
     network: type[nn.Module]
-    fingerprint_keys: tuple[str, ...]  # our keys of weights that change in any training
     model: str | None = None  # of a head: the name of its model's format
-    # (file, config) -> None; raises ValueError if a description lying beside the file contradicts it
+    # (file, config) -> None; raises ValueError if a description beside the file contradicts it
     check_beside: Callable[[Path, Any], None] | None = None
 
 
 class MissingTensor(LookupError):
-    """A tensor that the sizes are read from is not there; the argument is our key of it."""
+    """A tensor that sizes are read from is not there; the argument is our key of it."""
 
 
 def sizes(tensors: Tensors, name: str, rank: int) -> tuple[int, ...]:
-    """Shape of our tensor `name`, which must have `rank` axes, none of them empty."""
+    """Shape of our tensor `name`, which must have `rank` axes, none empty."""
     if name not in tensors:
         raise MissingTensor(name)
     shape = tuple(tensors[name].shape)
     if len(shape) != rank or 0 in shape:
-        raise ValueError(f"tensor {name!r} has shape {shape}, expected {rank} axes, none of length 0.")
+        raise ValueError(f"tensor {name!r} has shape {shape}, expected {rank} axes, none empty.")
     return shape
 
 
-def count(tensors: Iterable[str], prefix: str) -> int:
+def count(names: Iterable[str], prefix: str) -> int:
     """How many different names follow `prefix` up to the next dot."""
-    return len({key[len(prefix) :].split(".", 1)[0] for key in tensors if key.startswith(prefix)})
+    return len({name[len(prefix) :].split(".", 1)[0] for name in names if name.startswith(prefix)})
 
 
 def given(known: Mapping[str, Any], name: str, presets: Mapping[int, int], size: int) -> int:
-    """The config field `name`, which no tensor shows: as `known` has it, or the preset for `size`."""
+    """The config field `name`, which no tensor shows: from `known`, or the preset for `size`."""
     value = known.get(name, presets.get(size))
     if value is None:
-        listed = ", ".join(f"{value} for {size}" for size, value in presets.items())
+        listed = ", ".join(f"{preset} for {size}" for size, preset in presets.items())
         raise ValueError(
-            f"{name} cannot be read from the tensors, and there is no preset for size {size} (presets: {listed}). "
-            f"Write the file anew with it: python -m shortcut convert IN OUT.safetensors "
-            f"--{name.replace('_', '-')} N"
+            f"{name} cannot be read from the tensors, and there is no preset for size {size} "
+            f"(presets: {listed}). Write the file anew with it: "
+            f"python -m shortcut convert IN OUT.safetensors --{name.replace('_', '-')} N"
         )
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is {value!r}, expected a whole number from 1 up.")
@@ -98,45 +99,148 @@ def check_heads(num_heads: int, width: int) -> int:
     return num_heads
 
 
-def rename(table: Table, published: Tensors) -> tuple[dict[str, Tensor], list[str]]:
-    """Our tensors (views where possible) of published ones, and the keys that the table does not know."""
+def recognise(
+    formats: Iterable[Format], raw: Mapping[Any, Any]
+) -> tuple[Format, dict[str, Tensor], list[str]] | None:
+    """(format, our tensors, unknown keys) of a published file's dict; None = no known format."""
+    for format in formats:
+        inner = raw.get(format.container) if format.container is not None else None
+        published = inner if isinstance(inner, Mapping) else raw
+        if all(mark in published for mark in format.marks):
+            return format, *rename(format.table, published)
+    return None
+
+
+def checked(key: str, value: Any) -> Tensor:
+    """`value` detached. Raises ValueError if it is not a dense tensor of floating point numbers."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        found = value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise ValueError(f"entry {key!r} is {found}, expected a floating point tensor.")
+    # A sparse tensor, or one expanded from a few stored values, can claim any size.
+    if value.layout is not torch.strided or value.untyped_storage().nbytes() < value.nbytes:
+        raise ValueError(f"tensor {key!r} does not store all its values, expected a dense one.")
+    return value.detach()
+
+
+def configure(
+    format: Format,
+    tensors: Tensors,
+    *,
+    described: Mapping[str, Any],
+    known: Mapping[str, Any],
+    unknown: list[str],
+    is_published: bool,
+) -> Any:
+    """The configuration of our tensors, which are checked to be exactly those that it needs.
+
+    Args:
+        described: the configuration that the file states; may be empty.
+        known: the caller's config fields, for those that neither the tensors nor the file show.
+        unknown: published keys that the table does not know.
+        is_published: True: messages use published keys.
+
+    Raises:
+        ValueError: a tensor is missing, unknown or of another shape, or something stated is wrong.
+    """
+
+    def key_of(name: str) -> str:
+        return published_key(format.table, name) if is_published else name
+
+    names = sorted(item.name for item in fields(format.config))
+    if stray := sorted({*described, *known} - set(names)):
+        raise ValueError(f"a {format.title} has no {stray[0]!r}, expected {', '.join(names)}.")
+    try:
+        config = format.read_config(tensors, {**known, **described})
+    except MissingTensor as missing:
+        raise ValueError(_mismatch(format, unknown, [key_of(missing.args[0])])) from missing
+    found = json.loads(json.dumps(asdict(config)))
+    for source, stated in (("its metadata say", described), ("you gave", known)):
+        for name, value in stated.items():
+            if found[name] != value:
+                raise ValueError(f"{name} is {found[name]}, but {source} {value!r}.")
+    network = format.network(config, device="meta")
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    unknown = unknown + _unique(key_of(name) for name in tensors if name not in shapes)
+    absent = _unique(key_of(name) for name in shapes if name not in tensors)
+    if unknown or absent:
+        raise ValueError(_mismatch(format, unknown, absent))
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            actual, expected = tuple(tensors[name].shape), tuple(shape)
+            raise ValueError(f"tensor {key_of(name)!r} has shape {actual}, expected {expected}.")
+    return config
+
+
+def _mismatch(format: Format, unknown: list[str], missing: list[str]) -> str:
+    said = []
+    if unknown:
+        said.append(f"{len(unknown)} keys are not of a {format.title}: {first_five(unknown)}")
+    if missing:
+        said.append(f"{len(missing)} keys of a {format.title} are missing: {first_five(missing)}")
+    return (
+        f"{'; '.join(said)}. The file is of another model or damaged: choose another or download "
+        "it again."
+    )
+
+
+def _unique(keys: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(keys))  # several of our tensors may come from one published key
+
+
+def first_five(keys: Iterable[Any]) -> str:
+    """The first five, then how many more."""
+    keys = list(keys)
+    shown = ", ".join(repr(key) for key in keys[:5]) or "none"
+    return shown if len(keys) <= 5 else f"{shown} and {len(keys) - 5} more"
+
+
+def rename(table: Table, published: Mapping[Any, Any]) -> tuple[dict[str, Tensor], list[str]]:
+    """Our tensors (views) of published ones, and the keys that the table does not know.
+
+    Raises:
+        ValueError: an entry that is not dropped is no tensor, or cannot be split as the table says.
+    """
     ours: dict[str, Tensor] = {}
     unknown = []
-    for key, tensor in published.items():
-        found = next(((row, m) for theirs, row in table.items() if (m := _match(theirs, key))), None)
-        if found is None:
-            unknown.append(key)
+    for key, value in published.items():
+        rows = [(row, m) for theirs, row in table.items() if (m := _match(theirs, str(key)))]
+        if not rows:
+            unknown.append(str(key))
             continue
-        row, match = found
-        names = [_fill(name, match.groups()) for name in _names(row)]
-        ours.update(zip(names, _unpack(row, key, tensor), strict=True))
+        row, match = rows[0]
+        if row is not None:
+            names = [_fill(name, match.groups()) for name in _names(row)]
+            ours.update(zip(names, _unpack(row, key, checked(key, value)), strict=True))
     return ours, unknown
 
 
 def publish(table: Table, ours: Tensors) -> dict[str, Tensor]:
-    """The inverse of `rename`. Raises ValueError for a tensor of ours that the table does not know."""
-    rows: dict[str, tuple[Any, dict[int, Tensor]]] = {}
+    """The inverse of `rename`; nothing stands in for what it dropped."""
+    rows: dict[str, tuple[Row, dict[int, Tensor]]] = {}
     for name, tensor in ours.items():
-        theirs, row, index = _origin(table, name)
-        rows.setdefault(theirs, (row, {}))[1][index] = tensor
-    return {theirs: _pack(row, [parts[i] for i in sorted(parts)]) for theirs, (row, parts) in rows.items()}
+        key, row, index = _origin(table, name)
+        rows.setdefault(key, (row, {}))[1][index] = tensor
+    return {
+        key: _pack(row, [parts[index] for index in sorted(parts)])
+        for key, (row, parts) in rows.items()
+    }
 
 
-def published_name(table: Table, name: str) -> str:
+def published_key(table: Table, name: str) -> str:
     """The published key that our tensor `name` comes from."""
     return _origin(table, name)[0]
 
 
-def _origin(table: Table, name: str) -> tuple[str, Any, int]:
-    """(published key, row, index among the row's names) of our tensor `name`."""
+def _origin(table: Table, name: str) -> tuple[str, Row, int]:
+    """(published key, row, place among the row's names) of our tensor `name`."""
     for theirs, row in table.items():
         for index, ours in enumerate(_names(row)):
             if match := _match(ours, name):
                 return _fill(theirs, match.groups()), row, index
-    raise ValueError(f"tensor {name!r} has no name in the published layout.")
+    raise ValueError(f"tensor {name!r} has no key in the published layout.")
 
 
-def _names(row: str | tuple[str, ...] | Unbatched | None) -> tuple[str, ...]:
+def _names(row: Row) -> tuple[str, ...]:
     match row:
         case None:
             return ()
@@ -148,22 +252,23 @@ def _names(row: str | tuple[str, ...] | Unbatched | None) -> tuple[str, ...]:
             return row
 
 
-def _unpack(row: Any, key: str, tensor: Tensor) -> Iterator[Tensor]:
+def _unpack(row: Row, key: str, tensor: Tensor) -> Iterator[Tensor]:
+    shape = tuple(tensor.shape)
     if isinstance(row, Unbatched):
-        if tensor.ndim < 2 or tensor.shape[0] != 1:
-            raise ValueError(f"tensor {key!r} has shape {tuple(tensor.shape)}, expected (1, ...).")
+        if len(shape) < 2 or shape[0] != 1:
+            raise ValueError(f"tensor {key!r} has shape {shape}, expected (1, ...).")
         yield tensor[0]
     elif isinstance(row, tuple):
-        if tensor.ndim < 1 or tensor.shape[0] % len(row):
+        if len(shape) < 1 or shape[0] % len(row):
             raise ValueError(
-                f"tensor {key!r} has shape {tuple(tensor.shape)}, expected a first axis of {len(row)} equal parts."
+                f"tensor {key!r} has shape {shape}, expected a first axis of {len(row)} parts."
             )
         yield from tensor.chunk(len(row))
-    elif row is not None:
+    else:
         yield tensor
 
 
-def _pack(row: Any, parts: list[Tensor]) -> Tensor:
+def _pack(row: Row, parts: list[Tensor]) -> Tensor:
     if isinstance(row, Unbatched):
         return parts[0].unsqueeze(0)
     return torch.cat(parts) if isinstance(row, tuple) else parts[0]

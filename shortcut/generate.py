@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from dataclasses import asdict, replace
 from functools import partial
@@ -25,6 +26,8 @@ from .pipeline import Result, generate
 from .predictors.head import ShortcutPredictor
 from .sampler import Trace
 from .schedule import SCHEDULES, Settings
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -60,11 +63,13 @@ def run(options: argparse.Namespace) -> int:
     """Makes the images. Returns 0; errors are exceptions whose text is for the user."""
     if options.batch_size < 1:
         raise ValueError(f"batch size must be at least 1, got {options.batch_size}.")
+    if options.seed < 0:
+        raise ValueError(f"seed must be at least 0, got {options.seed}.")
     device = checked_device(options.device)
     model_file = weights.load(options.model or shipped.MODEL, kind="model")
     vq_file = weights.load(options.vq or (shipped.VQ if options.model is None else options.model.parent), kind="vq")
     head_file = load_head(options, model_file)
-    settings = settings_of(options, Settings.from_json(model_file.metadata.defaults), head_file is not None)
+    settings = settings_of(options, weights.settings(model_file), head_file is not None)
     build = partial(weights.build, dtype=DTYPES[options.dtype], device=device)
     model, head = build(model_file), head_file and build(head_file)
     num_classes = model.config.num_classes
@@ -109,9 +114,13 @@ def load_head(options: argparse.Namespace, model_file: weights.Checkpoint) -> we
     """The head's file, checked against the model; None = vanilla."""
     path = options.head or ("none" if options.model else shipped.HEAD)
     if path == "none":
+        if options.full_steps is not None:
+            raise ValueError("--full-steps needs a shortcut head: without one every step is full. Add --head FILE.")
         return None
     head_file = weights.load(Path(path), kind="head")
-    weights.check_head(head_file, model_file)
+    unverified = weights.check_head(head_file, model_file)
+    if unverified:
+        logger.warning(unverified)
     return head_file
 
 

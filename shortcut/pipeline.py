@@ -67,7 +67,7 @@ def generate(
     ).to(device)
     codes_BL = torch.zeros(is_masked_BL.shape, dtype=torch.long, device=device)
     if known_codes_BL is not None:
-        codes_BL = known_codes_BL.to(device, torch.long)
+        codes_BL = known_codes_BL.to(device, torch.long, copy=True)
     begun, num_steps, num_full = time.perf_counter(), 0, 0
     counts = is_masked_BL.sum(1).tolist()
     for count in sorted(set(counts)):

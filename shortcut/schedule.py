@@ -6,9 +6,8 @@ Pure Python, no tensors: a plan can be printed, compared and written by hand.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,20 +41,6 @@ class Settings:
     schedule: str = "arccos"
     temperature: float = 1.0  # of the codes; 0 = the most likely code
     choice_temperature: float = 7.0  # of the first step; falls evenly to 0 in the last; inf = random positions
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Settings:
-        """Settings from names and JSON values, as a model file's defaults are kept; the rest are the defaults here.
-
-        Raises:
-            ValueError: a name is unknown, or a value is out of range.
-        """
-        unknown = values.keys() - {field.name for field in fields(cls)}
-        if unknown:
-            raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}.")
-        settings = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-        settings.check()
-        return settings
 
     def check(self) -> None:
         """Raises ValueError for the first setting that is out of range."""

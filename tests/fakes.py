@@ -13,9 +13,9 @@ from torch import Tensor
 
 
 class TableModel:
-    """A model whose logits stand in a table (C, L, V) by class; it does not look at the tokens. Counts what it is asked.
+    """A model whose logits stand in a table (C, L, V) by class, whatever the tokens are.
 
-    Its features are those logits.
+    Its features are those logits. It counts what it is asked.
     """
 
     def __init__(self, table_CLV: Tensor):
@@ -23,7 +23,9 @@ class TableModel:
         self.num_passes = 0
         self.num_logits = 0  # calls, one for each branch
 
-    def features(self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Tensor]) -> Features:
+    def features(
+        self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Tensor]
+    ) -> Features:
         self.num_passes += 1
         return tuple(self.table_CLV[class_B] for class_B in conditions)
 
@@ -77,7 +79,7 @@ def run(
     seed: int = 0,
     image_indices: Sequence[int] | None = None,
 ) -> tuple[Tensor, list[Trace]]:
-    """Samples with the real sampler, denoiser and noise. Returns the codes (B, L) and the trace of every step."""
+    """Samples with the real sampler, denoiser and noise. Returns codes (B, L) and every trace."""
     num_images = len(conditions[0])
     if codes_BL is None:
         codes_BL = torch.zeros(num_images, num_tokens, dtype=torch.long)

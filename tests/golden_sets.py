@@ -1,4 +1,4 @@
-"""Golden sets: what the original implementations computed, recorded in tests/golden with the tolerance of the record."""
+"""Golden sets: what the original implementations computed, recorded in tests/golden with a tolerance."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class GoldenSet:
         return torch.stack([self.tensors[n] for n in sorted(self.tensors) if n.startswith(prefix)])
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        """Tensors of the network that the set calls `name`, under the keys of the published file."""
+        """Tensors of the network that the set calls `name`, under the published keys."""
         described = self.info["weights"][name]
         if "detfill" in described:
             arrays = detfill.build(described["detfill"])
@@ -74,8 +74,14 @@ def load(name: str) -> GoldenSet:
     return GoldenSet(info, load_file(stored) if stored.exists() else {})
 
 
-def tiny_maskgit(dtype: torch.dtype | None = None, head_dtype: torch.dtype | None = None) -> tuple[Any, Any]:
-    """The MaskGIT and the shortcut head that all maskgit_* sets share: 36 tokens, 32 codes, 10 classes."""
+@cache
+def tiny_maskgit(
+    dtype: torch.dtype | None = None, head_dtype: torch.dtype | None = None
+) -> tuple[Any, Any]:
+    """The MaskGIT and its shortcut head in the maskgit_* sets: 36 tokens, 32 codes, 10 classes.
+
+    Shared between tests: copy what is to be changed.
+    """
     golden = load("maskgit_sampling_shortcut")
     sizes = golden.info["config"]["vit"]
     known = {"num_heads": sizes["heads"], "num_codes": sizes["codebook_size"]}

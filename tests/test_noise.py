@@ -61,7 +61,9 @@ def test_uniforms_stay_inside_their_open_interval():
 
 def test_choice_noise_is_standard_gumbel():
     num_draws = 100_000
-    gumbel_L = Noise.draw(0, [0], 1, num_draws, "cpu").choice_gumbel(0, torch.arange(num_draws)[None])[0]
+    gumbel_L = Noise.draw(0, [0], 1, num_draws, "cpu").choice_gumbel(
+        0, torch.arange(num_draws)[None]
+    )[0]
     assert abs(gumbel_L.mean() - 0.5772) < 0.02
     assert abs(gumbel_L.var() - math.pi**2 / 6) < 0.04
     assert gumbel_L.isfinite().all()
@@ -102,7 +104,17 @@ def test_seeds_and_places_differ_and_repeat():
 
 
 def test_seeds_are_told_apart_by_every_number_and_in_64_bits():
-    seeds = [(7,), (7, 1), (7, 1, 1), (1, 7), (0, 1), (2**32, 0), (2**32, 1), (1, 2**32), (2**64 - 1,)]
+    seeds = [
+        (7,),
+        (7, 1),
+        (7, 1, 1),
+        (1, 7),
+        (0, 1),
+        (2**32, 0),
+        (2**32, 1),
+        (1, 2**32),
+        (2**64 - 1,),
+    ]
     streams = {tuple(torch.rand(3, generator=seeded(*seed)).tolist()) for seed in seeds}
     assert len(streams) == len(seeds)
 

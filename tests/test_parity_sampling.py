@@ -1,6 +1,6 @@
-"""Whole runs of the original MaskGIT-Shortcut sampler, replayed with their recorded noise: every step must agree.
+"""Whole runs of the original MaskGIT-Shortcut sampler, replayed with their recorded noise.
 
-Each set has controls: runs that are wrong on purpose and must be told apart.
+Every step must agree. Each set has controls: runs that are wrong on purpose and must be told apart.
 """
 
 from __future__ import annotations
@@ -85,17 +85,21 @@ class Run:
             raw = [self.model.logits(branch, everywhere_BL) for branch in trace.denoised.features]
             golden.assert_close(torch.cat(raw), prefix + "raw_logit")
         if prefix + "logit" in golden:
-            expected_BNV = golden[prefix + "logit"].gather(1, index_BN.unsqueeze(-1).expand_as(logits_BNV))
+            expected_BNV = golden[prefix + "logit"].gather(
+                1, index_BN.unsqueeze(-1).expand_as(logits_BNV)
+            )
             golden.assert_near(logits_BNV / step.temperature, expected_BNV, prefix + "logit")
         if prefix + "conf" in golden:
             drawn_BN = self.noise.codes(step.index, index_BN, logits_BNV)
             score_BN = confidence(logits_BNV, drawn_BN, step, index_BN, self.noise)
             is_probability = golden.args["randomize"] == "none"
             score_BN = score_BN.exp() if is_probability else score_BN
-            golden.assert_near(score_BN, golden[prefix + "conf"].gather(1, index_BN), prefix + "conf")
+            golden.assert_near(
+                score_BN, golden[prefix + "conf"].gather(1, index_BN), prefix + "conf"
+            )
         assert step.num_revealed == golden[prefix + "k"]
         expected_BL = golden["masks_after"][step.index].flatten(1) == 1
-        assert torch.equal(trace.is_masked_BL, expected_BL), f"{prefix}: other positions stay masked"
+        assert torch.equal(trace.is_masked_BL, expected_BL), f"{prefix}: other positions"
         shown_BL = trace.codes_BL.masked_fill(trace.is_masked_BL, -1)
         assert torch.equal(shown_BL, golden["final_code"].flatten(1).masked_fill(expected_BL, -1))
 
@@ -109,22 +113,28 @@ class Run:
             assert torch.equal(is_new_BS, golden[prefix + "new_token_map"][rows])
             assert torch.equal(before.revealed.codes_BK, golden[prefix + "new_token_ids"][rows])
         ratio_B = golden[prefix + "mask_ratio"]
-        torch.testing.assert_close(torch.full_like(ratio_B, trace.step.mask_ratio), ratio_B, rtol=0, atol=1e-7)
+        torch.testing.assert_close(
+            torch.full_like(ratio_B, trace.step.mask_ratio), ratio_B, rtol=0, atol=1e-7
+        )
 
 
 def recorded_run(name: str) -> Run:
     """The run of the set `name` as the original made it."""
     golden = load(f"maskgit_sampling_{name}")
     model, head = tiny_maskgit()
-    choice = {"linear": "noise/gumbel/", "random": "noise/rand/", "none": None}[golden.args["randomize"]]
+    choice = {"linear": "noise/gumbel/", "random": "noise/rand/", "none": None}[
+        golden.args["randomize"]
+    ]
     noise = Replay(golden.numbered("noise/codes/"), choice and golden.numbered(choice))
-    return Run(golden, model, head if golden.args["use_shortcut"] else None, recorded_plan(golden), noise)
+    return Run(
+        golden, model, head if golden.args["use_shortcut"] else None, recorded_plan(golden), noise
+    )
 
 
 def recorded_plan(golden: GoldenSet) -> list[Step]:
     """The plan of the original's options.
 
-    The original counts for a whole image even when some tokens are given, and ends when none is missing.
+    It counts for a whole image even when some tokens are given, and ends when none is missing.
     """
     args = golden.args
     settings = Settings(
@@ -133,7 +143,9 @@ def recorded_plan(golden: GoldenSet) -> list[Step]:
         guidance=(args["w"],),
         schedule=args["sched_mode"],
         temperature=1 / args["sm_temp"],
-        choice_temperature={"linear": args["r_temp"], "random": math.inf, "none": 0.0}[args["randomize"]],
+        choice_temperature={"linear": args["r_temp"], "random": math.inf, "none": 0.0}[
+            args["randomize"]
+        ],
     )
     steps = plan(settings, NUM_TOKENS, NUM_TOKENS)
     assert [s.num_revealed for s in steps] == golden["schedule"].tolist()
@@ -145,7 +157,9 @@ def recorded_plan(golden: GoldenSet) -> list[Step]:
     for step in steps:
         revealed = min(step.num_revealed, missing)
         left.append(
-            replace(step, num_masked=missing, num_revealed=revealed, mask_ratio=missing / NUM_TOKENS)
+            replace(
+                step, num_masked=missing, num_revealed=revealed, mask_ratio=missing / NUM_TOKENS
+            )
         )
         missing -= revealed
     return [step for step in left if step.num_masked > 0]
@@ -160,7 +174,9 @@ def change_steps(**changes: Callable[[Step], Any]) -> Callable[[Run], None]:
     """Spoils a run: fields of every step as a function of the step."""
 
     def spoil(run: Run) -> None:
-        run.steps = [replace(s, **{name: change(s) for name, change in changes.items()}) for s in run.steps]
+        run.steps = [
+            replace(s, **{name: change(s) for name, change in changes.items()}) for s in run.steps
+        ]
 
     return spoil
 
@@ -208,7 +224,8 @@ def without_head(run: Run) -> None:
     run.head = None
 
 
-# What is wrong, and the sets whose record shows it: those with logits, or else those where it moves other positions.
+# What is wrong, and the sets whose record shows it: those with logits, or else those where it
+# reveals other positions.
 WITH_LOGITS = ("vanilla", "shortcut", "none_b1", "init")
 WITH_SHORTCUT_LOGITS = ("shortcut", "none_b1", "init")
 SCHEDULED = ("root", "linear", "square", "cosine")
@@ -243,7 +260,8 @@ CONTROLS = {
 
 
 @pytest.mark.parametrize(
-    ("control", "name"), [(control, name) for control, (_, names) in CONTROLS.items() for name in names]
+    ("control", "name"),
+    [(control, name) for control, (_, names) in CONTROLS.items() for name in names],
 )
 def test_control_a_wrong_run_is_told_apart(control, name):
     run = recorded_run(name)

@@ -7,7 +7,13 @@ import math
 import pytest
 import torch
 from golden_sets import load
-from shortcut_pack.shortcut.schedule import SCHEDULES, Settings, full_step_indices, plan, reveal_counts
+from shortcut_pack.shortcut.schedule import (
+    SCHEDULES,
+    Settings,
+    full_step_indices,
+    plan,
+    reveal_counts,
+)
 
 
 def recorded_tables() -> dict[tuple[str, int, int], list[int]]:
@@ -56,7 +62,9 @@ def test_control_counts_by_truncation_are_told_apart():
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in TABLES if case not in WELL_DEFINED], ids=lambda case: "-".join(map(str, case))
+    "case",
+    [case for case in TABLES if case not in WELL_DEFINED],
+    ids=lambda case: "-".join(map(str, case)),
 )
 def test_counts_are_valid_where_the_originals_are_not(case):
     schedule, num_steps, num_tokens = case
@@ -80,7 +88,9 @@ def test_every_count_is_at_least_one_and_they_add_up(schedule):
 def test_unknown_schedule_and_too_many_steps_for_counts():
     with pytest.raises(ValueError, match=r"schedule must be one of arccos, .*, got 'circle'"):
         reveal_counts("circle", 4, 36)
-    with pytest.raises(ValueError, match=r"between 1 and the number of tokens to make \(3\), got 4"):
+    with pytest.raises(
+        ValueError, match=r"between 1 and the number of tokens to make \(3\), got 4"
+    ):
         reveal_counts("arccos", 4, 3)
 
 
@@ -117,7 +127,9 @@ def test_full_steps_where_the_original_fails():
         if num_full == 1:
             assert full_step_indices(num_steps, num_full) == [0], error
         elif not 1 <= num_full <= num_steps:
-            with pytest.raises(ValueError, match=rf"between 1 and steps \({num_steps}\), got {num_full}"):
+            with pytest.raises(
+                ValueError, match=rf"between 1 and steps \({num_steps}\), got {num_full}"
+            ):
                 full_step_indices(num_steps, num_full)
 
 
@@ -163,7 +175,12 @@ def test_temperature_zero_leaves_the_confidence_defined():
 
 def test_one_step_reveals_everything_at_full_guidance():
     (step,) = plan(Settings(num_steps=1, guidance=(3.0,)), 36, 36)
-    assert (step.num_revealed, step.is_full, step.guidance, step.choice_temperature) == (36, True, (3.0,), 0)
+    assert (step.num_revealed, step.is_full, step.guidance, step.choice_temperature) == (
+        36,
+        True,
+        (3.0,),
+        0,
+    )
 
 
 def test_nothing_to_make_is_an_empty_plan():
@@ -195,7 +212,10 @@ def test_full_steps_as_a_list():
         ({"choice_temperature": math.nan}, "choice temperature must be at least 0, got nan"),
         ({"choice_temperature": -1.0}, "choice temperature must be at least 0, got -1.0"),
         ({"full_steps": 0}, r"full steps must be between 1 and steps \(32\), got 0"),
-        ({"full_steps": 33}, r"full steps must be between 1 and steps \(32\), got 33. Lower full steps"),
+        (
+            {"full_steps": 33},
+            r"full steps must be between 1 and steps \(32\), got 33. Lower full steps",
+        ),
         ({"full_steps": (1, 2)}, r"must contain 0 and stay below steps \(32\), got \[1, 2\]"),
         ({"full_steps": (0, 32)}, r"must contain 0 and stay below steps \(32\), got \[0, 32\]"),
         ({"full_steps": ()}, r"must contain 0 .* got \[\]"),

@@ -12,6 +12,9 @@ import torch
 from torch import nn
 
 from .. import shipped, weights
+from ..formats import Format
+from ..heads import maskgit as maskgit_head
+from ..models import maskgit, maskgit_vqgan
 from . import classifier, data, quality, train_base, train_head, train_vq
 from .scenes import CLASS_NAMES
 
@@ -50,7 +53,7 @@ def make_data(options: argparse.Namespace) -> int:
 
 def make_vq(options: argparse.Namespace) -> int:
     """Trains the VQGAN and writes the shipped file."""
-    ship(train_vq.train(options.dir), shipped.VQ, title=TITLE)
+    ship(train_vq.train(options.dir), shipped.VQ, maskgit_vqgan.FORMAT, title=TITLE)
     return 0
 
 
@@ -58,7 +61,8 @@ def make_base(options: argparse.Namespace) -> int:
     """Trains the MaskGIT on the codes of the shipped VQGAN and writes the shipped file."""
     vqgan = weights.build(weights.load(shipped.VQ, kind="vq"), dtype=torch.float32)
     network = train_base.train(options.dir, vqgan)
-    ship(network, shipped.MODEL, title=TITLE, class_names=tuple(CLASS_NAMES), defaults=DEFAULTS)
+    about = {"title": TITLE, "class_names": tuple(CLASS_NAMES), "defaults": DEFAULTS}
+    ship(network, shipped.MODEL, maskgit.FORMAT, **about)
     return 0
 
 
@@ -66,7 +70,8 @@ def make_head(options: argparse.Namespace) -> int:
     """Trains the shortcut head of the shipped MaskGIT and writes the shipped file."""
     model_file = weights.load(shipped.MODEL, kind="model")
     head, figures = train_head.train(options.dir, weights.build(model_file, dtype=torch.float32))
-    ship(head, shipped.HEAD, title=TITLE, model_fingerprint=model_file.fingerprint, trained=figures)
+    about = {"title": TITLE, "model_fingerprint": model_file.fingerprint, "trained": figures}
+    ship(head, shipped.HEAD, maskgit_head.FORMAT, **about)
     return 0
 
 
@@ -76,10 +81,9 @@ def make_judge(options: argparse.Namespace) -> int:
     return 0
 
 
-def ship(network: nn.Module, path: Path, **metadata: Any) -> None:
+def ship(network: nn.Module, path: Path, format: Format, **metadata: Any) -> None:
     """Writes `network` in half precision to `path`."""
-    path.parent.mkdir(exist_ok=True)
-    weights.save(path, weights.cast(weights.from_network(network, **metadata), torch.float16))
+    weights.save(path, weights.pack(network, format, dtype=torch.float16, **metadata))
 
 
 if __name__ == "__main__":

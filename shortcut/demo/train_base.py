@@ -18,7 +18,7 @@ from torch import Tensor
 from ..models.maskgit import Config, MaskGIT
 from ..models.maskgit_vqgan import VQGAN
 from ..train.fit import Recipe, fit
-from ..weights import from_network
+from ..weights import fingerprint
 from .data import load, to_network
 
 CONFIG = Config(grid=12, width=192, depth=6, num_heads=3, mlp_width=768, num_codes=512, num_classes=16)
@@ -42,7 +42,7 @@ def encode_all(vqgan: VQGAN, directory: Path, batch_size: int = 100) -> tuple[Te
     """Codes (B, L) int16 and classes (B,) of the pictures of `directory`; the codes are kept there in `codes.pt`."""
     pixels, labels = load(directory)
     class_B = labels[:, 0] * 4 + labels[:, 1]
-    cache, key = directory / "codes.pt", from_network(vqgan).fingerprint
+    cache, key = directory / "codes.pt", fingerprint(vqgan.state_dict())
     if cache.exists() and (saved := torch.load(cache, weights_only=True))["vqgan"] == key:
         return saved["codes"], class_B
     parts = [

@@ -146,7 +146,7 @@ def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
     )
 
 
-def half(theirs: str, ours: str) -> dict[str, str | tuple[str, ...]]:
+def _half(theirs: str, ours: str) -> dict[str, str | tuple[str, ...]]:
     """Rows of the key table for one half of a block: attention and feed-forward."""
     packed = [f"blocks.{{}}.{ours}_attention.{part}" for part in ("query", "key", "value")]
     return {
@@ -164,8 +164,8 @@ TABLE = {
     "proj_in.*": "proj_in.*",
     "proj_out.*": "proj_out.*",
     "new_token_proj_in.*": "new_token_proj_in.*",
-    **half("cross_attn", "cross"),
-    **half("self_attn", "self"),
+    **_half("cross_attn", "cross"),
+    **_half("self_attn", "self"),
     "last_layer.*": "last_layer.*",
     "time_embedder.mlp.0.*": "time.time_in.*",
     "time_embedder.mlp.2.*": "time.time_out.*",
@@ -183,6 +183,5 @@ FORMAT = Format(
     config=Config,
     read_config=read_config,
     network=MaskGITHead,
-    fingerprint_keys=("blocks.0.cross_attention.query.weight", "last_layer.1.weight"),
     model="maskgit",
 )

@@ -105,9 +105,7 @@ class MaskGIT(nn.Module):
             x = block(x)
         return self.last_layer(x)
 
-    def features(
-        self, codes_BL: Tensor, is_masked_BL: Tensor, classes: Sequence[Tensor]
-    ) -> tuple[Tensor, ...]:
+    def features(self, codes_BL: Tensor, is_masked_BL: Tensor, classes: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """One full pass. Returns features (B, S, D) for each guidance branch.
 
         Args:
@@ -217,5 +215,4 @@ FORMAT = Format(
     config=Config,
     read_config=read_config,
     network=MaskGIT,
-    fingerprint_keys=("token.weight", "blocks.0.attention.query.weight", "last_layer.1.weight"),
 )

@@ -197,9 +197,7 @@ class Level(nn.Module):
 
     def __init__(self, widths: list[int], has_attention: bool, host: Host):
         super().__init__()
-        self.block = nn.ModuleList(
-            ResBlock(a, b, host) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.block = nn.ModuleList(ResBlock(a, b, host) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.attn = nn.ModuleList(AttnBlock(b, host) for b in widths[1:] if has_attention)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -373,6 +371,5 @@ FORMAT = Format(
     config=Config,
     read_config=read_config,
     network=VQGAN,
-    fingerprint_keys=("quantize.embedding.weight", "decoder.conv_in.weight"),
     check_beside=check_yaml,
 )

@@ -1,0 +1,56 @@
+"""What one of our files says about itself, in the metadata of its safetensors.
+
+Each field is one entry "shortcut.FIELD" in JSON; beside them stand "shortcut.format" and
+"shortcut.version", plain.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+PREFIX = "shortcut."
+FORMAT, VERSION = PREFIX + "format", PREFIX + "version"
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What a file says besides its tensors. A published file says nothing: all empty."""
+
+    config: Mapping[str, Any] = field(default_factory=dict)  # of the network
+    title: str = ""
+    class_names: tuple[str, ...] = ()  # of a class-conditional model, in the order of the ids
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # sampler settings that suit a model
+    model_fingerprint: str = ""  # of the model that a head belongs to
+    trained: Mapping[str, Any] = field(default_factory=dict)  # how: steps, schedule, data, figures
+
+    @classmethod
+    def parse(cls, strings: Mapping[str, str]) -> Self:
+        """From a file's metadata. Raises ValueError if an entry does not hold what it should."""
+        names = [item.name for item in fields(cls) if PREFIX + item.name in strings]
+        return cls(**{name: _parse(name, strings[PREFIX + name]) for name in names})
+
+    def dump(self) -> dict[str, str]:
+        """The inverse of `parse`."""
+        return {PREFIX + k: json.dumps(v, sort_keys=True) for k, v in asdict(self).items() if v}
+
+
+TYPES = {"title": str, "model_fingerprint": str, "class_names": list}  # the others: dict
+
+
+def _parse(name: str, text: str) -> Any:
+    expected = TYPES.get(name, dict)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its metadata {PREFIX}{name} are not JSON ({error}).") from error
+    is_right = isinstance(value, expected)
+    if expected is list:
+        is_right = is_right and all(isinstance(item, str) for item in value)
+    if not is_right:
+        raise ValueError(
+            f"its metadata {PREFIX}{name} are {text[:80]}, expected a {expected.__name__}."
+        )
+    return tuple(value) if expected is list else value

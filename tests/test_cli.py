@@ -1,0 +1,152 @@
+"""The command line: what a user types and gets, on a tiny model with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from shortcut_pack.shortcut import weights
+from shortcut_pack.shortcut.__main__ import main
+from shortcut_pack.shortcut.heads import maskgit as head_file
+from shortcut_pack.shortcut.models import maskgit, maskgit_vqgan
+
+SIDE, CODES, CLASSES = 4, 16, 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, its VQGAN and its head, all with random weights."""
+    folder = tmp_path_factory.mktemp("models")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = maskgit.MaskGIT(maskgit.Config(SIDE, 32, 2, 2, 64, CODES, CLASSES))
+        vq = maskgit_vqgan.VQGAN(maskgit_vqgan.Config(32, (1, 1), 1, (), 32, 8, CODES))
+        head = head_file.MaskGITHead(head_file.Config(32, 16, 1, 2, True))
+    packed = weights.pack(model, maskgit.FORMAT, class_names=("red", "green", "dark blue"))
+    weights.save(folder / "model.safetensors", packed)
+    weights.save(folder / "vq.safetensors", weights.pack(vq, maskgit_vqgan.FORMAT))
+    fits = {"model_fingerprint": packed.fingerprint}
+    weights.save(folder / "head.safetensors", weights.pack(head, head_file.FORMAT, **fits))
+    stranger = {"model_fingerprint": "0" * 16}
+    weights.save(folder / "stranger.safetensors", weights.pack(head, head_file.FORMAT, **stranger))
+    return folder
+
+
+@pytest.fixture
+def run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Runs `generate` on the tiny model; returns exit status, pictures' codes if there are any, stdout and stderr."""
+
+    def call(*arguments: str, out: str = "a.png"):
+        tokens = tmp_path / "tokens.safetensors"
+        tokens.unlink(missing_ok=True)
+        files = ["--model", str(folder / "model.safetensors"), "--vq", str(folder / "vq.safetensors")]
+        common = ["--out", str(tmp_path / out), "--save-tokens", str(tokens)]
+        status = main(["generate", *files, *common, "--steps", "6", *arguments])
+        codes = load_file(tokens)["codes"] if tokens.exists() else None
+        said = capsys.readouterr()
+        return status, codes, said.out, said.err
+
+    return call
+
+
+def test_a_picture_with_its_settings_and_tokens(run, folder: Path, tmp_path: Path) -> None:
+    head = str(folder / "head.safetensors")
+    status, codes, out, _ = run("--head", head, "--full-steps", "2", "--class", "1", "--seed", "5", "--json")
+    assert status == 0
+    assert codes.shape == (1, SIDE, SIDE) and codes.dtype == torch.int64
+    assert 0 <= codes.min() and codes.max() < CODES
+    report = json.loads(out.splitlines()[-1])
+    assert (report["steps"], report["full_steps"], report["seeds"]) == (6, 2, [[5, 0]])
+    assert report["seconds"] > 0 and report["operations"] > 0
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size == (2 * SIDE, 2 * SIDE)
+        described = json.loads(picture.info["shortcut"])
+    assert described["seed"] == 5 and described["full_steps"] == 2
+
+
+def test_full_steps_equal_to_steps_is_vanilla(run, folder: Path) -> None:
+    head = str(folder / "head.safetensors")
+    vanilla = run("--head", "none")[1]
+    assert torch.equal(run("--head", head, "--full-steps", "6")[1], vanilla)
+    assert not torch.equal(run("--head", head, "--full-steps", "1", "--cfg", "0")[1], vanilla)
+
+
+def test_the_head_costs_less_than_the_passes_it_replaces(run, folder: Path) -> None:
+    def operations(*arguments: str) -> float:
+        return json.loads(run(*arguments, "--json")[2].splitlines()[-1])["operations"]
+
+    head = str(folder / "head.safetensors")
+    assert operations("--head", head, "--full-steps", "2") < operations("--head", "none")
+
+
+def test_an_image_does_not_depend_on_its_batch(run, tmp_path: Path) -> None:
+    alone, several = run("--seed", "3")[1], run("--seed", "3", "--batch-size", "3")[1]
+    assert torch.equal(several[:1], alone)
+    assert not torch.equal(several[1], several[0])
+    assert {path.name for path in tmp_path.glob("*.png")} == {"a.png", "a-0.png", "a-1.png", "a-2.png"}
+
+
+def test_no_noise_means_no_seed(run) -> None:
+    quiet = ("--temperature", "0", "--choice-temperature", "0")
+    assert torch.equal(run(*quiet, "--seed", "1")[1], run(*quiet, "--seed", "2")[1])
+    assert not torch.equal(run("--seed", "1")[1], run("--seed", "2")[1])
+
+
+def test_classes_by_name_and_number(run) -> None:
+    by_number, by_name = run("--class", "2")[1], run("--class", "blue")[1]
+    assert torch.equal(by_number, by_name)
+    assert not torch.equal(run("--class", "none")[1], by_number)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_makes_a_picture(run, folder: Path, dtype: str) -> None:
+    status, codes, _, _ = run("--dtype", dtype, "--head", str(folder / "head.safetensors"), "--full-steps", "2")
+    assert status == 0 and codes.shape == (1, SIDE, SIDE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--steps", "0"), "steps must be at least 1, got 0"),
+        (("--head", "HEAD", "--full-steps", "7"), "full steps must be between 1 and steps (6), got 7"),
+        (("--head", "HEAD", "--full-steps", "0"), "full steps must be between 1 and steps (6), got 0"),
+        (("--head", "HEAD", "--full-steps", "1,2"), "must contain 0"),
+        (("--head", "HEAD", "--full-steps", "many"), "must be a number or a list such as 0,4,9"),
+        (("--full-steps", "2"), "needs a shortcut head"),
+        (("--class", "3"), "class must be between 0 and 2, got 3"),
+        (("--class", "mauve"), "Classes: red, green, dark blue"),
+        (("--cfg", "-1"), "cfg must be a finite number of at least 0"),
+        (("--cfg", "nan"), "cfg must be a finite number of at least 0"),
+        (("--temperature", "-0.5"), "temperature must be a finite number of at least 0"),
+        (("--batch-size", "0"), "batch size must be at least 1, got 0"),
+        (("--seed", "-1"), "seed must be at least 0, got -1"),
+        (("--device", "abacus"), "device 'abacus' cannot be used here"),
+        (("--head", "STRANGER"), "Pick the head that was trained for this model"),
+        (("--head", "MODEL"), "expected a shortcut head"),
+        (("--head", "nowhere.pth"), "nowhere.pth does not exist"),
+        (("--vq", "MODEL"), "expected a VQ model"),
+    ],
+)
+def test_wrong_input_ends_in_a_clear_error(
+    run, folder: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    names = {"HEAD": "head", "STRANGER": "stranger", "MODEL": "model"}
+    given = [str(folder / f"{names[a]}.safetensors") if a in names else a for a in arguments]
+    status, codes, _, error = run(*given)
+    assert status == 1
+    assert error.startswith("error: ") and message in error
+    assert codes is None and not list(tmp_path.glob("*.png")), "nothing is written"
+
+
+def test_an_interrupt_writes_nothing(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(bar, trace) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shortcut_pack.shortcut.generate.progress", interrupted)
+    status, codes, _, error = run()
+    assert status == 130 and "interrupted" in error
+    assert codes is None and not list(tmp_path.iterdir())

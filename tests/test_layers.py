@@ -1,0 +1,156 @@
+"""The order of the layers: what each part of the package may import, how long it may get, and that it is loaded once."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import shortcut_pack.shortcut
+
+ROOT = Path(__file__).resolve().parents[1]
+CORE = ROOT / "shortcut"
+HOST = {
+    "comfy",
+    "comfy_api",
+    "comfy_execution",
+    "comfy_extras",
+    "folder_paths",
+    "nodes",
+    "server",
+    "execution",
+}
+
+
+def modules(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute names of all that `path` imports, also inside functions; ours begin with `shortcut.` or `nodes.`."""
+    return imported_names(path.read_text(encoding="utf-8"), path.relative_to(ROOT).parent.parts)
+
+
+def imported_names(source: str, package: tuple[str, ...]) -> set[str]:
+    """As `imports`, of a source in `package`."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            assert not node.level or node.level <= len(package) + 1
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def is_within(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import comfy.utils", "comfy.utils"),
+        ("def f():\n    from comfy import utils", "comfy.utils"),
+        ("from ..heads import maskgit", "shortcut.heads.maskgit"),
+        ("from .layers import sdpa", "shortcut.models.layers"),
+        ("from ... import nodes", ".nodes"),
+    ],
+)
+def test_control_imports_are_found_in_any_form(source, expected):
+    assert expected in imported_names(source, ("shortcut", "models"))
+
+
+@pytest.mark.parametrize("path", modules("shortcut"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_core_knows_nothing_of_its_hosts(path):
+    for name in imports(path):
+        assert not is_within(name, *HOST), f"{name}: only nodes/ may import the host"
+        assert not name.startswith("."), (
+            f"{name} is above the package: the core imports nothing of the pack"
+        )
+        assert not is_within(name, "shortcut") or "." in name or name == "shortcut"
+
+
+@pytest.mark.parametrize("path", modules("shortcut"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_inside_the_core_are_relative(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            assert not any(is_within(alias.name, "shortcut") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            assert not is_within(node.module or "", "shortcut")
+
+
+@pytest.mark.parametrize("path", modules("shortcut/models"), ids=lambda path: path.stem)
+def test_a_model_imports_no_other_model_and_nothing_above_it(path):
+    allowed = (f"shortcut.models.{path.stem}", "shortcut.models.layers", "shortcut.formats")
+    for name in imports(path):
+        if is_within(name, "shortcut") and name != "shortcut":
+            assert is_within(name, *allowed), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", modules("shortcut/heads"), ids=lambda path: path.stem)
+def test_a_head_knows_only_its_model(path):
+    allowed = (
+        "shortcut.heads.embed",
+        "shortcut.models.layers",
+        "shortcut.formats",
+        f"shortcut.models.{path.stem}",
+    )
+    for name in imports(path):
+        if is_within(name, "shortcut") and name != "shortcut":
+            assert is_within(name, *allowed), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize(
+    ("module", "allowed"),
+    [
+        ("schedule", set()),
+        ("noise", set()),
+        ("denoiser", {"shortcut.schedule"}),
+        ("sampler", {"shortcut.denoiser", "shortcut.noise", "shortcut.schedule"}),
+    ],
+)
+def test_the_sampling_core_imports_no_model(module, allowed):
+    for name in imports(CORE / f"{module}.py"):
+        if is_within(name, "shortcut"):
+            assert is_within(name, *allowed), f"{module}.py imports {name}"
+
+
+def test_the_schedule_is_plain_python():
+    for name in imports(CORE / "schedule.py"):
+        assert name.split(".")[0] in sys.stdlib_module_names, name
+
+
+def test_every_core_file_is_loaded_under_one_name():
+    for module in pkgutil.walk_packages(shortcut_pack.shortcut.__path__, "shortcut_pack.shortcut."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    names = defaultdict(set)
+    for name, module in list(sys.modules.items()):
+        path = getattr(module, "__file__", None)
+        if path and Path(path).is_relative_to(CORE):
+            names[path].add(name)
+    assert str(CORE / "sampler.py") in names
+    assert {path: found for path, found in names.items() if len(found) > 1} == {}
+
+
+def test_the_loop_fits_on_one_screen():
+    tree = ast.parse((CORE / "sampler.py").read_text(encoding="utf-8"))
+    (loop,) = (
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "sample"
+    )
+    first = loop.body[1] if ast.get_docstring(loop) else loop.body[0]
+    assert loop.end_lineno - first.lineno + 1 <= 40
+
+
+@pytest.mark.parametrize(
+    "path", modules("shortcut", "nodes"), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_no_file_is_longer_than_400_lines(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400

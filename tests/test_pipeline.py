@@ -1,0 +1,84 @@
+"""From settings to codes: what stays, what is made anew, and that images do not depend on each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fakes import varied
+from shortcut_pack.shortcut.pipeline import generate, masked_at_start
+from shortcut_pack.shortcut.schedule import Settings
+
+L, V = 36, 12
+SETTINGS = Settings(num_steps=6, guidance=())
+
+
+def make(num_images: int = 2, seed: int = 0, settings: Settings = SETTINGS, **options):
+    """Codes of `num_images` images of a model with fixed random logits."""
+    indices = options.pop("image_indices", range(num_images))
+    conditions = (torch.zeros(num_images, dtype=torch.long),)
+    model = varied(1, L, V)
+    return generate(model, conditions, settings, seed=seed, image_indices=indices, num_tokens=L, **options)
+
+
+def known(num_images: int) -> torch.Tensor:
+    return torch.full((num_images, L), V - 1) - torch.arange(L) % 3
+
+
+def test_only_editable_tokens_change() -> None:
+    is_editable_BL = torch.zeros(2, L, dtype=torch.bool)
+    is_editable_BL[:, 10:20] = True
+    codes_BL = make(known_codes_BL=known(2), is_editable_BL=is_editable_BL).codes_BL
+    assert torch.equal(codes_BL[~is_editable_BL], known(2)[~is_editable_BL])
+    assert not torch.equal(codes_BL[is_editable_BL], known(2)[is_editable_BL])
+
+
+def test_each_image_may_have_its_own_mask() -> None:
+    is_editable_BL = torch.zeros(3, L, dtype=torch.bool)
+    is_editable_BL[0, :4], is_editable_BL[1, :30] = True, True
+    together = make(3, known_codes_BL=known(3), is_editable_BL=is_editable_BL)
+    for i in range(3):
+        alone = make(1, image_indices=[i], known_codes_BL=known(1), is_editable_BL=is_editable_BL[i : i + 1])
+        assert torch.equal(together.codes_BL[i], alone.codes_BL[0])
+    assert torch.equal(together.codes_BL[2], known(1)[0]), "nothing to make"
+    assert together.num_steps == 6
+
+
+def test_fewer_tokens_than_steps_take_fewer_steps() -> None:
+    is_editable_BL = torch.zeros(1, L, dtype=torch.bool)
+    is_editable_BL[:, :3] = True
+    result = make(1, known_codes_BL=known(1), is_editable_BL=is_editable_BL)
+    assert (result.num_steps, result.num_full) == (3, 3)
+
+
+def test_denoise_remakes_its_share_of_the_editable_tokens() -> None:
+    is_editable_BL = torch.arange(L).expand(2, L) < 20
+    is_masked_BL = masked_at_start(4, [0, 1], L, known(2), is_editable_BL, 0.3)
+    assert is_masked_BL.sum(1).tolist() == [6, 6]
+    assert not (is_masked_BL & ~is_editable_BL).any()
+    assert not torch.equal(is_masked_BL[0], is_masked_BL[1]), "each image has its own pick"
+    assert torch.equal(is_masked_BL, masked_at_start(4, [0, 1], L, known(2), is_editable_BL, 0.3))
+
+
+def test_place_in_the_batch_and_seed_decide() -> None:
+    codes_BL = make(3).codes_BL
+    assert torch.equal(make(1, image_indices=[2]).codes_BL[0], codes_BL[2])
+    assert not torch.equal(make(3, seed=1).codes_BL, codes_BL)
+    # Seed 1, image 0 is not seed 0, image 1: a batch made with the next seed shows nothing twice.
+    assert not torch.equal(make(1, seed=1).codes_BL[0], codes_BL[1])
+
+
+@pytest.mark.parametrize("denoise", [0.0, -0.1, 1.5])
+def test_denoise_out_of_range_is_an_error(denoise: float) -> None:
+    with pytest.raises(ValueError, match="denoise must be above 0 and at most 1"):
+        make(known_codes_BL=known(2), denoise=denoise)
+
+
+def test_tensors_of_another_size_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"known codes must have shape .*\(2, 36\)"):
+        make(known_codes_BL=known(2)[:, :-1])
+
+
+def test_given_codes_are_not_changed_in_place() -> None:
+    given = known(2)
+    make(known_codes_BL=given)
+    assert torch.equal(given, known(2))
