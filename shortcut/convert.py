@@ -76,7 +76,7 @@ def run_convert(options: argparse.Namespace) -> int:
         weights.check_head(checkpoint, model)
         metadata = replace(metadata, model_fingerprint=model.fingerprint)
     weights.save(options.out, replace(checkpoint, metadata=metadata))
-    print(describe(weights.load(options.out, **_known(checkpoint))))
+    print(describe(weights.load(options.out, None, **_known(checkpoint))))
     return 0
 
 
@@ -105,16 +105,12 @@ def describe(checkpoint: weights.Checkpoint) -> str:
 
 
 def _load(options: argparse.Namespace) -> weights.Checkpoint:
-    given = {"num_heads": options.num_heads, "num_codes": options.num_codes}
-    return weights.load(
-        options.file, **{name: value for name, value in given.items() if value is not None}
-    )
+    stated = {"num_heads": options.num_heads, "num_codes": options.num_codes}
+    return weights.load(options.file, None, **{k: v for k, v in stated.items() if v is not None})
 
 
 def _known(checkpoint: weights.Checkpoint) -> dict[str, int]:
     """What the published layout of a checkpoint does not say."""
     config = asdict(checkpoint.config)
-    names = {"model": ("num_heads", "num_codes"), "head": ("num_heads",), "vq": ()}[
-        checkpoint.format.kind
-    ]
-    return {name: config[name] for name in names}
+    names = {"model": ("num_heads", "num_codes"), "head": ("num_heads",), "vq": ()}
+    return {name: config[name] for name in names[checkpoint.format.kind]}

@@ -33,6 +33,34 @@ class Unbatched:
     name: str
 
 
+class Bare:
+    """Torch's layers without initial values, for networks that get theirs from a file.
+
+    On the meta device these values would cost no time but importing what computes their shapes:
+    as long as importing torch itself.
+    """
+
+    class Linear(nn.Linear):
+        def reset_parameters(self) -> None:
+            pass
+
+    class Embedding(nn.Embedding):
+        def reset_parameters(self) -> None:
+            pass
+
+    class Conv2d(nn.Conv2d):
+        def reset_parameters(self) -> None:
+            pass
+
+    class LayerNorm(nn.LayerNorm):
+        def reset_parameters(self) -> None:
+            pass
+
+    class GroupNorm(nn.GroupNorm):
+        def reset_parameters(self) -> None:
+            pass
+
+
 Row = str | tuple[str, ...] | Unbatched | None
 Table = Mapping[str, Row]
 
@@ -158,7 +186,7 @@ def configure(
         for name, value in stated.items():
             if found[name] != value:
                 raise ValueError(f"{name} is {found[name]}, but {source} {value!r}.")
-    network = format.network(config, device="meta")
+    network = format.network(config, device="meta", operations=Bare)
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     unknown = unknown + _unique(key_of(name) for name in tensors if name not in shapes)
     absent = _unique(key_of(name) for name in shapes if name not in tensors)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from . import metadata as meta
 from .files import read, read_metadata, written_whole
-from .formats import Format, Kind, checked, configure, first_five, publish, recognise
+from .formats import Bare, Format, Kind, checked, configure, first_five, publish, recognise
 from .heads import maskgit as maskgit_head
 from .metadata import Metadata
 from .models import maskgit, maskgit_vqgan
@@ -152,7 +152,7 @@ def build(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-    operations: Any = nn,
+    operations: Any = Bare,
     attention: Attention = sdpa,
     compute_dtype: torch.dtype | None = None,
 ) -> nn.Module:
@@ -162,7 +162,7 @@ def build(
 
     Args:
         dtype: of the weights; None = as in the file.
-        operations: namespace of layers, torch.nn or a host's.
+        operations: namespace of layers, torch's own or a host's.
         attention: function with the signature of `layers.sdpa`.
         compute_dtype: of the activations, for networks that tell them apart; None = `dtype`.
     """

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from golden_sets import tiny_maskgit
 from shortcut_pack.shortcut.denoiser import Denoiser, Features, Predictor, Revealed
 from shortcut_pack.shortcut.noise import Noise
+from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
 from shortcut_pack.shortcut.sampler import Trace, sample
 from shortcut_pack.shortcut.schedule import Settings, Step, plan
 from torch import Tensor
+
+L, V = 36, 32  # tokens and codes of the tiny network, and of the fakes unless a test says otherwise
+NO_CLASS = 10  # of the tiny network
+UNGUIDED = {"guidance": ()}
 
 
 class TableModel:
@@ -92,3 +98,23 @@ def run(
     traces: list[Trace] = []
     denoiser = Denoiser(model, conditions, predictor)
     return sample(denoiser, codes_BL, is_masked_BL, steps, noise, traces.append), traces
+
+
+def classes(*ids: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Conditions of a guided run: the classes, and none."""
+    class_B = torch.tensor(ids)
+    return class_B, torch.full_like(class_B, NO_CLASS)
+
+
+def some_masked(num_images: int, num_masked: int, seed: int = 0) -> torch.Tensor:
+    """(B, L), True at `num_masked` random positions of each image."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(num_images, L, generator=generator).argsort(1) < num_masked
+
+
+def tiny_run(ids, settings, *, use_head=True, dtype=None, head_dtype=None, **options):
+    """A run of the tiny network of the golden sets."""
+    model, head = tiny_maskgit(dtype, head_dtype)
+    conditions = classes(*ids)[: 1 + len(settings.guidance)]
+    predictor = ShortcutPredictor(head, model, conditions) if use_head else None
+    return run(model, conditions, settings, num_tokens=L, predictor=predictor, **options)

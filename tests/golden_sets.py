@@ -1,4 +1,4 @@
-"""Golden sets: what the original implementations computed, recorded in tests/golden with a tolerance."""
+"""Golden sets: what the originals computed, recorded in tests/golden with a tolerance."""
 
 from __future__ import annotations
 

@@ -10,40 +10,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fakes import TableModel, Watcher, oracle, run, uniform, varied
+from fakes import (
+    UNGUIDED,
+    L,
+    TableModel,
+    V,
+    classes,
+    oracle,
+    run,
+    some_masked,
+    tiny_run,
+    uniform,
+    varied,
+)
 from golden_sets import tiny_maskgit
 from shortcut_pack.shortcut.denoiser import Denoised, Denoiser
 from shortcut_pack.shortcut.noise import Noise
 from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
-from shortcut_pack.shortcut.predictors.reuse import Reuse
 from shortcut_pack.shortcut.sampler import positions, sample
 from shortcut_pack.shortcut.schedule import Settings, plan
 from torch.utils._python_dispatch import TorchDispatchMode
-
-L, V = 36, 32  # tokens and codes of the tiny network, and of the fakes unless they say otherwise
-NO_CLASS = 10
-UNGUIDED = {"guidance": ()}
-
-
-def classes(*ids: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Conditions of a guided run: the classes, and none."""
-    class_B = torch.tensor(ids)
-    return class_B, torch.full_like(class_B, NO_CLASS)
-
-
-def some_masked(num_images: int, num_masked: int, seed: int = 0) -> torch.Tensor:
-    """(B, L), True at `num_masked` random positions of each image."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(num_images, L, generator=generator).argsort(1) < num_masked
-
-
-def tiny_run(ids, settings, *, use_head=True, dtype=None, head_dtype=None, **options):
-    """A run of the tiny network of the golden sets."""
-    model, head = tiny_maskgit(dtype, head_dtype)
-    conditions = classes(*ids)[: 1 + len(settings.guidance)]
-    predictor = ShortcutPredictor(head, model, conditions) if use_head else None
-    return run(model, conditions, settings, num_tokens=L, predictor=predictor, **options)
-
 
 # --- what is revealed ---
 
@@ -227,107 +213,6 @@ def test_confidence_decides_more_as_choice_temperature_falls():
     assert ranks[0] > ranks[1] > ranks[2]
 
 
-# --- guidance ---
-
-
-def test_guidance_moves_the_logits_away_from_every_other_branch():
-    model = varied(3, L, V)
-    conditions = [torch.tensor([0]), torch.tensor([1]), torch.tensor([2])]
-    settings = Settings(num_steps=1, guidance=(2.0, 0.5), guidance_ramp=False)
-    _, traces = run(model, conditions, settings, num_tokens=L)
-    cond, first, second = model.table_CLV
-    expected_LV = cond + 2.0 * (cond - first) + 0.5 * (cond - second)
-    torch.testing.assert_close(traces[0].denoised.logits_BNV[0], expected_LV)
-
-
-def test_guidance_of_weight_zero_costs_no_logits_and_changes_nothing():
-    settings = Settings(num_steps=4, guidance=(0.0,))
-    model = varied(2, L, V)
-    guided, traces = run(model, [torch.tensor([0]), torch.tensor([1])], settings, num_tokens=L)
-    assert model.num_logits == len(traces) == 4
-    alone = varied(2, L, V)
-    unguided, _ = run(alone, [torch.tensor([0])], Settings(num_steps=4, **UNGUIDED), num_tokens=L)
-    assert torch.equal(guided, unguided)
-
-
-def test_guidance_weights_must_match_the_branches():
-    with pytest.raises(ValueError):
-        run(varied(2, L, V), [torch.tensor([0])], Settings(num_steps=2), num_tokens=L)
-
-
-# --- full steps and predictors ---
-
-
-@pytest.mark.parametrize("guidance", [(), (0.0,), (2.8,)])
-def test_all_full_with_a_head_is_bit_identical_to_vanilla(guidance):
-    settings = Settings(num_steps=8, full_steps=8, guidance=guidance)
-    with_head, traces = tiny_run((1, 2), settings)
-    vanilla, expected = tiny_run((1, 2), settings, use_head=False)
-    assert torch.equal(with_head, vanilla)
-    for trace, other in zip(traces, expected, strict=True):
-        assert torch.equal(trace.denoised.logits_BNV, other.denoised.logits_BNV)
-        assert trace.denoised.was_full
-
-
-def test_without_a_predictor_every_step_is_full_whatever_the_plan_says():
-    settings = Settings(num_steps=8, full_steps=2)
-    made, traces = tiny_run((1, 2), settings, use_head=False)
-    vanilla, _ = tiny_run((1, 2), Settings(num_steps=8), use_head=False)
-    assert all(t.denoised.was_full for t in traces)
-    assert torch.equal(made, vanilla)
-
-
-@pytest.mark.parametrize("guidance", [(), (0.0,), (2.8,)])
-@pytest.mark.parametrize("full_steps", [1, 3, (0, 1, 5)])
-def test_full_steps_are_those_planned(full_steps, guidance):
-    made, traces = tiny_run((1, 2), Settings(num_steps=8, full_steps=full_steps, guidance=guidance))
-    expected = {1: [0], 3: [0, 3, 5]}.get(full_steps, [0, 1, 5])
-    assert [t.step.index for t in traces if t.denoised.was_full] == expected
-    assert made.min() >= 0
-    assert made.max() < V
-    assert all(t.denoised.logits_BNV.isfinite().all() for t in traces)
-
-
-def test_a_predictor_sees_full_passes_and_is_asked_for_the_rest_with_what_was_just_revealed():
-    model, watcher = varied(1, L, V), Watcher(Reuse())
-    settings = Settings(num_steps=6, full_steps=(0, 3), **UNGUIDED)
-    _, traces = run(model, [torch.tensor([0])], settings, num_tokens=L, predictor=watcher)
-    assert watcher.observed == [0, 3]
-    assert [index for index, _ in watcher.asked] == [1, 2, 4, 5]
-    for index, revealed in watcher.asked:
-        assert revealed is traces[index - 1].revealed
-    assert model.num_passes == 2
-
-
-def test_reuse_keeps_the_features_of_the_last_full_pass():
-    model, _ = tiny_maskgit()
-    settings = Settings(num_steps=6, full_steps=(0, 3))
-    _, traces = run(model, classes(1, 2), settings, num_tokens=L, predictor=Reuse())
-    for index, source in ((1, 0), (2, 0), (4, 3), (5, 3)):
-        for kept, full in zip(
-            traces[index].denoised.features, traces[source].denoised.features, strict=True
-        ):
-            assert torch.equal(kept, full)
-    assert not torch.equal(traces[3].denoised.features[0], traces[0].denoised.features[0])
-
-
-def test_a_predictor_that_declines_gets_a_full_step_and_the_trace_says_so():
-    watcher = Watcher()
-    model, _ = tiny_maskgit()
-    settings = Settings(num_steps=6, full_steps=2)
-    made, traces = run(model, classes(1, 2), settings, num_tokens=L, predictor=watcher)
-    assert [t.step.is_full for t in traces] == [True, False, False, True, False, False]
-    assert all(t.denoised.was_full for t in traces)
-    assert watcher.observed == list(range(6))
-    assert torch.equal(made, tiny_run((1, 2), Settings(num_steps=6), use_head=False)[0])
-
-
-def test_a_plan_that_does_not_begin_full_begins_full_all_the_same():
-    steps = [replace(s, is_full=False) for s in plan(Settings(num_steps=3, **UNGUIDED), L, L)]
-    _, traces = run(varied(1, L, V), [torch.tensor([0])], steps, num_tokens=L, predictor=Reuse())
-    assert [t.denoised.was_full for t in traces] == [True, False, False]
-
-
 # --- what an image depends on ---
 
 
@@ -404,7 +289,7 @@ def test_logits_that_are_not_finite_are_an_error(value, step):
     steps = plan(Settings(num_steps=4, **UNGUIDED), L, L)
     noise = Noise.draw(0, range(2), 4, L, "cpu")
     codes_BL, is_masked_BL = torch.zeros(2, L, dtype=torch.long), torch.ones(2, L, dtype=torch.bool)
-    with pytest.raises(FloatingPointError, match="not finite.*float16.*bfloat16"):
+    with pytest.raises(FloatingPointError, match=r"not finite.*float16.*bfloat16"):
         sample(Failing(value, step), codes_BL, is_masked_BL, steps, noise)
     assert sample(Failing(1.0, step), codes_BL, is_masked_BL, steps, noise).shape == (2, L)
 
@@ -435,7 +320,7 @@ def test_positions_are_ascending():
 
 
 def loop_inputs(device: str):
-    """Everything of a run with head and guidance, on `device`: (denoiser, codes, is_masked, plan, noise)."""
+    """Arguments of `sample` for a run with head and guidance, on `device`."""
     model, head = (network.to(device) for network in copy.deepcopy(tiny_maskgit()))
     conditions = tuple(c.to(device) for c in classes(1, 2))
     steps = plan(Settings(num_steps=8, full_steps=3), 30, L)
@@ -446,7 +331,7 @@ def loop_inputs(device: str):
 
 
 class NoSync(TorchDispatchMode):
-    """Fails an operation whose result has a size that only the device knows, and counts reads by the host."""
+    """Fails operations whose result has a size that only the device knows; counts reads."""
 
     FORBIDDEN = ("aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::equal")
 
@@ -474,7 +359,7 @@ def test_the_host_reads_one_number_at_the_end_of_a_run():
 
 
 def test_all_steps_run_on_a_device_without_values():
-    """Tensors on the meta device have shapes only: whatever needs a value or a copy to the host fails."""
+    """Meta tensors have shapes only: whatever needs a value or a copy to the host fails."""
     traces = []
     with pytest.raises(RuntimeError, match="meta"):  # the one check after the last step
         sample(*loop_inputs("meta"), traces.append)

@@ -15,7 +15,7 @@ from .. import shipped, weights
 from ..formats import Format
 from ..heads import maskgit as maskgit_head
 from ..models import maskgit, maskgit_vqgan
-from . import classifier, data, quality, train_base, train_head, train_vq
+from . import classifier, data, gallery, quality, train_base, train_head, train_vq
 from .scenes import CLASS_NAMES
 
 NUM_TRAIN, NUM_FRESH = 40_000, 6_000
@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         step.add_argument("--dir", type=Path, default=Path("output/demo"), help="folder of pictures and checkpoints")
         step.set_defaults(run=run)
     quality.add_parser(steps)
+    gallery.add_parser(steps)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options = parser.parse_args(arguments)
     return options.run(options)

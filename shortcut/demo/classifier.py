@@ -9,6 +9,7 @@ Inception are for photographs (Heusel et al. 2017, section 4.1).
 from __future__ import annotations
 
 import json
+import logging
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from ..train.fit import Recipe, fit
 from .data import load as load_pictures
 from .data import render, to_network
 from .scenes import ATTRIBUTE_SIZES
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "shortcut scene judge"
 VERSION = "1"
@@ -116,6 +119,14 @@ def train(directory: Path, recipe: Recipe = RECIPE, widths: tuple[int, ...] = WI
     return fit(network, draw_batch, loss_of, recipe, checkpoint=directory / "judge.ckpt")
 
 
+def make(directory: Path, path: Path) -> None:
+    """Trains in `directory` and writes the judge to `path`, with its accuracy on fresh scenes inside."""
+    judge = train(directory)
+    figures = accuracy(judge)
+    logger.info("right on %d fresh scenes: %s", NUM_TEST, figures)
+    save(path, judge, {"iterations": RECIPE.iterations, "seed": RECIPE.seed, "accuracy": figures})
+
+
 @torch.no_grad()
 def judged(judge: Judge, pixels_BCYX: Tensor, batch_size: int = 50) -> tuple[Tensor, dict[str, Tensor]]:
     """Features (B, 64), float32, and the predicted value (B,) of each attribute, of RGB pixels in [-1, 1]."""
@@ -160,6 +171,6 @@ def load(path: Path) -> Judge:
             f"{path} judges the attributes {config['attributes']}, but scenes have {ATTRIBUTE_SIZES}. Train it again "
             "with: python -m shortcut.demo judge"
         )
-    judge = Judge(tuple(config["widths"]))
+    judge = initialised(0, tuple(config["widths"]))
     judge.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    return judge.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    return judge.eval().requires_grad_(False)

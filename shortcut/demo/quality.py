@@ -164,6 +164,11 @@ def load_kit(options: argparse.Namespace) -> Kit:
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
     model_file, head_file = weights.load(options.model, kind="model"), weights.load(options.head, kind="head")
     weights.check_head(head_file, model_file)
+    if model_file.config.num_classes != NUM_CLASSES:
+        raise ValueError(
+            f"{options.model} has {model_file.config.num_classes} classes, expected the {NUM_CLASSES} of the scenes. "
+            "Only models of the scenes can be judged."
+        )
     vq = weights.build(weights.load(options.vq, kind="vq"), dtype=torch.float32, device=device)
     defaults = weights.settings(model_file)
     given = {name: getattr(options, name) for name in ("temperature", "choice_temperature")}
@@ -191,8 +196,7 @@ def measure_all(options: argparse.Namespace, rows: list[Row], kit: Kit) -> dict[
     reference = Gaussian.of(judge_scenes(kit, FIRST_REFERENCE_SEED, options.num_reference)[0])
     for row, seed in todo:
         figures = measure(row, seed, options.num, kit, reference)
-        with path.open("a") as file:
-            file.write(json.dumps({"setup": setup, "row": row.name, "seed": seed, "figures": figures}) + "\n")
+        _append(path, {"setup": setup, "row": row.name, "seed": seed, "figures": figures})
         measured[row.name, seed] = figures
         logger.info("%s seed %d: %s", row.name, seed, figures)
     return measured
@@ -209,6 +213,14 @@ def finished(path: Path, setup: str) -> dict[tuple[str, int], dict[str, float]]:
         if line["setup"] == setup:
             found[line["row"], line["seed"]] = line["figures"]
     return found
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    """Adds a JSON line. If the last one was cut off, it is closed first, so that this one stays readable."""
+    with path.open("a+b") as file:
+        file.seek(max(0, file.tell() - 1))
+        is_closed = file.read() in (b"", b"\n")
+        file.write((b"" if is_closed else b"\n") + json.dumps(line).encode() + b"\n")
 
 
 def setup_of(options: argparse.Namespace, kit: Kit) -> str:

@@ -210,7 +210,7 @@ class Level(nn.Module):
     def resample(self, x: Tensor) -> Tensor:
         for name in ("downsample", "upsample"):
             if name in self._modules:
-                return self._modules[name](x)
+                return getattr(self, name)(x)
         return x
 
 
@@ -276,8 +276,8 @@ def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
     widths = [sizes(tensors, f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in levels]
     if not widths or any(width % channels for width in widths) or channels % 32:
         raise ValueError(
-            f"its levels have {widths} channels, expected multiples of the first convolution's {channels}, which "
-            "is a multiple of 32."
+            f"its levels have {widths} channels, expected multiples of {channels}, those of the first "
+            "convolution, which must be a multiple of 32."
         )
     num_codes, code_width = sizes(tensors, "quantize.embedding.weight", 2)
     return Config(
@@ -295,26 +295,26 @@ def check_yaml(file: Path, config: Config) -> None:
     """Compares `config` with the model.yaml beside the published `file`, if there is one.
 
     Raises:
-        ValueError: it cannot be read, or it says otherwise.
+        ValueError: it cannot be read, or it states another size. What it leaves out does not matter.
     """
     description = file.with_name("model.yaml")
     if not description.is_file():
         return
-    import yaml
+    import yaml  # only published VQGANs need it
 
     try:
-        parsed = yaml.safe_load(description.read_text(encoding="utf-8"))
-        params = parsed["model"]["params"]
-        found = {key: params["ddconfig"][key] for key in DDCONFIG} | {key: params[key] for key in PARAMS}
-        found["attn_resolutions"] = set(found["attn_resolutions"])
-        resolution = int(found["resolution"])
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+        params = yaml.safe_load(description.read_text(encoding="utf-8"))["model"]["params"]
+        stated = {**params["ddconfig"], **params}
+        if {"resolution", "attn_resolutions"} <= stated.keys():
+            sides = [stated["resolution"] // 2**level for level in range(len(config.multipliers))]
+            wanted = stated["attn_resolutions"]
+            stated["levels with attention"] = [i for i, side in enumerate(sides) if side in wanted]
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
         raise ValueError(
-            f"{description} beside it is not the description of a VQGAN ({type(error).__name__}: {error}). "
+            f"{description} beside it does not describe a VQGAN ({type(error).__name__}: {error}). "
             "Download it again, or move it away: the weights alone are enough."
         ) from error
-    sides = [resolution // 2**level for level in range(len(config.multipliers))]
-    expected = {
+    shown: dict[str, Any] = {
         "double_z": False,
         "z_channels": config.latent_channels,
         "in_channels": 3,
@@ -322,33 +322,21 @@ def check_yaml(file: Path, config: Config) -> None:
         "ch": config.channels,
         "ch_mult": list(config.multipliers),
         "num_res_blocks": config.blocks_per_level,
-        "attn_resolutions": {sides[level] for level in config.attention_levels},
-        "resolution": found["resolution"],
         "n_embed": config.num_codes,
         "embed_dim": config.code_width,
+        "levels with attention": list(config.attention_levels),
     }
     wrong = [
-        f"{k} is {found[k]}, but the tensors say {expected[k]}" for k in expected if found[k] != expected[k]
+        f"{name} is {stated[name]}, but the tensors say {value}"
+        for name, value in shown.items()
+        if stated.get(name, value) != value
     ]
     if wrong:
         raise ValueError(
-            f"{description} beside it contradicts the tensors: {'; '.join(wrong)}. They belong to different "
-            "models: download both again, or move the .yaml away."
+            f"{description} beside it contradicts the tensors: {'; '.join(wrong)}. They belong to "
+            "different models: download both again, or move the .yaml away."
         )
 
-
-DDCONFIG = (
-    "double_z",
-    "z_channels",
-    "resolution",
-    "in_channels",
-    "out_ch",
-    "ch",
-    "ch_mult",
-    "num_res_blocks",
-    "attn_resolutions",
-)
-PARAMS = ("n_embed", "embed_dim")
 
 # The network keeps the published names.
 TABLE = {

@@ -24,8 +24,19 @@ from ..denoiser import Model
 from ..heads.maskgit import Config, MaskGITHead
 from ..noise import seeded
 from ..schedule import Settings
+from .cpu import sdpa_float32
 from .fit import Recipe, fit
-from .loss import Objective, Window, divergence, feature_mse, guided, mean, predict, window, window_loss
+from .loss import (
+    Objective,
+    Window,
+    divergence,
+    feature_mse,
+    guided,
+    mean,
+    predict,
+    window,
+    window_loss,
+)
 from .record import Trajectories, record
 
 # Streams of random numbers beside that of the batches, which is (seed, iteration).
@@ -39,7 +50,9 @@ DrawConditions = Callable[[int, torch.Generator], tuple[Tensor, ...]]
 class Teaching:
     """What the teacher shows and how it is learned from."""
 
-    runs: tuple[Settings, ...]  # each new run has one of these, evenly drawn; every step is a full pass
+    runs: tuple[
+        Settings, ...
+    ]  # each new run has one of these, evenly drawn; every step is a full pass
     images_per_run: int = 32
     runs_kept: int = 6
     iterations_per_run: int = 40  # then a new run takes the place of the oldest
@@ -93,7 +106,7 @@ def initialised(config: Config, seed: int) -> MaskGITHead:
     """A head that hands its input through, so training starts at "reuse"; the global random state is left alone."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        head = MaskGITHead(config)
+        head = MaskGITHead(config, attention=sdpa_float32)
     last: list[nn.Module] = [head.proj_out]
     if isinstance(head.proj_out, nn.Identity):
         last = [head.last_layer[-1]]
@@ -131,7 +144,13 @@ def train_head(
 
     def make_run(number: int) -> Trajectories:
         return teacher_run(
-            model, draw_conditions, recipe, teaching, (_RUNS, number), num_tokens=num_tokens, device=device
+            model,
+            draw_conditions,
+            recipe,
+            teaching,
+            (_RUNS, number),
+            num_tokens=num_tokens,
+            device=device,
         )
 
     replay = Replay(make_run, teaching)
@@ -169,12 +188,23 @@ def teacher_run(
     conditions = draw_conditions(teaching.images_per_run, generator)
     seed = int(torch.randint(2**62, (), generator=generator))
     return record(
-        model, conditions, settings, seed=seed, num_tokens=num_tokens, autocast=recipe.autocast, device=device
+        model,
+        conditions,
+        settings,
+        seed=seed,
+        num_tokens=num_tokens,
+        autocast=recipe.autocast,
+        device=device,
     )
 
 
 def held_out_runs(
-    model: Any, draw_conditions: DrawConditions, recipe: Recipe, teaching: Teaching, *, num_tokens: int
+    model: Any,
+    draw_conditions: DrawConditions,
+    recipe: Recipe,
+    teaching: Teaching,
+    *,
+    num_tokens: int,
 ) -> list[Trajectories]:
     """One run for each of `teaching.runs`, unlike every run that a head trained with this recipe saw."""
     return [
@@ -212,7 +242,12 @@ def evaluate(
     table = []
     for chain, total in enumerate(totals, 1):
         error, reuse, cosine, kl, kl_reuse, count = total.tolist()
-        row = {"error": error / reuse, "cosine": cosine / count, "kl": kl / count, "kl_reuse": kl_reuse / count}
+        row = {
+            "error": error / reuse,
+            "cosine": cosine / count,
+            "kl": kl / count,
+            "kl_reuse": kl_reuse / count,
+        }
         table.append({"chain": chain, **row})
     return table
 

@@ -1,6 +1,6 @@
 """What a shortcut head is trained on: its features against the teacher's, one or several steps in a row.
 
-    B  images    S  sequence of one guidance branch    D  width    N  positions that count    V  codebook size
+B  images    S  sequence of one guidance branch    D  width    N  positions that count    V  codebook size
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..denoiser import Features, Model, Revealed
+from ..denoiser import Denoised, Features, Model, Revealed
+from ..noise import Noise
+from ..sampler import Trace, positions, sample
 from ..schedule import Step
 from .record import Trajectories
 
@@ -39,31 +41,35 @@ class Window:
     steps: list[Step]  # to predict
     targets: list[Features]  # the teacher's features in them
     masked_index: list[Tensor]  # (B, N) positions masked in them
+    codes_BL: Tensor  # that the teacher's run ended with
 
 
-def window(trajectories: Trajectories, start: int, length: int, images: Tensor | slice = slice(None)) -> Window:
+def window(
+    run: Trajectories, start: int, length: int, images: Tensor | slice = slice(None)
+) -> Window:
     """The window of steps `start` + 1 .. `start` + `length` of some `images` of a run, in float32.
 
     Raises:
         ValueError: the run has no such steps.
     """
-    if not (0 <= start and 1 <= length <= len(trajectories.steps) - 1 - start):
+    if not (start >= 0 and 1 <= length <= len(run.steps) - 1 - start):
         raise ValueError(
-            f"a window of {length} steps after step {start} does not fit a run of {len(trajectories.steps)} steps."
+            f"a window of {length} steps after step {start} does not fit a run of {len(run.steps)} steps."
         )
 
     def pick(features: Features) -> Features:
         return tuple(f[images].float() for f in features)
 
     before, after = range(start, start + length), range(start + 1, start + length + 1)
-    revealed = [trajectories.revealed[t] for t in before]
+    revealed = [run.revealed[t] for t in before]
     return Window(
-        tuple(c[images] for c in trajectories.conditions),
-        pick(trajectories.features[start]),
+        tuple(c[images] for c in run.conditions),
+        pick(run.features[start]),
         [Revealed(r.codes_BK[images], r.index_BK[images]) for r in revealed],
-        [trajectories.steps[t] for t in after],
-        [pick(trajectories.features[t]) for t in after],
-        [trajectories.masked_index[t][images] for t in before],
+        [run.steps[t] for t in after],
+        [pick(run.features[t]) for t in after],
+        [run.masked_index[t][images] for t in before],
+        run.codes_BL[images],
     )
 
 
@@ -76,6 +82,66 @@ def predict(head: Any, model: Model, window: Window) -> list[Features]:
     return predicted
 
 
+def on_its_own(head: Any, model: Model, part: Window, noise: Noise) -> Window:
+    """The last step of `part` as the head alone would get there.
+
+    From the second step on, codes are drawn from the head's features, and the model recomputes the target of the last.
+
+    Source: MIGM-Shortcut MaskGIT-Shortcut/train_shortcut.py rollout, run_step.
+    Differs: codes are drawn after guidance where the window has more than one branch.
+
+    Args:
+        noise: with draws for all steps of the run, as `sampler.sample` takes it.
+    """
+    if len(part.steps) == 1:
+        return part
+    student = _Student(head, model, part)
+    traces: list[Trace] = []
+    is_masked_BL = torch.zeros_like(part.codes_BL, dtype=torch.bool).scatter(
+        1, part.masked_index[0], True
+    )
+    codes_BL = sample(student, part.codes_BL, is_masked_BL, part.steps[:-1], noise, traces.append)
+    last = traces[-1]
+    with torch.no_grad():
+        target = model.features(codes_BL, last.is_masked_BL, part.conditions)
+    masked_index = positions(last.is_masked_BL, last.step.num_masked_after)
+    return Window(
+        part.conditions,
+        student.features,
+        [last.revealed],
+        part.steps[-1:],
+        [target],
+        [masked_index],
+        codes_BL,
+    )
+
+
+class _Student:
+    """Answers the sampler with the head's features, from the first step of a window on."""
+
+    def __init__(self, head: Any, model: Model, part: Window):
+        self.head, self.model, self.part = head, model, part
+        self.features = part.features
+
+    def __call__(
+        self,
+        step: Step,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        index_BN: Tensor,
+        revealed: Revealed | None,
+    ) -> Denoised:
+        self.features = self.head.next_features(
+            self.model,
+            self.features,
+            self.part.conditions,
+            revealed or self.part.revealed[0],
+            step.mask_ratio,
+        )
+        logits = [self.model.logits(f, index_BN) for f in self.features]
+        return Denoised(guided(logits, step.guidance), self.features, False)
+
+
 def window_loss(
     head: Any, model: Model, window: Window, objective: Objective
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -83,7 +149,14 @@ def window_loss(
     losses: list[dict[str, Tensor]] = []
     for i, estimate in enumerate(predict(head, model, window)):
         losses.append(
-            step_losses(model, estimate, window.targets[i], window.masked_index[i], window.steps[i], objective)
+            step_losses(
+                model,
+                estimate,
+                window.targets[i],
+                window.masked_index[i],
+                window.steps[i],
+                objective,
+            )
         )
     parts = {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
     return weighted(parts, objective), parts
@@ -91,7 +164,11 @@ def window_loss(
 
 def weighted(parts: dict[str, Tensor], objective: Objective) -> Tensor:
     """The scalar to minimise."""
-    scale = {"mse": objective.mse, "kl": objective.kl * objective.kl_temperature**2, "guided_kl": objective.guided_kl}
+    scale = {
+        "mse": objective.mse,
+        "kl": objective.kl * objective.kl_temperature**2,
+        "guided_kl": objective.guided_kl,
+    }
     return torch.stack([scale[name] * value for name, value in parts.items()]).sum()
 
 
@@ -106,8 +183,7 @@ def step_losses(
     """The parts of the loss of one step that have a weight, each a mean over branches.
 
     Source: MIGM-Shortcut MaskGIT-Shortcut/train_shortcut.py loss_fn; facts in golden/README.md section 8.
-    Differs: the divergence is a mean over positions, which makes its weight independent of how many are masked
-    (`position_sum` gives the original's sum); it may also be taken after guidance.
+    Differs: the divergence may also be taken after guidance.
     """
     index = masked_index_BN if objective.only_masked else None
     parts = {"mse": mean(feature_mse(e, t, index) for e, t in zip(estimate, target, strict=True))}
@@ -128,19 +204,28 @@ def feature_mse(estimate_BSD: Tensor, target_BSD: Tensor, index_BN: Tensor | Non
     """Mean squared error at positions `index_BN`; None = everywhere."""
     if index_BN is not None:
         index_BND = index_BN.unsqueeze(-1).expand(-1, -1, target_BSD.shape[-1])
-        estimate_BSD, target_BSD = estimate_BSD.gather(1, index_BND), target_BSD.gather(1, index_BND)
+        estimate_BSD, target_BSD = (
+            estimate_BSD.gather(1, index_BND),
+            target_BSD.gather(1, index_BND),
+        )
     return F.mse_loss(estimate_BSD.float(), target_BSD.float())
 
 
 def divergence(logits_BNV: Tensor, wanted_BNV: Tensor, temperature: float = 1.0) -> Tensor:
     """Kullback-Leibler divergence of the estimate from the wanted distribution, mean over positions."""
-    logp_BNV, wanted_BNV = (x.float().div(temperature).log_softmax(-1) for x in (logits_BNV, wanted_BNV))
-    return F.kl_div(logp_BNV.flatten(0, 1), wanted_BNV.flatten(0, 1), reduction="batchmean", log_target=True)
+    logp_BNV, wanted_BNV = (
+        x.float().div(temperature).log_softmax(-1) for x in (logits_BNV, wanted_BNV)
+    )
+    return F.kl_div(
+        logp_BNV.flatten(0, 1), wanted_BNV.flatten(0, 1), reduction="batchmean", log_target=True
+    )
 
 
 def guided(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Logits after guidance away from the branches beside the first."""
-    return logits[0] + sum(w * (logits[0] - other) for w, other in zip(weights, logits[1:], strict=True))
+    return logits[0] + sum(
+        w * (logits[0] - other) for w, other in zip(weights, logits[1:], strict=True)
+    )
 
 
 def mean(values: Any) -> Tensor:

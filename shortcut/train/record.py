@@ -28,11 +28,12 @@ class Trajectories:
     features: list[Features]  # of each branch (B, S, D), that the step decided by
     revealed: list[Revealed]  # by the step
     masked_index: list[Tensor]  # (B, masked after the step), ascending
+    codes_BL: Tensor  # after the last step
 
     @property
     def num_images(self) -> int:
         """Images of the run (B)."""
-        return len(self.masked_index[0])
+        return len(self.codes_BL)
 
 
 @dataclass(slots=True)
@@ -46,17 +47,23 @@ class Recorder:
 
     conditions: Sequence[Tensor]
     dtype: torch.dtype = torch.float16
-    traces: list[tuple[Step, Features, Revealed, Tensor]] = field(default_factory=list)
+    steps: list[tuple[Step, Features, Revealed, Tensor]] = field(default_factory=list)
+    codes_BL: Tensor = field(default_factory=lambda: torch.empty(0, 0))
 
     def __call__(self, trace: Trace) -> None:
         features = tuple(f.to(self.dtype, copy=True) for f in trace.denoised.features)
         masked_index = positions(trace.is_masked_BL, trace.step.num_masked_after)
-        self.traces.append((trace.step, features, trace.revealed, masked_index))
+        self.steps.append((trace.step, features, trace.revealed, masked_index))
+        self.codes_BL = trace.codes_BL
 
     def trajectories(self) -> Trajectories:
         """What was recorded so far."""
-        steps, features, revealed, masked_index = (list(part) for part in zip(*self.traces, strict=True))
-        return Trajectories(tuple(self.conditions), steps, features, revealed, masked_index)
+        steps, features, revealed, masked_index = (
+            list(part) for part in zip(*self.steps, strict=True)
+        )
+        return Trajectories(
+            tuple(self.conditions), steps, features, revealed, masked_index, self.codes_BL
+        )
 
 
 def record(
@@ -94,45 +101,34 @@ def record(
     return recorder.trajectories()
 
 
-def generation_order(trajectories: Trajectories, num_tokens: int) -> Tensor:
-    """The step (B, L) that revealed each token."""
-    order_BL = torch.empty(trajectories.num_images, num_tokens, dtype=torch.long)
-    for t, revealed in enumerate(trajectories.revealed):
+def generation_order(run: Trajectories) -> Tensor:
+    """The step (B, L) that revealed each token; -1 = none, it was known."""
+    order_BL = torch.full_like(run.codes_BL, -1)
+    for t, revealed in enumerate(run.revealed):
         order_BL.scatter_(1, revealed.index_BK, t)
     return order_BL
 
 
-def final_codes(trajectories: Trajectories, num_tokens: int) -> Tensor:
-    """The codes (B, L) that the run ended with."""
-    codes_BL = torch.empty(trajectories.num_images, num_tokens, dtype=torch.long)
-    for revealed in trajectories.revealed:
-        codes_BL.scatter_(1, revealed.index_BK, revealed.codes_BK)
-    return codes_BL
-
-
-def published_records(
-    trajectories: Trajectories, num_tokens: int, no_class_token: int
-) -> dict[str, dict[str, Tensor]]:
+def published_records(run: Trajectories, no_class_token: int) -> dict[str, dict[str, Tensor]]:
     """The records of a run of (class, no class) in the layout of the published trainer.
 
-    Source: MIGM-Shortcut MaskGIT-Shortcut/Trainer/vit.py sample_makedata; facts in golden/README.md section 8.
+    Source: MIGM-Shortcut MaskGIT-Shortcut/Trainer/vit.py sample_makedata; golden/README.md section 8.
 
     Args:
         no_class_token: token that stands for "no class" in the unconditional record.
 
     Returns:
-        `IIIII_CLASS_cond` and `_uncond` for image I, each with `feat` (T, S, D), `generation_order` (S,), -1 for the
-        class position, and `teacher_vq_ids` (S,), the codes and then the class or the token of no class.
+        `III_CLASS_cond` and `III_CLASS_uncond` for image I, each with `feat` (T, S, D),
+        `generation_order` (S,), -1 for the class position, and `teacher_vq_ids` (S,), the codes and
+        then the class or the token of no class.
     """
-    order_BL, codes_BL = generation_order(trajectories, num_tokens), final_codes(trajectories, num_tokens)
+    order_BL = generation_order(run)
     records = {}
-    for branch, name in enumerate(("cond", "uncond")):
-        features_TBSD = torch.stack([features[branch] for features in trajectories.features])
-        for i, label in enumerate(trajectories.conditions[0].tolist()):
-            last = label if name == "cond" else no_class_token
+    for i, label in enumerate(run.conditions[0].tolist()):
+        for branch, (name, last) in enumerate((("cond", label), ("uncond", no_class_token))):
             records[f"{i:03d}_{label}_{name}"] = {
-                "feat": features_TBSD[:, i],
-                "generation_order": torch.cat([order_BL[i], torch.tensor([-1])]),
-                "teacher_vq_ids": torch.cat([codes_BL[i], torch.tensor([last])]),
+                "feat": torch.stack([features[branch][i] for features in run.features]),
+                "generation_order": torch.cat([order_BL[i], order_BL.new_tensor([-1])]),
+                "teacher_vq_ids": torch.cat([run.codes_BL[i], run.codes_BL.new_tensor([last])]),
             }
     return records

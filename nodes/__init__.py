@@ -1,0 +1,22 @@
+"""The list of nodes. This folder is the only one that imports ComfyUI; what can do without it is in shortcut/."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .condition import ClassCondition
+from .host import register_folders
+from .load import LoadHead, LoadMIGM
+from .sample import MaskedSampler
+
+NODES: list[type[io.ComfyNode]] = [LoadMIGM, LoadHead, ClassCondition, MaskedSampler]
+
+
+class ShortcutExtension(ComfyExtension):
+    """What ComfyUI asks for the nodes."""
+
+    async def on_load(self) -> None:
+        register_folders()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

@@ -1,0 +1,185 @@
+"""The border to ComfyUI: model folders, devices and types, attention, progress with preview, memory errors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.utils
+import folder_paths
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from PIL import Image
+from torch import Tensor
+
+from ..shortcut import shipped, weights
+from ..shortcut.formats import Kind
+from ..shortcut.image import preview
+from ..shortcut.sampler import Trace
+
+MODELS, HEADS = "migm", "migm_heads"
+EXTENSIONS = (".safetensors", ".pth", ".ckpt", ".pt")
+SHIPPED = "scenes (shipped)"
+SHIPPED_FILES: dict[Kind, Path] = {
+    "model": shipped.MODEL,
+    "vq": shipped.VQ,
+    "head": shipped.HEAD,
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PREVIEW_SIZE = 512  # pixels of the longer side
+PREVIEW_INTERVAL = 0.1  # seconds; a preview waits for the device
+
+
+def register_folders() -> None:
+    """Makes models/migm and models/migm_heads known to ComfyUI, beside any that extra_model_paths.yaml has."""
+    for category in (MODELS, HEADS):
+        folder = os.path.join(folder_paths.models_dir, category)
+        folder_paths.add_model_folder_path(category, folder)
+        folder_paths.folder_names_and_paths[category][1].update(EXTENSIONS)
+        # ComfyUI notices new files only in folders that were there when it first looked.
+        with contextlib.suppress(OSError):
+            os.makedirs(folder, exist_ok=True)
+
+
+def choices(category: str) -> list[str]:
+    """The shipped file and all files of the category."""
+    return [SHIPPED, *folder_paths.get_filename_list(category)]
+
+
+def path_of(category: str, name: str, kind: Kind) -> Path:
+    """The file that a choice stands for. Raises FileNotFoundError if there is none."""
+    if name == SHIPPED:
+        return SHIPPED_FILES[kind]
+    return Path(folder_paths.get_full_path_or_raise(category, name))
+
+
+def stamp(path: Path) -> str:
+    """Changes when the file is replaced."""
+    status = path.stat()
+    return f"{path} {status.st_size} {status.st_mtime_ns}"
+
+
+def load(path: Path, kind: Kind) -> weights.Checkpoint:
+    """The checkpoint in a file, or the only one in a folder.
+
+    Raises:
+        FileNotFoundError, ValueError: as `weights.load`.
+    """
+    checkpoint = weights.load(path, kind)
+    file = str(checkpoint.path)
+    if not file.endswith(".safetensors"):
+        return checkpoint
+    # ComfyUI's own reader marks tensors with their place in the file: dynamic VRAM loads from there.
+    tensors = comfy.utils.load_torch_file(file)
+    is_ours = tensors.keys() == checkpoint.tensors.keys()
+    return replace(checkpoint, tensors=tensors) if is_ours else checkpoint
+
+
+def dtypes(
+    choice: str, device: torch.device, checkpoint: weights.Checkpoint
+) -> tuple[torch.dtype, torch.dtype | None]:
+    """Type of the weights, and type to cast them to on use (None = as they are)."""
+    supported = list(DTYPES.values())
+    dtype = DTYPES.get(choice)
+    if dtype is None:
+        dtype = mm.unet_dtype(device, checkpoint.num_parameters, supported, checkpoint.dtype)
+    return dtype, mm.unet_manual_cast(dtype, device, supported)
+
+
+class HostAttention:
+    """ComfyUI's attention, with the signature of `layers.sdpa`.
+
+    `options` are the transformer options of the run in progress, by which other nodes replace attention.
+    """
+
+    def __init__(self) -> None:
+        self.options: dict[str, Any] = {}
+
+    def __call__(self, q_BSD: Tensor, k_BTD: Tensor, v_BTD: Tensor, num_heads: int) -> Tensor:
+        return optimized_attention(q_BSD, k_BTD, v_BTD, num_heads, transformer_options=self.options)
+
+
+class StepClock:
+    """Times the steps of a run without making the host wait for the device."""
+
+    def __init__(self, device: torch.device):
+        self.is_cuda = device.type == "cuda"
+        self.marks = [self._mark()]
+        self.was_full: list[bool] = []
+
+    def tick(self, was_full: bool) -> None:
+        """A step has ended."""
+        self.marks.append(self._mark())
+        self.was_full.append(was_full)
+
+    def speed_up(self) -> float:
+        """Estimate: time of as many full passes by the time of the steps as they were."""
+        if not self.was_full:
+            return 1.0
+        if self.is_cuda:
+            self.marks[-1].synchronize()
+        seconds = [self._between(a, b) for a, b in zip(self.marks, self.marks[1:], strict=False)]
+        full = [s for s, was_full in zip(seconds, self.was_full, strict=True) if was_full]
+        short = [s for s, was_full in zip(seconds, self.was_full, strict=True) if not was_full]
+        if not short:
+            return 1.0
+        # Medians: the first step also pays for loading weights and choosing kernels.
+        full_pass, shortcut = statistics.median(full), statistics.median(short)
+        return full_pass * len(seconds) / (full_pass * len(full) + shortcut * len(short))
+
+    def _mark(self) -> Any:
+        if not self.is_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _between(self, a: Any, b: Any) -> float:
+        return a.elapsed_time(b) / 1000 if self.is_cuda else b - a
+
+
+class StepReport:
+    """The hook of a run: interruption, progress bar, preview of the first image, timing."""
+
+    def __init__(self, num_steps: int, grid: int, colours_V3: Tensor, device: torch.device):
+        self.num_steps, self.grid, self.colours_V3 = num_steps, grid, colours_V3
+        self.bar = comfy.utils.ProgressBar(num_steps)
+        self.clock = StepClock(device)
+        self.num_done, self.shown_at = 0, -PREVIEW_INTERVAL
+
+    def __call__(self, trace: Trace) -> None:
+        mm.throw_exception_if_processing_interrupted()
+        self.clock.tick(trace.denoised.was_full)
+        self.num_done += 1
+        self.bar.update_absolute(self.num_done, self.num_steps, self._preview(trace))
+
+    def _preview(self, trace: Trace) -> tuple[str, Image.Image, int] | None:
+        now = time.perf_counter()
+        if now - self.shown_at < PREVIEW_INTERVAL and self.num_done < self.num_steps:
+            return None
+        self.shown_at = now
+        shape = (self.grid, -1)
+        codes_hw, is_masked_hw = (t[0].unflatten(0, shape) for t in (trace.codes_BL, trace.is_masked_BL))
+        picture = preview(codes_hw, is_masked_hw, self.colours_V3)
+        scale = max(1, PREVIEW_SIZE // max(picture.size))
+        # Enlarged here because ComfyUI would blur the codes into each other.
+        size = (picture.width * scale, picture.height * scale)
+        return ("JPEG", picture.resize(size, Image.Resampling.NEAREST), PREVIEW_SIZE)
+
+
+@contextlib.contextmanager
+def advice_on_memory(advice: str) -> Iterator[None]:
+    """Adds `advice` to an out-of-memory error; ComfyUI still sees it as one."""
+    try:
+        yield
+    except Exception as error:
+        if not mm.is_oom(error):
+            raise
+        raise mm.OOM_EXCEPTION(f"Out of memory. {advice} ({error})") from error

@@ -1,0 +1,193 @@
+"""ComfyUI's own types around our networks: MODEL, VAE, and the patcher that carries a shortcut head.
+
+LATENT of a masked image model: code ids as float32 in one channel, (B, 1, rows, columns).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.supported_models_base
+import torch
+from torch import Tensor
+
+from ..shortcut import weights
+from .host import HostAttention, dtypes
+
+
+class CodeIds(comfy.latent_formats.LatentFormat):
+    """The latent format, with what previews need: the mean colour of each code."""
+
+    latent_channels = 1
+
+    def __init__(self, downscale: int = 8, colours_V3: Tensor | None = None):
+        self.spacial_downscale_ratio = downscale
+        self.colours_V3 = colours_V3
+
+
+class ModelConfig(comfy.supported_models_base.BASE):
+    """What ComfyUI's BaseModel asks for."""
+
+    unet_extra_config: dict[str, Any] = {}  # noqa: RUF012 - the base class reads it so
+    latent_format = CodeIds
+
+
+class MaskedImageModel(comfy.model_base.BaseModel):
+    """A masked image model as ComfyUI's MODEL. `checkpoint` says what it is; it has no tensors."""
+
+    def __init__(self, config: ModelConfig, device: torch.device, checkpoint: weights.Checkpoint):
+        super().__init__(
+            config,
+            model_type=comfy.model_base.ModelType.FLOW,
+            device=device,
+            unet_model=checkpoint.format.network,
+        )
+        self.checkpoint = checkpoint.without_tensors()
+        self.attention: HostAttention = config.unet_config["attention"]
+
+    @contextlib.contextmanager
+    def running(self, patcher: Any) -> Iterator[None]:
+        """A run of the MODEL `patcher`, whose callbacks and attention overrides take effect in it."""
+        patcher.pre_run()
+        self.attention.options = patcher.model_options["transformer_options"]
+        try:
+            yield
+        finally:
+            self.attention.options = {}
+            patcher.cleanup()
+
+    def _apply_model(self, *args: Any, **kwargs: Any) -> Tensor:
+        raise ValueError(
+            "MODEL is a masked image model, which KSampler and other diffusion samplers cannot run. "
+            "Use the Shortcut Masked Sampler in their place."
+        )
+
+    def memory_required(self, input_shape: Any, cond_shapes: Any = None) -> float:
+        """Bytes of activations for latents of `input_shape`; the first number is images x guidance branches."""
+        config = self.checkpoint.config
+        num_sequences, length = input_shape[0], config.num_tokens + 1
+        per_token = 10 * config.width + 2 * config.mlp_width + 6 * config.num_codes
+        return num_sequences * length * per_token * 4
+
+
+def model_of(patcher: Any) -> MaskedImageModel:
+    """The masked image model that a MODEL carries. Raises ValueError if it carries another."""
+    if not isinstance(patcher.model, MaskedImageModel):
+        raise ValueError(
+            f"MODEL is a {type(patcher.model).__name__}, expected a masked image model. Use Load MIGM."
+        )
+    return patcher.model
+
+
+def build_model(checkpoint: weights.Checkpoint, weight_dtype: str, latent_format: CodeIds) -> Any:
+    """The MODEL of a checkpoint; `weight_dtype` is a choice of the loader."""
+    device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
+    dtype, cast = dtypes(weight_dtype, device, checkpoint)
+    attention = HostAttention()
+    config = ModelConfig(
+        {"config": checkpoint.config, "attention": attention, "compute_dtype": cast or dtype}
+    )
+    config.latent_format = latent_format
+    config.set_inference_dtype(dtype, cast)
+    model = MaskedImageModel(config, offload_device, checkpoint)
+    patcher = comfy.model_patcher.CoreModelPatcher(model, device, offload_device)
+    model.load_model_weights(dict(checkpoint.tensors), assign=patcher.is_dynamic())
+    return patcher
+
+
+def build_head(checkpoint: weights.Checkpoint, weight_dtype: str) -> Any:
+    """A shortcut head in a patcher, as ComfyUI's caches expect of what holds weights."""
+    device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
+    dtype, cast = dtypes(weight_dtype, device, checkpoint)
+    head = checkpoint.format.network(
+        checkpoint.config,
+        dtype=dtype,
+        device=offload_device,
+        compute_dtype=cast or dtype,
+        operations=comfy.ops.pick_operations(dtype, cast),
+        attention=HostAttention(),
+    ).eval()
+    mm.archive_model_dtypes(head)
+    head.checkpoint = checkpoint.without_tensors()
+    patcher = comfy.model_patcher.CoreModelPatcher(head, device, offload_device)
+    head.load_state_dict(dict(checkpoint.tensors), assign=patcher.is_dynamic())
+    return patcher
+
+
+class CodeLatents(torch.nn.Module):
+    """A VQ model as ComfyUI's VAE calls it: latents are code ids as float32, (B, 1, rows, columns)."""
+
+    def __init__(self, vq: torch.nn.Module):
+        super().__init__()
+        self.vq = vq
+
+    def encode(self, pixels_BCYX: Tensor) -> Tensor:
+        return self.vq.encode(pixels_BCYX).unsqueeze(1).float()
+
+    def decode(self, latents_B1hw: Tensor) -> Tensor:
+        codes_Bhw = latents_B1hw[:, 0].round().long()
+        return self.vq.decode(codes_Bhw.clamp(0, self.vq.config.num_codes - 1))
+
+
+class CodeVAE(comfy.sd.VAE):
+    """A VQ model as ComfyUI's VAE."""
+
+    def __init__(self, checkpoint: weights.Checkpoint):
+        with _without_vae_warning():
+            super().__init__(sd={})
+        config = checkpoint.config
+        self.latent_channels = 1
+        self.downscale_ratio = self.upscale_ratio = config.downscale
+        self.working_dtypes = [torch.float32]
+        # About as many floats per pixel as ComfyUI reckons for the autoencoder of Stable Diffusion.
+        per_pixel = 16 * config.channels * mm.dtype_size(torch.float32)
+        self.memory_used_encode = lambda shape, dtype: per_pixel * shape[2] * shape[3]
+        self.memory_used_decode = (
+            lambda shape, dtype: per_pixel * shape[2] * shape[3] * config.downscale**2
+        )
+        self.device, self.output_device = mm.vae_device(), mm.intermediate_device()
+        self.vae_dtype = torch.float32  # whatever the command line says: ids do not survive less
+        offload_device = mm.vae_offload_device()
+        network = checkpoint.format.network(
+            config,
+            dtype=self.vae_dtype,
+            device=offload_device,
+            operations=comfy.ops.manual_cast,
+            attention=HostAttention(),
+        )
+        self.first_stage_model = CodeLatents(network).eval()
+        mm.archive_model_dtypes(self.first_stage_model)
+        self.patcher = comfy.model_patcher.CoreModelPatcher(
+            self.first_stage_model, self.device, offload_device
+        )
+        network.load_state_dict(dict(checkpoint.tensors), assign=self.patcher.is_dynamic())
+
+    def vae_output_dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def encode_tiled(self, pixel_samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As `encode`: ComfyUI would blend the ids where tiles overlap."""
+        return self.encode(pixel_samples)
+
+
+@contextlib.contextmanager
+def _without_vae_warning() -> Iterator[None]:
+    """Keeps ComfyUI from warning that a VAE has no weights: ours get theirs a moment later."""
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return "No VAE weights detected" not in str(record.msg)
+
+    logging.getLogger().addFilter(is_wanted)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(is_wanted)

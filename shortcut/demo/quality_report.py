@@ -1,0 +1,177 @@
+"""The quality table as Markdown and as a chart drawn with Pillow. It measures nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+Colour = tuple[int, int, int]
+Point = tuple[float, float]
+
+COLUMNS = ("", "steps", "full", "s / image", "GFLOP / image", "distance", "time", "biome", "both")
+TITLES = {
+    "real": "other real scenes",
+    "vq": "real scenes through the VQ",
+    "vanilla": "vanilla",
+    "shortcut": "shortcut",
+    "reuse": "features reused, no head",
+}
+
+WIDTH, HEIGHT, SCALE = 880, 520, 2
+LEFT, TOP, RIGHT, BOTTOM = 76, 88, 36, 64  # margins of the plot
+INK, FAINT, GRID = (32, 36, 48), (112, 118, 134), (228, 230, 236)
+PAPER = (255, 255, 255)
+COLOURS: dict[str, Colour] = {"vanilla": (96, 104, 122), "shortcut": (214, 84, 44), "reuse": (150, 120, 190)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One row of the table. Figures are means over the seeds; operations and seconds are per image."""
+
+    kind: str  # real | vq | vanilla | shortcut | reuse
+    num_steps: int  # 0: a reference, nothing was sampled
+    num_full: int
+    seconds: float
+    operations: int
+    operations_full: int
+    operations_head: int
+    operations_logits: int
+    distance: float
+    distances: list[float]  # of each seed
+    time: float  # shares in [0, 1] of pictures that show what was asked for
+    biome: float
+    both: float
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The row's text, by COLUMNS."""
+        steps = ("", "", "", "")
+        if self.num_steps:
+            gigaflops = f"{self.operations / 1e9:.2f}"
+            steps = (str(self.num_steps), str(self.num_full), f"{self.seconds:.3f}", gigaflops)
+        seeds = ", ".join(f"{distance:.3f}" for distance in self.distances)
+        shares = (f"{share:.1%}" for share in (self.time, self.biome, self.both))
+        return (TITLES[self.kind], *steps, f"{self.distance:.3f} ({seeds})", *shares)
+
+
+def markdown(lines: Sequence[Line], setting: dict[str, Any]) -> str:
+    """The table, the share of the head in the work, and how it was measured."""
+    rows = [COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 1)), *(line.cells for line in lines)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n\n".join(filter(None, (table, _head_share(lines), _how(setting))))
+
+
+def _head_share(lines: Sequence[Line]) -> str:
+    for line in lines:
+        if line.kind == "shortcut" and line.operations_head:
+            full = line.operations_full / line.num_full
+            head = line.operations_head / (line.num_steps - line.num_full)
+            return f"A pass of the head takes {head / full:.1%} of the operations of a full pass ({full / 1e9:.2f} GFLOP)."
+    return ""
+
+
+def _how(setting: dict[str, Any]) -> str:
+    sampler = ", ".join(f"{name} {value}" for name, value in setting["sampler"].items())
+    return (
+        f"Distance: Frechet distance in the judge's features from {setting['num_reference']} fresh scenes, mean (each "
+        f"seed), lower is better. Time, biome, both: share of pictures that show what was asked for. "
+        f"{setting['num']} pictures per row and seed, as many of every class; seeds {setting['seeds']}; {sampler}. "
+        f"{setting['hardware']}; torch {setting['torch']}, {setting['dtype']}, batch {setting['batch']}."
+    )
+
+
+def chart(lines: Sequence[Line]) -> Image.Image:
+    """Distance against operations: the vanilla line, the shortcut points, the references as dashed levels."""
+    sampled = [line for line in lines if line.num_steps]
+    if not sampled:
+        raise ValueError("a chart needs at least one sampled row, got references only. Add a row such as vanilla-8.")
+    plot = _Plot(
+        max(line.operations for line in sampled) / 1e9, max(max(line.distances) for line in lines)
+    )
+    plot.axes("operations per image (GFLOP)", "Frechet distance (lower is better)")
+    for line in lines:
+        if not line.num_steps:
+            plot.level(line.distance, TITLES[line.kind])
+    vanilla = sorted((line for line in sampled if line.kind == "vanilla"), key=lambda line: line.operations)
+    plot.polyline([(line.operations / 1e9, line.distance) for line in vanilla], COLOURS["vanilla"])
+    for line in sampled:
+        label = str(line.num_steps) if line.kind == "vanilla" else f"{line.num_steps}/{line.num_full}"
+        # Vanilla's curve falls to the right: above it is free for its own labels, below it for the others'.
+        below = line.kind != "vanilla"
+        plot.point(line.operations / 1e9, line.distances, label, COLOURS[line.kind], below=below)
+    kinds = dict.fromkeys(line.kind for line in sampled)
+    names = {"vanilla": "vanilla: steps", "shortcut": "shortcut: steps/full", "reuse": "reused: steps/full"}
+    plot.legend([(names[kind], COLOURS[kind]) for kind in kinds])
+    return plot.image.reduce(SCALE)
+
+
+class _Plot:
+    """A supersampled picture with two linear axes that start at 0. Coordinates are in units of the axes."""
+
+    def __init__(self, x_max: float, y_max: float):
+        self.x_ticks, self.y_ticks = ticks(x_max), ticks(y_max)
+        self.image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), PAPER)
+        self.pen = ImageDraw.Draw(self.image)
+
+    def at(self, x: float, y: float) -> Point:
+        """Place of a point in pixels of the final picture."""
+        across, up = x / self.x_ticks[-1], y / self.y_ticks[-1]
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+
+    def axes(self, x_title: str, y_title: str) -> None:
+        for y in self.y_ticks:
+            start, end = self.at(0, y), self.at(self.x_ticks[-1], y)
+            self.stroke([start, end], GRID, 1)
+            self.text((start[0] - 10, start[1]), f"{y:g}", FAINT, "rm")
+        for x in self.x_ticks:
+            place = self.at(x, 0)
+            self.text((place[0], place[1] + 10), f"{x:g}", FAINT, "mt")
+        self.stroke([self.at(0, 0), self.at(self.x_ticks[-1], 0)], FAINT, 1.5)
+        self.text((LEFT + (WIDTH - LEFT - RIGHT) / 2, HEIGHT - 16), x_title, INK, "ms", 15)
+        self.text((20, 28), y_title, INK, "ls", 15)
+
+    def level(self, y: float, label: str) -> None:
+        (left, height), (right, _) = self.at(0, y), self.at(self.x_ticks[-1], y)
+        for start in range(int(left), int(right), 10):
+            self.stroke([(start, height), (min(start + 5, right), height)], FAINT, 1)
+        self.text((right, height - 5), label, FAINT, "rb", 12)
+
+    def polyline(self, points: Sequence[Point], colour: Colour) -> None:
+        self.stroke([self.at(*point) for point in points], colour, 2.5)
+
+    def point(self, x: float, ys: Sequence[float], label: str, colour: Colour, *, below: bool) -> None:
+        """A dot at the mean of `ys`, with a bar from the least to the greatest of them; its label `below` or above."""
+        (across, low), (_, high) = self.at(x, min(ys)), self.at(x, max(ys))
+        _, middle = self.at(x, sum(ys) / len(ys))
+        self.stroke([(across, low), (across, high)], colour, 2)
+        for radius, fill in ((7, PAPER), (5.5, colour)):
+            box = [(v + d) * SCALE for d in (-radius, radius) for v in (across, middle)]
+            self.pen.ellipse(box, fill=fill)
+        self.text((across + 8, middle + (6 if below else -6)), label, colour, "lt" if below else "lb", 14)
+
+    def legend(self, entries: Iterable[tuple[str, Colour]]) -> None:
+        right = WIDTH - RIGHT
+        for row, (name, colour) in enumerate(entries):
+            height = 24 + 22 * row
+            self.text((right, height), name, colour, "rm", 15)
+
+    def stroke(self, points: Sequence[Point], colour: Colour, width: float) -> None:
+        flat = [(x * SCALE, y * SCALE) for x, y in points]
+        self.pen.line(flat, fill=colour, width=round(width * SCALE), joint="curve")
+
+    def text(self, place: Point, text: str, colour: Colour, anchor: str, size: int = 13) -> None:
+        font = ImageFont.load_default(size=size * SCALE)
+        self.pen.text((place[0] * SCALE, place[1] * SCALE), text, fill=colour, font=font, anchor=anchor)
+
+
+def ticks(top: float) -> list[float]:
+    """Round values from 0 to just above `top`, at most 8 of them."""
+    if not math.isfinite(top) or top <= 0:
+        raise ValueError(f"an axis must end above 0, got {top}.")
+    magnitude = 10 ** math.floor(math.log10(top))
+    step = next(s * magnitude for s in (0.1, 0.2, 0.5, 1, 2, 5) if top / (s * magnitude) <= 6.9)
+    return [round(i * step, 10) for i in range(math.floor(top / step) + 2)]

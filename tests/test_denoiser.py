@@ -1,0 +1,121 @@
+"""Guidance, and where the features of a step come from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from fakes import (
+    UNGUIDED,
+    L,
+    V,
+    Watcher,
+    classes,
+    run,
+    tiny_run,
+    varied,
+)
+from golden_sets import tiny_maskgit
+from shortcut_pack.shortcut.predictors.reuse import Reuse
+from shortcut_pack.shortcut.schedule import Settings, plan
+
+# --- guidance ---
+
+
+def test_guidance_moves_the_logits_away_from_every_other_branch():
+    model = varied(3, L, V)
+    conditions = [torch.tensor([0]), torch.tensor([1]), torch.tensor([2])]
+    settings = Settings(num_steps=1, guidance=(2.0, 0.5), guidance_ramp=False)
+    _, traces = run(model, conditions, settings, num_tokens=L)
+    cond, first, second = model.table_CLV
+    expected_LV = cond + 2.0 * (cond - first) + 0.5 * (cond - second)
+    torch.testing.assert_close(traces[0].denoised.logits_BNV[0], expected_LV)
+
+
+def test_guidance_of_weight_zero_costs_no_logits_and_changes_nothing():
+    settings = Settings(num_steps=4, guidance=(0.0,))
+    model = varied(2, L, V)
+    guided, traces = run(model, [torch.tensor([0]), torch.tensor([1])], settings, num_tokens=L)
+    assert model.num_logits == len(traces) == 4
+    alone = varied(2, L, V)
+    unguided, _ = run(alone, [torch.tensor([0])], Settings(num_steps=4, **UNGUIDED), num_tokens=L)
+    assert torch.equal(guided, unguided)
+
+
+def test_guidance_weights_must_match_the_branches():
+    with pytest.raises(ValueError):
+        run(varied(2, L, V), [torch.tensor([0])], Settings(num_steps=2), num_tokens=L)
+
+
+# --- full steps and predictors ---
+
+
+@pytest.mark.parametrize("guidance", [(), (0.0,), (2.8,)])
+def test_all_full_with_a_head_is_bit_identical_to_vanilla(guidance):
+    settings = Settings(num_steps=8, full_steps=8, guidance=guidance)
+    with_head, traces = tiny_run((1, 2), settings)
+    vanilla, expected = tiny_run((1, 2), settings, use_head=False)
+    assert torch.equal(with_head, vanilla)
+    for trace, other in zip(traces, expected, strict=True):
+        assert torch.equal(trace.denoised.logits_BNV, other.denoised.logits_BNV)
+        assert trace.denoised.was_full
+
+
+def test_without_a_predictor_every_step_is_full_whatever_the_plan_says():
+    settings = Settings(num_steps=8, full_steps=2)
+    made, traces = tiny_run((1, 2), settings, use_head=False)
+    vanilla, _ = tiny_run((1, 2), Settings(num_steps=8), use_head=False)
+    assert all(t.denoised.was_full for t in traces)
+    assert torch.equal(made, vanilla)
+
+
+@pytest.mark.parametrize("guidance", [(), (0.0,), (2.8,)])
+@pytest.mark.parametrize("full_steps", [1, 3, (0, 1, 5)])
+def test_full_steps_are_those_planned(full_steps, guidance):
+    made, traces = tiny_run((1, 2), Settings(num_steps=8, full_steps=full_steps, guidance=guidance))
+    expected = {1: [0], 3: [0, 3, 5]}.get(full_steps, [0, 1, 5])
+    assert [t.step.index for t in traces if t.denoised.was_full] == expected
+    assert made.min() >= 0
+    assert made.max() < V
+    assert all(t.denoised.logits_BNV.isfinite().all() for t in traces)
+
+
+def test_a_predictor_sees_full_passes_and_is_asked_for_the_rest_with_what_was_just_revealed():
+    model, watcher = varied(1, L, V), Watcher(Reuse())
+    settings = Settings(num_steps=6, full_steps=(0, 3), **UNGUIDED)
+    _, traces = run(model, [torch.tensor([0])], settings, num_tokens=L, predictor=watcher)
+    assert watcher.observed == [0, 3]
+    assert [index for index, _ in watcher.asked] == [1, 2, 4, 5]
+    for index, revealed in watcher.asked:
+        assert revealed is traces[index - 1].revealed
+    assert model.num_passes == 2
+
+
+def test_reuse_keeps_the_features_of_the_last_full_pass():
+    model, _ = tiny_maskgit()
+    settings = Settings(num_steps=6, full_steps=(0, 3))
+    _, traces = run(model, classes(1, 2), settings, num_tokens=L, predictor=Reuse())
+    for index, source in ((1, 0), (2, 0), (4, 3), (5, 3)):
+        for kept, full in zip(
+            traces[index].denoised.features, traces[source].denoised.features, strict=True
+        ):
+            assert torch.equal(kept, full)
+    assert not torch.equal(traces[3].denoised.features[0], traces[0].denoised.features[0])
+
+
+def test_a_predictor_that_declines_gets_a_full_step_and_the_trace_says_so():
+    watcher = Watcher()
+    model, _ = tiny_maskgit()
+    settings = Settings(num_steps=6, full_steps=2)
+    made, traces = run(model, classes(1, 2), settings, num_tokens=L, predictor=watcher)
+    assert [t.step.is_full for t in traces] == [True, False, False, True, False, False]
+    assert all(t.denoised.was_full for t in traces)
+    assert watcher.observed == list(range(6))
+    assert torch.equal(made, tiny_run((1, 2), Settings(num_steps=6), use_head=False)[0])
+
+
+def test_a_plan_that_does_not_begin_full_begins_full_all_the_same():
+    steps = [replace(s, is_full=False) for s in plan(Settings(num_steps=3, **UNGUIDED), L, L)]
+    _, traces = run(varied(1, L, V), [torch.tensor([0])], steps, num_tokens=L, predictor=Reuse())
+    assert [t.denoised.was_full for t in traces] == [True, False, False]

@@ -1,0 +1,242 @@
+"""Training of shortcut heads, on a tiny random model: it learns, and it is the same again."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from shortcut_pack.shortcut.heads.maskgit import Config as HeadConfig
+from shortcut_pack.shortcut.models.maskgit import Config, MaskGIT
+from shortcut_pack.shortcut.predictors.reuse import Reuse
+from shortcut_pack.shortcut.schedule import Settings
+from shortcut_pack.shortcut.train.fit import Recipe
+from shortcut_pack.shortcut.train.head import (
+    Replay,
+    Teaching,
+    class_conditions,
+    evaluate,
+    held_out_runs,
+    initialised,
+    teacher_run,
+    train_head,
+)
+from shortcut_pack.shortcut.train.loss import Objective, window, window_loss
+from shortcut_pack.shortcut.train.record import Trajectories, generation_order
+from torch import nn
+
+NUM_CLASSES, NUM_TOKENS = 4, 16
+HEAD = HeadConfig(model_width=32, width=16, num_blocks=1, num_heads=2, has_time=True)
+DRAW = class_conditions(NUM_CLASSES)
+RECIPE = Recipe(iterations=60, seed=3, lr=5e-3, warmup=5, ema=0.9, checkpoint_every=20)
+TEACHING = Teaching(
+    runs=(Settings(num_steps=6), Settings(num_steps=8)),
+    images_per_run=8,
+    runs_kept=3,
+    iterations_per_run=15,
+    windows_per_batch=2,
+    images_per_window=8,
+    max_chain=3,
+)
+
+
+@cache
+def teacher() -> MaskGIT:
+    """A random model whose logits spread about as those of a trained one."""
+    sizes = Config(
+        grid=4, width=32, depth=2, num_heads=2, mlp_width=64, num_codes=12, num_classes=NUM_CLASSES
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return MaskGIT(sizes).requires_grad_(False).eval()
+
+
+def train(
+    recipe: Recipe = RECIPE,
+    teaching: Teaching = TEACHING,
+    objective: Objective = Objective(),  # noqa: B008 - frozen
+    **options,
+) -> nn.Module:
+    head = initialised(HEAD, recipe.seed)
+    return train_head(
+        teacher(), head, DRAW, recipe, teaching, objective, num_tokens=NUM_TOKENS, **options
+    )
+
+
+def held_out() -> list[Trajectories]:
+    return held_out_runs(teacher(), DRAW, RECIPE, TEACHING, num_tokens=NUM_TOKENS)
+
+
+def is_same(a: nn.Module, b: nn.Module) -> bool:
+    theirs = b.state_dict()
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in a.state_dict().items())
+
+
+@pytest.mark.parametrize("objective", [Objective(), Objective(guided_kl=1.0), Objective(kl=1.0)])
+def test_a_trained_head_is_nearer_to_the_teacher_than_its_last_features(objective):
+    head = train(objective=objective)
+    for run in held_out():
+        for row in evaluate(head, teacher(), run, 3):
+            assert row["error"] < 0.7
+            assert row["kl"] < 0.7 * row["kl_reuse"]
+
+
+def test_an_untrained_head_is_reuse():
+    for has_time in (True, False):
+        for width in (16, 32):
+            head = initialised(replace(HEAD, width=width, has_time=has_time), 0)
+            for row in evaluate(head, teacher(), held_out()[0], 2):
+                assert row["error"] == 1
+                assert row["kl"] == row["kl_reuse"]
+
+
+def test_the_loss_falls_and_is_logged():
+    logs = []
+    train(replace(RECIPE, iterations=150), on_log=logs.append)
+    assert [log["iteration"] for log in logs] == [50, 100, 150]
+    assert logs[-1]["loss"] < 0.8 * logs[0]["loss"]
+    assert logs[-1]["mse"] < logs[-1]["reuse"]
+
+
+def test_the_same_seed_gives_the_same_head_and_another_seed_another():
+    recipe = replace(RECIPE, iterations=20)
+    first, again, other = train(recipe), train(recipe), train(replace(recipe, seed=4))
+    assert is_same(first, again)
+    assert not is_same(first, other)
+
+
+class Killed(Exception):
+    """The process ended here."""
+
+
+def test_a_killed_and_resumed_training_gives_the_same_head(tmp_path):
+    whole = train()
+    file = tmp_path / "head.ckpt"
+
+    def kill(figures):
+        if figures["iteration"] == 50:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(checkpoint=file, on_log=kill)
+    # The last checkpoint is of iteration 40, in the middle of a teacher run's time.
+    assert is_same(train(checkpoint=file), whole)
+
+
+def test_another_recipe_does_not_resume(tmp_path):
+    file = tmp_path / "head.ckpt"
+    train(replace(RECIPE, iterations=2), checkpoint=file)
+    with pytest.raises(ValueError, match="another recipe"):
+        train(replace(RECIPE, iterations=3), checkpoint=file)
+
+
+def test_training_only_reads_the_model():
+    before = copy.deepcopy(teacher())
+    train(replace(RECIPE, iterations=5))
+    assert is_same(before, teacher())
+
+
+def test_the_replay_keeps_the_newest_runs_and_makes_each_once():
+    made = []
+
+    def make_run(number: int) -> int:
+        made.append(number)
+        return number
+
+    replay = Replay(make_run, TEACHING)
+    for iteration in range(46):
+        replay.advance(iteration)
+    assert made == [0, 1, 2, 3, 4, 5]
+    assert list(replay.runs) == [3, 4, 5]
+    resumed = Replay(lambda number: number, TEACHING)
+    resumed.advance(45)
+    assert resumed.runs == replay.runs
+
+
+def test_windows_spread_over_the_run_and_stay_inside():
+    teaching = replace(TEACHING, runs=(Settings(num_steps=8),), windows_per_batch=7)
+    replay = Replay(lambda n: run(teaching, n), teaching)
+    replay.advance(0)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        parts = replay.draw(generator)
+        assert [part.steps[0].index for part in parts] == [1, 2, 3, 4, 5, 6, 7]
+        assert all(1 <= len(part.steps) <= 3 for part in parts)
+        assert all(part.steps[-1].index <= 7 for part in parts)
+
+
+def run(teaching: Teaching = TEACHING, number: int = 0) -> Trajectories:
+    return teacher_run(teacher(), DRAW, RECIPE, teaching, (1, number), num_tokens=NUM_TOKENS)
+
+
+def test_a_record_says_what_the_run_did():
+    recorded = run()
+    order_BL = generation_order(recorded)
+    assert recorded.num_images == 8
+    for t, step in enumerate(recorded.steps):
+        assert step.index == t
+        assert (order_BL == t).sum(1).tolist() == [step.num_revealed] * 8
+        assert torch.equal(recorded.masked_index[t], (order_BL > t).nonzero()[:, 1].view(8, -1))
+        # The features are those of the codes that stood before the step.
+        features = teacher().features(recorded.codes_BL, order_BL >= t, recorded.conditions)
+        for kept, expected in zip(recorded.features[t], features, strict=True):
+            assert kept.dtype == torch.float16
+            torch.testing.assert_close(kept.float(), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_a_window_has_the_steps_after_its_start_and_only_these():
+    recorded = run()
+    part = window(recorded, 1, 2, torch.tensor([5, 2]))
+    assert [step.index for step in part.steps] == [2, 3]
+    for i, t in enumerate((2, 3)):
+        assert torch.equal(part.revealed[i].codes_BK, recorded.revealed[t - 1].codes_BK[[5, 2]])
+        assert part.masked_index[i].shape == (2, part.steps[i].num_masked)
+        assert torch.equal(part.targets[i][1], recorded.features[t][1][[5, 2]].float())
+    last = len(recorded.steps) - 1
+    for start, length in ((-1, 1), (0, 0), (last, 1), (last - 1, 2)):
+        with pytest.raises(ValueError, match="does not fit"):
+            window(recorded, start, length)
+
+
+def test_a_chain_feeds_the_head_its_own_features():
+    """An error of the first step of a window is carried to the next."""
+    recorded = run()
+
+    class Adds(nn.Module):
+        def next_features(self, model, features, conditions, revealed, mask_ratio):
+            return tuple(f + 1 for f in features)
+
+    part = window(recorded, 0, 3)
+    part = replace(part, targets=[part.features] * 3)
+    loss, parts = window_loss(Adds(), teacher(), part, Objective(mse=2.0))
+    assert parts["mse"].item() == pytest.approx((1 + 4 + 9) / 3)
+    assert loss.item() == pytest.approx(2 * parts["mse"].item())
+
+
+def test_the_head_serves_runs_with_few_full_steps():
+    """At use: its codes agree more often with the teacher's than those of the last features do."""
+    from shortcut_pack.shortcut.pipeline import generate
+    from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
+
+    head = train(objective=Objective(guided_kl=1.0))
+    classes = torch.arange(64) % NUM_CLASSES
+    conditions = (classes, torch.full_like(classes, NUM_CLASSES))
+
+    def codes(full_steps, predictor):
+        settings = Settings(num_steps=8, full_steps=full_steps)
+        return generate(
+            teacher(),
+            conditions,
+            settings,
+            seed=1,
+            image_indices=range(64),
+            num_tokens=NUM_TOKENS,
+            predictor=predictor,
+        ).codes_BL
+
+    wanted = codes(None, None)
+    by_head = codes(3, lambda model, c: ShortcutPredictor(head, model, c))
+    by_reuse = codes(3, lambda model, c: Reuse())
+    assert (by_head == wanted).float().mean() > (by_reuse == wanted).float().mean() + 0.05
