@@ -90,7 +90,7 @@ class LoadMIGM(io.ComfyNode):
                 f"{checkpoint.config.num_codes}. Choose the VQ model that it was trained with in vq_name."
             )
         vae = CodeVAE(vq)
-        latent_format = CodeIds(vq.config.downscale, code_colours(vae.first_stage_model.vq))
+        latent_format = CodeIds(vq.config.downscale, code_colours(vae.codebook_VC, vae.decode_codes))
         return io.NodeOutput(build_model(checkpoint, weight_dtype, latent_format), vae)
 
 

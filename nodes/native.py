@@ -170,6 +170,11 @@ class CodeVAE(comfy.sd.VAE):
             self.first_stage_model, self.device, offload_device
         )
         network.load_state_dict(dict(checkpoint.tensors), assign=self.patcher.is_dynamic())
+        self.codebook_VC = checkpoint.tensors["quantize.embedding.weight"]
+
+    def decode_codes(self, codes_Bhw: Tensor) -> Tensor:
+        """RGB pixels (B, 3, Y, X) in [-1, 1] of code ids."""
+        return self.decode(codes_Bhw.unsqueeze(1).float()).movedim(-1, 1) * 2 - 1
 
     def vae_output_dtype(self) -> torch.dtype:
         return torch.float32

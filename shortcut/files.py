@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 # First bytes of what people save under a checkpoint's name by mistake.
 IMPOSTORS = {
-    b"version https://git-lfs": "a Git LFS pointer, not the file. Use `git lfs pull` or download it",
+    b"version https://git-lfs": "a Git LFS pointer. Run `git lfs pull`, or download the file",
     b"<": "a web page, not a checkpoint. Open its link in a browser and download the file itself",
     b"\xff\xd8\xff": "a JPEG picture. Choose a checkpoint",
     b"\x89PNG": "a PNG picture. Choose a checkpoint",

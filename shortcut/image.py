@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .noise import seeded
+
 MASKED_COLOUR = (128, 128, 128)
+CONTRAST = 0.4  # standard deviation of the colours of codes, about that of pictures
 
 
 def to_pictures(pixels_BCYX: Tensor) -> list[Image.Image]:
@@ -31,17 +35,28 @@ def to_pixels(picture: Image.Image) -> Tensor:
 
 
 @torch.no_grad()
-def code_colours(vq: Any, batch_size: int = 256) -> Tensor:
-    """Mean colour (V, 3) in [-1, 1] of each code, from decoding 3x3 grids of that one code on the CPU or vq's device."""
-    num_codes = vq.config.num_codes
-    device = next(vq.parameters()).device
-    colours = []
-    for start in range(0, num_codes, batch_size):
-        ids_B = torch.arange(start, min(start + batch_size, num_codes), device=device)
-        pixels_BCYX = vq.decode(ids_B[:, None, None].expand(-1, 3, 3)).float()
-        size = pixels_BCYX.shape[-1] // 3
-        colours.append(pixels_BCYX[..., size:-size, size:-size].mean((-1, -2)).clamp(-1, 1))
-    return torch.cat(colours).cpu()
+def code_colours(codebook_VC: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
+    """About the mean colour (V, 3) of each code in [-1, 1], on the CPU.
+
+    A code alone, or a field of one code, decodes to no colour that it has in pictures. What random
+    pictures show is regressed on the codebook vectors instead; then each channel is given the middle
+    and the contrast of usual pictures, which random ones lack.
+
+    Args:
+        decode: codes (B, h, w) -> RGB pixels (B, 3, Y, X) around [-1, 1].
+    """
+    codebook_VC = codebook_VC.cpu().float()
+    num_codes, width = codebook_VC.shape
+    codes_Bhw = torch.randint(num_codes, (4 + width // 64, 16, 16), generator=seeded(0))
+    pixels_BCYX = decode(codes_Bhw).cpu().float()
+    colours_M3 = F.adaptive_avg_pool2d(pixels_BCYX, 16).movedim(1, -1).reshape(-1, 3)
+    centred_VC = codebook_VC - codebook_VC.mean(0)
+    vectors_MC = centred_VC[codes_Bhw.flatten()]
+    gram_CC = vectors_MC.T @ vectors_MC
+    ridge_CC = 0.01 * gram_CC.diagonal().mean() * torch.eye(width)
+    slopes_C3 = torch.linalg.solve(gram_CC + ridge_CC, vectors_MC.T @ (colours_M3 - colours_M3.mean(0)))
+    found_V3 = centred_VC @ slopes_C3
+    return (found_V3 * (CONTRAST / found_V3.std(0).clamp(min=1e-6))).clamp(-1, 1)
 
 
 def preview(codes_hw: Tensor, is_masked_hw: Tensor, colours_V3: Tensor) -> Image.Image:

@@ -1,11 +1,12 @@
 """How many floating point operations a run takes, counted without running it.
 
-The networks are rebuilt on torch's meta device and every step of the plan goes through the same `Denoiser` as in a run,
-so the real weights are neither touched nor needed. Counted are matrix products, convolutions and attention, two
-operations for each multiply-add; elementwise work, norms and softmax are left out.
+The networks are rebuilt on torch's meta device and every step of the plan goes through the same
+`Denoiser` as in a run, so the real weights are neither touched nor needed. Counted are matrix
+products, convolutions and attention, two operations for each multiply-add; elementwise work, norms
+and softmax are left out.
 
-Source: torch.utils.flop_counter. It does not see the CPU's fused attention; on the meta device attention falls apart
-into matrix products, which it counts.
+Source: torch.utils.flop_counter. It does not see the CPU's fused attention; on the meta device
+attention falls apart into matrix products, which it counts.
 
     B  images    L  image tokens    N  tokens still masked    K  tokens revealed by the step before
 """
@@ -43,7 +44,7 @@ class Operations:
 
 
 def run_operations(model: Any, head: Any | None, settings: Settings, num_images: int = 1) -> int:
-    """Operations of making `num_images` images from nothing. Arguments as for `operations_by_part`."""
+    """Operations of making `num_images` images; arguments as for `operations_by_part`."""
     return operations_by_part(model, head, settings, num_images).total
 
 
@@ -60,7 +61,7 @@ def operations_by_part(
     Args:
         model: a class-conditional network; only its type and `config` are looked at.
         head: its shortcut head, likewise, or None.
-        predictor: what answers steps that are not full where there is no head; None = they are full passes.
+        predictor: answers the other steps where there is no head; None = all are full passes.
 
     Raises:
         ValueError: a setting is out of range.
@@ -91,7 +92,9 @@ class _FullPasses:
     def __init__(self, model: Any, features: Features):
         self.logits, self.known, self.count = model.logits, features, 0
 
-    def features(self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Any]) -> Features:
+    def features(
+        self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Any]
+    ) -> Features:
         self.count += 1
         return self.known
 

@@ -1,9 +1,9 @@
 """Tiny checkpoints with random weights, in our form and in the published layouts.
 
-    model(), vq(), head()   -> Checkpoint. They fit each other: 4x4 codes of 16, 3 classes, width 32.
-    published(checkpoint)   -> the dict that the published file of that format holds.
-    write(path, checkpoint) -> path, written as one of our files or, by suffix, as a published one.
-    MODEL_SIZES, HEAD_SIZES -> what a published file of these sizes does not say: load(path, **MODEL_SIZES)
+    model(), vq(), head()   -> Checkpoint; they fit each other: 4x4 codes of 16, 3 classes, width 32
+    published(checkpoint)   -> the dict that the published file of that format holds
+    write(path, checkpoint) -> path, written as one of our files or, by suffix, as a published one
+    MODEL_SIZES, HEAD_SIZES -> what the published files do not say, for load(path, **MODEL_SIZES)
 
 Weights depend on `seed` alone; the global random state is not touched.
 """

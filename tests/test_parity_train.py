@@ -31,7 +31,9 @@ from shortcut_pack.shortcut.train.loss import (
 from shortcut_pack.shortcut.train.record import Recorder, published_records
 from torch import Tensor, nn
 
-TRAINER_TOKENS = 1024  # the original trainer's mask ratios are those of this many, whatever the grid
+TRAINER_TOKENS = (
+    1024  # the original trainer's mask ratios are those of this many, whatever the grid
+)
 SETS = ("mse", "kl", "real_grid", "rollout2")
 
 
@@ -99,9 +101,7 @@ def records_of(recorder: Recorder) -> dict[str, dict[str, Tensor]]:
     """What the original would have stored; its token of no class is the last of the vocabulary."""
     golden = load("maskgit_makedata")
     sizes = golden.info["config"]["vit"]
-    return published_records(
-        recorder.trajectories(), sizes["codebook_size"] + 1 + sizes["nclass"]
-    )
+    return published_records(recorder.trajectories(), sizes["codebook_size"] + 1 + sizes["nclass"])
 
 
 def test_a_recorded_run_has_the_published_fields():
@@ -158,9 +158,7 @@ class Case:
     def objective(self) -> Objective:
         """The original's, with the weights of the set."""
         args = self.golden.args
-        return Objective(
-            mse=args["mse_weight"], kl=args["kl_weight"], kl_temperature=args["T"]
-        )
+        return Objective(mse=args["mse_weight"], kl=args["kl_weight"], kl_temperature=args["T"])
 
     def window(self, number: int) -> Window:
         """Batch `number` as a window; of as many steps as the set rolls out."""
@@ -338,7 +336,9 @@ class Trainer:
     def norm(self, ours: dict[str, Any]) -> Tensor:
         """Norm of each published tensor, in the set's order."""
         published = publish(FORMAT.table, {name: t.detach() for name, t in ours.items()})
-        return torch.stack([published[name].norm() for name in self.case.golden.args["param_names"]])
+        return torch.stack(
+            [published[name].norm() for name in self.case.golden.args["param_names"]]
+        )
 
     def check(self) -> None:
         """Compares all norms."""

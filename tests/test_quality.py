@@ -13,17 +13,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shortcut_pack.shortcut import weights
-from shortcut_pack.shortcut.demo import classifier, quality
+from shortcut_pack.shortcut.demo import classifier, quality, quality_measure
 from shortcut_pack.shortcut.demo.frechet import Gaussian, frechet_distance
-from shortcut_pack.shortcut.demo.quality import Kit, Row
+from shortcut_pack.shortcut.demo.quality_measure import Kit, Row, measure
 from shortcut_pack.shortcut.demo.quality_report import WIDTH, Line, chart, markdown, ticks
 from shortcut_pack.shortcut.demo.scenes import ATTRIBUTE_SIZES
-from shortcut_pack.shortcut.heads import maskgit as maskgit_head
-from shortcut_pack.shortcut.models import maskgit
-from shortcut_pack.shortcut.operations import operations_by_part, run_operations
-from shortcut_pack.shortcut.predictors.reuse import Reuse
-from shortcut_pack.shortcut.schedule import Settings, plan
+from shortcut_pack.shortcut.schedule import Settings
 
 MODEL_CONFIG = replace(builders.MODEL_CONFIG, num_classes=16)
 
@@ -64,69 +59,6 @@ def test_features_that_are_not_finite_are_refused():
         Gaussian.of(np.array([[0.0, 1.0], [np.nan, 0.0]]))
 
 
-# Operations
-
-
-def pass_by_hand(config: maskgit.Config, sequences: int) -> int:
-    """Multiply-adds of a full pass, from the sizes: projections, feed-forward, two attention products."""
-    length, width = config.num_tokens + 1, config.width
-    block = 4 * width**2 + 2 * width * config.mlp_width + 2 * length * width
-    return sequences * length * (2 * width**2 + config.depth * block + width**2)
-
-
-def head_by_hand(config: maskgit_head.Config, length: int, num_new: int, sequences: int) -> int:
-    width = config.width
-    kept = length * (2 * width**2 + 16 * width**2 + 4 * width**2 + 2 * width * (num_new + length))
-    block = kept + num_new * 2 * width**2
-    around = 2 * length * config.model_width * width + num_new * config.model_width * width
-    middle = round((256 * width) ** 0.5)
-    time = 256 * middle + middle * width + width * 2 * width
-    return sequences * (config.num_blocks * block + around + length * width**2 + time)
-
-
-def logits_by_hand(config: maskgit.Config, settings: Settings, images: int) -> int:
-    steps = plan(settings, config.num_tokens, config.num_tokens)
-    rows = sum(step.num_masked * (1 + sum(g != 0 for g in step.guidance)) for step in steps)
-    return images * rows * config.width * config.num_codes
-
-
-def test_operations_of_a_vanilla_run_are_two_per_multiply_add():
-    model, settings = weights.build(builders.model(MODEL_CONFIG)), Settings(num_steps=5)
-    found = operations_by_part(model, None, settings, num_images=3)
-    assert found.full == 2 * 5 * pass_by_hand(MODEL_CONFIG, sequences=6)
-    assert found.logits == 2 * logits_by_hand(MODEL_CONFIG, settings, images=3)
-    assert found.head == 0
-    assert run_operations(model, None, settings, 3) == found.full + found.logits
-
-
-def test_operations_of_a_shortcut_run_depend_on_the_tokens_that_each_step_reveals():
-    model, head = weights.build(builders.model(MODEL_CONFIG)), weights.build(builders.head())
-    settings = Settings(num_steps=5, full_steps=2)
-    steps = plan(settings, MODEL_CONFIG.num_tokens, MODEL_CONFIG.num_tokens)
-    found = operations_by_part(model, head, settings)
-    by_head = sum(
-        head_by_hand(builders.HEAD_CONFIG, MODEL_CONFIG.num_tokens + 1, before.num_revealed, 2)
-        for before, step in zip(steps, steps[1:], strict=False)
-        if not step.is_full
-    )
-    assert found.full == 2 * 2 * pass_by_hand(MODEL_CONFIG, sequences=2)
-    assert found.head == 2 * by_head
-    assert found.logits == 2 * logits_by_hand(MODEL_CONFIG, settings, images=1)
-
-
-def test_operations_without_guidance_are_those_of_one_branch():
-    settings = Settings(num_steps=4, guidance=())
-    found = operations_by_part(weights.build(builders.model(MODEL_CONFIG)), None, settings)
-    assert found.full == 2 * 4 * pass_by_hand(MODEL_CONFIG, sequences=1)
-
-
-def test_reused_features_cost_nothing():
-    model, settings = weights.build(builders.model(MODEL_CONFIG)), Settings(num_steps=5, full_steps=2)
-    found = operations_by_part(model, None, settings, predictor=lambda model, conditions: Reuse())
-    assert found.full == 2 * 2 * pass_by_hand(MODEL_CONFIG, sequences=2)
-    assert found.head == 0
-
-
 # Judge
 
 
@@ -160,11 +92,12 @@ def test_augmentation_moves_a_picture_by_two_pixels_at_most():
     assert moved.unique().tolist() == [-2, -1, 0, 1, 2]
 
 
-def test_a_judge_learns_to_read_scenes(tmp_path):
+def test_a_judge_learns_to_read_scenes(tmp_path, monkeypatch):
     (tmp_path / "train").mkdir()
     pixels, labels = quality_scenes(16)
     np.save(tmp_path / "train" / "pixels.npy", pixels)
     np.save(tmp_path / "train" / "labels.npy", labels)
+    monkeypatch.setattr(classifier, "BATCH_SIZE", 16)
     recipe = replace(classifier.RECIPE, iterations=12, warmup=2, ema=0.5)
     judge = classifier.train(tmp_path, recipe, widths=(8, 8, 16, 16))
     batch = classifier.to_network(torch.from_numpy(pixels)), torch.from_numpy(labels)
@@ -185,7 +118,9 @@ def test_a_row_is_known_by_its_name(name):
     assert Row.parse(name).name == name
 
 
-@pytest.mark.parametrize("name", ["", "vanila-8", "vanilla", "vanilla-8-8", "shortcut-32", "shortcut-a-8", "real-1"])
+@pytest.mark.parametrize(
+    "name", ["", "vanila-8", "vanilla", "vanilla-8-8", "shortcut-32", "shortcut-a-8", "real-1"]
+)
 def test_a_row_that_does_not_exist_is_named(name):
     with pytest.raises(ValueError, match=f"no row '{name}'"):
         Row.parse(name)
@@ -224,7 +159,7 @@ def oracle_kit(shift: int = 0) -> Kit:
 @pytest.mark.parametrize(("shift", "time", "biome"), [(0, 1.0, 1.0), (4, 0.0, 1.0), (1, 0.75, 0.0)])
 def test_accuracy_is_the_share_of_samples_that_show_their_class(shift, time, biome):
     reference = Gaussian.of(np.random.default_rng(0).normal(size=(80, 64)))
-    found = quality.measure(Row.parse("vanilla-2"), 1, 32, oracle_kit(shift), reference)
+    found = measure(Row.parse("vanilla-2"), 1, 32, oracle_kit(shift), reference)
     assert (found["time"], found["biome"]) == (time, biome)
     assert found["both"] == (1.0 if shift == 0 else 0.0)
     assert found["seconds"] > 0
@@ -237,10 +172,10 @@ def test_real_scenes_are_compared_with_their_own_class(monkeypatch):
     def read_class(pixels_BCYX):
         return reader((pixels_BCYX + 1) * 127.5 / 4 / 32)
 
-    monkeypatch.setattr(quality, "draw", draw_class)
+    monkeypatch.setattr(quality_measure, "draw", draw_class)
     kit = replace(oracle_kit(), judge=read_class)
-    reference = Gaussian.of(quality.judge_scenes(kit, 5, 32)[0])
-    found = quality.measure(Row.parse("real"), 1, 32, kit, reference)
+    reference = Gaussian.of(quality_measure.judge_scenes(kit, 5, 32)[0])
+    found = measure(Row.parse("real"), 1, 32, kit, reference)
     assert found["both"] == 1.0
     assert found["distance"] < 1e-9
 
@@ -293,7 +228,7 @@ def test_the_command_prints_a_table_and_writes_figures_and_chart(files, tmp_path
 
 
 def test_an_interrupted_run_continues_where_it_stopped(files, monkeypatch, capsys):
-    options, measure, done = command(files), quality.measure, []
+    options, done = command(files), []
 
     def interrupted(row, seed, *rest):
         if len(done) == 5:
@@ -306,7 +241,11 @@ def test_an_interrupted_run_continues_where_it_stopped(files, monkeypatch, capsy
         options.run(options)
     with (files["work"] / "rows.jsonl").open("a") as file:
         file.write('{"setup": "cut')  # the machine went down while writing
-    monkeypatch.setattr(quality, "measure", lambda row, seed, *rest: done.append((row.name, seed)) or measure(row, seed, *rest))
+    monkeypatch.setattr(
+        quality,
+        "measure",
+        lambda row, seed, *rest: done.append((row.name, seed)) or measure(row, seed, *rest),
+    )
     assert options.run(options) == 0
     assert sorted(done) == sorted((name, seed) for name in ROWS for seed in (1, 2))
     first = capsys.readouterr().out
@@ -323,8 +262,10 @@ def test_figures_of_another_setup_are_not_taken_over(files, monkeypatch, capsys)
     options = command(files, "--rows", "real")
     options.run(options)
     classifier.save(files["judge"], classifier.initialised(1, (8, 8, 8, 16)), {})
-    seen, measure = [], quality.measure
-    monkeypatch.setattr(quality, "measure", lambda row, *rest: seen.append(row) or measure(row, *rest))
+    seen = []
+    monkeypatch.setattr(
+        quality, "measure", lambda row, *rest: seen.append(row) or measure(row, *rest)
+    )
     options.run(options)
     assert len(seen) == 2
 
@@ -332,10 +273,10 @@ def test_figures_of_another_setup_are_not_taken_over(files, monkeypatch, capsys)
 def test_the_same_seed_gives_the_same_figures_whatever_the_batch(files):
     kit = quality.load_kit(command(files))
     row = Row.parse("shortcut-4-2")
-    first, *_ = quality.judge_samples(kit, row, 1, 8)
-    again, *_ = quality.judge_samples(replace(kit, batch_size=8), row, 1, 8)
+    first, *_ = quality_measure.judge_samples(kit, row, 1, 8)
+    again, *_ = quality_measure.judge_samples(replace(kit, batch_size=8), row, 1, 8)
     np.testing.assert_allclose(first, again, atol=1e-4)
-    codes, other = (quality.sample_codes(kit, row, seed, range(8))[0] for seed in (1, 2))
+    codes, other = (quality_measure.sample_codes(kit, row, seed, range(8))[0] for seed in (1, 2))
     assert not torch.equal(codes, other)
 
 
@@ -361,12 +302,24 @@ def line(kind: str, **figures) -> Line:
 
 def test_a_cell_says_the_mean_and_each_seed():
     cells = line("vanilla", num_steps=8, num_full=8, operations=int(12.3e9), both=0.975).cells
-    assert cells == ("vanilla", "8", "8", "0.500", "12.30", "0.500 (0.400, 0.600)", "50.0%", "50.0%", "97.5%")
+    assert cells == (
+        "vanilla",
+        "8",
+        "8",
+        "0.500",
+        "12.30",
+        "0.500 (0.400, 0.600)",
+        "50.0%",
+        "50.0%",
+        "97.5%",
+    )
 
 
 def test_the_share_of_the_head_is_that_of_one_pass():
     shortcut = line("shortcut", num_steps=10, num_full=2, operations_full=200, operations_head=40)
-    setting = dict.fromkeys(("hardware", "torch", "dtype", "batch", "num", "num_reference", "seeds"), "x")
+    setting = dict.fromkeys(
+        ("hardware", "torch", "dtype", "batch", "num", "num_reference", "seeds"), "x"
+    )
     assert "takes 5.0% of" in markdown([shortcut], setting | {"sampler": {}})
 
 

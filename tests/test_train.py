@@ -10,6 +10,8 @@ import pytest
 import torch
 from shortcut_pack.shortcut.heads.maskgit import Config as HeadConfig
 from shortcut_pack.shortcut.models.maskgit import Config, MaskGIT
+from shortcut_pack.shortcut.pipeline import generate
+from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
 from shortcut_pack.shortcut.predictors.reuse import Reuse
 from shortcut_pack.shortcut.schedule import Settings
 from shortcut_pack.shortcut.train.fit import Recipe
@@ -44,13 +46,18 @@ TEACHING = Teaching(
 
 @cache
 def teacher() -> MaskGIT:
-    """A random model whose logits spread about as those of a trained one."""
+    """A random model made to listen to its tokens, as a trained one does."""
     sizes = Config(
         grid=4, width=32, depth=2, num_heads=2, mlp_width=64, num_codes=12, num_classes=NUM_CLASSES
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return MaskGIT(sizes).requires_grad_(False).eval()
+        model = MaskGIT(sizes).requires_grad_(False).eval()
+    model.position.weight.mul_(0.3)
+    for block in model.blocks:
+        block.attention.value.weight.mul_(4)
+        block.attention.out.weight.mul_(2)
+    return model
 
 
 def train(
@@ -94,14 +101,14 @@ def test_an_untrained_head_is_reuse():
 
 def test_the_loss_falls_and_is_logged():
     logs = []
-    train(replace(RECIPE, iterations=150), on_log=logs.append)
-    assert [log["iteration"] for log in logs] == [50, 100, 150]
+    train(replace(RECIPE, iterations=100), on_log=logs.append)
+    assert [log["iteration"] for log in logs] == [50, 100]
     assert logs[-1]["loss"] < 0.8 * logs[0]["loss"]
     assert logs[-1]["mse"] < logs[-1]["reuse"]
 
 
 def test_the_same_seed_gives_the_same_head_and_another_seed_another():
-    recipe = replace(RECIPE, iterations=20)
+    recipe = replace(RECIPE, iterations=10)
     first, again, other = train(recipe), train(recipe), train(replace(recipe, seed=4))
     assert is_same(first, again)
     assert not is_same(first, other)
@@ -216,10 +223,7 @@ def test_a_chain_feeds_the_head_its_own_features():
 
 
 def test_the_head_serves_runs_with_few_full_steps():
-    """At use: its codes agree more often with the teacher's than those of the last features do."""
-    from shortcut_pack.shortcut.pipeline import generate
-    from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
-
+    """At use, fewer codes differ from the teacher's than with the last features unchanged."""
     head = train(objective=Objective(guided_kl=1.0))
     classes = torch.arange(64) % NUM_CLASSES
     conditions = (classes, torch.full_like(classes, NUM_CLASSES))
@@ -239,4 +243,4 @@ def test_the_head_serves_runs_with_few_full_steps():
     wanted = codes(None, None)
     by_head = codes(3, lambda model, c: ShortcutPredictor(head, model, c))
     by_reuse = codes(3, lambda model, c: Reuse())
-    assert (by_head == wanted).float().mean() > (by_reuse == wanted).float().mean() + 0.05
+    assert (by_head != wanted).float().mean() < 0.75 * (by_reuse != wanted).float().mean()

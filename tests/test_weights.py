@@ -299,7 +299,7 @@ def test_a_published_head_is_verified_by_its_width_only() -> None:
 def test_a_head_of_other_weights() -> None:
     head = builders.head(model_fingerprint=builders.model().fingerprint)
     with pytest.raises(
-        ValueError, match="was trained for the model [0-9a-f]{16}, not [0-9a-f]{16}"
+        ValueError, match=r"was trained for the model [0-9a-f]{16}, not [0-9a-f]{16}"
     ):
         weights.check_head(head, builders.model(seed=5))
 
@@ -501,7 +501,7 @@ def test_a_plain_pickle_is_refused_too(tmp_path: Path) -> None:
     mark, path = tmp_path / "mark", tmp_path / "evil.pth"
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         path.write_bytes(pickle.dumps(Hostile(mark), protocol))
-        with pytest.raises(ValueError, match="evil.pth (was refused|is a damaged)"):
+        with pytest.raises(ValueError, match=r"evil.pth (was refused|is a damaged)"):
             weights.load(path)
     assert not mark.exists()
 
@@ -604,7 +604,7 @@ def test_a_folder_stands_for_the_one_file_in_it(tmp_path: Path) -> None:
         ValueError, match=r"holds 2 such files: head.safetensors, head2.safetensors"
     ):
         weights.load(tmp_path, "head")
-    with pytest.raises(FileNotFoundError, match="holds no MaskGIT shortcut head. Looked"):
+    with pytest.raises(FileNotFoundError, match=r"holds no MaskGIT shortcut head. Looked"):
         weights.load(tmp_path / "VQGAN", "head")
 
 

@@ -1,7 +1,7 @@
-"""The judge of the quality table: a small network that reads the attributes of a scene from its picture.
+"""The judge of the quality table: a small network that reads a scene's attributes off its picture.
 
-Its penultimate features are also the space in which distributions of pictures are compared, as the pool features of
-Inception are for photographs (Heusel et al. 2017, section 4.1).
+Its penultimate features are also the space in which distributions of pictures are compared, as the
+pool features of Inception are for photographs (Heusel et al. 2017, section 4.1).
 
     B  images    Y, X  pixel rows, columns    C  channels    D  features
 """
@@ -31,7 +31,9 @@ FORMAT = "shortcut scene judge"
 VERSION = "1"
 WIDTHS = (24, 48, 96, 128)
 NUM_FEATURES = 64
-RECIPE = Recipe(iterations=2500, lr=2e-3, warmup=100, weight_decay=0.02, ema=0.995, checkpoint_every=250)
+RECIPE = Recipe(
+    iterations=2500, lr=2e-3, warmup=100, weight_decay=0.02, ema=0.995, checkpoint_every=250
+)
 BATCH_SIZE = 64
 MAX_SHIFT = 2  # pixels
 MAX_NOISE = 0.06  # standard deviation, of pixels in [-1, 1]
@@ -50,7 +52,9 @@ class Judge(nn.Module):
         self.widths = tuple(widths)
         self.levels = nn.Sequential(*(Level(a, b) for a, b in pairwise((3, *widths))))
         self.features = nn.Linear(2 * widths[-1], NUM_FEATURES)
-        self.heads = nn.ModuleDict({name: nn.Linear(NUM_FEATURES, size) for name, size in ATTRIBUTE_SIZES.items()})
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(NUM_FEATURES, size) for name, size in ATTRIBUTE_SIZES.items()}
+        )
 
     def forward(self, pixels_BCYX: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Features (B, 64) and the logits (B, size) of each attribute, of RGB pixels in [-1, 1]."""
@@ -79,7 +83,7 @@ def initialised(seed: int, widths: tuple[int, ...] = WIDTHS) -> Judge:
     """A network with torch's initial weights by `seed`; the global random state is left alone."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Judge(widths).to(memory_format=torch.channels_last)
+        return Judge(widths)
 
 
 def loss_of(network: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -88,11 +92,16 @@ def loss_of(network: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, d
     _, logits = network(pixels)
     pairs = {name: (logits[name].float(), labels[:, i]) for i, name in enumerate(ATTRIBUTE_SIZES)}
     loss = torch.stack([F.cross_entropy(found, wanted) for found, wanted in pairs.values()]).sum()
-    return loss, {name: (found.argmax(-1) == wanted).float().mean() for name, (found, wanted) in pairs.items()}
+    return loss, {
+        name: (found.argmax(-1) == wanted).float().mean() for name, (found, wanted) in pairs.items()
+    }
 
 
 def augmented(pixels_BCYX: Tensor, generator: torch.Generator) -> Tensor:
-    """Shifted by up to 2 pixels, partly blurred, with noise: what a VQ decoder may do must not change the verdict."""
+    """Shifted by up to 2 pixels, partly blurred, with noise.
+
+    What a VQ decoder may do to a picture must not change the verdict.
+    """
     num = len(pixels_BCYX)
     padded = F.pad(pixels_BCYX, (MAX_SHIFT,) * 4, mode="replicate")
     height, width = pixels_BCYX.shape[-2:]
@@ -108,7 +117,7 @@ def augmented(pixels_BCYX: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(directory: Path, recipe: Recipe = RECIPE, widths: tuple[int, ...] = WIDTHS) -> Judge:
-    """Trains on `directory`/train, with checkpoints in `directory`. Returns the averaged network."""
+    """Trains on `directory`/train, checkpoints in `directory`. Returns the averaged network."""
     pixels, labels = load_pictures(directory / "train")
 
     def draw_batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -116,11 +125,13 @@ def train(directory: Path, recipe: Recipe = RECIPE, widths: tuple[int, ...] = WI
         return augmented(to_network(pixels[index]), generator), labels[index]
 
     network = initialised(recipe.seed, widths)
-    return fit(network, draw_batch, loss_of, recipe, checkpoint=directory / "judge.ckpt")
+    average = fit(network, draw_batch, loss_of, recipe, checkpoint=directory / "judge.ckpt")
+    assert isinstance(average, Judge), "fit returns an average of what it is given"
+    return average
 
 
 def make(directory: Path, path: Path) -> None:
-    """Trains in `directory` and writes the judge to `path`, with its accuracy on fresh scenes inside."""
+    """Trains in `directory` and writes the judge to `path`, with its test accuracy inside."""
     judge = train(directory)
     figures = accuracy(judge)
     logger.info("right on %d fresh scenes: %s", NUM_TEST, figures)
@@ -128,26 +139,40 @@ def make(directory: Path, path: Path) -> None:
 
 
 @torch.no_grad()
-def judged(judge: Judge, pixels_BCYX: Tensor, batch_size: int = 50) -> tuple[Tensor, dict[str, Tensor]]:
-    """Features (B, 64), float32, and the predicted value (B,) of each attribute, of RGB pixels in [-1, 1]."""
+def judged(
+    judge: Judge, pixels_BCYX: Tensor, batch_size: int = 50
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Features (B, 64) and the predicted value (B,) of each attribute, of RGB pixels in [-1, 1]."""
     parts = [judge(part.clamp(-1, 1)) for part in pixels_BCYX.split(batch_size)]
-    predicted = {name: torch.cat([logits[name].argmax(-1) for _, logits in parts]) for name in ATTRIBUTE_SIZES}
+    predicted = {
+        name: torch.cat([logits[name].argmax(-1) for _, logits in parts])
+        for name in ATTRIBUTE_SIZES
+    }
     return torch.cat([features for features, _ in parts]), predicted
 
 
-def accuracy(judge: Judge, seeds: range = range(FIRST_TEST_SEED, FIRST_TEST_SEED + NUM_TEST)) -> dict[str, float]:
+def accuracy(
+    judge: Judge, seeds: range = range(FIRST_TEST_SEED, FIRST_TEST_SEED + NUM_TEST)
+) -> dict[str, float]:
     """Share of fresh scenes on which each attribute is read correctly."""
     pixels, labels = render(seeds)
     _, predicted = judged(judge, to_network(torch.from_numpy(pixels)))
-    right = {name: predicted[name].numpy() == labels[:, i] for i, name in enumerate(ATTRIBUTE_SIZES)}
+    right = {
+        name: predicted[name].numpy() == labels[:, i] for i, name in enumerate(ATTRIBUTE_SIZES)
+    }
     return {name: round(float(is_right.mean()), 4) for name, is_right in right.items()}
 
 
 def save(path: Path, judge: Judge, trained: dict[str, Any]) -> None:
-    """Writes a safetensors file in half precision; `trained` says how and with what result, as JSON."""
+    """Writes a safetensors file in half precision; `trained` says how and with what result."""
     tensors = {name: tensor.half().contiguous() for name, tensor in judge.state_dict().items()}
     config = {"widths": judge.widths, "attributes": ATTRIBUTE_SIZES}
-    about = {"format": FORMAT, "version": VERSION, "config": json.dumps(config), "trained": json.dumps(trained)}
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": json.dumps(config),
+        "trained": json.dumps(trained),
+    }
     with written_whole(path) as partial:
         save_file(tensors, partial, about)
 
@@ -162,14 +187,14 @@ def load(path: Path) -> Judge:
     tensors, about = read(path)
     if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
         raise ValueError(
-            f"{path} has format {about.get('format')!r} version {about.get('version')!r}, expected {FORMAT!r} version "
-            f"{VERSION}. Make it with: python -m shortcut.demo judge"
+            f"{path} has format {about.get('format')!r} version {about.get('version')!r}, "
+            f"expected {FORMAT!r} version {VERSION}. Make it with: python -m shortcut.demo judge"
         )
     config = json.loads(about["config"])
     if config["attributes"] != ATTRIBUTE_SIZES:
         raise ValueError(
-            f"{path} judges the attributes {config['attributes']}, but scenes have {ATTRIBUTE_SIZES}. Train it again "
-            "with: python -m shortcut.demo judge"
+            f"{path} judges the attributes {config['attributes']}, but scenes have "
+            f"{ATTRIBUTE_SIZES}. Train it again with: python -m shortcut.demo judge"
         )
     judge = initialised(0, tuple(config["widths"]))
     judge.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})

@@ -1,7 +1,7 @@
 """Frechet distance between two sets of feature vectors, each taken as a Gaussian, in float64.
 
 Source: Heusel et al. 2017, equation 6.
-Differs: the features are those of the caller; the trace of the matrix root comes from symmetric eigenvalues.
+Differs: features are the caller's; the trace of the matrix root comes from symmetric eigenvalues.
 
     B  vectors    D  width
 """
@@ -22,12 +22,16 @@ class Gaussian:
 
     @classmethod
     def of(cls, features_BD: np.ndarray) -> Gaussian:
-        """The Gaussian of at least two vectors. Raises ValueError for fewer, or for values that are not finite."""
+        """The Gaussian of at least two vectors. Raises ValueError for fewer, or if not finite."""
         features_BD = np.asarray(features_BD, dtype=np.float64)
         if features_BD.ndim != 2 or len(features_BD) < 2:
-            raise ValueError(f"features must be (at least 2 vectors, width), got {features_BD.shape}.")
+            raise ValueError(
+                f"features must be (at least 2 vectors, width), got {features_BD.shape}."
+            )
         if not np.isfinite(features_BD).all():
-            raise ValueError("features hold NaN or infinity: the pictures or the judge are damaged.")
+            raise ValueError(
+                "features hold NaN or infinity: the pictures or the judge are damaged."
+            )
         return cls(features_BD.mean(0), np.atleast_2d(np.cov(features_BD, rowvar=False)))
 
 

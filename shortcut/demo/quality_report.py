@@ -25,12 +25,16 @@ WIDTH, HEIGHT, SCALE = 880, 520, 2
 LEFT, TOP, RIGHT, BOTTOM = 76, 88, 36, 64  # margins of the plot
 INK, FAINT, GRID = (32, 36, 48), (112, 118, 134), (228, 230, 236)
 PAPER = (255, 255, 255)
-COLOURS: dict[str, Colour] = {"vanilla": (96, 104, 122), "shortcut": (214, 84, 44), "reuse": (150, 120, 190)}
+COLOURS: dict[str, Colour] = {
+    "vanilla": (96, 104, 122),
+    "shortcut": (214, 84, 44),
+    "reuse": (150, 120, 190),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One row of the table. Figures are means over the seeds; operations and seconds are per image."""
+    """One row of the table. Figures are means over the seeds; work and seconds are per image."""
 
     kind: str  # real | vq | vanilla | shortcut | reuse
     num_steps: int  # 0: a reference, nothing was sampled
@@ -70,25 +74,31 @@ def _head_share(lines: Sequence[Line]) -> str:
         if line.kind == "shortcut" and line.operations_head:
             full = line.operations_full / line.num_full
             head = line.operations_head / (line.num_steps - line.num_full)
-            return f"A pass of the head takes {head / full:.1%} of the operations of a full pass ({full / 1e9:.2f} GFLOP)."
+            return (
+                f"A pass of the head takes {head / full:.1%} of the operations of a full pass "
+                f"({full / 1e9:.2f} GFLOP)."
+            )
     return ""
 
 
 def _how(setting: dict[str, Any]) -> str:
     sampler = ", ".join(f"{name} {value}" for name, value in setting["sampler"].items())
     return (
-        f"Distance: Frechet distance in the judge's features from {setting['num_reference']} fresh scenes, mean (each "
-        f"seed), lower is better. Time, biome, both: share of pictures that show what was asked for. "
-        f"{setting['num']} pictures per row and seed, as many of every class; seeds {setting['seeds']}; {sampler}. "
-        f"{setting['hardware']}; torch {setting['torch']}, {setting['dtype']}, batch {setting['batch']}."
+        f"Distance: Frechet distance in the judge's features from {setting['num_reference']} fresh "
+        "scenes, mean (each seed), lower is better. Time, biome, both: share of pictures that show "
+        f"what was asked for. {setting['num']} pictures per row and seed, as many of every class; "
+        f"seeds {setting['seeds']}; {sampler}. {setting['hardware']}; torch {setting['torch']}, "
+        f"{setting['dtype']}, batch {setting['batch']}."
     )
 
 
 def chart(lines: Sequence[Line]) -> Image.Image:
-    """Distance against operations: the vanilla line, the shortcut points, the references as dashed levels."""
+    """Distance against operations: vanilla as a line, shortcut as points, references as levels."""
     sampled = [line for line in lines if line.num_steps]
     if not sampled:
-        raise ValueError("a chart needs at least one sampled row, got references only. Add a row such as vanilla-8.")
+        raise ValueError(
+            "a chart needs at least one sampled row, got references only. Add vanilla-8."
+        )
     plot = _Plot(
         max(line.operations for line in sampled) / 1e9, max(max(line.distances) for line in lines)
     )
@@ -96,21 +106,29 @@ def chart(lines: Sequence[Line]) -> Image.Image:
     for line in lines:
         if not line.num_steps:
             plot.level(line.distance, TITLES[line.kind])
-    vanilla = sorted((line for line in sampled if line.kind == "vanilla"), key=lambda line: line.operations)
+    vanilla = sorted(
+        (line for line in sampled if line.kind == "vanilla"), key=lambda line: line.operations
+    )
     plot.polyline([(line.operations / 1e9, line.distance) for line in vanilla], COLOURS["vanilla"])
     for line in sampled:
-        label = str(line.num_steps) if line.kind == "vanilla" else f"{line.num_steps}/{line.num_full}"
-        # Vanilla's curve falls to the right: above it is free for its own labels, below it for the others'.
+        label = (
+            str(line.num_steps) if line.kind == "vanilla" else f"{line.num_steps}/{line.num_full}"
+        )
+        # Vanilla's curve falls to the right: its own labels fit above it, the others' below.
         below = line.kind != "vanilla"
         plot.point(line.operations / 1e9, line.distances, label, COLOURS[line.kind], below=below)
     kinds = dict.fromkeys(line.kind for line in sampled)
-    names = {"vanilla": "vanilla: steps", "shortcut": "shortcut: steps/full", "reuse": "reused: steps/full"}
+    names = {
+        "vanilla": "vanilla: steps",
+        "shortcut": "shortcut: steps/full",
+        "reuse": "reused: steps/full",
+    }
     plot.legend([(names[kind], COLOURS[kind]) for kind in kinds])
     return plot.image.reduce(SCALE)
 
 
 class _Plot:
-    """A supersampled picture with two linear axes that start at 0. Coordinates are in units of the axes."""
+    """A supersampled picture with two linear axes from 0; coordinates are in their units."""
 
     def __init__(self, x_max: float, y_max: float):
         self.x_ticks, self.y_ticks = ticks(x_max), ticks(y_max)
@@ -120,7 +138,9 @@ class _Plot:
     def at(self, x: float, y: float) -> Point:
         """Place of a point in pixels of the final picture."""
         across, up = x / self.x_ticks[-1], y / self.y_ticks[-1]
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (
+            HEIGHT - TOP - BOTTOM
+        )
 
     def axes(self, x_title: str, y_title: str) -> None:
         for y in self.y_ticks:
@@ -143,15 +163,19 @@ class _Plot:
     def polyline(self, points: Sequence[Point], colour: Colour) -> None:
         self.stroke([self.at(*point) for point in points], colour, 2.5)
 
-    def point(self, x: float, ys: Sequence[float], label: str, colour: Colour, *, below: bool) -> None:
-        """A dot at the mean of `ys`, with a bar from the least to the greatest of them; its label `below` or above."""
+    def point(
+        self, x: float, ys: Sequence[float], label: str, colour: Colour, *, below: bool
+    ) -> None:
+        """A dot at the mean of `ys`, a bar over their range, and a label `below` it or above."""
         (across, low), (_, high) = self.at(x, min(ys)), self.at(x, max(ys))
         _, middle = self.at(x, sum(ys) / len(ys))
         self.stroke([(across, low), (across, high)], colour, 2)
         for radius, fill in ((7, PAPER), (5.5, colour)):
             box = [(v + d) * SCALE for d in (-radius, radius) for v in (across, middle)]
             self.pen.ellipse(box, fill=fill)
-        self.text((across + 8, middle + (6 if below else -6)), label, colour, "lt" if below else "lb", 14)
+        self.text(
+            (across + 8, middle + (6 if below else -6)), label, colour, "lt" if below else "lb", 14
+        )
 
     def legend(self, entries: Iterable[tuple[str, Colour]]) -> None:
         right = WIDTH - RIGHT
@@ -165,7 +189,9 @@ class _Plot:
 
     def text(self, place: Point, text: str, colour: Colour, anchor: str, size: int = 13) -> None:
         font = ImageFont.load_default(size=size * SCALE)
-        self.pen.text((place[0] * SCALE, place[1] * SCALE), text, fill=colour, font=font, anchor=anchor)
+        self.pen.text(
+            (place[0] * SCALE, place[1] * SCALE), text, fill=colour, font=font, anchor=anchor
+        )
 
 
 def ticks(top: float) -> list[float]:

@@ -1,6 +1,7 @@
-"""Flat-design landscapes with known contents, as data: what a scene holds, by seed, and the labels of it.
+"""Flat-design landscapes with known contents, as data: what the scene of a seed holds, its labels.
 
-Drawing is `scene_drawing.draw`, describing is `scene_words.caption`. Lengths are fractions of the picture.
+`scene_drawing.draw` draws a scene, `scene_words.caption` describes it. Lengths are fractions of the
+picture.
 """
 
 from __future__ import annotations

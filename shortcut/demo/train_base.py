@@ -23,7 +23,7 @@ from .data import load, to_network
 
 CONFIG = Config(grid=12, width=192, depth=6, num_heads=3, mlp_width=768, num_codes=512, num_classes=16)
 RECIPE = Recipe(
-    iterations=5000,
+    iterations=3800,
     lr=1.5e-3,
     warmup=200,
     betas=(0.9, 0.96),

@@ -45,7 +45,9 @@ class Recipe:
         """Learning rate at 0-based `iteration` as a fraction of `lr`."""
         rise = min(1.0, (iteration + 1) / max(1, self.warmup))
         end = self.lr_end / self.lr
-        return rise * (end + (1 - end) * 0.5 * (1 + math.cos(math.pi * iteration / self.iterations)))
+        return rise * (
+            end + (1 - end) * 0.5 * (1 + math.cos(math.pi * iteration / self.iterations))
+        )
 
 
 def fit(
@@ -77,7 +79,9 @@ def fit(
         parameters, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.lr_factor)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+    average = AveragedModel(
+        network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True
+    )
     parts = {"network": network, "optimizer": optimizer, "schedule": schedule, "average": average}
     start = _resume(checkpoint, parts, recipe)
     device = parameters[0].device
@@ -112,7 +116,9 @@ def fit(
                     f"is {checkpoint}. Lower the learning rate (now {recipe.lr}) and resume."
                 )
             sums, last = {}, done
-        if checkpoint is not None and (done % recipe.checkpoint_every == 0 or done == recipe.iterations):
+        if checkpoint is not None and (
+            done % recipe.checkpoint_every == 0 or done == recipe.iterations
+        ):
             _save(checkpoint, parts, recipe, done)
     return average.module.eval()
 

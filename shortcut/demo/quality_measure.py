@@ -1,0 +1,205 @@
+"""The figures of one row of the quality table: samples or scenes, looked at by the judge.
+
+A row samples as many pictures of every class, decodes them and lets the judge look at them:
+- seconds per image: the sampling loop alone, without decoding;
+- Frechet distance in the judge's features from a reference;
+- attribute accuracy: the share of pictures in which the judge sees the time and biome asked for.
+
+    B  images    C  channels    Y, X  pixel rows, columns    h, w  rows, columns of codes
+    D  features
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..classes import class_branches
+from ..pipeline import PredictorOf, generate
+from ..predictors.head import ShortcutPredictor
+from ..predictors.reuse import Reuse
+from ..schedule import Settings
+from . import classifier
+from .data import SIZE, to_network
+from .frechet import Gaussian, frechet_distance
+from .scene_drawing import draw
+from .scenes import BIOMES, TIMES, compose
+
+FIRST_REAL_SEED = (
+    20_000_000  # of the rows "real" and "vq", with a stride of REAL_STRIDE between runs
+)
+REAL_STRIDE = 1_000_000
+DECODE_BATCH = 8  # larger batches leave the cache of a CPU and are slower
+NUM_CLASSES = len(TIMES) * len(BIOMES)
+Judged = tuple[np.ndarray, dict[str, np.ndarray]]  # features (B, D), predicted values by attribute
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the table, by its name on the command line."""
+
+    kind: str  # real | vq | vanilla | shortcut | reuse
+    num_steps: int = 0
+    full_steps: int = 0
+
+    @classmethod
+    def parse(cls, name: str) -> Row:
+        """The row `real`, `vq`, `vanilla-STEPS`, `shortcut-STEPS-FULL` or `reuse-STEPS-FULL`.
+
+        Raises ValueError for any other name.
+        """
+        kind, *numbers = name.split("-")
+        wanted = {"real": 0, "vq": 0, "vanilla": 1, "shortcut": 2, "reuse": 2}.get(kind)
+        if wanted != len(numbers) or not all(number.isdecimal() for number in numbers):
+            raise ValueError(
+                f"there is no row {name!r}. Expected real, vq, vanilla-STEPS, "
+                "shortcut-STEPS-FULL or reuse-STEPS-FULL, such as shortcut-32-8."
+            )
+        sizes = [int(number) for number in numbers]
+        return cls(kind, *(sizes if len(sizes) != 1 else 2 * sizes))
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        numbers = {"real": (), "vq": (), "vanilla": (self.num_steps,)}.get(
+            self.kind, (self.num_steps, self.full_steps)
+        )
+        return "-".join(map(str, (self.kind, *numbers)))
+
+    @property
+    def is_sampled(self) -> bool:
+        """False: a reference row."""
+        return self.num_steps > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Kit:
+    """The networks under test, and how they are run."""
+
+    model: Any
+    head: Any
+    vq: Any
+    judge: Any
+    defaults: Settings  # all but the steps
+    device: torch.device
+    batch_size: int
+
+    def settings(self, row: Row) -> Settings:
+        """The sampler settings of a row."""
+        full_steps = None if row.kind == "vanilla" else row.full_steps
+        return replace(self.defaults, num_steps=row.num_steps, full_steps=full_steps)
+
+    def predictor(self, row: Row) -> PredictorOf | None:
+        """What answers the row's other steps."""
+        if row.kind == "shortcut":
+            return partial(ShortcutPredictor, self.head)
+        return (lambda model, conditions: Reuse()) if row.kind == "reuse" else None
+
+
+def measure(row: Row, seed: int, num: int, kit: Kit, reference: Gaussian) -> dict[str, float]:
+    """The figures of one row and seed: seconds per image, Frechet distance, accuracies."""
+    seconds = 0.0
+    if row.is_sampled:
+        features_BD, predicted, seconds = judge_samples(kit, row, seed, num)
+    else:
+        through = partial(through_vq, kit.vq) if row.kind == "vq" else None
+        features_BD, predicted = judge_scenes(
+            kit, FIRST_REAL_SEED + REAL_STRIDE * seed, num, through
+        )
+    class_B = np.arange(num) % NUM_CLASSES
+    has_time = predicted["time"] == class_B // len(BIOMES)
+    has_biome = predicted["biome"] == class_B % len(BIOMES)
+    return {
+        "seconds": seconds / num,
+        "distance": frechet_distance(Gaussian.of(features_BD), reference),
+        "time": float(has_time.mean()),
+        "biome": float(has_biome.mean()),
+        "both": float((has_time & has_biome).mean()),
+    }
+
+
+def judge_samples(
+    kit: Kit, row: Row, seed: int, num: int
+) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
+    """Features and attributes of `num` samples, image i of class i mod 16; seconds of sampling."""
+    sample = partial(sample_codes, kit, row, seed)
+    sample(range(min(num, 2)))  # the first call of a kernel is slower; it is not in the figures
+    parts, seconds = [], 0.0
+    for start in range(0, num, kit.batch_size):
+        codes_Bhw, taken = sample(range(start, min(start + kit.batch_size, num)))
+        parts.append(_judge(kit, decoded(kit.vq, codes_Bhw)))
+        seconds += taken
+    return *_joined(parts), seconds
+
+
+def sample_codes(kit: Kit, row: Row, seed: int, images: range) -> tuple[Tensor, float]:
+    """Codes (B, h, w) of the images numbered `images`, and the seconds that they took."""
+    config, settings = kit.model.config, kit.settings(row)
+    class_B = torch.tensor(images) % NUM_CLASSES
+    result = generate(
+        kit.model,
+        class_branches(class_B, config.num_classes, len(settings.guidance)),
+        settings,
+        seed=seed,
+        image_indices=images,
+        num_tokens=config.num_tokens,
+        predictor=kit.predictor(row),
+        device=kit.device,
+    )
+    return result.codes_BL.unflatten(1, (config.grid, -1)), result.seconds
+
+
+def judge_scenes(
+    kit: Kit, first_seed: int, num: int, through: Callable[[Tensor], Tensor] | None = None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Features and attributes of `num` fresh scenes, scene i of class i mod 16.
+
+    `through` changes the pictures before they are judged.
+    """
+    parts = []
+    for start in range(0, num, kit.batch_size):
+        pixels = np.stack(
+            [_scene(first_seed, i) for i in range(start, min(start + kit.batch_size, num))]
+        )
+        pixels_BCYX = to_network(torch.from_numpy(pixels)).to(kit.device)
+        parts.append(_judge(kit, through(pixels_BCYX) if through else pixels_BCYX))
+    return _joined(parts)
+
+
+@torch.no_grad()
+def through_vq(vq: Any, pixels_BCYX: Tensor) -> Tensor:
+    """Pictures after encoding and decoding."""
+    return decoded(vq, torch.cat([vq.encode(part) for part in pixels_BCYX.split(DECODE_BATCH)]))
+
+
+@torch.no_grad()
+def decoded(vq: Any, codes_Bhw: Tensor) -> Tensor:
+    """Pictures (B, 3, Y, X) of codes."""
+    return torch.cat([vq.decode(part) for part in codes_Bhw.split(DECODE_BATCH)])
+
+
+def _scene(first_seed: int, index: int) -> np.ndarray:
+    time, biome = divmod(index % NUM_CLASSES, len(BIOMES))
+    return np.asarray(
+        draw(compose(first_seed + index, time=TIMES[time], biome=BIOMES[biome]), SIZE)
+    )
+
+
+def _judge(kit: Kit, pixels_BCYX: Tensor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    features_BD, predicted = classifier.judged(kit.judge, pixels_BCYX)
+    return features_BD.cpu().numpy(), {
+        name: value_B.cpu().numpy() for name, value_B in predicted.items()
+    }
+
+
+def _joined(
+    parts: list[tuple[np.ndarray, dict[str, np.ndarray]]],
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    predicted = {name: np.concatenate([p[name] for _, p in parts]) for name in parts[0][1]}
+    return np.concatenate([features for features, _ in parts]), predicted

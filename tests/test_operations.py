@@ -1,0 +1,79 @@
+"""Operations of a run, against counts by hand from the sizes of the networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import builders
+from shortcut_pack.shortcut import weights
+from shortcut_pack.shortcut.heads import maskgit as maskgit_head
+from shortcut_pack.shortcut.models import maskgit
+from shortcut_pack.shortcut.operations import operations_by_part, run_operations
+from shortcut_pack.shortcut.predictors.reuse import Reuse
+from shortcut_pack.shortcut.schedule import Settings, plan
+
+MODEL_CONFIG = replace(builders.MODEL_CONFIG, num_classes=16)
+
+
+def pass_by_hand(config: maskgit.Config, sequences: int) -> int:
+    """Multiply-adds of a full pass: projections, feed-forward, two products of attention."""
+    length, width = config.num_tokens + 1, config.width
+    block = 4 * width**2 + 2 * width * config.mlp_width + 2 * length * width
+    return sequences * length * (2 * width**2 + config.depth * block + width**2)
+
+
+def head_by_hand(config: maskgit_head.Config, length: int, num_new: int, sequences: int) -> int:
+    width = config.width
+    kept = length * (2 * width**2 + 16 * width**2 + 4 * width**2 + 2 * width * (num_new + length))
+    block = kept + num_new * 2 * width**2
+    around = 2 * length * config.model_width * width + num_new * config.model_width * width
+    middle = round((256 * width) ** 0.5)
+    time = 256 * middle + middle * width + width * 2 * width
+    return sequences * (config.num_blocks * block + around + length * width**2 + time)
+
+
+def logits_by_hand(config: maskgit.Config, settings: Settings, images: int) -> int:
+    steps = plan(settings, config.num_tokens, config.num_tokens)
+    rows = sum(step.num_masked * (1 + sum(g != 0 for g in step.guidance)) for step in steps)
+    return images * rows * config.width * config.num_codes
+
+
+def test_operations_of_a_vanilla_run_are_two_per_multiply_add():
+    model, settings = weights.build(builders.model(MODEL_CONFIG)), Settings(num_steps=5)
+    found = operations_by_part(model, None, settings, num_images=3)
+    assert found.full == 2 * 5 * pass_by_hand(MODEL_CONFIG, sequences=6)
+    assert found.logits == 2 * logits_by_hand(MODEL_CONFIG, settings, images=3)
+    assert found.head == 0
+    assert run_operations(model, None, settings, 3) == found.full + found.logits
+
+
+def test_operations_of_a_shortcut_run_depend_on_the_tokens_that_each_step_reveals():
+    model, head = weights.build(builders.model(MODEL_CONFIG)), weights.build(builders.head())
+    settings = Settings(num_steps=5, full_steps=2)
+    steps = plan(settings, MODEL_CONFIG.num_tokens, MODEL_CONFIG.num_tokens)
+    found = operations_by_part(model, head, settings)
+    by_head = sum(
+        head_by_hand(builders.HEAD_CONFIG, MODEL_CONFIG.num_tokens + 1, before.num_revealed, 2)
+        for before, step in pairwise(steps)
+        if not step.is_full
+    )
+    assert found.full == 2 * 2 * pass_by_hand(MODEL_CONFIG, sequences=2)
+    assert found.head == 2 * by_head
+    assert found.logits == 2 * logits_by_hand(MODEL_CONFIG, settings, images=1)
+
+
+def test_operations_without_guidance_are_those_of_one_branch():
+    settings = Settings(num_steps=4, guidance=())
+    found = operations_by_part(weights.build(builders.model(MODEL_CONFIG)), None, settings)
+    assert found.full == 2 * 4 * pass_by_hand(MODEL_CONFIG, sequences=1)
+
+
+def test_reused_features_cost_nothing():
+    model, settings = (
+        weights.build(builders.model(MODEL_CONFIG)),
+        Settings(num_steps=5, full_steps=2),
+    )
+    found = operations_by_part(model, None, settings, predictor=lambda model, conditions: Reuse())
+    assert found.full == 2 * 2 * pass_by_hand(MODEL_CONFIG, sequences=2)
+    assert found.head == 0
