@@ -23,17 +23,21 @@ class ClassCondition(io.ComfyNode):
             node_id="ShortcutClassCondition",
             display_name="Class Condition",
             category="shortcut",
-            description="Says what the image shall show, as one of the classes that the model was trained on. "
-            "The shipped model knows dawn, day, dusk and night with forest, desert, snow and coast.",
+            description="Says what the image shall show, as one of the classes that the model was "
+            "trained on. The shipped model knows dawn, day, dusk and night with forest, desert, "
+            "snow and coast.",
             search_aliases=["class", "label", "imagenet", "maskgit", "prompt"],
             inputs=[
-                io.Model.Input("model", tooltip="From Load MIGM: it knows the names and the number of classes."),
+                io.Model.Input(
+                    "model", tooltip="From Load MIGM: it knows the names and the number of classes."
+                ),
                 io.String.Input(
                     "class_name",
                     default="dusk coast",
-                    tooltip="The name of a class, or its number counted from 0. The order of words does not "
-                    "matter: 'snow night' is 'night snow'. ImageNet models have numbers only: 0 to 999. "
-                    "Empty, none or -1: no class, the model shows anything.",
+                    tooltip="The name of a class, or its number counted from 0. The order of "
+                    "words does not matter: 'snow night' is 'night snow'. ImageNet models have "
+                    "numbers only: 0 to 999. Empty, none or -1: no class, the model shows "
+                    "anything.",
                 ),
             ],
             outputs=[
@@ -68,14 +72,18 @@ def to_class(conditioning: list[list[Any]], num_classes: int, name: str) -> int:
         ValueError: the CONDITIONING is not one class of this model.
     """
     if len(conditioning) != 1:
-        raise ValueError(f"{name} combines {len(conditioning)} conditions, expected one class. Wire one.")
+        raise ValueError(
+            f"{name} combines {len(conditioning)} conditions, expected one class. Wire one."
+        )
     row = conditioning[0][0]
     if row.ndim != 3 or row.shape[-1] != num_classes:
         raise ValueError(
-            f"{name} has shape {tuple(row.shape)}, expected (1, 1, {num_classes}): it is text, or a class of "
-            "another model. Use Class Condition with this model."
+            f"{name} has shape {tuple(row.shape)}, expected (1, 1, {num_classes}): it is text, or "
+            "a class of another model. Use Class Condition with this model."
         )
     chosen = row[0, 0].nonzero().flatten().tolist()
     if len(chosen) > 1:
-        raise ValueError(f"{name} mixes {len(chosen)} classes, expected one. Wire one Class Condition.")
+        raise ValueError(
+            f"{name} mixes {len(chosen)} classes, expected one. Wire one Class Condition."
+        )
     return chosen[0] if chosen else num_classes

@@ -166,7 +166,9 @@ class StepReport:
             return None
         self.shown_at = now
         shape = (self.grid, -1)
-        codes_hw, is_masked_hw = (t[0].unflatten(0, shape) for t in (trace.codes_BL, trace.is_masked_BL))
+        codes_hw, is_masked_hw = (
+            t[0].unflatten(0, shape) for t in (trace.codes_BL, trace.is_masked_BL)
+        )
         picture = preview(codes_hw, is_masked_hw, self.colours_V3)
         scale = max(1, PREVIEW_SIZE // max(picture.size))
         # Enlarged here because ComfyUI would blur the codes into each other.

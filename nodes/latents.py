@@ -27,16 +27,17 @@ def samples_of(latent: dict[str, Any], patcher: Any, grid: int) -> Tensor:
     downscale = patcher.get_model_object("latent_format").spacial_downscale_ratio
     if samples.ndim != 4 or samples.shape[1] != 1:
         raise ValueError(
-            f"LATENT has shape {tuple(samples.shape)}, expected (images, 1, rows, columns): it is of another "
-            "kind of model. Use VAE Encode with the vae of Load MIGM, or Empty Latent Image."
+            f"LATENT has shape {tuple(samples.shape)}, expected (images, 1, rows, columns): it is "
+            "of another kind of model. Use VAE Encode with the vae of Load MIGM, or Empty Latent "
+            "Image."
         )
     rows, columns = samples.shape[2:]
     if (rows, columns) != (grid, grid):
         side = grid * downscale
         raise ValueError(
-            f"LATENT is for an image of {columns * downscale} x {rows * downscale} pixels, but this model makes "
-            f"{side} x {side} only. Set width and height to {side} in Empty Latent Image, or scale the image to "
-            f"{side} x {side} before VAE Encode."
+            f"LATENT is for an image of {columns * downscale} x {rows * downscale} pixels, but "
+            f"this model makes {side} x {side} only. Set width and height to {side} in Empty "
+            f"Latent Image, or scale the image to {side} x {side} before VAE Encode."
         )
     return samples
 
@@ -48,13 +49,16 @@ def codes_of(samples_B1hw: Tensor, num_codes: int) -> Tensor:
         ValueError: a value is not the id of a code.
     """
     if not samples_B1hw.isfinite().all():
-        raise ValueError("LATENT holds NaN or infinite values, expected code ids. Look at the node before.")
+        raise ValueError(
+            "LATENT holds NaN or infinite values, expected code ids. Look at the node before."
+        )
     codes_BL = samples_B1hw.float().round().long().flatten(1)
     low, high = int(codes_BL.min()), int(codes_BL.max())
     if low < 0 or high >= num_codes:
         raise ValueError(
-            f"LATENT holds values from {low} to {high}, expected code ids from 0 to {num_codes - 1}. "
-            "Use VAE Encode with the vae of the same Load MIGM, and no node that mixes latents."
+            f"LATENT holds values from {low} to {high}, expected code ids from 0 to "
+            f"{num_codes - 1}. Use VAE Encode with the vae of the same Load MIGM, and no node that "
+            "mixes latents."
         )
     return codes_BL
 

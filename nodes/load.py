@@ -24,7 +24,11 @@ def weight_dtype_input() -> io.Combo.Input:
     """The widget that both loaders have."""
     options = ["default", *host.DTYPES]
     return io.Combo.Input(
-        "weight_dtype", options=options, default="default", advanced=True, tooltip=WEIGHT_DTYPE_TOOLTIP
+        "weight_dtype",
+        options=options,
+        default="default",
+        advanced=True,
+        tooltip=WEIGHT_DTYPE_TOOLTIP,
     )
 
 
@@ -37,32 +41,37 @@ class LoadMIGM(io.ComfyNode):
             node_id="ShortcutLoadMIGM",
             display_name="Load MIGM",
             category="shortcut",
-            description="Loads a masked image generation model (MaskGIT) and the VQ model that turns its codes "
-            "into pixels. One small model of landscapes comes with the pack.",
+            description="Loads a masked image generation model (MaskGIT) and the VQ model that "
+            "turns its codes into pixels. One small model of landscapes comes with the pack.",
             search_aliases=["maskgit", "masked image", "load model", "loader"],
             inputs=[
                 io.Combo.Input(
                     "model_name",
                     options=host.choices(host.MODELS),
                     default=host.SHIPPED,
-                    tooltip="The shipped model, or a file in models/migm: MaskGIT_ImageNet_512.pth or _256.pth as "
-                    "published, or one of this project's .safetensors.",
+                    tooltip="The shipped model, or a file in models/migm: "
+                    "MaskGIT_ImageNet_512.pth or _256.pth as published, or one of this project's "
+                    ".safetensors.",
                 ),
                 io.Combo.Input(
                     "vq_name",
                     options=[AUTO, *host.choices(host.MODELS)],
                     default=AUTO,
-                    tooltip="The VQ model (autoencoder). auto: the shipped one for the shipped model, else the one "
-                    "beside the model file or in a folder beside it, such as VQGAN/last.ckpt.",
+                    tooltip="The VQ model (autoencoder). auto: the shipped one for the shipped "
+                    "model, else the one beside the model file or in a folder beside it, such as "
+                    "VQGAN/last.ckpt.",
                 ),
                 weight_dtype_input(),
             ],
             outputs=[
-                io.Model.Output("model", display_name="model", tooltip="For the Shortcut Masked Sampler."),
+                io.Model.Output(
+                    "model", display_name="model", tooltip="For the Shortcut Masked Sampler."
+                ),
                 io.Vae.Output(
                     "vae",
                     display_name="vae",
-                    tooltip="For VAE Decode and VAE Encode. Its latents are code ids, which cannot be blended.",
+                    tooltip="For VAE Decode and VAE Encode. Its latents are code ids, which "
+                    "cannot be blended.",
                 ),
             ],
         )
@@ -87,10 +96,13 @@ class LoadMIGM(io.ComfyNode):
         if vq.config.num_codes != checkpoint.config.num_codes:
             raise ValueError(
                 f"{vq.name} has {vq.config.num_codes} codes, but {checkpoint.name} makes "
-                f"{checkpoint.config.num_codes}. Choose the VQ model that it was trained with in vq_name."
+                f"{checkpoint.config.num_codes}. Choose the VQ model that it was trained with in "
+                "vq_name."
             )
         vae = CodeVAE(vq)
-        latent_format = CodeIds(vq.config.downscale, code_colours(vae.codebook_VC, vae.decode_codes))
+        latent_format = CodeIds(
+            vq.config.downscale, code_colours(vae.codebook_VC, vae.decode_codes)
+        )
         return io.NodeOutput(build_model(checkpoint, weight_dtype, latent_format), vae)
 
 
@@ -103,16 +115,18 @@ class LoadHead(io.ComfyNode):
             node_id="ShortcutLoadHead",
             display_name="Load Shortcut Head",
             category="shortcut",
-            description="Loads the small network that predicts the model's features in the steps between full "
-            "passes. Each model needs its own. Without one, the sampler runs as the original does.",
+            description="Loads the small network that predicts the model's features in the steps "
+            "between full passes. Each model needs its own. Without one, the sampler runs as the "
+            "original does.",
             search_aliases=["migm shortcut", "accelerate", "speed up", "maskgit head"],
             inputs=[
                 io.Combo.Input(
                     "head_name",
                     options=host.choices(host.HEADS),
                     default=host.SHIPPED,
-                    tooltip="The shipped head for the shipped model, or a file in models/migm_heads such as "
-                    "maskgit-shortcut.pth. The sampler refuses a head of another model.",
+                    tooltip="The shipped head for the shipped model, or a file in "
+                    "models/migm_heads such as maskgit-shortcut.pth. The sampler refuses a head "
+                    "of another model.",
                 ),
                 weight_dtype_input(),
             ],

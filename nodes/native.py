@@ -67,8 +67,8 @@ class MaskedImageModel(comfy.model_base.BaseModel):
 
     def _apply_model(self, *args: Any, **kwargs: Any) -> Tensor:
         raise ValueError(
-            "MODEL is a masked image model, which KSampler and other diffusion samplers cannot run. "
-            "Use the Shortcut Masked Sampler in their place."
+            "MODEL is a masked image model, which KSampler and other diffusion samplers cannot "
+            "run. Use the Shortcut Masked Sampler in their place."
         )
 
     def memory_required(self, input_shape: Any, cond_shapes: Any = None) -> float:
@@ -83,7 +83,8 @@ def model_of(patcher: Any) -> MaskedImageModel:
     """The masked image model that a MODEL carries. Raises ValueError if it carries another."""
     if not isinstance(patcher.model, MaskedImageModel):
         raise ValueError(
-            f"MODEL is a {type(patcher.model).__name__}, expected a masked image model. Use Load MIGM."
+            f"MODEL is a {type(patcher.model).__name__}, expected a masked image model. Use Load "
+            "MIGM."
         )
     return patcher.model
 
@@ -151,8 +152,8 @@ class CodeVAE(comfy.sd.VAE):
         # About as many floats per pixel as ComfyUI reckons for the autoencoder of Stable Diffusion.
         per_pixel = 16 * config.channels * mm.dtype_size(torch.float32)
         self.memory_used_encode = lambda shape, dtype: per_pixel * shape[2] * shape[3]
-        self.memory_used_decode = (
-            lambda shape, dtype: per_pixel * shape[2] * shape[3] * config.downscale**2
+        self.memory_used_decode = lambda shape, dtype: (
+            per_pixel * shape[2] * shape[3] * config.downscale**2
         )
         self.device, self.output_device = mm.vae_device(), mm.intermediate_device()
         self.vae_dtype = torch.float32  # whatever the command line says: ids do not survive less

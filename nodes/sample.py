@@ -25,8 +25,8 @@ from .load import Head
 from .native import MaskedImageModel, model_of
 
 MEMORY_ADVICE = (
-    "Lower the batch size in Empty Latent Image, set weight_dtype of Load MIGM to bfloat16, or set cfg to 0, "
-    "which halves the work."
+    "Lower the batch size in Empty Latent Image, set weight_dtype of Load MIGM to bfloat16, or set "
+    "cfg to 0, which halves the work."
 )
 
 
@@ -39,33 +39,36 @@ class MaskedSampler(io.ComfyNode):
             node_id="ShortcutMaskedSampler",
             display_name="Shortcut Masked Sampler",
             category="shortcut",
-            description="Makes images with a masked image model: all tokens start hidden, each step reveals the "
-            "most certain ones. With a shortcut head most steps cost a few per cent of a full pass.",
+            description="Makes images with a masked image model: all tokens start hidden, each "
+            "step reveals the most certain ones. With a shortcut head most steps cost a few per "
+            "cent of a full pass.",
             search_aliases=["maskgit", "migm", "ksampler", "masked image generation", "accelerate"],
             inputs=[
                 io.Model.Input("model", tooltip="From Load MIGM."),
-                io.Conditioning.Input("positive", tooltip="From Class Condition: what the image shall show."),
+                io.Conditioning.Input(
+                    "positive", tooltip="From Class Condition: what the image shall show."
+                ),
                 io.Latent.Input(
                     "latent_image",
-                    tooltip="From Empty Latent Image in the size of the model (96 x 96 for the shipped one), or "
-                    "from VAE Encode to change an image; with Set Latent Noise Mask only where the mask is.",
+                    tooltip="From Empty Latent Image in the size of the model (96 x 96 for the "
+                    "shipped one), or from VAE Encode to change an image; with Set Latent Noise "
+                    "Mask only where the mask is.",
                 ),
                 *_widgets(),
                 Head.Input(
                     "head",
                     optional=True,
-                    tooltip="From Load Shortcut Head. Without it every step is a full pass of the model: the "
-                    "original method, slower.",
+                    tooltip="From Load Shortcut Head. Without it every step is a full pass of the "
+                    "model: the original method, slower.",
                 ),
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="The class to guide away from. Not connected: no class, as the original does.",
+                    tooltip="The class to guide away from. Not connected: no class, as the "
+                    "original does.",
                 ),
             ],
-            outputs=[
-                io.Latent.Output("latent", display_name="latent", tooltip="For VAE Decode.")
-            ],
+            outputs=[io.Latent.Output("latent", display_name="latent", tooltip="For VAE Decode.")],
         )
 
     @classmethod
@@ -128,24 +131,27 @@ def _widgets() -> list[Any]:
             min=0,
             max=0xFFFFFFFFFFFFFFFF,
             control_after_generate=True,
-            tooltip="Decides every random choice. Image i of a batch is the same whatever the batch size.",
+            tooltip="Decides every random choice. Image i of a batch is the same whatever the "
+            "batch size.",
         ),
         io.Int.Input(
             "steps",
             default=32,
             min=1,
             max=1024,
-            tooltip="In how many steps the image is revealed. More: better, slower. Typical: 8 to 32 without a "
-            "head, 32 with one, where most steps are cheap. Never more than there are tokens to make.",
+            tooltip="In how many steps the image is revealed. More: better, slower. Typical: 8 to "
+            "32 without a head, 32 with one, where most steps are cheap. Never more than there "
+            "are tokens to make.",
         ),
         io.Int.Input(
             "full_steps",
             default=8,
             min=1,
             max=1024,
-            tooltip="How many of the steps are full passes of the model; a connected head answers the others. "
-            "They decide the time. Fewer: faster, less exact. Typical: a quarter of the steps. Equal to steps: "
-            "exactly the original method. Without a head it has no effect: all steps are full.",
+            tooltip="How many of the steps are full passes of the model; a connected head answers "
+            "the others. They decide the time. Fewer: faster, less exact. Typical: a quarter of "
+            "the steps. Equal to steps: exactly the original method. Without a head it has no "
+            "effect: all steps are full.",
         ),
         io.Float.Input(
             "cfg",
@@ -154,23 +160,25 @@ def _widgets() -> list[Any]:
             max=100.0,
             step=0.1,
             round=0.01,
-            tooltip="Guidance on the scale of the original: cond + cfg x (cond - uncond), so KSampler's cfg is "
-            "this + 1. Higher: closer to the class, less varied. 0 = off, which halves the work. Typical: 2 to 5.",
+            tooltip="Guidance on the scale of the original: cond + cfg x (cond - uncond), so "
+            "KSampler's cfg is this + 1. Higher: closer to the class, less varied. 0 = off, which "
+            "halves the work. Typical: 2 to 5.",
         ),
         io.Boolean.Input(
             "cfg_ramp",
             default=True,
             advanced=True,
-            tooltip="On: guidance rises evenly from 0 in the first step to cfg in the last, as in the original; "
-            "images vary more. Off: cfg in every step. No effect on speed.",
+            tooltip="On: guidance rises evenly from 0 in the first step to cfg in the last, as in "
+            "the original; images vary more. Off: cfg in every step. No effect on speed.",
         ),
         io.Combo.Input(
             "schedule",
             options=list(SCHEDULES),
             default="arccos",
             advanced=True,
-            tooltip="How the number of tokens per step grows. All reveal few first and most last; in the order root, "
-            "linear, arccos, cosine, square ever more come early. arccos is the original's. No effect on speed.",
+            tooltip="How the number of tokens per step grows. All reveal few first and most last; "
+            "in the order root, linear, arccos, cosine, square ever more come early. arccos is "
+            "the original's. No effect on speed.",
         ),
         io.Float.Input(
             "temperature",
@@ -180,8 +188,8 @@ def _widgets() -> list[Any]:
             step=0.05,
             round=0.01,
             advanced=True,
-            tooltip="Randomness of the codes. Lower: smoother and plainer. 0 = always the most likely code. "
-            "Typical: 0.7 to 1. No effect on speed.",
+            tooltip="Randomness of the codes. Lower: smoother and plainer. 0 = always the most "
+            "likely code. Typical: 0.7 to 1. No effect on speed.",
         ),
         io.Float.Input(
             "choice_temperature",
@@ -191,8 +199,9 @@ def _widgets() -> list[Any]:
             step=0.5,
             round=0.01,
             advanced=True,
-            tooltip="Randomness of where tokens are revealed, falling to 0 in the last step. Too low: flat, dull "
-            "images; too high: incoherent ones. 0 = always the most certain. Typical: 4 to 12. No effect on speed.",
+            tooltip="Randomness of where tokens are revealed, falling to 0 in the last step. Too "
+            "low: flat, dull images; too high: incoherent ones. 0 = always the most certain. "
+            "Typical: 4 to 12. No effect on speed.",
         ),
         io.Float.Input(
             "denoise",
@@ -200,8 +209,9 @@ def _widgets() -> list[Any]:
             min=0.01,
             max=1.0,
             step=0.01,
-            tooltip="Share of the tokens (under the mask, if there is one) that is hidden and made anew, picked "
-            "at random by the seed. 1: all. Lower: closer to the given image. No effect without an image.",
+            tooltip="Share of the tokens (under the mask, if there is one) that is hidden and "
+            "made anew, picked at random by the seed. 1: all. Lower: closer to the given image. "
+            "No effect without an image.",
         ),
     ]
 
@@ -218,7 +228,9 @@ def _conditions(
     """The class of each image (B,) for each guidance branch."""
     classes = [to_class(positive, num_classes, "positive")]
     for _ in settings.guidance:
-        classes.append(num_classes if negative is None else to_class(negative, num_classes, "negative"))
+        classes.append(
+            num_classes if negative is None else to_class(negative, num_classes, "negative")
+        )
     return tuple(torch.full((num_images,), chosen) for chosen in classes)
 
 
@@ -231,7 +243,8 @@ def _run(
     num_sequences = len(conditions) * len(conditions[0])
     patchers = [model] if head is None else [model, head]
     mm.load_models_gpu(
-        patchers, memory_required=model.memory_required((num_sequences, 1, config.grid, config.grid))
+        patchers,
+        memory_required=model.memory_required((num_sequences, 1, config.grid, config.grid)),
     )
     colours_V3 = model.get_model_object("latent_format").colours_V3
     counts = set(masked_at_start(**start).sum(1).tolist())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from typing import Any
 
 PREFIX = "shortcut."
 FORMAT, VERSION = PREFIX + "format", PREFIX + "version"
@@ -27,7 +27,7 @@ class Metadata:
     trained: Mapping[str, Any] = field(default_factory=dict)  # how: steps, schedule, data, figures
 
     @classmethod
-    def parse(cls, strings: Mapping[str, str]) -> Self:
+    def parse(cls, strings: Mapping[str, str]) -> Metadata:
         """From a file's metadata. Raises ValueError if an entry does not hold what it should."""
         names = [item.name for item in fields(cls) if PREFIX + item.name in strings]
         return cls(**{name: _parse(name, strings[PREFIX + name]) for name in names})

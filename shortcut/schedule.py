@@ -1,4 +1,4 @@
-"""The plan of a run as data: how many tokens stay masked after each step, which steps are full passes, how random each is.
+"""The plan of a run as data: how many tokens each step reveals, which steps are full passes, how random each is.
 
 Pure Python, no tensors: a plan can be printed, compared and written by hand.
 """
@@ -113,8 +113,8 @@ def reveal_counts(schedule: str, num_steps: int, num_tokens: int) -> list[int]:
 def full_step_indices(num_steps: int, num_full: int) -> list[int]:
     """The steps that are full passes: step 0, then `num_full - 1` more, evenly spread.
 
-    Source: MIGM-Shortcut Trainer/vit.py sample_shortcut: step k is max(previous + 1, round(num_steps * (k / num_full))),
-    rounding halves to even.
+    Source: MIGM-Shortcut Trainer/vit.py sample_shortcut: step k is
+    max(previous + 1, round(num_steps * (k / num_full))), rounding halves to even.
     Differs: `num_full` = 1 is step 0 alone.
 
     Raises:

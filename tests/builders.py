@@ -3,6 +3,8 @@
     model(), vq(), head()   -> Checkpoint; they fit each other: 4x4 codes of 16, 3 classes, width 32
     published(checkpoint)   -> the dict that the published file of that format holds
     write(path, checkpoint) -> path, written as one of our files or, by suffix, as a published one
+    assert_same(a, b)       -> nothing, if both are the same in all but metadata and path
+    KINDS                   -> {kind: (one of these functions, what its published file does not say)}
     MODEL_SIZES, HEAD_SIZES -> what the published files do not say, for load(path, **MODEL_SIZES)
 
 Weights depend on `seed` alone; the global random state is not touched.
@@ -88,3 +90,18 @@ def _checkpoint(
     return weights.Checkpoint(
         format, config, tensors, weights.fingerprint(tensors), Metadata(**metadata)
     )
+
+
+def assert_same(actual: weights.Checkpoint, expected: weights.Checkpoint) -> None:
+    assert (actual.format, actual.config) == (expected.format, expected.config)
+    assert actual.tensors.keys() == expected.tensors.keys()
+    for name, tensor in expected.tensors.items():
+        assert actual.tensors[name].dtype == tensor.dtype
+        assert torch.equal(actual.tensors[name], tensor), name
+
+
+KINDS = {
+    "model": (model, MODEL_SIZES),
+    "head": (head, HEAD_SIZES),
+    "vq": (vq, {}),
+}

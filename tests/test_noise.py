@@ -57,7 +57,7 @@ def test_uniforms_stay_inside_their_open_interval():
         assert draws_TBL.min() >= SMALLEST
         assert draws_TBL.max() <= LARGEST
         assert abs(draws_TBL.mean() - 0.5) < 2e-3
-        # The generator's values are multiples of 2**-24, zero among them: ours lie half way between.
+        # The generator's values are multiples of 2**-24, also 0: ours lie half way between.
         assert ((draws_TBL[draws_TBL < 0.25] * 2**24) % 1 == 0.5).all()
 
 

@@ -1,7 +1,7 @@
 """Trains the shipped class-conditional MaskGIT on the codes of the scenes.
 
-Source: Chang et al. 2022, section 3.1: cross-entropy on the masked tokens, ratio of masked tokens arccos-distributed as in
-Besnier and Chen 2023; 10 % of the classes dropped for guidance.
+Source: Chang et al. 2022, section 3.1: cross-entropy on the masked tokens, ratio of masked tokens arccos-distributed
+as in Besnier and Chen 2023; 10 % of the classes dropped for guidance.
 
     B  images    L  image tokens    V  codebook size
 """
@@ -23,7 +23,7 @@ from .data import load, to_network
 
 CONFIG = Config(grid=12, width=192, depth=6, num_heads=3, mlp_width=768, num_codes=512, num_classes=16)
 RECIPE = Recipe(
-    iterations=3800,
+    iterations=3000,
     lr=1.5e-3,
     warmup=200,
     betas=(0.9, 0.96),

@@ -1,4 +1,4 @@
-"""Trains the shortcut head of the shipped MaskGIT: the teacher runs with several numbers of steps while the head learns."""
+"""Trains the shortcut head of the shipped MaskGIT while its teacher runs with several numbers of steps."""
 
 from __future__ import annotations
 

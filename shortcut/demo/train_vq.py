@@ -27,7 +27,7 @@ CONFIG = Config(
     code_width=32,
     num_codes=512,
 )
-# Quantizing from the first step leaves latents of three dimensions, the mean colour (26.8 dB); an autoencoder first does not.
+# Quantizing from the first step leaves latents of three dimensions, the mean colour; an autoencoder first does not.
 AUTOENCODER_RECIPE = Recipe(
     iterations=600,
     lr=1.5e-3,

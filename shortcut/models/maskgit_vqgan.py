@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ class Level(nn.Module):
 
     def __init__(self, widths: list[int], has_attention: bool, host: Host):
         super().__init__()
-        self.block = nn.ModuleList(ResBlock(a, b, host) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.block = nn.ModuleList(ResBlock(a, b, host) for a, b in pairwise(widths))
         self.attn = nn.ModuleList(AttnBlock(b, host) for b in widths[1:] if has_attention)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -242,7 +243,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, latent_channels, h, w) -> pixels (B, 3, Y, X). `up[i]` is the level of `multipliers[i]`; the last runs first."""
+    """(B, latent_channels, h, w) -> pixels (B, 3, Y, X).
+
+    `up[i]` is the level of `multipliers[i]`; the last runs first.
+    """
 
     def __init__(self, config: Config, host: Host):
         super().__init__()

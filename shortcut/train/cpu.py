@@ -1,4 +1,7 @@
-"""Two switches that make training on a CPU about twice as fast; neither changes what is computed but for rounding."""
+"""Two switches that make training on a CPU almost twice as fast.
+
+Neither changes what is computed, but for rounding.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,19 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
 
 
 def sdpa_float32(q_BSD: Tensor, k_BTD: Tensor, v_BTD: Tensor, num_heads: int) -> Tensor:
-    """As `layers.sdpa`, in float32 also under autocast: torch's bfloat16 attention is slow to differentiate on CPUs."""
+    """As `layers.sdpa`, in float32 also under autocast.
+
+    On CPUs the backward pass of torch's bfloat16 attention takes several times that of float32.
+    """
     with torch.autocast(q_BSD.device.type, enabled=False):
         return sdpa(q_BSD.float(), k_BTD.float(), v_BTD.float(), num_heads)
 
 
 def keep_memory() -> None:
-    """Lets the process keep freed memory; otherwise each large activation costs fresh pages from the kernel."""
+    """Lets the process keep the memory that it frees (Linux with glibc; elsewhere nothing happens).
+
+    Otherwise each large activation costs fresh pages from the kernel.
+    """
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

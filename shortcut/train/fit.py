@@ -1,7 +1,7 @@
-"""One training loop for every network of this package: seeded batches, EMA weights, checkpoints that resume exactly.
+"""One training loop for every network: seeded batches, EMA weights, checkpoints that resume exactly.
 
-It does not know what is trained. Batch number i depends on (seed, i) alone, so a run that was killed and resumed goes
-through the same numbers as one that was not.
+It does not know what is trained. Batch number i depends on (seed, i) alone, so a run that was killed
+and resumed goes through the same numbers as one that was not.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def fit(
         draw_batch: from a generator seeded by (recipe.seed, iteration) to one batch.
         loss_of: (network, batch) -> (scalar loss, figures to log).
         checkpoint: file to resume from and to save to; its log lies beside it as JSON lines.
-        before_batch: called with the 0-based iteration before its batch is drawn; for data that change on the way.
+        before_batch: called with the 0-based iteration before its batch is drawn; for data that
+            change on the way.
         on_log: called every `log_every` iterations with means since the last call.
 
     Raises:

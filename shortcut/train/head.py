@@ -1,11 +1,11 @@
-"""Trains a shortcut head while its teacher runs: a few recent teacher runs are kept, and each is learned from many times.
+"""Trains a shortcut head while its teacher runs, on the few most recent runs.
 
-Which runs are kept and what is drawn from them depends on (seed, iteration) alone, so a resumed training goes through
-the same numbers.
+Which runs are kept and what is drawn from them depends on (seed, iteration) alone, so a resumed
+training goes through the same numbers.
 
-Source: arXiv 2602.23996, section 3 (features now + tokens just revealed -> features of the next step).
-Differs: trajectories are made on the way, not stored; the head is applied to its own predictions several times in a row
-along the teacher's steps, as it is at use.
+Source: arXiv 2602.23996, section 3 (features now + tokens just revealed -> next features).
+Differs: trajectories are made on the way, not stored; the head is applied to its own predictions
+several times in a row along the teacher's steps, as it is at use.
 
     B  images
 """
@@ -62,7 +62,10 @@ class Teaching:
 
 
 class Replay:
-    """The teacher runs kept: number c // `iterations_per_run` and the `runs_kept` - 1 after it at iteration c."""
+    """The teacher runs kept.
+
+    At iteration i: number i // `iterations_per_run` and the `runs_kept` - 1 after it.
+    """
 
     def __init__(self, make_run: Callable[[int], Trajectories], teaching: Teaching):
         self.make_run, self.teaching = make_run, teaching
@@ -103,7 +106,10 @@ def class_conditions(num_classes: int) -> DrawConditions:
 
 
 def initialised(config: Config, seed: int) -> MaskGITHead:
-    """A head that hands its input through, so training starts at "reuse"; the global random state is left alone."""
+    """A head that hands its input through: training starts at "reuse".
+
+    The global random state is left alone.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         head = MaskGITHead(config, attention=sdpa_float32)
@@ -136,8 +142,8 @@ def train_head(
         recipe: `autocast` is also the teacher's.
         num_tokens: tokens of one image.
         checkpoint: file to resume from and to save to.
-        on_log: called with the figures of `fit`: `mse` over the positions still masked, `reuse` the same for the
-            last features of the teacher unchanged, and the other parts of the loss.
+        on_log: called with the figures of `fit`: the parts of the loss, and `reuse`, the mean
+            squared error of the window's first features unchanged, to hold against `mse`.
     """
     device = next(head.parameters()).device
     model.requires_grad_(False).eval()
@@ -206,7 +212,7 @@ def held_out_runs(
     *,
     num_tokens: int,
 ) -> list[Trajectories]:
-    """One run for each of `teaching.runs`, unlike every run that a head trained with this recipe saw."""
+    """One run for each of `teaching.runs`, none of which a head of this recipe saw."""
     return [
         teacher_run(
             model,
@@ -226,9 +232,9 @@ def evaluate(
 ) -> list[dict[str, float]]:
     """How well `head` follows `run`: one entry for each number of steps in a row, 1 .. `max_chain`.
 
-    Each entry has, over positions still masked: `error`, squared error as a share of what the unchanged features of
-    the window's start have; `cosine` of the features of the first branch; `kl`, divergence after guidance, and
-    `kl_reuse`, the same for the unchanged features.
+    Each entry has, over positions still masked: `error`, squared error as a share of that of the
+    window's first features unchanged ("reuse"); `cosine` of the first branch's features with the
+    teacher's; `kl`, divergence after guidance from the teacher's, and `kl_reuse`, that of reuse.
 
     Args:
         stride: steps between the windows' starts.

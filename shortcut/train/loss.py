@@ -1,6 +1,7 @@
-"""What a shortcut head is trained on: its features against the teacher's, one or several steps in a row.
+"""What a shortcut head is trained on: its features against the teacher's, over several steps.
 
-B  images    S  sequence of one guidance branch    D  width    N  positions that count    V  codebook size
+B  images    S  sequence of one guidance branch    D  width    N  positions that count
+V  codebook size    L  image tokens
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def window(
     """
     if not (start >= 0 and 1 <= length <= len(run.steps) - 1 - start):
         raise ValueError(
-            f"a window of {length} steps after step {start} does not fit a run of {len(run.steps)} steps."
+            f"a window of {length} steps after step {start} does not fit a run of "
+            f"{len(run.steps)} steps."
         )
 
     def pick(features: Features) -> Features:
@@ -85,7 +87,8 @@ def predict(head: Any, model: Model, window: Window) -> list[Features]:
 def on_its_own(head: Any, model: Model, part: Window, noise: Noise) -> Window:
     """The last step of `part` as the head alone would get there.
 
-    From the second step on, codes are drawn from the head's features, and the model recomputes the target of the last.
+    From the second step on, codes are drawn from the head's features; the model recomputes the
+    target of the last.
 
     Source: MIGM-Shortcut MaskGIT-Shortcut/train_shortcut.py rollout, run_step.
     Differs: codes are drawn after guidance where the window has more than one branch.
@@ -182,7 +185,7 @@ def step_losses(
 ) -> dict[str, Tensor]:
     """The parts of the loss of one step that have a weight, each a mean over branches.
 
-    Source: MIGM-Shortcut MaskGIT-Shortcut/train_shortcut.py loss_fn; facts in golden/README.md section 8.
+    Source: MIGM-Shortcut MaskGIT-Shortcut/train_shortcut.py loss_fn; golden/README.md section 8.
     Differs: the divergence may also be taken after guidance.
     """
     index = masked_index_BN if objective.only_masked else None
@@ -212,7 +215,7 @@ def feature_mse(estimate_BSD: Tensor, target_BSD: Tensor, index_BN: Tensor | Non
 
 
 def divergence(logits_BNV: Tensor, wanted_BNV: Tensor, temperature: float = 1.0) -> Tensor:
-    """Kullback-Leibler divergence of the estimate from the wanted distribution, mean over positions."""
+    """Kullback-Leibler divergence from the wanted distributions, mean over positions."""
     logp_BNV, wanted_BNV = (
         x.float().div(temperature).log_softmax(-1) for x in (logits_BNV, wanted_BNV)
     )

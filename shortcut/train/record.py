@@ -1,8 +1,9 @@
-"""Teacher runs on record: the features and the revealed tokens of every step, taken through the sampler's step hook.
+"""Teacher runs on record: features and revealed tokens of every step, by the sampler's hook.
 
 It knows neither the model nor the sampler's arithmetic.
 
-    B  images    S  sequence of one guidance branch    D  width    L  image tokens    T  steps    K  tokens revealed
+    B  images    S  sequence of one guidance branch    D  width    L  image tokens
+    T  steps    K  tokens revealed
 """
 
 from __future__ import annotations
@@ -112,7 +113,8 @@ def generation_order(run: Trajectories) -> Tensor:
 def published_records(run: Trajectories, no_class_token: int) -> dict[str, dict[str, Tensor]]:
     """The records of a run of (class, no class) in the layout of the published trainer.
 
-    Source: MIGM-Shortcut MaskGIT-Shortcut/Trainer/vit.py sample_makedata; golden/README.md section 8.
+    Source: MIGM-Shortcut MaskGIT-Shortcut/Trainer/vit.py sample_makedata;
+    golden/README.md section 8.
 
     Args:
         no_class_token: token that stands for "no class" in the unconditional record.

@@ -1,0 +1,358 @@
+"""Checkpoint files that are damaged, hostile or of something else: each has its own error."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import builders
+import pytest
+import torch
+from builders import KINDS, assert_same
+from safetensors.torch import save_file
+from shortcut_pack.shortcut import weights
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+# Tensors that do not fit.
+
+
+def edited(kind: str, **changes: Any) -> dict[str, Any]:
+    """The published tensors of `kind`; a change to None removes one."""
+    raw = builders.published(KINDS[kind][0]())
+    raw = dict(raw.get("model_state_dict", raw.get("state_dict", raw))) | changes
+    return {key: value for key, value in raw.items() if value is not None}
+
+
+def refused(kind: str, raw: Mapping[str, Any], match: str, **known: Any) -> None:
+    with pytest.raises(ValueError, match=match):
+        weights.from_tensors(raw, path="FILE", **(KINDS[kind][1] | known))
+
+
+MARKS = {"model": "last_layer.0.bias", "head": "last_layer.0.bias", "vq": "encoder.norm_out.bias"}
+
+
+def test_unknown_and_missing_keys_are_named(kind: str) -> None:
+    known_key = MARKS[kind]
+    raw = edited(kind, **{known_key: None, "what.is.this": torch.zeros(1)})
+    refused(kind, raw, f"(?s)FILE: 1 keys are not of.*'what.is.this'; 1 keys.*{known_key}")
+
+
+def test_of_many_keys_five_are_named_and_the_rest_counted(kind: str) -> None:
+    refused(kind, edited(kind, **{f"x{i}": torch.zeros(1) for i in range(9)}), "'x4' and 4 more")
+
+
+def test_published_keys_are_named_also_when_several_of_ours_come_from_one() -> None:
+    key = "transformer.layers.1.0.fn.mha.in_proj_weight"
+    refused("model", edited("model", **{key: None}), f"1 keys .* are missing: '{key}'")
+    extra = {"transformer.layers.7.0.norm.bias": torch.zeros(32)}
+    refused("model", edited("model", **extra), "12 keys .* missing: 'transformer.layers.2.0.norm")
+
+
+def test_a_tensor_that_sizes_are_read_from_is_missing() -> None:
+    key = "transformer.layers.0.1.fn.net.0.weight"
+    refused("model", edited("model", **{key: None}), f"1 keys .* are missing: '{key}'")
+    refused("vq", edited("vq", **{"encoder.conv_in.weight": None}), "missing: 'encoder.conv_in.w")
+
+
+def test_a_file_of_ours_is_as_strict(tmp_path: Path) -> None:
+    path = builders.write(tmp_path / "a.safetensors", builders.model())
+    raw, metadata = weights.read(path)
+    with pytest.raises(ValueError, match="1 keys are not of a MaskGIT transformer: 'x'"):
+        weights.from_tensors(raw | {"x": torch.zeros(1)}, metadata, path)
+    del raw["last_layer.0.bias"]
+    with pytest.raises(
+        ValueError, match=r"a.safetensors: 1 keys of .* missing: 'last_layer.0.bias'"
+    ):
+        weights.from_tensors(raw, metadata, path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        (
+            "last_layer.0.bias",
+            torch.zeros(5),
+            r"'last_layer.0.bias' has shape \(5,\), expected \(32,",
+        ),
+        ("tok_emb.weight", torch.zeros(5), r"'token.weight' has shape \(5,\), expected 2 axes"),
+        ("pos_emb", torch.zeros(2, 17, 32), r"'pos_emb' has shape \(2, 17, 32\), expected \(1, "),
+        ("pos_emb", torch.zeros(1, 18, 32), "18 positions, expected those of a square grid"),
+        (
+            "transformer.layers.0.0.fn.mha.in_proj_bias",
+            torch.zeros(97),
+            r"has shape \(97,\), expected a first axis of 3 parts",
+        ),
+        ("last_layer.0.bias", torch.zeros(32).long(), "is torch.int64, expected a floating point"),
+        ("last_layer.0.bias", [0.0] * 32, "'last_layer.0.bias' is a list, expected a floating"),
+        ("last_layer.0.bias", torch.zeros(1).expand(32), "does not store all its values"),
+        ("last_layer.0.bias", torch.zeros(32).to_sparse(), "does not store all its values"),
+        ("last_layer.0.bias", torch.full((32,), torch.nan), "'last_layer.0.bias' holds NaN"),
+        ("last_layer.0.bias", torch.full((32,), -torch.inf), "'last_layer.0.bias' holds NaN, inf"),
+    ],
+)
+def test_a_wrong_tensor(key: str, value: Any, match: str) -> None:
+    refused("model", edited("model", **{key: value}), match)
+
+
+def test_channels_of_a_vqgan_that_do_not_fit() -> None:
+    wrong = {"encoder.down.1.block.0.conv1.weight": torch.zeros(40, 32, 3, 3)}
+    refused("vq", edited("vq", **wrong), r"levels have \[32, 40\] channels, expected multiples")
+
+
+def test_sizes_that_no_tensor_shows() -> None:
+    raw = edited("model")
+    with pytest.raises(ValueError, match=r"num_codes cannot .* convert IN .* --num-codes N"):
+        weights.from_tensors(raw)
+    with pytest.raises(ValueError, match=r"num_heads cannot .*presets: 16 for 768.* --num-heads N"):
+        weights.from_tensors(raw, num_codes=16)
+    refused("model", raw, "num_heads is 5, expected a divisor of the width 32", num_heads=5)
+    refused("model", raw, "num_heads is 0, expected a whole number", num_heads=0)
+    refused("model", raw, "num_codes is 19, expected at most 18", num_codes=19)
+    refused("model", raw, "MaskGIT transformer has no 'heads', expected depth, grid", heads=4)
+    refused("model", raw, "depth is 2, but you gave 3", depth=3)
+
+
+@pytest.mark.parametrize(
+    ("entry", "text", "match"),
+    [
+        ("format", "dimoo", "it has format 'dimoo' version 1, expected version 1 of maskgit"),
+        ("version", "2", "format 'maskgit' version 2, expected version 1 .* update"),
+        ("config", "{", "shortcut.config are not JSON"),
+        ("config", "[]", "shortcut.config are \\[\\], expected a dict"),
+        ("config", '{"num_heads": 4, "num_codes": 16, "depth": 3}', "depth is 2, but its metadata"),
+        ("config", '{"num_heads": "4", "num_codes": 16}', "num_heads is '4', expected a whole"),
+        ("config", '{"num_heads": 4, "num_codes": 1000}', "num_codes is 1000, expected at most 18"),
+        ("config", '{"num_heads": 4, "num_codes": 16, "speed": 3}', "has no 'speed', expected"),
+        ("class_names", '["a", 3]', "shortcut.class_names are .* expected a list"),
+        ("class_names", '["a"]', "metadata name 1 classes, but it has 3"),
+        ("title", "3", "shortcut.title are 3, expected a str"),
+        ("trained", "[" * 100_000, "shortcut.trained are not JSON"),
+    ],
+)
+def test_wrong_metadata(entry: str, text: str, match: str, tmp_path: Path) -> None:
+    path = builders.write(tmp_path / "a.safetensors", builders.model())
+    raw, metadata = weights.read(path)
+    with pytest.raises(ValueError, match=match):
+        weights.from_tensors(raw, metadata | {f"shortcut.{entry}": text}, path)
+
+
+def test_what_the_caller_says_does_not_override_the_file(tmp_path: Path) -> None:
+    path = builders.write(tmp_path / "a.safetensors", builders.model())
+    with pytest.raises(ValueError, match="num_heads is 4, but you gave 8"):
+        weights.load(path, num_heads=8)
+
+
+def test_a_file_of_another_kind() -> None:
+    for kind, (make, known) in KINDS.items():
+        wanted = next(other for other in KINDS if other != kind)
+        with pytest.raises(ValueError, match=r"FILE: it is a .*, expected a .*\. Give it as the "):
+            weights.from_tensors(builders.published(make()), path="FILE", kind=wanted, **known)
+
+
+def test_a_checkpoint_of_something_else() -> None:
+    raw = {f"model.diffusion_model.{i}.weight": torch.zeros(1) for i in range(7)}
+    match = "it is no MaskGIT transformer or VQGAN .* Its 7 entries: .* and 2 more"
+    refused("model", raw, match)
+    refused("model", {}, "Its 0 entries: none")
+
+
+def test_a_conversion_that_overflows() -> None:
+    model = builders.model()
+    big = dict(model.tensors) | {"token.weight": model.tensors["token.weight"] * 1e6}
+    with pytest.raises(ValueError, match=r"'token.weight' holds NaN.* in torch.float16"):
+        weights.cast(replace(model, tensors=big), torch.float16)
+
+
+# Files that are not what they should be.
+
+
+class Hostile:
+    """Unpickled, it would make the file `mark`."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"echo 1 > {self.mark}",)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("place", ["beside", "inside", "instead"])
+def test_a_pickle_that_would_run_code_is_refused(place: str, is_zip: bool, tmp_path: Path) -> None:
+    mark, path = tmp_path / "mark", tmp_path / "evil.pth"
+    raw = builders.published(builders.model())
+    if place == "inside":
+        raw["model_state_dict"]["x"] = Hostile(mark)
+    content = Hostile(mark) if place == "instead" else raw | {"iter": Hostile(mark)}
+    torch.save(content, path, _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(
+        ValueError, match=r"evil.pth was refused: it asks for \w+.system, which could"
+    ):
+        weights.load(path)
+    assert not mark.exists()
+    torch.load(path, weights_only=False)  # the file is as hostile as it claims
+    assert mark.exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_plain_pickle_is_refused_too(tmp_path: Path) -> None:
+    mark, path = tmp_path / "mark", tmp_path / "evil.pth"
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        path.write_bytes(pickle.dumps(Hostile(mark), protocol))
+        with pytest.raises(ValueError, match=r"evil.pth (was refused|is a damaged)"):
+            weights.load(path)
+    assert not mark.exists()
+
+
+def test_a_pickled_network_is_refused(tmp_path: Path) -> None:
+    torch.save(torch.nn.Identity(), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"asks for torch.nn.modules.linear.Identity.* state_dict"):
+        weights.load(tmp_path / "a.pth")
+
+
+def test_files_from_before_pytorch_1_6_are_read(kind: str, tmp_path: Path) -> None:
+    make, known = KINDS[kind]
+    path = tmp_path / "old.pth"
+    torch.save(builders.published(make()), path, _use_new_zipfile_serialization=False)
+    assert_same(weights.load(path, **known), make())
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_file_that_was_cut_off(suffix: str, tmp_path: Path) -> None:
+    path = builders.write(tmp_path / f"cut{suffix}", builders.head())
+    whole = path.read_bytes()
+    for length in (0, 1, 5, 9, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=f"cut{suffix} (is|was)"):
+            weights.load(path, **builders.HEAD_SIZES)
+
+
+@pytest.mark.parametrize("layout", ["ours", "published", "old"])
+def test_a_file_with_a_wrong_byte_is_read_or_refused_by_name(layout: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.bin"
+    if layout == "ours":
+        path = builders.write(tmp_path / "odd.safetensors", builders.head())
+    else:
+        raw = builders.published(builders.head())
+        torch.save(raw, path, _use_new_zipfile_serialization=layout == "published")
+    whole, choice = path.read_bytes(), random.Random(0)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[choice.randrange(min(len(whole), 5000))] ^= 1 << choice.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            weights.load(path, **builders.HEAD_SIZES)
+        except ValueError as error:
+            assert "odd" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", r"is empty \(0 bytes\)"),
+        (bytes(1000), r"is empty \(1000 bytes\)"),
+        (b"\n<!DOCTYPE html><html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF", "is a JPEG picture"),
+        (b"\x89PNG\r\n\x1a\n", "is a PNG picture"),
+        (b"GGUF\x03\0\0\0", "is a GGUF file, which is not supported"),
+        (b"epoch,loss\n1,0.5\n", "is not a safetensors or PyTorch file"),
+    ],
+)
+def test_something_else_under_a_checkpoints_name(
+    content: bytes, match: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.pth {match}"):
+        weights.load(path)
+
+
+def test_a_zip_and_a_list_are_no_checkpoints(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "x")
+    with pytest.raises(ValueError, match=r"a.pth is a damaged PyTorch file or none at all"):
+        weights.load(path)
+    torch.save([torch.zeros(1)], path)
+    with pytest.raises(ValueError, match=r"a.pth holds a list, expected a dict of tensors"):
+        weights.load(path)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nothing.pth does not exist"):
+        weights.load(tmp_path / "nothing.pth")
+
+
+def test_a_folder_stands_for_the_one_file_in_it(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no MaskGIT .* for MaskGIT_ImageNet_512.pth"
+    ):
+        weights.load(tmp_path)
+    model = builders.write(tmp_path / "MaskGIT" / "MaskGIT_ImageNet_256.pth", builders.model())
+    vq = builders.write(tmp_path / "VQGAN" / "last.ckpt", builders.vq())
+    (tmp_path / "notes.txt").write_text("x")
+    save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    assert weights.load(tmp_path, "model", **builders.MODEL_SIZES).path == model
+    assert weights.load(tmp_path, "vq").path == vq
+    head = builders.write(tmp_path / "head.safetensors", builders.head())
+    assert weights.load(tmp_path, "head").path == head
+    builders.write(tmp_path / "head2.safetensors", builders.head())
+    with pytest.raises(
+        ValueError, match=r"holds 2 such files: head.safetensors, head2.safetensors"
+    ):
+        weights.load(tmp_path, "head")
+    with pytest.raises(FileNotFoundError, match=r"holds no MaskGIT shortcut head. Looked"):
+        weights.load(tmp_path / "VQGAN", "head")
+
+
+# model.yaml beside a published VQGAN.
+
+YAML = """
+model:
+  base_learning_rate: 4.5e-06
+  target: taming.models.vqgan.VQModel
+  params:
+    embed_dim: 8
+    n_embed: 16
+    ddconfig: {double_z: false, z_channels: 8, resolution: 64, in_channels: 3, out_ch: 3, ch: 32,
+      ch_mult: [1, 2], num_res_blocks: 1, attn_resolutions: [32], dropout: 0.0}
+    lossconfig: {target: taming.modules.losses.DummyLoss}
+"""
+
+
+def described_vq(folder: Path, yaml: str) -> weights.Checkpoint:
+    (folder / "model.yaml").write_text(yaml)
+    return weights.load(builders.write(folder / "last.ckpt", builders.vq()))
+
+
+@pytest.mark.parametrize("left_out", ["", "n_embed: 16", "resolution: 64, ", "num_res_blocks: 1, "])
+def test_a_description_that_agrees(left_out: str, tmp_path: Path) -> None:
+    assert_same(described_vq(tmp_path, YAML.replace(left_out, "")), builders.vq())
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "match"),
+    [
+        ("n_embed: 16", "n_embed: 1024", "n_embed is 1024, but the tensors say 16"),
+        ("[1, 2]", "[1, 2, 4]", r"ch_mult is \[1, 2, 4\], but the tensors say \[1, 2\]"),
+        ("[32]", "[64, 16]", r"levels with attention is \[0\], but the tensors say \[1\]"),
+        ("ddconfig", "config", "does not describe a VQGAN .KeyError: 'ddconfig'"),
+        ("[32]", "5", "does not describe a VQGAN .TypeError"),
+        ("model:", "model: !!python/object/apply:os.system ['false']", "does not describe"),
+    ],
+)
+def test_a_description_that_contradicts(a: str, b: str, match: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"(?s)last.ckpt: .*model.yaml beside it .*{match}"):
+        described_vq(tmp_path, YAML.replace(a, b))
