@@ -261,11 +261,14 @@ def _run(
             on_step=report,
             **start,
         )
-    logging.info(
-        "Shortcut Masked Sampler: %d steps, %d full, %.2f s, about %.1f times as fast as vanilla",
-        result.num_steps,
-        result.num_full,
-        result.seconds,
-        report.clock.speed_up(),
-    )
+    logging.info("Shortcut Masked Sampler: %s", _summary(result, report.clock.speed_up()))
     return result
+
+
+def _summary(result: Result, speed_up: float) -> str:
+    if result.num_steps == 0:
+        return "nothing to make, the noise mask covers no token"
+    took = f"{result.num_steps} steps, {result.num_full} full, {result.seconds:.2f} s"
+    if result.num_full == result.num_steps:
+        return f"{took} (vanilla)"
+    return f"{took}, about {speed_up:.1f} times as fast as vanilla"

@@ -15,6 +15,7 @@ from .. import shipped, weights
 from ..formats import Format
 from ..heads import maskgit as maskgit_head
 from ..models import maskgit, maskgit_vqgan
+from ..train.cpu import keep_memory
 from . import classifier, data, gallery, quality, train_base, train_head, train_vq
 from .scenes import CLASS_NAMES
 
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     quality.add_parser(steps)
     gallery.add_parser(steps)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    keep_memory()
     options = parser.parse_args(arguments)
     return options.run(options)
 

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from ..models.maskgit import Config, MaskGIT
 from ..models.maskgit_vqgan import VQGAN
+from ..train.cpu import sdpa_float32
 from ..train.fit import Recipe, fit
 from ..weights import fingerprint
 from .data import load, to_network
 
 CONFIG = Config(grid=12, width=192, depth=6, num_heads=3, mlp_width=768, num_codes=512, num_classes=16)
 RECIPE = Recipe(
-    iterations=3000,
+    iterations=4000,
     lr=1.5e-3,
     warmup=200,
     betas=(0.9, 0.96),
@@ -75,7 +76,7 @@ def initialised(config: Config, seed: int) -> MaskGIT:
     """A network with normal weights of deviation 0.02, zero biases; the global random state is left alone."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = MaskGIT(config)
+        network = MaskGIT(config, attention=sdpa_float32)
         for module in network.modules():
             if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
                 torch.nn.init.trunc_normal_(module.weight, std=0.02)

@@ -1,0 +1,245 @@
+"""ComfyUI for the tests of the nodes: the real one, or stand-ins where there is none.
+
+If the environment variable COMFY_DIR names a ComfyUI folder, `install` makes that one importable (on the CPU). Else it
+installs stand-ins with just what the nodes use: enough to build their schemas and to run them on the CPU, not a copy
+of ComfyUI's behaviour. Tests that need more are marked `needs_comfy`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+COMFY_DIR = os.environ.get("COMFY_DIR", "")
+needs_comfy = pytest.mark.skipif(not COMFY_DIR, reason="COMFY_DIR names no ComfyUI folder")
+MODULES = (
+    "comfy",
+    "comfy.latent_formats",
+    "comfy.ldm",
+    "comfy.ldm.modules",
+    "comfy.ldm.modules.attention",
+    "comfy.model_base",
+    "comfy.model_management",
+    "comfy.model_patcher",
+    "comfy.ops",
+    "comfy.sample",
+    "comfy.sd",
+    "comfy.supported_models_base",
+    "comfy.utils",
+    "comfy_api",
+    "comfy_api.latest",
+    "folder_paths",
+)
+
+
+def install() -> None:
+    """Makes `comfy`, `comfy_api` and `folder_paths` importable."""
+    if "comfy" in sys.modules:
+        return
+    if COMFY_DIR:
+        if not (Path(COMFY_DIR) / "comfy").is_dir():
+            raise FileNotFoundError(f"COMFY_DIR is {COMFY_DIR}, expected a ComfyUI folder.")
+        sys.path.insert(0, COMFY_DIR)
+        # Before anything else of ComfyUI is imported: it looks for a GPU at import time.
+        from comfy.cli_args import args
+
+        args.cpu = True
+        return
+    for name in MODULES:
+        module = sys.modules[name] = types.ModuleType(name)
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, module)
+    for name, content in _contents().items():
+        vars(sys.modules[name]).update(content)
+
+
+class Field:
+    """An input or output of a schema."""
+
+    def __init__(self, io_type: str, id: str, **options: Any):
+        self.io_type, self.id, self.options = io_type, id, options
+        self.optional = options.pop("optional", False)
+        self.tooltip = options.get("tooltip")
+        self.display_name = options.get("display_name")
+
+    def get_io_type(self) -> str:
+        return self.io_type
+
+    def as_dict(self) -> dict[str, Any]:
+        return self.options
+
+
+class IoType:
+    """A type of sockets or widgets."""
+
+    def __init__(self, io_type: str):
+        self.io_type = io_type
+
+    def Input(self, id: str, **options: Any) -> Field:
+        return Field(self.io_type, id, **options)
+
+    Output = Input
+
+
+class NodeOutput:
+    def __init__(self, *result: Any):
+        self.result = result
+
+
+class ComfyExtension:
+    async def on_load(self) -> None: ...
+
+
+class LatentFormat:
+    spacial_downscale_ratio = 8
+
+
+class ModelConfig:
+    """comfy.supported_models_base.BASE"""
+
+    def __init__(self, unet_config: dict[str, Any]):
+        self.unet_config = dict(unet_config)
+
+    def set_inference_dtype(self, dtype: torch.dtype, cast: torch.dtype | None) -> None:
+        self.unet_config["dtype"] = dtype
+
+
+class BaseModel(torch.nn.Module):
+    """comfy.model_base.BaseModel"""
+
+    def __init__(self, config: Any, model_type: Any, device: Any, unet_model: Any):
+        super().__init__()
+        operations = sys.modules["comfy.ops"].manual_cast
+        self.diffusion_model = unet_model(**config.unet_config, device=device, operations=operations)
+        self.latent_format = config.latent_format
+
+    def load_model_weights(self, tensors: dict[str, Any], assign: bool) -> None:
+        self.diffusion_model.load_state_dict(tensors, assign=assign)
+
+
+class Patcher:
+    """comfy.model_patcher.CoreModelPatcher"""
+
+    def __init__(self, model: Any, load_device: torch.device, offload_device: torch.device):
+        self.model, self.load_device = model, load_device
+        self.model_options: dict[str, Any] = {"transformer_options": {}}
+
+    def is_dynamic(self) -> bool:
+        return False
+
+    def get_model_object(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def memory_required(self, shape: Any) -> float:
+        return self.model.memory_required(shape)
+
+    def pre_run(self) -> None: ...
+
+    def cleanup(self) -> None: ...
+
+
+class VAE:
+    """comfy.sd.VAE"""
+
+    def __init__(self, sd: dict[str, Any]):
+        assert sd == {}
+
+    def decode(self, samples: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            pixels = self.first_stage_model.decode(samples)
+        return ((pixels + 1) / 2).clamp(0, 1).movedim(1, -1)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return self.first_stage_model.encode(pixels.movedim(-1, 1) * 2 - 1)
+
+
+class ProgressBar:
+    def __init__(self, total: int): ...
+
+    def update_absolute(self, value: int, total: int, preview: Any) -> None: ...
+
+
+def _contents() -> dict[str, dict[str, Any]]:
+    """What the stand-ins hold, by module."""
+    from shortcut_pack.shortcut.formats import Bare
+    from shortcut_pack.shortcut.models.layers import sdpa
+
+    cpu = torch.device("cpu")
+    io = types.SimpleNamespace(
+        **{kind.title(): IoType(kind) for kind in ("MODEL", "VAE", "LATENT", "CONDITIONING")},
+        **{kind.title(): IoType(kind) for kind in ("COMBO", "STRING", "INT", "FLOAT", "BOOLEAN")},
+        Custom=IoType,
+        ComfyNode=object,
+        NodeOutput=NodeOutput,
+        Schema=types.SimpleNamespace,
+    )
+    models_dir = tempfile.gettempdir()
+    folders: dict[str, tuple[list[str], set[str]]] = {}
+
+    def attention(q, k, v, num_heads, transformer_options):
+        return sdpa(q, k, v, num_heads)
+
+    def repeat_to_batch_size(tensor, size):
+        return tensor.repeat(size, *[1] * (tensor.ndim - 1))[:size]
+
+    return {
+        "comfy.latent_formats": {"LatentFormat": LatentFormat},
+        "comfy.ldm.modules.attention": {"optimized_attention": attention},
+        "comfy.model_base": {
+            "BaseModel": BaseModel,
+            "ModelType": types.SimpleNamespace(FLOW=0),
+        },
+        "comfy.model_management": {
+            **dict.fromkeys(
+                (
+                    "get_torch_device",
+                    "unet_offload_device",
+                    "intermediate_device",
+                    "vae_device",
+                    "vae_offload_device",
+                ),
+                lambda: cpu,
+            ),
+            "unet_dtype": lambda *_: torch.float32,
+            "unet_manual_cast": lambda *_: None,
+            "dtype_size": lambda dtype: dtype.itemsize,
+            "archive_model_dtypes": lambda _: None,
+            "load_models_gpu": lambda *_, **__: None,
+            "throw_exception_if_processing_interrupted": lambda: None,
+            "OOM_EXCEPTION": torch.OutOfMemoryError,
+            "is_oom": lambda error: isinstance(error, torch.OutOfMemoryError),
+        },
+        "comfy.model_patcher": {"CoreModelPatcher": Patcher},
+        "comfy.ops": {"manual_cast": Bare, "pick_operations": lambda *_: Bare},
+        "comfy.sample": {"fix_empty_latent_channels": lambda model, samples, _: samples},
+        "comfy.sd": {"VAE": VAE},
+        "comfy.supported_models_base": {"BASE": ModelConfig},
+        "comfy.utils": {
+            "ProgressBar": ProgressBar,
+            "repeat_to_batch_size": repeat_to_batch_size,
+            "load_torch_file": _load_safetensors,
+        },
+        "comfy_api.latest": {"ComfyExtension": ComfyExtension, "io": io},
+        "folder_paths": {
+            "models_dir": models_dir,
+            "folder_names_and_paths": folders,
+            "add_model_folder_path": lambda name, path: folders.setdefault(name, ([path], set())),
+            "get_filename_list": lambda category: [],
+            "get_full_path_or_raise": lambda category, name: str(Path(models_dir, category, name)),
+        },
+    }
+
+
+def _load_safetensors(path: str) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
