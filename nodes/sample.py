@@ -211,7 +211,7 @@ def _widgets() -> list[Any]:
             step=0.01,
             tooltip="Share of the tokens (under the mask, if there is one) that is hidden and "
             "made anew, picked at random by the seed. 1: all. Lower: closer to the given image. "
-            "No effect without an image.",
+            "Keep 1 with Empty Latent Image.",
         ),
     ]
 

@@ -118,7 +118,9 @@ class BaseModel(torch.nn.Module):
     def __init__(self, config: Any, model_type: Any, device: Any, unet_model: Any):
         super().__init__()
         operations = sys.modules["comfy.ops"].manual_cast
-        self.diffusion_model = unet_model(**config.unet_config, device=device, operations=operations)
+        self.diffusion_model = unet_model(
+            **config.unet_config, device=device, operations=operations
+        )
         self.latent_format = config.latent_format
 
     def load_model_weights(self, tensors: dict[str, Any], assign: bool) -> None:
@@ -183,7 +185,6 @@ def _contents() -> dict[str, dict[str, Any]]:
         Schema=types.SimpleNamespace,
     )
     models_dir = tempfile.gettempdir()
-    folders: dict[str, tuple[list[str], set[str]]] = {}
 
     def attention(q, k, v, num_heads, transformer_options):
         return sdpa(q, k, v, num_heads)
@@ -231,8 +232,8 @@ def _contents() -> dict[str, dict[str, Any]]:
         "comfy_api.latest": {"ComfyExtension": ComfyExtension, "io": io},
         "folder_paths": {
             "models_dir": models_dir,
-            "folder_names_and_paths": folders,
-            "add_model_folder_path": lambda name, path: folders.setdefault(name, ([path], set())),
+            "folder_names_and_paths": {},
+            "add_model_folder_path": _add_model_folder_path,
             "get_filename_list": lambda category: [],
             "get_full_path_or_raise": lambda category, name: str(Path(models_dir, category, name)),
         },
@@ -243,3 +244,8 @@ def _load_safetensors(path: str) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(path)
+
+
+def _add_model_folder_path(name: str, path: str) -> None:
+    folders = sys.modules["folder_paths"].folder_names_and_paths
+    folders.setdefault(name, ([], set()))[0].append(path)

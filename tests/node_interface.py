@@ -1,7 +1,7 @@
 """What of a node must never change, because saved workflows hold it: read from the schemas, or from the frozen file.
 
-    python -m pytest tests/test_nodes.py      compares both
-    node_interface.json                       is written by hand or from `current()`, and only ever grows
+python -m pytest tests/test_nodes.py      compares both
+node_interface.json                       is written by hand or from `current()`, and only ever grows
 """
 
 from __future__ import annotations

@@ -1,0 +1,551 @@
+"""The nodes: their frozen interface, and what they do with MODEL, LATENT, masks and heads.
+
+They run on stand-ins for ComfyUI, and on the real one if COMFY_DIR names its folder (see comfy_stubs.py).
+"""
+
+# ruff: noqa: E402 - ComfyUI, or what stands in for it, must be importable first
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import builders
+import comfy_stubs
+import node_interface
+import numpy as np
+import pytest
+import torch
+from comfy_stubs import needs_comfy
+
+comfy_stubs.install()
+import comfy.model_management as mm
+import comfy.utils
+import folder_paths
+from shortcut_pack import nodes
+from shortcut_pack.nodes import condition, host, latents, native, sample
+from shortcut_pack.nodes.load import LoadHead, LoadMIGM
+from shortcut_pack.nodes.sample import MaskedSampler
+from shortcut_pack.shortcut import shipped
+from shortcut_pack.shortcut.classes import class_branches
+from shortcut_pack.shortcut.pipeline import generate
+from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
+from shortcut_pack.shortcut.schedule import Settings
+
+GRID, NUM_CODES, NUM_CLASSES, L = 4, 16, 3, 16
+WIDGETS = {
+    "seed": 3,
+    "steps": 6,
+    "full_steps": 2,
+    "cfg": 1.5,
+    "cfg_ramp": True,
+    "schedule": "arccos",
+    "temperature": 1.0,
+    "choice_temperature": 4.0,
+    "denoise": 1.0,
+}
+NAMES = ("day forest", "night forest", "night snow")
+
+
+@pytest.fixture
+def model():
+    """MODEL of the tiny network, and the head that belongs to it."""
+    checkpoint = builders.model(class_names=NAMES)
+    colours_V3 = torch.linspace(-1, 1, NUM_CODES).unsqueeze(1).expand(-1, 3)
+    return native.build_model(checkpoint, "float32", native.CodeIds(2, colours_V3))
+
+
+@pytest.fixture
+def head(model):
+    fingerprint = model.model.checkpoint.fingerprint
+    return native.build_head(builders.head(model_fingerprint=fingerprint), "float32")
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """The tiny files in the places of the shipped ones, and ComfyUI's models folder empty."""
+    checkpoints = {"model": builders.model(class_names=NAMES), "vq": builders.vq()}
+    checkpoints["head"] = builders.head(model_fingerprint=checkpoints["model"].fingerprint)
+    for kind, checkpoint in checkpoints.items():
+        path = builders.write(tmp_path / "shipped" / f"{kind}.safetensors", checkpoint)
+        monkeypatch.setitem(host.SHIPPED_FILES, kind, path)
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    monkeypatch.setattr(folder_paths, "get_filename_list", lambda category: [])
+    return tmp_path
+
+
+def empty(num_images=1, side=GRID):
+    return {"samples": torch.zeros(num_images, 1, side, side)}
+
+
+def image(num_images=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num_images, 1, GRID, GRID)
+    return {"samples": torch.randint(NUM_CODES, shape, generator=generator).float()}
+
+
+def cond(chosen=1):
+    return condition.to_conditioning(chosen, NUM_CLASSES)
+
+
+def run(model, latent=None, head=None, positive=None, **changes):
+    """The LATENT that the sampler makes."""
+    latent = empty() if latent is None else latent
+    sockets = {"model": model, "positive": positive or cond(), "latent_image": latent}
+    if head is not None:
+        sockets["head"] = head
+    return MaskedSampler.execute(**sockets, **(WIDGETS | changes)).result[0]
+
+
+def codes(latent):
+    return latent["samples"][:, 0].flatten(1).long()
+
+
+# ------------------------------------------------------------------------------------------- interface
+
+
+def test_saved_workflows_keep_working(files):
+    assert node_interface.current(nodes.NODES) == node_interface.frozen()
+
+
+def test_every_input_and_output_explains_itself(files):
+    for node in nodes.NODES:
+        schema = node.define_schema()
+        assert schema.description and schema.display_name
+        for item in [*schema.inputs, *schema.outputs]:
+            assert item.tooltip and item.tooltip.endswith("."), (schema.node_id, item.id)
+
+
+def test_every_sampler_widget_says_what_it_does_to_speed_or_images():
+    for item in MaskedSampler.define_schema().inputs:
+        if item.id in ("steps", "full_steps", "cfg", "temperature", "choice_temperature"):
+            assert "Typical" in item.tooltip, item.id
+
+
+def test_every_node_has_a_help_page(files):
+    pages = Path(nodes.__file__).parents[1] / "web" / "docs"
+    found = {path.stem for path in pages.glob("*.md")}
+    assert found == {node.define_schema().node_id for node in nodes.NODES}
+
+
+# ------------------------------------------------------------------------------------------- loaders
+
+
+def test_the_shipped_files_are_always_in_the_lists(monkeypatch):
+    monkeypatch.setattr(folder_paths, "get_filename_list", lambda category: [f"{category}.pth"])
+    by_id = {
+        item.id: item.as_dict()
+        for node in (LoadMIGM, LoadHead)
+        for item in node.define_schema().inputs
+    }
+    assert by_id["model_name"]["options"] == [host.SHIPPED, "migm.pth"]
+    assert by_id["vq_name"]["options"] == ["auto", host.SHIPPED, "migm.pth"]
+    assert by_id["head_name"]["options"] == [host.SHIPPED, "migm_heads.pth"]
+    assert host.path_of("migm", host.SHIPPED, "vq") == shipped.VQ
+
+
+def test_folders_are_registered_beside_those_of_extra_model_paths(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {"migm": (["/elsewhere"], set())})
+    host.register_folders()
+    paths, extensions = folder_paths.folder_names_and_paths["migm"]
+    assert paths[0] == "/elsewhere"
+    assert extensions == {".safetensors", ".pth", ".ckpt", ".pt"}
+    assert (tmp_path / "migm_heads").is_dir()
+
+
+def test_load_migm_gives_a_model_and_a_vae_that_fit_each_other(files):
+    model, vae = LoadMIGM.execute(host.SHIPPED, "auto", "float32").result
+    latent_format = model.get_model_object("latent_format")
+    assert latent_format.spacial_downscale_ratio == 2
+    assert latent_format.colours_V3.shape == (NUM_CODES, 3)
+    pixels = vae.decode(run(model)["samples"])
+    assert pixels.shape == (1, 8, 8, 3)
+    assert pixels.min() >= 0 and pixels.max() <= 1
+
+
+def test_vae_gives_code_ids_as_float32_also_when_tiled(files):
+    _, vae = LoadMIGM.execute(host.SHIPPED, "auto", "default").result
+    pixels = torch.rand(2, 8, 8, 3, generator=torch.Generator().manual_seed(0))
+    ids = vae.encode(pixels)
+    assert ids.shape == (2, 1, GRID, GRID) and ids.dtype == torch.float32
+    assert torch.equal(ids, ids.round()) and ids.min() >= 0 and ids.max() < NUM_CODES
+    assert torch.equal(vae.encode_tiled(pixels, tile_x=4, tile_y=4, overlap=2), ids)
+
+
+def test_auto_finds_the_vq_beside_a_users_model(files, monkeypatch):
+    folder = files / "migm" / "mine"
+    builders.write(folder / "model.safetensors", builders.model(seed=7))
+    builders.write(folder / "VQGAN" / "vq.safetensors", builders.vq())
+    monkeypatch.setattr(
+        folder_paths, "get_full_path_or_raise", lambda category, name: str(folder / name)
+    )
+    model, _ = LoadMIGM.execute("model.safetensors", "auto", "default").result
+    assert model.model.checkpoint.fingerprint == builders.model(seed=7).fingerprint
+
+
+def test_a_vq_of_another_model_is_refused(files):
+    config = replace(builders.VQ_CONFIG, num_codes=8)
+    builders.write(host.SHIPPED_FILES["vq"], builders.vq(config))
+    with pytest.raises(ValueError, match=r"has 8 codes, but .* makes 16\. Choose the VQ model"):
+        LoadMIGM.execute(host.SHIPPED, "auto", "default")
+
+
+def test_a_replaced_file_is_loaded_again(files):
+    before = LoadHead.fingerprint_inputs(host.SHIPPED, weight_dtype="default")
+    assert LoadHead.fingerprint_inputs(host.SHIPPED, weight_dtype="default") == before
+    config = replace(builders.HEAD_CONFIG, num_blocks=2)
+    builders.write(host.SHIPPED_FILES["head"], builders.head(config))
+    assert LoadHead.fingerprint_inputs(host.SHIPPED, weight_dtype="default") != before
+
+
+def test_a_missing_file_is_named(files):
+    host.SHIPPED_FILES["head"].unlink()
+    with pytest.raises(FileNotFoundError, match=r"head\.safetensors"):
+        LoadHead.execute(host.SHIPPED, "default")
+
+
+# ------------------------------------------------------------------------------------------- conditions
+
+
+@pytest.mark.parametrize(
+    ("text", "chosen"), [("night snow", 2), ("snow night", 2), ("0", 0), ("", 3), ("none", 3)]
+)
+def test_class_condition_reads_names_and_numbers(model, text, chosen):
+    found = condition.ClassCondition.execute(model, text).result[0]
+    assert condition.to_class(found, NUM_CLASSES, "positive") == chosen
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("3", "between 0 and 2, got 3"), ("cat", "day forest, night forest, night snow")],
+)
+def test_a_class_that_the_model_has_not_is_refused(model, text, message):
+    with pytest.raises(ValueError, match=message):
+        condition.ClassCondition.execute(model, text)
+
+
+def test_conditioning_zero_out_means_no_class():
+    zeroed = [[torch.zeros_like(t), options] for t, options in cond()]
+    assert condition.to_class(zeroed, NUM_CLASSES, "positive") == NUM_CLASSES
+
+
+@pytest.mark.parametrize(
+    ("conditioning", "message"),
+    [
+        ([[torch.zeros(1, 77, 768), {}]], r"has shape \(1, 77, 768\), expected \(1, 1, 3\)"),
+        (cond(0) + cond(1), "combines 2 conditions"),
+        ([[(cond(0)[0][0] + cond(1)[0][0]) / 2, {}]], "mixes 2 classes"),
+    ],
+)
+def test_conditioning_that_is_not_one_class_is_refused(conditioning, message):
+    with pytest.raises(ValueError, match=message):
+        condition.to_class(conditioning, NUM_CLASSES, "positive")
+
+
+# ------------------------------------------------------------------------------------------- sampler
+
+
+def test_the_node_gives_what_the_pipeline_gives(model, head):
+    network = model.model.diffusion_model
+    settings = Settings(
+        num_steps=6, full_steps=2, guidance=(1.5,), choice_temperature=4.0, schedule="arccos"
+    )
+    expected = generate(
+        network,
+        class_branches(torch.tensor([1, 1]), NUM_CLASSES, 1),
+        settings,
+        seed=3,
+        image_indices=range(2),
+        num_tokens=L,
+        predictor=partial(ShortcutPredictor, head.model),
+    )
+    assert torch.equal(codes(run(model, empty(2), head)), expected.codes_BL)
+
+
+def test_a_head_that_answers_no_step_changes_nothing(model, head):
+    vanilla = run(model)["samples"]
+    assert torch.equal(run(model, head=head, full_steps=6)["samples"], vanilla)
+    assert not torch.equal(run(model, head=head, full_steps=1)["samples"], vanilla)
+    assert torch.equal(run(model)["samples"], vanilla)
+
+
+def test_full_steps_have_no_effect_without_a_head(model):
+    assert torch.equal(run(model, full_steps=100)["samples"], run(model)["samples"])
+
+
+def test_full_steps_above_steps_are_refused(model, head):
+    with pytest.raises(ValueError, match="full steps must be between 1 and steps"):
+        run(model, head=head, full_steps=7)
+
+
+def test_guidance_off_and_one_step(model, head):
+    latent = run(model, head=head, cfg=0.0, steps=1, full_steps=1)
+    assert latent["samples"].shape == (1, 1, GRID, GRID)
+
+
+def test_an_image_of_a_batch_can_be_made_again_alone(model, head):
+    batch = run(model, empty(3), head)["samples"]
+    alone = run(model, empty() | {"batch_index": [2]}, head)
+    assert torch.equal(alone["samples"][0], batch[2])
+
+
+def test_negative_class_replaces_no_class(model):
+    neutral = run(model, cfg=5.0)["samples"]
+    assert torch.equal(run(model, cfg=5.0, negative=cond(NUM_CLASSES))["samples"], neutral)
+    assert not torch.equal(run(model, cfg=5.0, negative=cond(0))["samples"], neutral)
+
+
+def test_only_what_the_mask_covers_changes(model, head):
+    latent = image(2)
+    pixel_mask = torch.zeros(1, 1, 8, 8)
+    pixel_mask[..., :5] = 1  # pixel columns 0 to 4 of 8: two code columns, and half of the third
+    found = run(model, latent | {"noise_mask": pixel_mask}, head)["samples"]
+    assert torch.equal(found[..., 2:], latent["samples"][..., 2:])
+    assert not torch.equal(found[..., :2], latent["samples"][..., :2])
+
+
+def test_each_image_may_have_its_own_mask(model):
+    latent = image(2)
+    pixel_mask = torch.zeros(2, 8, 8)
+    pixel_mask[0] = 1
+    found = run(model, latent | {"noise_mask": pixel_mask})["samples"]
+    assert torch.equal(found[1], latent["samples"][1])
+    assert not torch.equal(found[0], latent["samples"][0])
+
+
+def test_denoise_keeps_a_share_of_the_image(model):
+    latent = image(seed=4)
+    kept = [
+        (run(model, latent, denoise=d)["samples"] == latent["samples"]).sum()
+        for d in (0.25, 0.5, 1.0)
+    ]
+    assert kept[0] >= 12 and kept[1] >= 8
+    assert kept[2] < kept[1] < kept[0]
+
+
+def test_an_empty_mask_changes_nothing_and_says_so(model, caplog):
+    latent = image()
+    with caplog.at_level(logging.INFO):
+        found = run(model, latent | {"noise_mask": torch.zeros(1, 1, 8, 8)})
+    assert torch.equal(found["samples"], latent["samples"])
+    assert "nothing to make" in caplog.text
+
+
+def test_the_input_latent_is_left_alone(model):
+    latent = image() | {"noise_mask": torch.ones(1, 1, 8, 8), "downscale_ratio_spacial": 2}
+    samples = latent["samples"].clone()
+    found = run(model, latent)
+    assert torch.equal(latent["samples"], samples) and "downscale_ratio_spacial" in latent
+    assert found["samples"].dtype == torch.float32
+    assert "downscale_ratio_spacial" not in found and "noise_mask" in found
+
+
+@pytest.mark.parametrize(
+    ("latent", "message"),
+    [
+        (
+            empty(side=8),
+            r"is for an image of 16 x 16 pixels.* makes 8 x 8 only\. Set width and height",
+        ),
+        ({"samples": torch.ones(1, 16, GRID, GRID)}, "another kind of model"),
+        ({"samples": torch.full((1, 1, GRID, GRID), torch.nan)}, "NaN"),
+        (
+            {"samples": torch.full((1, 1, GRID, GRID), 16.0)},
+            "from 16 to 16, expected code ids from 0 to 15",
+        ),
+        ({"samples": torch.full((1, 1, GRID, GRID), -1.0)}, "from -1 to -1"),
+    ],
+)
+def test_latents_that_are_no_codes_of_this_size_are_refused(model, latent, message):
+    with pytest.raises(ValueError, match=message):
+        run(model, latent, denoise=0.5)
+
+
+def test_a_model_of_another_kind_is_refused(model):
+    model.model = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"MODEL is a Identity.* Use Load MIGM"):
+        run(model)
+
+
+def test_a_head_of_another_model_is_refused(model):
+    other = native.build_head(builders.head(model_fingerprint="0123456789abcdef"), "default")
+    with pytest.raises(ValueError, match="was trained for the model 0123456789abcdef"):
+        run(model, head=other)
+
+
+def test_a_head_that_names_no_model_is_used_with_a_warning(model, caplog):
+    run(model, head=native.build_head(builders.head(), "default"))
+    assert "could be verified" in caplog.text
+
+
+def test_diffusion_samplers_are_told_what_to_use(model):
+    with pytest.raises(ValueError, match="Use the Shortcut Masked Sampler"):
+        model.model._apply_model(None, None)
+
+
+# ------------------------------------------------------------------------------------------- a run
+
+
+class Bar:
+    """A progress bar that keeps what it is told."""
+
+    def __init__(self, total):
+        self.total, self.calls = total, []
+        Bar.last = self
+
+    def update_absolute(self, value, total, preview):
+        self.calls.append((value, total, preview))
+
+
+def test_progress_counts_every_step_and_shows_the_image_emerge(model, head, monkeypatch):
+    monkeypatch.setattr(comfy.utils, "ProgressBar", Bar)
+    monkeypatch.setattr(host, "PREVIEW_INTERVAL", 0)
+    run(model, empty(2), head)
+    assert [(value, total) for value, total, _ in Bar.last.calls] == [(i + 1, 6) for i in range(6)]
+    pictures = [preview[1] for _, _, preview in Bar.last.calls]
+    assert {picture.size for picture in pictures} == {(512, 512)}
+    shares = [
+        (np.asarray(picture.resize((GRID, GRID), 0)) == 128).all(-1).mean() for picture in pictures
+    ]
+    assert shares[-1] == 0 and shares == sorted(shares, reverse=True) and shares[0] > 0.5
+
+
+def test_previews_do_not_slow_down_quick_runs(model, monkeypatch):
+    monkeypatch.setattr(comfy.utils, "ProgressBar", Bar)
+    monkeypatch.setattr(host, "PREVIEW_INTERVAL", 1000)
+    run(model)
+    assert [preview is not None for _, _, preview in Bar.last.calls] == [True] + [False] * 4 + [
+        True
+    ]
+
+
+def test_progress_covers_images_with_masks_of_different_sizes(model, monkeypatch):
+    monkeypatch.setattr(comfy.utils, "ProgressBar", Bar)
+    pixel_mask = torch.zeros(3, 8, 8)
+    pixel_mask[0] = 1
+    pixel_mask[1, :2, :4] = 1  # two tokens, so two steps
+    run(model, image(3) | {"noise_mask": pixel_mask})
+    assert [value for value, _, _ in Bar.last.calls] == list(range(1, 9))
+    assert Bar.last.total == 8
+
+
+class Interrupted(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("after", [0, 3, 5])
+def test_an_interrupt_ends_the_run_within_a_step_and_leaves_no_trace(
+    model, head, monkeypatch, after
+):
+    expected, calls = run(model, head=head)["samples"], []
+
+    def interrupt():
+        calls.append(1)
+        if len(calls) > after:
+            raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mm, "throw_exception_if_processing_interrupted", interrupt)
+        with pytest.raises(Interrupted):
+            run(model, head=head)
+    assert len(calls) == after + 1
+    assert model.model.attention.options == {}
+    assert torch.equal(run(model, head=head)["samples"], expected)
+
+
+def test_running_out_of_memory_gives_advice(model, monkeypatch):
+    def fail(*args, **kwargs):
+        raise mm.OOM_EXCEPTION("tried to allocate 9 GiB")
+
+    monkeypatch.setattr(sample, "generate", fail)
+    with pytest.raises(mm.OOM_EXCEPTION, match=r"Lower the batch size.*9 GiB"):
+        run(model)
+
+
+def test_one_log_line_says_what_the_run_took(model, head, caplog):
+    with caplog.at_level(logging.INFO):
+        run(model, head=head)
+        run(model)
+    lines = [m for m in caplog.messages if m.startswith("Shortcut Masked Sampler")]
+    assert len(lines) == 2
+    assert "6 steps, 2 full" in lines[0] and "times as fast as vanilla" in lines[0]
+    assert "6 steps, 6 full" in lines[1] and lines[1].endswith("(vanilla)")
+
+
+def test_attention_of_the_run_gets_the_options_of_the_model(model, monkeypatch):
+    seen = []
+
+    def attention(q, k, v, num_heads, transformer_options):
+        seen.append(transformer_options)
+        return q
+
+    monkeypatch.setattr(host, "optimized_attention", attention)
+    model.model_options["transformer_options"] = {"optimized_attention_override": "mine"}
+    run(model)
+    assert seen and all(o == {"optimized_attention_override": "mine"} for o in seen)
+
+
+def test_masks_count_by_the_area_that_they_cover():
+    pixel_mask = torch.zeros(1, 1, 8, 8)
+    pixel_mask[..., 0, 0] = 1  # a quarter of a code's area
+    pixel_mask[..., 2:4, 2:4] = 1  # all of it
+    pixel_mask[..., 4:6, 0:1] = 1  # half
+    is_editable_1L = latents.editable_of(pixel_mask, 1, GRID)
+    assert is_editable_1L.flatten().nonzero().flatten().tolist() == [5]
+
+
+# ------------------------------------------------------------------------------------------- real ComfyUI
+
+
+def partially_loaded(module):
+    """`module` with about half of its weights on the device, the rest left behind."""
+    import comfy.model_patcher
+
+    meta, cpu = torch.device("meta"), torch.device("cpu")
+    patcher = comfy.model_patcher.ModelPatcher(module, load_device=meta, offload_device=cpu)
+    patcher.load(meta, lowvram_model_memory=patcher.model_size() // 2)
+    return module
+
+
+@needs_comfy
+@pytest.mark.parametrize("part", ["model", "head", "vae"])
+def test_what_stays_behind_under_partial_offload_is_moved_on_use(part, model, head, files):
+    if part == "vae":
+        module = LoadMIGM.execute(host.SHIPPED, "auto", "default").result[1].first_stage_model
+    else:
+        module = {"model": model.model.diffusion_model, "head": head.model}[part]
+    left = 0
+    for name, child in partially_loaded(module).named_modules():
+        tensors = [*child.parameters(recurse=False), *child.buffers(recurse=False)]
+        if any(tensor.device.type == "cpu" for tensor in tensors):
+            left += 1
+            assert hasattr(child, "comfy_cast_weights"), f"{part}: {name} would crash on a GPU"
+    assert left > 0
+
+
+@needs_comfy
+def test_bfloat16_weights_compute_in_float32_on_the_cpu(head):
+    model = native.build_model(
+        builders.model(), "bfloat16", native.CodeIds(2, torch.zeros(NUM_CODES, 3))
+    )
+    network = model.model.diffusion_model
+    assert network.token.weight.dtype == torch.bfloat16
+    assert network.compute_dtype == torch.float32
+    assert run(model, empty(2))["samples"].shape == (2, 1, GRID, GRID)
+
+
+@needs_comfy
+def test_a_native_empty_latent_fits_any_downscale(model):
+    latent = {"samples": torch.zeros(2, 4, 1, 1), "downscale_ratio_spacial": 8}
+    assert run(model, latent)["samples"].shape == (2, 1, GRID, GRID)
+
+
+@needs_comfy
+def test_a_vae_is_made_without_a_warning_about_weights(files, caplog):
+    LoadMIGM.execute(host.SHIPPED, "auto", "default")
+    assert "VAE weights" not in caplog.text
+    logging.getLogger().warning("No VAE weights detected")
+    assert "VAE weights" in caplog.text, "the filter must not outlive the loader"
