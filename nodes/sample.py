@@ -112,7 +112,7 @@ class MaskedSampler(io.ComfyNode):
         if "noise_mask" in latent_image:
             is_editable_BL = editable_of(latent_image["noise_mask"], num_images, config.grid)
         start = {
-            "seed": seed,
+            "seed": seed % 2**64,  # a linked Int may be negative
             "image_indices": latent_image.get("batch_index", range(num_images)),
             "num_tokens": config.num_tokens,
             "known_codes_BL": known_codes_BL,

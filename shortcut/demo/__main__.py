@@ -32,9 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name, run, text in (
         ("data", make_data, "render the training pictures (1 minute)"),
         ("vq", make_vq, "train the VQGAN (25 minutes on 2 cores)"),
-        ("base", make_base, "train the class-conditional MaskGIT (75 minutes)"),
-        ("head", make_head, "train its shortcut head (15 minutes)"),
-        ("judge", make_judge, "train the classifier behind the quality table (6 minutes)"),
+        ("base", make_base, "train the class-conditional MaskGIT (35 minutes)"),
+        ("head", make_head, "train its shortcut head (10 minutes)"),
+        ("judge", make_judge, "train the classifier behind the quality table (2 minutes)"),
     ):
         step = steps.add_parser(name, help=text)
         step.add_argument("--dir", type=Path, default=Path("output/demo"), help="folder of pictures and checkpoints")

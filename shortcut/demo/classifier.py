@@ -32,7 +32,7 @@ VERSION = "1"
 WIDTHS = (24, 48, 96, 128)
 NUM_FEATURES = 64
 RECIPE = Recipe(
-    iterations=2500, lr=2e-3, warmup=100, weight_decay=0.02, ema=0.995, checkpoint_every=250
+    iterations=1000, lr=2e-3, warmup=100, weight_decay=0.02, ema=0.995, checkpoint_every=250
 )
 BATCH_SIZE = 64
 MAX_SHIFT = 2  # pixels

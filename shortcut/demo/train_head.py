@@ -17,7 +17,7 @@ from .train_base import CONFIG as MODEL
 
 CONFIG = Config(model_width=MODEL.width, width=64, num_blocks=1, num_heads=2, has_time=True)
 RECIPE = Recipe(
-    iterations=2400,
+    iterations=1600,
     lr=2e-3,
     warmup=100,
     betas=(0.9, 0.98),
