@@ -7,7 +7,6 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..shortcut import weights
-from ..shortcut.image import code_colours
 from . import host
 from .native import CodeIds, CodeVAE, build_head, build_model
 
@@ -100,9 +99,7 @@ class LoadMIGM(io.ComfyNode):
                 "vq_name."
             )
         vae = CodeVAE(vq)
-        latent_format = CodeIds(
-            vq.config.downscale, code_colours(vae.codebook_VC, vae.decode_codes)
-        )
+        latent_format = CodeIds(vq.config.downscale, vae.code_colours())
         return io.NodeOutput(build_model(checkpoint, weight_dtype, latent_format), vae)
 
 

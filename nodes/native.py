@@ -20,7 +20,7 @@ import comfy.supported_models_base
 import torch
 from torch import Tensor
 
-from ..shortcut import weights
+from ..shortcut import colours, weights
 from .host import HostAttention, dtypes
 
 
@@ -171,10 +171,19 @@ class CodeVAE(comfy.sd.VAE):
             self.first_stage_model, self.device, offload_device
         )
         network.load_state_dict(dict(checkpoint.tensors), assign=self.patcher.is_dynamic())
-        self.codebook_VC = checkpoint.tensors["quantize.embedding.weight"]
+        self.checkpoint = checkpoint.without_tensors()
+        # A copy: the module's own weight may lie anywhere, or nowhere yet.
+        self.codebook_VC = checkpoint.tensors["quantize.embedding.weight"].float()
 
-    def decode_codes(self, codes_Bhw: Tensor) -> Tensor:
-        """RGB pixels (B, 3, Y, X) in [-1, 1] of code ids."""
+    def code_colours(self) -> Tensor:
+        """The mean colour of each code, for previews: as the file states it, else estimated."""
+        config, stated = self.checkpoint.config, self.checkpoint.metadata.code_colours
+        if stated:
+            return colours.from_text(stated, config.num_codes)
+        return colours.estimated(self.codebook_VC, self._decode_codes)
+
+    def _decode_codes(self, codes_Bhw: Tensor) -> Tensor:
+        """RGB pixels (B, 3, Y, X) in [-1, 1]."""
         return self.decode(codes_Bhw.unsqueeze(1).float()).movedim(-1, 1) * 2 - 1
 
     def vae_output_dtype(self) -> torch.dtype:

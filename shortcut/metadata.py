@@ -24,6 +24,7 @@ class Metadata:
     class_names: tuple[str, ...] = ()  # of a class-conditional model, in the order of the ids
     defaults: Mapping[str, Any] = field(default_factory=dict)  # sampler settings that suit a model
     model_fingerprint: str = ""  # of the model that a head belongs to
+    code_colours: str = ""  # of a VQ model, for previews: six hex digits for each code, RRGGBB
     trained: Mapping[str, Any] = field(default_factory=dict)  # how: steps, schedule, data, figures
 
     @classmethod
@@ -37,7 +38,8 @@ class Metadata:
         return {PREFIX + k: json.dumps(v, sort_keys=True) for k, v in asdict(self).items() if v}
 
 
-TYPES = {"title": str, "model_fingerprint": str, "class_names": list}  # the others: dict
+STRINGS = ("title", "model_fingerprint", "code_colours")
+TYPES = {**dict.fromkeys(STRINGS, str), "class_names": list}  # the others: dict
 
 
 def _parse(name: str, text: str) -> Any:

@@ -11,15 +11,15 @@ from torch import nn
 from ..heads.maskgit import Config
 from ..schedule import Settings
 from ..train.fit import Recipe
-from ..train.head import Teaching, class_conditions, evaluate, held_out_runs, initialised, train_head
+from ..train.head import Teaching, class_conditions, evaluate, fit_to_embeddings, held_out_runs, initialised, train_head
 from ..train.loss import Objective
 from .train_base import CONFIG as MODEL
 
 CONFIG = Config(model_width=MODEL.width, width=64, num_blocks=1, num_heads=2, has_time=True)
 RECIPE = Recipe(
-    iterations=1600,
-    lr=2e-3,
-    warmup=100,
+    iterations=1400,
+    lr=5e-3,
+    warmup=60,
     betas=(0.9, 0.98),
     ema=0.995,
     autocast=torch.bfloat16,
@@ -35,9 +35,11 @@ OBJECTIVE = Objective(mse=1.0, guided_kl=0.5)
 def train(directory: Path, model: Any) -> tuple[nn.Module, dict[str, Any]]:
     """Trains with checkpoints in `directory`. Returns the averaged head and how it did on runs that it never saw."""
     draw_conditions = class_conditions(MODEL.num_classes)
+    network = initialised(CONFIG, RECIPE.seed)
+    fit_to_embeddings(network, model)
     head = train_head(
         model,
-        initialised(CONFIG, RECIPE.seed),
+        network,
         draw_conditions,
         RECIPE,
         TEACHING,

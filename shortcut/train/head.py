@@ -124,6 +124,22 @@ def initialised(config: Config, seed: int) -> MaskGITHead:
     return head
 
 
+@torch.no_grad()
+def fit_to_embeddings(head: MaskGITHead, model: Any) -> None:
+    """Scales the head's projection of new tokens so that its outputs have unit size.
+
+    Its keys and values are not normalised, and a model's embeddings are small: without this, attention starts blind
+    to the new tokens, and training needs thousands of iterations to see them.
+    """
+    if isinstance(head.new_token_proj_in, nn.Identity):
+        return
+    config = model.config
+    codes_1N = torch.arange(config.num_codes).unsqueeze(0)
+    embedded_1ND = model.embed(codes_1N, codes_1N % config.num_tokens)
+    projected = head.new_token_proj_in(embedded_1ND.to(head.dtype))
+    head.new_token_proj_in.weight.div_(projected.float().std())
+
+
 def train_head(
     model: Any,
     head: nn.Module,

@@ -1,0 +1,133 @@
+"""The templates and their API twins say what the nodes understand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import node_interface
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TEMPLATES = sorted((ROOT / "workflows").glob("*.json"))
+INTERFACE = node_interface.frozen()
+FRONTEND_ONLY = {"MarkdownNote"}
+WIDGETS = {"COMBO", "STRING", "INT", "FLOAT", "BOOLEAN"}
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def twin_of(path):
+    return read(ROOT / "tests" / "workflows" / f"{path.stem}_api.json")
+
+
+def ours(workflow):
+    return [node for node in workflow["nodes"] if node["type"] in INTERFACE]
+
+
+def widget_values(node):
+    """The values of one of our nodes by input id, as the page reads them: by position."""
+    values, found = iter(node["widgets_values"]), {}
+    for item in INTERFACE[node["type"]]["inputs"]:
+        if item["type"] in WIDGETS:
+            found[item["id"]] = next(values)
+            if item.get("control_after_generate"):
+                assert next(values) in ("fixed", "increment", "decrement", "randomize")
+    assert next(values, None) is None, f"{node['type']} has too many widget values"
+    return found
+
+
+def check_value(item, value):
+    match item["type"]:
+        case "COMBO":
+            assert value in item["options"], (item["id"], value)
+        case "INT" | "FLOAT":
+            assert item["min"] <= value <= item["max"], (item["id"], value)
+        case "BOOLEAN":
+            assert isinstance(value, bool), (item["id"], value)
+
+
+def test_there_are_templates_for_what_a_user_does_first():
+    names = {path.stem for path in TEMPLATES}
+    assert names >= {"class_to_image", "vanilla_vs_shortcut", "inpainting"}
+
+
+def test_every_node_is_in_a_template():
+    used = {node["type"] for path in TEMPLATES for node in ours(read(path))}
+    assert used == set(INTERFACE)
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_template_is_in_the_format_of_the_page_and_has_a_thumbnail(path):
+    workflow = read(path)
+    assert workflow["version"] == 0.4 and "nodes" in workflow and "links" in workflow
+    assert path.with_suffix(".jpg").is_file(), "the page shows NAME.jpg beside NAME.json"
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_template_says_which_pack_its_nodes_are_from(path):
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for node in ours(read(path)):
+        assert f'name = "{node["properties"]["cnr_id"]}"' in project
+        assert node["properties"]["Node name for S&R"] == node["type"]
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_template_widgets_fit_the_nodes_and_use_shipped_files_only(path):
+    for node in ours(read(path)):
+        values = widget_values(node)
+        for item in INTERFACE[node["type"]]["inputs"]:
+            if item["id"] in values:
+                # The frozen options hold the shipped files alone.
+                check_value(item, values[item["id"]])
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_template_links_join_sockets_of_one_type(path):
+    workflow = read(path)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    assert len(nodes) == len(workflow["nodes"])
+    seen = set()
+    for link, source, source_slot, target, target_slot, kind in workflow["links"]:
+        output = nodes[source]["outputs"][source_slot]
+        socket = nodes[target]["inputs"][target_slot]
+        assert link in output["links"] and socket["link"] == link
+        assert output["type"] == socket["type"] == kind
+        seen.add(link)
+    for node in workflow["nodes"]:
+        assert {i["link"] for i in node["inputs"]} - {None} <= seen
+        assert {link for o in node["outputs"] for link in o["links"]} <= seen
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_template_sockets_are_those_of_the_nodes(path):
+    for node in ours(read(path)):
+        interface = INTERFACE[node["type"]]
+        known = {item["id"]: item["type"] for item in interface["inputs"]}
+        assert all(known[socket["name"]] == socket["type"] for socket in node["inputs"])
+        wired = {socket["name"] for socket in node["inputs"] if socket["link"] is not None}
+        required = {
+            item["id"]
+            for item in interface["inputs"]
+            if not item["optional"] and item["type"] not in WIDGETS
+        }
+        assert required <= wired
+        outputs = [(item["name"], item["type"]) for item in interface["outputs"]]
+        assert [(o["name"], o["type"]) for o in node["outputs"]] == outputs
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_the_api_twin_is_the_same_graph(path):
+    workflow, twin = read(path), twin_of(path)
+    nodes = {str(n["id"]): n for n in workflow["nodes"] if n["type"] not in FRONTEND_ONLY}
+    assert {i: n["type"] for i, n in nodes.items()} == {i: n["class_type"] for i, n in twin.items()}
+    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    for number, node in nodes.items():
+        inputs = twin[number]["inputs"]
+        wired = {s["name"]: links[s["link"]] for s in node["inputs"] if s["link"] is not None}
+        assert {name: value for name, value in inputs.items() if isinstance(value, list)} == wired
+        if node["type"] in INTERFACE:
+            constants = {k: v for k, v in widget_values(node).items() if k not in wired}
+            assert inputs == wired | constants
