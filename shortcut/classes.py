@@ -1,6 +1,6 @@
 """Class-conditional models: from what a user writes to the conditions of a run.
 
-    B  images
+B  images
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def class_id(text: str, class_names: Sequence[str], num_classes: int) -> int:
             raise ValueError(f"class must be between 0 and {num_classes - 1}, got {wanted}.")
         return int(wanted)
     if not class_names:
-        raise ValueError(f"this model names no classes, got {text!r}. Give a number from 0 to {num_classes - 1}.")
+        raise ValueError(
+            f"this model names no classes, got {text!r}. Give a number from 0 to {num_classes - 1}."
+        )
     exact = [i for i, name in enumerate(class_names) if name.lower() == wanted]
     words = set(wanted.replace(",", " ").split())
     found = exact or [i for i, name in enumerate(class_names) if words <= set(name.lower().split())]

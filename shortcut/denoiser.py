@@ -40,7 +40,9 @@ class Denoised:
 class Model(Protocol):
     """What the sampler needs of a masked image model."""
 
-    def features(self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Any]) -> Features:
+    def features(
+        self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Any]
+    ) -> Features:
         """One full pass for each of the branches' `conditions`."""
         ...
 
@@ -74,7 +76,12 @@ class Denoiser:
         self.features: Features = ()
 
     def __call__(
-        self, step: Step, codes_BL: Tensor, is_masked_BL: Tensor, index_BN: Tensor, revealed: Revealed | None
+        self,
+        step: Step,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        index_BN: Tensor,
+        revealed: Revealed | None,
     ) -> Denoised:
         """Guided logits of `step` at the image positions `index_BN`."""
         features = None

@@ -1,6 +1,6 @@
 """Between pixels of a network and pictures on disk or screen, and the previews of a run.
 
-    B  images    Y, X  pixel rows, columns    h, w  rows, columns of codes    V  codebook size
+B  images    Y, X  pixel rows, columns    h, w  rows, columns of codes    V  codebook size
 """
 
 from __future__ import annotations

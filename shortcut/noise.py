@@ -22,8 +22,12 @@ def seeded(*seed: int) -> torch.Generator:
     """
     # SeedSequence cuts its integers into words of 32 bits and joins them, so (2**32, 0) would be (0, 1).
     high = [number >> 32 for number in seed]
-    sequence = np.random.SeedSequence([n & 0xFFFFFFFF for n in seed], spawn_key=high if any(high) else ())
-    return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]) & (2**63 - 1))
+    sequence = np.random.SeedSequence(
+        [n & 0xFFFFFFFF for n in seed], spawn_key=high if any(high) else ()
+    )
+    return torch.Generator().manual_seed(
+        int(sequence.generate_state(1, np.uint64)[0]) & (2**63 - 1)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +39,21 @@ class Noise:
 
     @classmethod
     def draw(
-        cls, seed: int, image_indices: Sequence[int], num_steps: int, num_tokens: int, device: torch.device | str
+        cls,
+        seed: int,
+        image_indices: Sequence[int],
+        num_steps: int,
+        num_tokens: int,
+        device: torch.device | str,
     ) -> Noise:
         """Noise of the images whose places in the batch are `image_indices`, from generators (seed, index)."""
         draws_B2TL = torch.stack(
             [torch.rand(2, num_steps, num_tokens, generator=seeded(seed, i)) for i in image_indices]
         )
         # rand includes 0, whose logarithm would be infinite; half a unit in the last place is the centre of its bin.
-        code_TBL, choice_TBL = (draws_B2TL + 2**-25).clamp(max=1 - 2**-24).permute(1, 2, 0, 3).to(device)
+        code_TBL, choice_TBL = (
+            (draws_B2TL + 2**-25).clamp(max=1 - 2**-24).permute(1, 2, 0, 3).to(device)
+        )
         return cls(code_TBL, choice_TBL)
 
     def codes(self, step: int, index_BN: Tensor, logits_BNV: Tensor) -> Tensor:

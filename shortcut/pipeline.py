@@ -1,6 +1,6 @@
 """The story of a run: model and conditions -> plan -> sampler loop -> codes. Command line and nodes both call this.
 
-    B  images    L  image tokens    T  steps
+B  images    L  image tokens    T  steps
 """
 
 from __future__ import annotations
@@ -75,10 +75,16 @@ def generate(
         rows_B = torch.tensor(rows, device=device)
         steps = plan(settings, count, num_tokens)
         group_conditions = tuple(c.to(device)[rows_B] for c in conditions)
-        denoiser = Denoiser(model, group_conditions, predictor and predictor(model, group_conditions))
+        denoiser = Denoiser(
+            model, group_conditions, predictor and predictor(model, group_conditions)
+        )
         tally = _Tally(on_step)
-        noise = Noise.draw(seed, [image_indices[row] for row in rows], len(steps), num_tokens, device)
-        codes_BL[rows_B] = sample(denoiser, codes_BL[rows_B], is_masked_BL[rows_B], steps, noise, tally)
+        noise = Noise.draw(
+            seed, [image_indices[row] for row in rows], len(steps), num_tokens, device
+        )
+        codes_BL[rows_B] = sample(
+            denoiser, codes_BL[rows_B], is_masked_BL[rows_B], steps, noise, tally
+        )
         num_steps, num_full = max(num_steps, len(steps)), max(num_full, tally.num_full)
     return Result(codes_BL, num_steps, num_full, time.perf_counter() - begun)
 
@@ -99,16 +105,22 @@ def masked_at_start(
     shape = (len(image_indices), num_tokens)
     for name, tensor in (("known codes", known_codes_BL), ("editable", is_editable_BL)):
         if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} must have shape (images, tokens) = {shape}, got {tuple(tensor.shape)}.")
+            raise ValueError(
+                f"{name} must have shape (images, tokens) = {shape}, got {tuple(tensor.shape)}."
+            )
     if not 0 < denoise <= 1:
         raise ValueError(f"denoise must be above 0 and at most 1, got {denoise}.")
     if known_codes_BL is None:
         return torch.ones(shape, dtype=torch.bool)
-    is_masked_BL = torch.ones(shape, dtype=torch.bool) if is_editable_BL is None else is_editable_BL.cpu()
+    is_masked_BL = (
+        torch.ones(shape, dtype=torch.bool) if is_editable_BL is None else is_editable_BL.cpu()
+    )
     if denoise == 1:
         return is_masked_BL
     # A stream of its own, so that the pick is independent of the draws of the run.
-    order_BL = torch.stack([torch.rand(num_tokens, generator=seeded(seed, i, 1)) for i in image_indices])
+    order_BL = torch.stack(
+        [torch.rand(num_tokens, generator=seeded(seed, i, 1)) for i in image_indices]
+    )
     rank_BL = order_BL.masked_fill(~is_masked_BL, 2.0).argsort(1).argsort(1)
     num_picked_B1 = (denoise * is_masked_BL.sum(1, keepdim=True)).ceil()
     return is_masked_BL & (rank_BL < num_picked_B1)
@@ -124,4 +136,3 @@ class _Tally:
         self.num_full += trace.denoised.was_full
         if self.on_step is not None:
             self.on_step(trace)
-

@@ -83,7 +83,9 @@ def draw_codes(logits_BNV: Tensor, step: Step, index_BN: Tensor, noise: Noise) -
     return noise.codes(step.index, index_BN, logits_BNV / step.temperature)
 
 
-def confidence(logits_BNV: Tensor, drawn_BN: Tensor, step: Step, index_BN: Tensor, noise: Noise) -> Tensor:
+def confidence(
+    logits_BNV: Tensor, drawn_BN: Tensor, step: Step, index_BN: Tensor, noise: Noise
+) -> Tensor:
     """Score (B, N) of the drawn codes, highest revealed first: log-probability plus tempered Gumbel noise.
 
     Source: Chang et al. 2022, section 3.2; Besnier and Chen 2023, section 3.

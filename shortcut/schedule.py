@@ -17,12 +17,18 @@ class Step:
     index: int  # 0-based
     num_masked: int  # tokens masked before the step, per image
     num_revealed: int  # tokens it reveals, per image; 0 is allowed
-    mask_ratio: float  # share of the image that is masked before the step, as a shortcut head sees it
+    mask_ratio: (
+        float  # share of the image that is masked before the step, as a shortcut head sees it
+    )
     is_full: bool  # True: a full pass of the model. False: the predictor is asked first
-    guidance: tuple[float, ...]  # one weight per branch beside the first: cond + weight * (cond - branch)
+    guidance: tuple[
+        float, ...
+    ]  # one weight per branch beside the first: cond + weight * (cond - branch)
     temperature: float  # of the codes; 0 = the most likely code
     score_temperature: float  # of the distribution whose log-probability is a code's confidence
-    choice_temperature: float  # of the Gumbel noise on the confidence; 0 = none, inf = positions by noise alone
+    choice_temperature: (
+        float  # of the Gumbel noise on the confidence; 0 = none, inf = positions by noise alone
+    )
 
     @property
     def num_masked_after(self) -> int:
@@ -35,24 +41,37 @@ class Settings:
     """What a user turns. The defaults are those of the original MaskGIT (golden/README.md section 6)."""
 
     num_steps: int = 32
-    full_steps: int | tuple[int, ...] | None = None  # how many steps are full passes, or which; None = all
+    full_steps: int | tuple[int, ...] | None = (
+        None  # how many steps are full passes, or which; None = all
+    )
     guidance: tuple[float, ...] = (2.8,)  # empty = no guidance branch at all
-    guidance_ramp: bool = True  # True: rises evenly from 0 in the first step to `guidance` in the last
+    guidance_ramp: bool = (
+        True  # True: rises evenly from 0 in the first step to `guidance` in the last
+    )
     schedule: str = "arccos"
     temperature: float = 1.0  # of the codes; 0 = the most likely code
-    choice_temperature: float = 7.0  # of the first step; falls evenly to 0 in the last; inf = random positions
+    choice_temperature: float = (
+        7.0  # of the first step; falls evenly to 0 in the last; inf = random positions
+    )
 
     def check(self) -> None:
         """Raises ValueError for the first setting that is out of range."""
         if self.num_steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.num_steps}.")
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}.")
-        for name, value in (("temperature", self.temperature), *(("cfg", g) for g in self.guidance)):
+            raise ValueError(
+                f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}."
+            )
+        for name, value in (
+            ("temperature", self.temperature),
+            *(("cfg", g) for g in self.guidance),
+        ):
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} must be a finite number of at least 0, got {value}.")
         if math.isnan(self.choice_temperature) or self.choice_temperature < 0:
-            raise ValueError(f"choice temperature must be at least 0, got {self.choice_temperature}.")
+            raise ValueError(
+                f"choice temperature must be at least 0, got {self.choice_temperature}."
+            )
         self.full_indices(self.num_steps)
 
     def full_indices(self, num_steps: int) -> frozenset[int]:
@@ -155,7 +174,9 @@ def plan(settings: Settings, num_tokens: int, image_tokens: int) -> list[Step]:
                 num_revealed=count,
                 mask_ratio=masked / image_tokens,
                 is_full=i in is_full,
-                guidance=tuple(g * elapsed if settings.guidance_ramp else g for g in settings.guidance),
+                guidance=tuple(
+                    g * elapsed if settings.guidance_ramp else g for g in settings.guidance
+                ),
                 temperature=settings.temperature,
                 score_temperature=settings.temperature or 1.0,
                 choice_temperature=_annealed(settings.choice_temperature, elapsed),

@@ -43,7 +43,12 @@ def run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     def call(*arguments: str, out: str = "a.png"):
         tokens = tmp_path / "tokens.safetensors"
         tokens.unlink(missing_ok=True)
-        files = ["--model", str(folder / "model.safetensors"), "--vq", str(folder / "vq.safetensors")]
+        files = [
+            "--model",
+            str(folder / "model.safetensors"),
+            "--vq",
+            str(folder / "vq.safetensors"),
+        ]
         common = ["--out", str(tmp_path / out), "--save-tokens", str(tokens)]
         status = main(["generate", *files, *common, "--steps", "6", *arguments])
         codes = load_file(tokens)["codes"] if tokens.exists() else None
@@ -55,10 +60,12 @@ def run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 def test_a_picture_with_its_settings_and_tokens(run, folder: Path, tmp_path: Path) -> None:
     head = str(folder / "head.safetensors")
-    status, codes, out, _ = run("--head", head, "--full-steps", "2", "--class", "1", "--seed", "5", "--json")
+    status, codes, out, _ = run(
+        "--head", head, "--full-steps", "2", "--class", "1", "--seed", "5", "--json"
+    )
     assert status == 0
     assert codes.shape == (1, SIDE, SIDE) and codes.dtype == torch.int64
-    assert 0 <= codes.min() and codes.max() < CODES
+    assert codes.min() >= 0 and codes.max() < CODES
     report = json.loads(out.splitlines()[-1])
     assert (report["steps"], report["full_steps"], report["seeds"]) == (6, 2, [[5, 0]])
     assert report["seconds"] > 0 and report["operations"] > 0
@@ -87,7 +94,12 @@ def test_an_image_does_not_depend_on_its_batch(run, tmp_path: Path) -> None:
     alone, several = run("--seed", "3")[1], run("--seed", "3", "--batch-size", "3")[1]
     assert torch.equal(several[:1], alone)
     assert not torch.equal(several[1], several[0])
-    assert {path.name for path in tmp_path.glob("*.png")} == {"a.png", "a-0.png", "a-1.png", "a-2.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "a.png",
+        "a-0.png",
+        "a-1.png",
+        "a-2.png",
+    }
 
 
 def test_no_noise_means_no_seed(run) -> None:
@@ -104,7 +116,9 @@ def test_classes_by_name_and_number(run) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_makes_a_picture(run, folder: Path, dtype: str) -> None:
-    status, codes, _, _ = run("--dtype", dtype, "--head", str(folder / "head.safetensors"), "--full-steps", "2")
+    status, codes, _, _ = run(
+        "--dtype", dtype, "--head", str(folder / "head.safetensors"), "--full-steps", "2"
+    )
     assert status == 0 and codes.shape == (1, SIDE, SIDE)
 
 
@@ -112,8 +126,14 @@ def test_half_precision_makes_a_picture(run, folder: Path, dtype: str) -> None:
     ("arguments", "message"),
     [
         (("--steps", "0"), "steps must be at least 1, got 0"),
-        (("--head", "HEAD", "--full-steps", "7"), "full steps must be between 1 and steps (6), got 7"),
-        (("--head", "HEAD", "--full-steps", "0"), "full steps must be between 1 and steps (6), got 0"),
+        (
+            ("--head", "HEAD", "--full-steps", "7"),
+            "full steps must be between 1 and steps (6), got 7",
+        ),
+        (
+            ("--head", "HEAD", "--full-steps", "0"),
+            "full steps must be between 1 and steps (6), got 0",
+        ),
         (("--head", "HEAD", "--full-steps", "1,2"), "must contain 0"),
         (("--head", "HEAD", "--full-steps", "many"), "must be a number or a list such as 0,4,9"),
         (("--full-steps", "2"), "needs a shortcut head"),

@@ -17,7 +17,9 @@ def make(num_images: int = 2, seed: int = 0, settings: Settings = SETTINGS, **op
     indices = options.pop("image_indices", range(num_images))
     conditions = (torch.zeros(num_images, dtype=torch.long),)
     model = varied(1, L, V)
-    return generate(model, conditions, settings, seed=seed, image_indices=indices, num_tokens=L, **options)
+    return generate(
+        model, conditions, settings, seed=seed, image_indices=indices, num_tokens=L, **options
+    )
 
 
 def known(num_images: int) -> torch.Tensor:
@@ -37,7 +39,9 @@ def test_each_image_may_have_its_own_mask() -> None:
     is_editable_BL[0, :4], is_editable_BL[1, :30] = True, True
     together = make(3, known_codes_BL=known(3), is_editable_BL=is_editable_BL)
     for i in range(3):
-        alone = make(1, image_indices=[i], known_codes_BL=known(1), is_editable_BL=is_editable_BL[i : i + 1])
+        alone = make(
+            1, image_indices=[i], known_codes_BL=known(1), is_editable_BL=is_editable_BL[i : i + 1]
+        )
         assert torch.equal(together.codes_BL[i], alone.codes_BL[0])
     assert torch.equal(together.codes_BL[2], known(1)[0]), "nothing to make"
     assert together.num_steps == 6

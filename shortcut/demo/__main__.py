@@ -37,7 +37,12 @@ def main(arguments: list[str] | None = None) -> int:
         ("judge", make_judge, "train the classifier behind the quality table (2 minutes)"),
     ):
         step = steps.add_parser(name, help=text)
-        step.add_argument("--dir", type=Path, default=Path("output/demo"), help="folder of pictures and checkpoints")
+        step.add_argument(
+            "--dir",
+            type=Path,
+            default=Path("output/demo"),
+            help="folder of pictures and checkpoints",
+        )
         step.set_defaults(run=run)
     quality.add_parser(steps)
     gallery.add_parser(steps)
@@ -62,7 +67,7 @@ def make_vq(options: argparse.Namespace) -> int:
 
 def make_base(options: argparse.Namespace) -> int:
     """Trains the MaskGIT on the codes of the shipped VQGAN and writes the shipped file."""
-    vqgan = weights.build(weights.load(shipped.VQ, kind="vq"), dtype=torch.float32)
+    vqgan: Any = weights.build(weights.load(shipped.VQ, kind="vq"), dtype=torch.float32)
     network = train_base.train(options.dir, vqgan)
     about = {"title": TITLE, "class_names": tuple(CLASS_NAMES), "defaults": DEFAULTS}
     ship(network, shipped.MODEL, maskgit.FORMAT, **about)

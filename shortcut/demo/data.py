@@ -1,6 +1,6 @@
 """The training pictures of the shipped models: rendered once into one array file.
 
-    B  images    Y, X  pixel rows, columns    h, w  rows, columns of codes
+B  images    Y, X  pixel rows, columns    h, w  rows, columns of codes
 """
 
 from __future__ import annotations

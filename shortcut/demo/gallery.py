@@ -1,6 +1,6 @@
 """The README's pictures: every class of the shipped model, vanilla above and with the shortcut head below.
 
-    B  images    h, w  rows, columns of codes
+B  images    h, w  rows, columns of codes
 """
 
 from __future__ import annotations

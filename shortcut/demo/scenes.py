@@ -195,10 +195,8 @@ def _compose_layers(rng: random.Random, biome: str) -> tuple[Layer, ...]:
         far = Layer("outline", _island(rng), "far")
         return (far, ground) if rng.random() < 0.6 else (ground,)
     near = Layer("outline", _hills(rng, 0.655, 0.035, 1.1), "near")
-    if biome == "desert":
-        far = Layer("outline", _mesas(rng), "far")
-    else:
-        far = Layer("peaks", _peaks(rng), "far")
+    shape, points = ("outline", _mesas(rng)) if biome == "desert" else ("peaks", _peaks(rng))
+    far = Layer(shape, points, "far")
     return (far, near, ground) if rng.random() < 0.8 else (near, ground)
 
 

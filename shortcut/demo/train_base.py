@@ -22,7 +22,9 @@ from ..train.fit import Recipe, fit
 from ..weights import fingerprint
 from .data import load, to_network
 
-CONFIG = Config(grid=12, width=192, depth=6, num_heads=3, mlp_width=768, num_codes=512, num_classes=16)
+CONFIG = Config(
+    grid=12, width=192, depth=6, num_heads=3, mlp_width=768, num_codes=512, num_classes=16
+)
 RECIPE = Recipe(
     iterations=4000,
     lr=1.5e-3,
@@ -47,14 +49,18 @@ def encode_all(vqgan: VQGAN, directory: Path, batch_size: int = 100) -> tuple[Te
     if cache.exists() and (saved := torch.load(cache, weights_only=True))["vqgan"] == key:
         return saved["codes"], class_B
     parts = [
-        vqgan.encode(to_network(part).to(memory_format=torch.channels_last)).flatten(1).to(torch.int16)
+        vqgan.encode(to_network(part).to(memory_format=torch.channels_last))
+        .flatten(1)
+        .to(torch.int16)
         for part in pixels.split(batch_size)
     ]
     torch.save({"vqgan": key, "codes": torch.cat(parts)}, cache)
     return torch.cat(parts), class_B
 
 
-def loss_of(network: MaskGIT, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+def loss_of(
+    network: MaskGIT, batch: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of the masked codes."""
     codes_BL, class_B, is_masked_BL = batch
     (features_BSD,) = network.features(codes_BL, is_masked_BL, [class_B])
@@ -97,5 +103,9 @@ def train(directory: Path, vqgan: VQGAN) -> MaskGIT:
         return codes[index].long(), class_B, draw_masks(BATCH_SIZE, CONFIG.num_tokens, generator)
 
     return fit(
-        initialised(CONFIG, RECIPE.seed), draw_batch, loss_of, RECIPE, checkpoint=directory / "base.ckpt"
+        initialised(CONFIG, RECIPE.seed),
+        draw_batch,
+        loss_of,
+        RECIPE,
+        checkpoint=directory / "base.ckpt",
     )

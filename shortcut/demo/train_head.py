@@ -11,7 +11,15 @@ from torch import nn
 from ..heads.maskgit import Config
 from ..schedule import Settings
 from ..train.fit import Recipe
-from ..train.head import Teaching, class_conditions, evaluate, fit_to_embeddings, held_out_runs, initialised, train_head
+from ..train.head import (
+    Teaching,
+    class_conditions,
+    evaluate,
+    fit_to_embeddings,
+    held_out_runs,
+    initialised,
+    train_head,
+)
 from ..train.loss import Objective
 from .train_base import CONFIG as MODEL
 
@@ -49,6 +57,7 @@ def train(directory: Path, model: Any) -> tuple[nn.Module, dict[str, Any]]:
     )
     held_out = held_out_runs(model, draw_conditions, RECIPE, TEACHING, num_tokens=MODEL.num_tokens)
     figures = {
-        f"{len(run.steps)} steps": evaluate(head, model, run, TEACHING.max_chain) for run in held_out
+        f"{len(run.steps)} steps": evaluate(head, model, run, TEACHING.max_chain)
+        for run in held_out
     }
     return head, {"iterations": RECIPE.iterations, "chain": TEACHING.max_chain, "held_out": figures}

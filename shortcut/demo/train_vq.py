@@ -51,7 +51,9 @@ COMMITMENT = 0.25
 CONTRAST_WEIGHT, CONTRAST_DISTANCES = 1.5, (1, 2, 4)
 LATENT_PULL = 1e-3
 
-Batch = tuple[Tensor, torch.Generator]  # pixels (B, 3, Y, X), and the generator for the revival of codes
+Batch = tuple[
+    Tensor, torch.Generator
+]  # pixels (B, 3, Y, X), and the generator for the revival of codes
 
 
 class Quantizer(nn.Module):
@@ -62,6 +64,8 @@ class Quantizer(nn.Module):
         self.vqgan, self.decay, self.revive_below = vqgan, decay, revive_below
         self.vqgan.quantize.embedding.weight.requires_grad_(False)
         num_codes, width = vqgan.quantize.embedding.weight.shape
+        self.count_V: Tensor
+        self.sum_VC: Tensor
         self.register_buffer("count_V", torch.zeros(num_codes))
         self.register_buffer("sum_VC", torch.zeros(num_codes, width))
 
@@ -83,7 +87,11 @@ class Quantizer(nn.Module):
         quantized = self.vqgan.quantize(codes).detach()
         commitment = F.mse_loss(latents, quantized)
         straight_through = latents + (quantized - latents).detach()
-        return self.vqgan.decode_latents(straight_through), commitment, torch.tensor(codes.unique().numel())
+        return (
+            self.vqgan.decode_latents(straight_through),
+            commitment,
+            torch.tensor(codes.unique().numel()),
+        )
 
     @torch.no_grad()
     def _move_codebook(self, latents: Tensor, codes: Tensor, generator: torch.Generator) -> None:
@@ -154,10 +162,16 @@ def train(directory: Path) -> VQGAN:
 
     with torch.random.fork_rng():
         torch.manual_seed(RECIPE.seed)
-        network = VQGAN(CONFIG).to(memory_format=torch.channels_last)
+        network = VQGAN(CONFIG).to(memory_format=torch.channels_last)  # pyright: ignore
     autoencoder = fit(
-        network, draw_batch, autoencoder_loss, AUTOENCODER_RECIPE, checkpoint=directory / "autoencoder.ckpt"
+        network,
+        draw_batch,
+        autoencoder_loss,
+        AUTOENCODER_RECIPE,
+        checkpoint=directory / "autoencoder.ckpt",
     )
     quantizer = Quantizer(autoencoder)
     quantizer.start_codebook(to_network(pixels[: 4 * BATCH_SIZE]))
-    return fit(quantizer, draw_batch, quantized_loss, RECIPE, checkpoint=directory / "vq.ckpt").vqgan
+    return fit(
+        quantizer, draw_batch, quantized_loss, RECIPE, checkpoint=directory / "vq.ckpt"
+    ).vqgan

@@ -108,7 +108,9 @@ class Block(nn.Module):
     Only queries are normalised: keys and values are the raw new tokens, respectively the raw features.
     """
 
-    def __init__(self, config: Config, operations: Any, attention: Attention, tensor: dict[str, Any]):
+    def __init__(
+        self, config: Config, operations: Any, attention: Attention, tensor: dict[str, Any]
+    ):
         super().__init__()
         width, hidden = config.width, 4 * config.width
 

@@ -30,7 +30,9 @@ class MultiHeadAttention(nn.Module):
     Source: the arithmetic of torch.nn.MultiheadAttention with the packed projection split in three.
     """
 
-    def __init__(self, width: int, num_heads: int, operations: Any, attention: Attention, **tensor: Any):
+    def __init__(
+        self, width: int, num_heads: int, operations: Any, attention: Attention, **tensor: Any
+    ):
         super().__init__()
         self.num_heads, self.attention = num_heads, attention
         self.query, self.key, self.value, self.out = (

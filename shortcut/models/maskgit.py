@@ -88,7 +88,9 @@ class MaskGIT(nn.Module):
             operations.LayerNorm(width, eps=1e-12, **tensor),
             operations.Linear(width, width, **tensor),
         )
-        self.blocks = nn.ModuleList(Block(config, operations, attention, tensor) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            Block(config, operations, attention, tensor) for _ in range(config.depth)
+        )
         self.last_layer = nn.Sequential(
             operations.LayerNorm(width, eps=1e-12, **tensor),
             operations.Linear(width, width, **tensor),
@@ -99,13 +101,17 @@ class MaskGIT(nn.Module):
     def forward(self, tokens_BS: Tensor) -> Tensor:
         """Last-layer features (B, S, D) of token sequences: the state that a shortcut head predicts."""
         index_S = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
-        x = self.token(tokens_BS).to(self.compute_dtype) + self.position(index_S).to(self.compute_dtype)
+        x = self.token(tokens_BS).to(self.compute_dtype) + self.position(index_S).to(
+            self.compute_dtype
+        )
         x = self.first_layer(x)
         for block in self.blocks:
             x = block(x)
         return self.last_layer(x)
 
-    def features(self, codes_BL: Tensor, is_masked_BL: Tensor, classes: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def features(
+        self, codes_BL: Tensor, is_masked_BL: Tensor, classes: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
         """One full pass. Returns features (B, S, D) for each guidance branch.
 
         Args:
@@ -115,7 +121,8 @@ class MaskGIT(nn.Module):
         config = self.config
         image_BL = codes_BL.masked_fill(is_masked_BL, config.mask_id)
         sequences = [
-            torch.cat([image_BL, (class_B + config.num_codes + 1).unsqueeze(1)], 1) for class_B in classes
+            torch.cat([image_BL, (class_B + config.num_codes + 1).unsqueeze(1)], 1)
+            for class_B in classes
         ]
         return self(torch.cat(sequences)).chunk(len(classes))
 
@@ -129,17 +136,23 @@ class MaskGIT(nn.Module):
 
     def embed(self, codes_BN: Tensor, index_BN: Tensor) -> Tensor:
         """What the network's input is for `codes_BN` at the image positions `index_BN`: (B, N, D)."""
-        return self.token(codes_BN).to(self.compute_dtype) + self.position(index_BN).to(self.compute_dtype)
+        return self.token(codes_BN).to(self.compute_dtype) + self.position(index_BN).to(
+            self.compute_dtype
+        )
 
 
 class Block(nn.Module):
     """Pre-norm attention and feed-forward, each around a residual connection."""
 
-    def __init__(self, config: Config, operations: Any, attention: Attention, tensor: dict[str, Any]):
+    def __init__(
+        self, config: Config, operations: Any, attention: Attention, tensor: dict[str, Any]
+    ):
         super().__init__()
         width = config.width
         self.attention_norm = operations.LayerNorm(width, eps=1e-5, **tensor)
-        self.attention = MultiHeadAttention(width, config.num_heads, operations, attention, **tensor)
+        self.attention = MultiHeadAttention(
+            width, config.num_heads, operations, attention, **tensor
+        )
         self.feed_forward_norm = operations.LayerNorm(width, eps=1e-5, **tensor)
         self.feed_forward = FeedForward(width, config.mlp_width, operations, **tensor)
 
@@ -160,7 +173,9 @@ def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
     mlp_width, _ = sizes(tensors, "blocks.0.feed_forward.up.weight", 2)
     grid = math.isqrt(length - 1)
     if grid < 1 or grid**2 != length - 1:
-        raise ValueError(f"it has {length} positions, expected those of a square grid and one more, as 1025.")
+        raise ValueError(
+            f"it has {length} positions, expected those of a square grid and one more, as 1025."
+        )
     num_codes = given(known, "num_codes", NUM_CODES, vocabulary)
     if num_codes > vocabulary - 3:
         raise ValueError(

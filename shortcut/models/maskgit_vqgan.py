@@ -28,7 +28,9 @@ class Config:
     """Sizes of a VQGAN, all of them readable from its tensors."""
 
     channels: int  # width of the first and last level
-    multipliers: tuple[int, ...]  # width of each level as a multiple of `channels`, finest level first
+    multipliers: tuple[
+        int, ...
+    ]  # width of each level as a multiple of `channels`, finest level first
     blocks_per_level: int  # residual blocks of each encoder level; the decoder has one more
     attention_levels: tuple[int, ...]  # indices into `multipliers` of the levels with attention
     latent_channels: int  # channels between encoder and quant_conv
@@ -107,7 +109,9 @@ class Codebook(nn.Module):
 
     def __init__(self, config: Config, host: Host):
         super().__init__()
-        self.embedding = host.operations.Embedding(config.num_codes, config.code_width, **host.tensor)
+        self.embedding = host.operations.Embedding(
+            config.num_codes, config.code_width, **host.tensor
+        )
         self.num_codes = config.num_codes
 
     def forward(self, codes_Bhw: Tensor) -> Tensor:
@@ -358,7 +362,11 @@ FORMAT = Format(
     title="VQGAN of MaskGIT",
     filenames=("last.ckpt",),
     container="state_dict",
-    marks=("quantize.embedding.weight", "encoder.down.0.block.0.norm1.weight", "post_quant_conv.weight"),
+    marks=(
+        "quantize.embedding.weight",
+        "encoder.down.0.block.0.norm1.weight",
+        "post_quant_conv.weight",
+    ),
     table=TABLE,
     config=Config,
     read_config=read_config,

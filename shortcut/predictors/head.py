@@ -28,4 +28,6 @@ class ShortcutPredictor:
 
     def predict(self, step: Step, features: Features, revealed: Revealed) -> Features:
         """The features of `step`, one tensor for each guidance branch."""
-        return self.head.next_features(self.model, features, self.conditions, revealed, step.mask_ratio)
+        return self.head.next_features(
+            self.model, features, self.conditions, revealed, step.mask_ratio
+        )

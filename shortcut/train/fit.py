@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..noise import seeded
 
 logger = logging.getLogger(__name__)
+
+Network = TypeVar("Network", bound=nn.Module)
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,16 +54,16 @@ class Recipe:
 
 
 def fit(
-    network: nn.Module,
-    draw_batch: Callable[[torch.Generator], Any],
-    loss_of: Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]],
+    network: Network,
+    draw_batch: Callable[[torch.Generator], Batch],
+    loss_of: Callable[[Network, Batch], tuple[Tensor, dict[str, Tensor]]],
     recipe: Recipe,
     *,
     checkpoint: Path | None = None,
     before_batch: Callable[[int], None] | None = None,
     on_log: Callable[[dict[str, float]], None] | None = None,
     log_every: int = 50,
-) -> nn.Module:
+) -> Network:
     """Trains `network` in place and returns its exponential moving average.
 
     Args:
@@ -121,7 +124,7 @@ def fit(
             done % recipe.checkpoint_every == 0 or done == recipe.iterations
         ):
             _save(checkpoint, parts, recipe, done)
-    return average.module.eval()
+    return cast(Network, average.module.eval())
 
 
 def _resume(checkpoint: Path | None, parts: dict[str, Any], recipe: Recipe) -> int:

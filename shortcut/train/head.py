@@ -128,16 +128,16 @@ def initialised(config: Config, seed: int) -> MaskGITHead:
 def fit_to_embeddings(head: MaskGITHead, model: Any) -> None:
     """Scales the head's projection of new tokens so that its outputs have unit size.
 
-    Its keys and values are not normalised, and a model's embeddings are small: without this, attention starts blind
-    to the new tokens, and training needs thousands of iterations to see them.
+    Its keys and values are not normalised, and a model's embeddings are small (0.1 in the shipped one), so attention
+    would start nearly blind to the new tokens.
     """
     if isinstance(head.new_token_proj_in, nn.Identity):
         return
+    projection: Any = head.new_token_proj_in
     config = model.config
     codes_1N = torch.arange(config.num_codes).unsqueeze(0)
     embedded_1ND = model.embed(codes_1N, codes_1N % config.num_tokens)
-    projected = head.new_token_proj_in(embedded_1ND.to(head.dtype))
-    head.new_token_proj_in.weight.div_(projected.float().std())
+    projection.weight.div_(projection(embedded_1ND.to(head.dtype)).float().std())
 
 
 def train_head(
