@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .. import shipped, weights
+from .. import colours, shipped, weights
 from ..formats import Format
 from ..heads import maskgit as maskgit_head
 from ..models import maskgit, maskgit_vqgan
@@ -19,7 +19,7 @@ from ..train.cpu import keep_memory
 from . import classifier, data, gallery, quality, train_base, train_head, train_vq
 from .scenes import CLASS_NAMES
 
-NUM_TRAIN, NUM_FRESH = 40_000, 6_000
+NUM_TRAIN, NUM_FRESH, NUM_COLOURED = 40_000, 6_000, 2_000
 FIRST_FRESH_SEED = 10_000_000  # no training picture has such a seed
 TITLE = "Procedural landscapes, 96 x 96"
 DEFAULTS = {"num_steps": 32, "guidance": [2.8], "choice_temperature": 7.0}
@@ -61,8 +61,18 @@ def make_data(options: argparse.Namespace) -> int:
 
 def make_vq(options: argparse.Namespace) -> int:
     """Trains the VQGAN and writes the shipped file."""
-    ship(train_vq.train(options.dir), shipped.VQ, maskgit_vqgan.FORMAT, title=TITLE)
+    network = train_vq.train(options.dir)
+    pixels, _ = data.load(options.dir / "train")
+    shown = code_colours(network, data.to_network(pixels[:NUM_COLOURED]))
+    ship(network, shipped.VQ, maskgit_vqgan.FORMAT, title=TITLE, code_colours=shown)
     return 0
+
+
+@torch.no_grad()
+def code_colours(network: maskgit_vqgan.VQGAN, pixels_BCYX: Tensor) -> str:
+    """The mean colour of each code in pictures, as files state it."""
+    codes_Bhw = torch.cat([network.encode(part) for part in pixels_BCYX.split(50)])
+    return colours.to_text(colours.measured(codes_Bhw, pixels_BCYX, network.config.num_codes))
 
 
 def make_base(options: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models.maskgit import Config, MaskGIT
 from ..models.maskgit_vqgan import VQGAN
@@ -35,9 +35,21 @@ RECIPE = Recipe(
     autocast=torch.bfloat16,
     checkpoint_every=250,
 )
+# Then with places: after the first recipe the last features told rows (R2 0.89) but hardly columns (R2 0.29), and a
+# head cannot look for new tokens near a place that it does not know.
+PLACES_RECIPE = Recipe(
+    iterations=500,
+    lr=5e-4,
+    warmup=50,
+    betas=(0.9, 0.96),
+    weight_decay=0.03,
+    ema=0.99,
+    autocast=torch.bfloat16,
+    checkpoint_every=250,
+)
+PLACES_WEIGHT = 0.3
 BATCH_SIZE = 64
 DROP_CLASS = 0.1
-LABEL_SMOOTHING = 0.0
 
 
 @torch.no_grad()
@@ -64,11 +76,45 @@ def loss_of(
     """Cross-entropy of the masked codes."""
     codes_BL, class_B, is_masked_BL = batch
     (features_BSD,) = network.features(codes_BL, is_masked_BL, [class_B])
+    return codes_loss(network, features_BSD, codes_BL, is_masked_BL)
+
+
+def codes_loss(
+    network: MaskGIT, features_BSD: Tensor, codes_BL: Tensor, is_masked_BL: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of the masked codes, from the last features."""
     index_BL = torch.arange(codes_BL.shape[1]).expand_as(codes_BL)
     logits_MV = network.logits(features_BSD, index_BL)[is_masked_BL].float()
     target_M = codes_BL[is_masked_BL]
-    loss = F.cross_entropy(logits_MV, target_M, label_smoothing=LABEL_SMOOTHING)
-    return loss, {"accuracy": (logits_MV.argmax(-1) == target_M).float().mean()}
+    accuracy = (logits_MV.argmax(-1) == target_M).float().mean()
+    return F.cross_entropy(logits_MV, target_M), {"accuracy": accuracy}
+
+
+class Places(nn.Module):
+    """A MaskGIT in training with a linear reader of each position's row and column; the reader is not kept."""
+
+    def __init__(self, network: MaskGIT):
+        super().__init__()
+        self.network = network
+        self.reader = nn.Linear(network.config.width, 2 * network.config.grid)
+
+
+def places_loss(
+    training: Places, batch: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """As `loss_of`, plus the cross-entropy of rows and columns read from the last features."""
+    codes_BL, class_B, is_masked_BL = batch
+    network, grid = training.network, training.network.config.grid
+    (features_BSD,) = network.features(codes_BL, is_masked_BL, [class_B])
+    loss, figures = codes_loss(network, features_BSD, codes_BL, is_masked_BL)
+    row_logits, column_logits = (
+        training.reader(features_BSD[:, :-1]).float().flatten(0, 1).chunk(2, 1)
+    )
+    index_M = torch.arange(grid * grid).repeat(len(codes_BL))
+    places = F.cross_entropy(row_logits, index_M // grid) + F.cross_entropy(
+        column_logits, index_M % grid
+    )
+    return loss + PLACES_WEIGHT * places, figures | {"places": places}
 
 
 def draw_masks(num_images: int, num_tokens: int, generator: torch.Generator) -> Tensor:
@@ -102,10 +148,15 @@ def train(directory: Path, vqgan: VQGAN) -> MaskGIT:
         class_B = classes[index].masked_fill(is_dropped, CONFIG.num_classes)
         return codes[index].long(), class_B, draw_masks(BATCH_SIZE, CONFIG.num_tokens, generator)
 
-    return fit(
+    network = fit(
         initialised(CONFIG, RECIPE.seed),
         draw_batch,
         loss_of,
         RECIPE,
         checkpoint=directory / "base.ckpt",
     )
+    with torch.random.fork_rng():
+        torch.manual_seed(PLACES_RECIPE.seed)
+        training = Places(network)
+    checkpoint = directory / "places.ckpt"
+    return fit(training, draw_batch, places_loss, PLACES_RECIPE, checkpoint=checkpoint).network

@@ -25,7 +25,7 @@ from .train_base import CONFIG as MODEL
 
 CONFIG = Config(model_width=MODEL.width, width=64, num_blocks=1, num_heads=2, has_time=True)
 RECIPE = Recipe(
-    iterations=1400,
+    iterations=1200,
     lr=5e-3,
     warmup=60,
     betas=(0.9, 0.98),
