@@ -53,9 +53,7 @@ print(json.dumps({
 """
 
 
-@pytest.mark.parametrize(
-    "folder_name", ["migm-shortcut", "my pack v1.2", "nodes"]
-)
+@pytest.mark.parametrize("folder_name", ["migm-shortcut", "my pack v1.2", "nodes"])
 def test_loads_under_any_folder_name(folder_name, tmp_path):
     folder = tmp_path / "custom_nodes" / folder_name
     folder.parent.mkdir()
