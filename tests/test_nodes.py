@@ -292,6 +292,10 @@ def test_an_image_of_a_batch_can_be_made_again_alone(model, head):
     assert torch.equal(alone["samples"][0], batch[2])
 
 
+def test_a_negative_seed_from_a_linked_int_works(model):
+    assert torch.equal(run(model, seed=-1)["samples"], run(model, seed=2**64 - 1)["samples"])
+
+
 def test_negative_class_replaces_no_class(model):
     neutral = run(model, cfg=5.0)["samples"]
     assert torch.equal(run(model, cfg=5.0, negative=cond(NUM_CLASSES))["samples"], neutral)
