@@ -82,8 +82,14 @@ class Format:
     read_config: Callable[[Tensors, Mapping[str, Any]], Any]
     network: type[nn.Module]
     model: str | None = None  # of a head: the name of its model's format
-    # (file, config) -> None; raises ValueError if a description beside the file contradicts it
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # Settings of the original sampler
+    # published file -> the config fields that files beside it state, which the tensors must obey
+    read_beside: Callable[[Path], Mapping[str, Any]] | None = None
+    # (published file, config) -> None; raises ValueError if a description beside it contradicts it
     check_beside: Callable[[Path, Any], None] | None = None
+    # (published tensors under our names, config) -> those that the network keeps. Views only: the
+    # tensors are mapped from the file, and what is not kept is never read.
+    narrow: Callable[[Tensors, Any], Tensors] | None = None
 
 
 class MissingTensor(LookupError):
@@ -155,14 +161,16 @@ def configure(
     tensors: Tensors,
     *,
     described: Mapping[str, Any],
+    beside: Mapping[str, Any],
     known: Mapping[str, Any],
     unknown: list[str],
     is_published: bool,
-) -> Any:
-    """The configuration of our tensors, which are checked to be exactly those that it needs.
+) -> tuple[Any, Tensors]:
+    """The configuration of our tensors, and those that it needs, checked to be exactly these.
 
     Args:
         described: the configuration that the file states; may be empty.
+        beside: the config fields that files beside it state; may be empty.
         known: the caller's config fields, for those that neither the tensors nor the file show.
         unknown: published keys that the table does not know.
         is_published: True: messages use published keys.
@@ -178,14 +186,21 @@ def configure(
     if stray := sorted({*described, *known} - set(names)):
         raise ValueError(f"a {format.title} has no {stray[0]!r}, expected {', '.join(names)}.")
     try:
-        config = format.read_config(tensors, {**known, **described})
+        config = format.read_config(tensors, {**known, **described, **beside})
     except MissingTensor as missing:
         raise ValueError(_mismatch(format, unknown, [key_of(missing.args[0])])) from missing
     found = json.loads(json.dumps(asdict(config)))
-    for source, stated in (("its metadata say", described), ("you gave", known)):
+    sources = (
+        ("its metadata say", described),
+        ("the files beside it say", beside),
+        ("you gave", known),
+    )
+    for source, stated in sources:
         for name, value in stated.items():
             if found[name] != value:
                 raise ValueError(f"{name} is {found[name]}, but {source} {value!r}.")
+    if is_published and format.narrow is not None:
+        tensors = format.narrow(tensors, config)
     network = format.network(config, device="meta", operations=Bare)
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     unknown = unknown + _unique(key_of(name) for name in tensors if name not in shapes)
@@ -196,7 +211,7 @@ def configure(
         if tensors[name].shape != shape:
             actual, expected = tuple(tensors[name].shape), tuple(shape)
             raise ValueError(f"tensor {key_of(name)!r} has shape {actual}, expected {expected}.")
-    return config
+    return config, tensors
 
 
 def _mismatch(format: Format, unknown: list[str], missing: list[str]) -> str:

@@ -115,10 +115,14 @@ def from_tensors(
                 f"{KINDS[format.kind]} instead."
             )
         described = Metadata.parse(metadata)
-        config = configure(
+        beside: Mapping[str, Any] = {}
+        if format.read_beside is not None and path is not None and is_published:
+            beside = format.read_beside(path)
+        config, tensors = configure(
             format,
             tensors,
             described=described.config,
+            beside=beside,
             known=known,
             unknown=unknown,
             is_published=is_published,
@@ -192,7 +196,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
             has no place for metadata.
 
     Raises:
-        ValueError: another suffix.
+        ValueError: another suffix, or the published layout of a format that keeps only a part of it.
     """
     path, format = Path(path), checkpoint.format
     suffix = path.suffix.lower()
@@ -202,6 +206,11 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
         tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
         with written_whole(path) as partial:
             save_file(tensors, partial, strings)
+    elif suffix in PUBLISHED and format.narrow is not None:
+        raise ValueError(
+            f"{path}: the published layout of a {format.title} has rows that are dropped on loading "
+            f"and cannot be written. Give the output the suffix {OURS[0]} for one of our files."
+        )
     elif suffix in PUBLISHED:
         published: dict[str, Any] = publish(format.table, checkpoint.tensors)
         if format.container is not None:
@@ -246,7 +255,7 @@ def check_head(head: Checkpoint, model: Checkpoint) -> str | None:
 
 
 def settings(model: Checkpoint) -> Settings:
-    """The sampler settings that the model's file states; the original MaskGIT's for the rest.
+    """The sampler settings that the model's file states; those of its original for the rest.
 
     Raises:
         ValueError: the file states one that does not exist or is out of range.
@@ -254,7 +263,7 @@ def settings(model: Checkpoint) -> Settings:
     stated = {k: tuple(v) if isinstance(v, list) else v for k, v in model.metadata.defaults.items()}
     with _naming(model.path):
         try:
-            found = replace(Settings(), **stated)
+            found = replace(Settings(), **{**model.format.defaults, **stated})
             found.check()
         except (TypeError, ValueError) as error:
             raise ValueError(f"its metadata state unusable sampler settings: {error}") from error

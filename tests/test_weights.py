@@ -246,6 +246,60 @@ def test_unusable_sampler_settings(defaults: dict[str, Any]) -> None:
         weights.settings(builders.model(defaults=defaults))
 
 
+# What a format may say of the files beside its own, and of what it drops.
+
+
+def with_format(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """Changes what the format of MaskGIT says."""
+    monkeypatch.setitem(weights.FORMATS, "maskgit", replace(maskgit.FORMAT, **changes))
+
+
+def test_sampler_settings_of_a_formats_original(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_format(monkeypatch, defaults={"num_steps": 64, "schedule": "cosine"})
+    raw = builders.published(builders.model())
+    found = weights.settings(weights.from_tensors(raw, **builders.MODEL_SIZES))
+    assert (found.num_steps, found.schedule, found.choice_temperature) == (64, "cosine", 7.0)
+    stated = replace(builders.model(defaults={"num_steps": 9}), format=weights.FORMATS["maskgit"])
+    assert weights.settings(stated).num_steps == 9
+
+
+def test_sizes_stated_beside_a_published_file(monkeypatch, tmp_path: Path) -> None:
+    stated = {"num_heads": 8, "num_codes": 16}
+    with_format(monkeypatch, read_beside=lambda path: stated if path.exists() else {})
+    path = builders.write(tmp_path / "a.pth", builders.model())
+    assert weights.load(path).config == replace(builders.MODEL_CONFIG, num_heads=8)
+    with pytest.raises(ValueError, match="num_heads is 8, but you gave 4"):
+        weights.load(path, num_heads=4)
+    stated["depth"] = 5
+    with pytest.raises(ValueError, match=r"a.pth: depth is 2, but the files beside it say 5"):
+        weights.load(path)
+    ours = builders.write(tmp_path / "a.safetensors", builders.model())
+    assert weights.load(ours).config == builders.MODEL_CONFIG
+
+
+def test_what_a_format_drops_is_neither_checked_nor_written(monkeypatch, tmp_path: Path) -> None:
+    published = builders.published(builders.model())["model_state_dict"]
+    published["pos_emb"] = torch.cat([published["pos_emb"], torch.full((1, 3, 32), torch.nan)], 1)
+
+    def narrow(tensors: Mapping[str, Any], config: Any) -> dict[str, Any]:
+        rows = config.num_tokens + 1
+        return {**tensors, "position.weight": tensors["position.weight"][:rows]}
+
+    def read_config(tensors: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
+        return builders.MODEL_CONFIG
+
+    with_format(monkeypatch, read_config=read_config, narrow=narrow)
+    found = weights.from_tensors(published)
+    assert_same(replace(found, format=maskgit.FORMAT), builders.model())
+    kept = found.tensors["position.weight"]
+    assert kept.data_ptr() == published["pos_emb"].data_ptr()
+    ours = weights.load(builders.write(tmp_path / "a.safetensors", found))
+    assert_same(replace(ours, format=maskgit.FORMAT), builders.model())
+    with pytest.raises(ValueError, match=r"a.pth: the published layout .* suffix .safetensors"):
+        weights.save(tmp_path / "a.pth", found)
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
 # Fingerprints, and which head belongs to which model.
 
 
