@@ -56,6 +56,10 @@ class Bare:
         def reset_parameters(self) -> None:
             pass
 
+    class RMSNorm(nn.RMSNorm):
+        def reset_parameters(self) -> None:
+            pass
+
     class GroupNorm(nn.GroupNorm):
         def reset_parameters(self) -> None:
             pass

@@ -23,12 +23,19 @@ from .files import read, read_metadata, written_whole
 from .formats import Bare, Format, Kind, checked, configure, first_five, publish, recognise
 from .heads import maskgit as maskgit_head
 from .metadata import Metadata
-from .models import maskgit, maskgit_vqgan
+from .models import lumina, lumina_vq, maskgit, maskgit_vqgan
 from .models.layers import Attention, sdpa
 from .schedule import Settings
 
 FORMATS: dict[str, Format] = {
-    format.name: format for format in (maskgit.FORMAT, maskgit_vqgan.FORMAT, maskgit_head.FORMAT)
+    format.name: format
+    for format in (
+        maskgit.FORMAT,
+        maskgit_vqgan.FORMAT,
+        maskgit_head.FORMAT,
+        lumina.FORMAT,
+        lumina_vq.FORMAT,
+    )
 }
 VERSION = "1"  # of our files; raised when an older reader would misread a newer file
 KINDS: dict[Kind, str] = {"model": "model", "vq": "VQ model", "head": "shortcut head"}

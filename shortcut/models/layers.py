@@ -3,14 +3,16 @@
 Every network of this package is built from an `operations` namespace (`torch.nn`, or a host's own layers) and an
 `attention` function, so that a host can bring weight offloading, quantized weights and its own attention kernels.
 
-    B  images or sequences    S, T  query and key positions    D  width (all heads together)
+    B  images or sequences    S, T  query and key positions    D  width (all heads together)    K  width of a head
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -55,3 +57,51 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x_BSD)))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), without biases."""
+
+    def __init__(self, width: int, hidden: int, operations: Any, **tensor: Any):
+        super().__init__()
+        self.gate = operations.Linear(width, hidden, bias=False, **tensor)
+        self.up = operations.Linear(width, hidden, bias=False, **tensor)
+        self.down = operations.Linear(hidden, width, bias=False, **tensor)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        gate, up = self.gate(x_BSD), self.up(x_BSD)
+        if torch.is_grad_enabled():
+            return self.down(F.silu(gate) * up)
+        # The two hidden activations are the largest tensors of a block: no third one is made.
+        return self.down(F.silu(gate, inplace=True).mul_(up))
+
+
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """Cosines and sines of rotary position embeddings: float32 (B or 1, S, 1, K / 2)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def at(cls, position_BS: Tensor, head_width: int, theta: float) -> Rotary:
+        """For tokens that stand at `position_BS` of their sequences.
+
+        Source: Su et al. 2021, arXiv 2104.09864.
+        """
+        even = torch.arange(0, head_width, 2, device=position_BS.device, dtype=torch.float32)
+        frequency = 1.0 / (theta ** (even / head_width))
+        angle = (position_BS.float().unsqueeze(-1) * frequency).unsqueeze(2)
+        return cls(angle.cos(), angle.sin())
+
+    def __call__(self, x_BSD: Tensor) -> Tensor:
+        """Rotates each head of queries or keys: its first half is paired with its second.
+
+        In float32, cast back to the type of `x_BSD`.
+        """
+        half = self.cos.shape[-1]
+        first, second = x_BSD.unflatten(-1, (-1, 2 * half)).split(half, dim=-1)
+        turned = (first * self.cos - second * self.sin).to(x_BSD.dtype)
+        return torch.cat(
+            [turned, (second * self.cos + first * self.sin).to(x_BSD.dtype)], -1
+        ).flatten(2)

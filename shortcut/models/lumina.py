@@ -1,0 +1,376 @@
+"""Lumina-DiMOO: a bidirectional transformer (LLaDA) over text and image tokens.
+
+Source: Xin et al. 2025 (arXiv 2510.06308), Alpha-VLLM/Lumina-DiMOO model/modeling_llada.py; Nie et al. 2025, LLaDA
+(arXiv 2502.09992); facts of the published files in golden/README.md sections 3 and 5.
+Differs: of the output matrix only the codebook rows are kept, and logits are made at the positions asked for; all
+guidance branches go through one pass; a batch may hold several images. In bfloat16 a norm rounds once, after its
+weight, where the original rounds before it too.
+
+Token ids: text 0 .. num_text_ids - 1, the last of them special (`SPECIAL_IDS`), code c at num_text_ids + c.
+Sequence: prompt, BOA, BOI, for each row its codes and a newline, EOI, EOA. No padding and no mask: the branches of a
+pass lie side by side on one axis, and only attention tells them apart.
+
+    B  images    L  image tokens    P  prompt tokens    S  one sequence, or all branches side by side
+    D  width    V  codebook size    N  positions asked for
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..formats import Format, Tensors, check_heads, count, given, sizes
+from .layers import Attention, Rotary, SwiGLU, sdpa
+
+# Token -> its id, counted from the end of the text ids.
+SPECIAL_IDS = {
+    "newline": -272,
+    "system": -24,
+    "/system": -23,
+    "user": -22,
+    "/user": -21,
+    "mask": -20,
+    "boi": -7,  # begin and end of an image
+    "eoi": -6,
+    "uncondition": -5,
+    "boa": -2,  # begin and end of the answer
+    "eoa": -1,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Sizes of a Lumina-DiMOO."""
+
+    width: int
+    depth: int
+    num_heads: int
+    num_kv_heads: int  # fewer than `num_heads`: each serves as many heads in a row
+    mlp_width: int
+    num_text_ids: int
+    num_codes: int
+    rope_theta: float
+    norm_eps: float
+
+    @property
+    def vocabulary(self) -> int:
+        """Text ids and codes."""
+        return self.num_text_ids + self.num_codes
+
+    def special_id(self, name: str) -> int:
+        """The id of a token in `SPECIAL_IDS`."""
+        return self.num_text_ids + SPECIAL_IDS[name]
+
+
+class LuminaDiMOO(nn.Module):
+    """The network. `on_grid` makes of it what a sampler calls.
+
+    Args:
+        config: the sizes.
+        operations: namespace of layers (Linear, RMSNorm, Embedding).
+        attention: function with the signature of `layers.sdpa`.
+        dtype, device: of the weights.
+        compute_dtype: of the activations; None means `dtype`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        compute_dtype: torch.dtype | None = None,
+        operations: Any = nn,
+        attention: Attention = sdpa,
+    ):
+        super().__init__()
+        self.config, self.dtype = config, dtype or torch.float32
+        self.compute_dtype = compute_dtype or self.dtype
+        tensor = {"dtype": dtype, "device": device}
+        width = config.width
+        self.token = operations.Embedding(config.vocabulary, width, **tensor)
+        self.blocks = nn.ModuleList(
+            Block(config, operations, attention, tensor) for _ in range(config.depth)
+        )
+        self.final_norm = operations.RMSNorm(width, eps=config.norm_eps, **tensor)
+        self.code_output = operations.Linear(width, config.num_codes, bias=False, **tensor)
+
+    def forward(self, sequences: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Last-layer features (B, S, D), after the last norm, of token sequences (B, S) of any lengths."""
+        x = self.embed_tokens(torch.cat(list(sequences), 1))
+        places = Places.whole([s.shape[1] for s in sequences], self.config, x.device)
+        for block in self.blocks:
+            x = block(x, places)
+        return self.final_norm(x).split(places.lengths, dim=1)
+
+    def embed_tokens(self, tokens_BS: Tensor) -> Tensor:
+        """The network's input (B, S, D); it knows nothing of positions."""
+        return self.token(tokens_BS).to(self.compute_dtype)
+
+    def on_grid(self, rows: int, columns: int, *, is_sequential: bool = False) -> OnGrid:
+        """This network for images of `rows` x `columns` codes.
+
+        Args:
+            is_sequential: True: a guidance branch at a time, which needs less memory and reads the weights once for
+                each branch.
+        """
+        return OnGrid(self, rows, columns, is_sequential)
+
+
+@dataclass(frozen=True, slots=True)
+class OnGrid:
+    """A network that makes images of one size: the `Model` of `denoiser`, with what its head needs beside.
+
+    The condition of a guidance branch is a LongTensor (B, P): all tokens in front of the target's BOA. Features are
+    (B, S, D), S = P + 2 + rows * (columns + 1) + 2.
+    """
+
+    model: LuminaDiMOO
+    rows: int
+    columns: int
+    is_sequential: bool
+
+    @property
+    def config(self) -> Config:
+        """Of the network."""
+        return self.model.config
+
+    @property
+    def num_tokens(self) -> int:
+        """Codes of one image."""
+        return self.rows * self.columns
+
+    def features(
+        self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """One full pass. Returns features (B, S, D) for each guidance branch.
+
+        Args:
+            codes_BL: code ids; what stands at masked positions is ignored.
+            conditions: prompt tokens (B, P) of each branch, in lengths of their own.
+        """
+        target_BS = self._target(codes_BL, is_masked_BL)
+        sequences = [torch.cat([prompt_BP, target_BS], 1) for prompt_BP in conditions]
+        if self.is_sequential:
+            return tuple(self.model([tokens_BS])[0] for tokens_BS in sequences)
+        return self.model(sequences)
+
+    def logits(self, features_BSD: Tensor, index_BN: Tensor) -> Tensor:
+        """Float32 logits (B, N, V) of the codebook entries at the image positions `index_BN`."""
+        start = features_BSD.shape[1] - 2 - self.rows * (self.columns + 1)
+        place_BN = start + self._place_in_rows(index_BN)
+        place_BND = place_BN.unsqueeze(-1).expand(-1, -1, features_BSD.shape[-1])
+        return self.model.code_output(features_BSD.gather(1, place_BND)).float()
+
+    def embed_codes(self, codes_BN: Tensor) -> Tensor:
+        """The network's input (B, N, D) for `codes_BN`."""
+        return self.model.embed_tokens(codes_BN + self.config.num_text_ids)
+
+    def places(self, index_BN: Tensor, num_prompt_tokens: int) -> Tensor:
+        """Where the image positions `index_BN` stand in a sequence with that prompt."""
+        return num_prompt_tokens + 2 + self._place_in_rows(index_BN)
+
+    def _place_in_rows(self, index_BN: Tensor) -> Tensor:
+        return index_BN + index_BN.div(self.columns, rounding_mode="floor")  # one newline a row
+
+    def _target(self, codes_BL: Tensor, is_masked_BL: Tensor) -> Tensor:
+        """The tokens (B, S) from BOA to EOA."""
+
+        def column(name: str) -> Tensor:
+            return codes_BL.new_full((len(codes_BL), 1), self.config.special_id(name))
+
+        tokens_BL = codes_BL + self.config.num_text_ids
+        tokens_BL = tokens_BL.masked_fill(is_masked_BL, self.config.special_id("mask"))
+        newline = self.config.special_id("newline")
+        rows_BS = F.pad(tokens_BL.unflatten(1, (self.rows, self.columns)), (0, 1), value=newline)
+        edges = [column(name) for name in ("boa", "boi", "eoi", "eoa")]
+        return torch.cat([*edges[:2], rows_BS.flatten(1), *edges[2:]], 1)
+
+
+# Sizes of blocks, as the network and its shortcut head have them: width, num_heads, num_kv_heads, mlp_width,
+# rope_theta, norm_eps.
+BlockConfig = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the tokens of sequences that lie side by side on one axis stand in their own sequences."""
+
+    lengths: list[int]  # tokens of each; 0 is allowed
+    rotary: Rotary
+
+    @classmethod
+    def of(cls, places: Sequence[Tensor], config: BlockConfig) -> Places:
+        """Of one tensor (B, S) for each sequence, or (1, S) for all images of it."""
+        rotary = Rotary.at(
+            torch.cat(list(places), 1), config.width // config.num_heads, config.rope_theta
+        )
+        return cls([place_BS.shape[1] for place_BS in places], rotary)
+
+    @classmethod
+    def whole(
+        cls, lengths: Sequence[int], config: BlockConfig, device: torch.device | str
+    ) -> Places:
+        """Of whole sequences."""
+        return cls.of([torch.arange(n, device=device).unsqueeze(0) for n in lengths], config)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and SwiGLU, each around a residual connection.
+
+    Each sequence attends to itself, or to the sequence of the same number in a context.
+    """
+
+    def __init__(
+        self, config: BlockConfig, operations: Any, attention: Attention, tensor: dict[str, Any]
+    ):
+        super().__init__()
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        self.attention = attention
+        width = config.width
+        kv_width = width // config.num_heads * config.num_kv_heads
+        self.attention_norm = operations.RMSNorm(width, eps=config.norm_eps, **tensor)
+        self.query = operations.Linear(width, width, bias=False, **tensor)
+        self.key = operations.Linear(width, kv_width, bias=False, **tensor)
+        self.value = operations.Linear(width, kv_width, bias=False, **tensor)
+        self.out = operations.Linear(width, width, bias=False, **tensor)
+        self.feed_forward_norm = operations.RMSNorm(width, eps=config.norm_eps, **tensor)
+        self.feed_forward = SwiGLU(width, config.mlp_width, operations, **tensor)
+
+    def forward(
+        self, x_BSD: Tensor, places: Places, context: tuple[Tensor, Places] | None = None
+    ) -> Tensor:
+        """Returns (B, S, D).
+
+        Args:
+            context: other tokens (B, N, D) to attend to, and their places; they go through the same norm.
+        """
+        x_BSD = x_BSD + self.out(self._attended(x_BSD, places, context))
+        return x_BSD + self.feed_forward(self.feed_forward_norm(x_BSD))
+
+    def _attended(
+        self, x_BSD: Tensor, places: Places, context: tuple[Tensor, Places] | None
+    ) -> Tensor:
+        """What attention gives, before the last projection. Nothing else of it outlives the call."""
+        h = self.attention_norm(x_BSD)
+        q = places.rotary(self.query(h)).split(places.lengths, dim=1)
+        if context is not None:
+            h, places = self.attention_norm(context[0]), context[1]
+        k = self._for_each_head(places.rotary(self.key(h))).split(places.lengths, dim=1)
+        v = self._for_each_head(self.value(h)).split(places.lengths, dim=1)
+        del h
+        # Without anything to attend to the answer is zero, where a kernel may say NaN.
+        return torch.cat(
+            [
+                self.attention(*qkv, self.num_heads)
+                if qkv[1].shape[1]
+                else torch.zeros_like(qkv[0])
+                for qkv in zip(q, k, v, strict=True)
+            ],
+            dim=1,
+        )
+
+    def _for_each_head(self, kv_BSD: Tensor) -> Tensor:
+        """Keys or values, repeated where several heads share them."""
+        if self.num_kv_heads == self.num_heads:
+            return kv_BSD
+        kv_BSHK = kv_BSD.unflatten(-1, (self.num_kv_heads, -1))
+        return kv_BSHK.repeat_interleave(self.num_heads // self.num_kv_heads, dim=2).flatten(2)
+
+
+NUM_HEADS = {4096: 32}  # of the published model, by width
+NUM_CODES = {134548: 8192}  # of the published model, by rows of its embedding
+ROPE_THETA, NORM_EPS = 500_000.0, 1e-5  # of LLaDA
+
+
+def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
+    """Sizes from our tensors; what they do not show from `known`, or else by preset.
+
+    Of a published file `code_output.weight` has the rows of the text ids too, and `num_codes` cannot be read.
+    """
+    vocabulary, width = sizes(tensors, "token.weight", 2)
+    num_rows, _ = sizes(tensors, "code_output.weight", 2)
+    kv_width, _ = sizes(tensors, "blocks.0.key.weight", 2)
+    mlp_width, _ = sizes(tensors, "blocks.0.feed_forward.gate.weight", 2)
+    num_codes = num_rows
+    if num_rows >= vocabulary:
+        num_codes = given(known, "num_codes", NUM_CODES, vocabulary)
+    num_text_ids = vocabulary - num_codes
+    if num_text_ids < -min(SPECIAL_IDS.values()):
+        raise ValueError(
+            f"it has {vocabulary} token ids and {num_codes} codes, which leaves {num_text_ids} text ids, expected at "
+            f"least {-min(SPECIAL_IDS.values())}: the special tokens are the last of them."
+        )
+    num_heads = check_heads(given(known, "num_heads", NUM_HEADS, width), width)
+    return Config(
+        width=width,
+        depth=count(tensors, "blocks."),
+        num_heads=num_heads,
+        num_kv_heads=kv_heads(kv_width, width, num_heads),
+        mlp_width=mlp_width,
+        num_text_ids=num_text_ids,
+        num_codes=num_codes,
+        rope_theta=positive(known, "rope_theta", ROPE_THETA),
+        norm_eps=positive(known, "norm_eps", NORM_EPS),
+    )
+
+
+def kv_heads(kv_width: int, width: int, num_heads: int) -> int:
+    """How many heads keys and values have, which must divide `num_heads`."""
+    num_kv_heads, rest = divmod(kv_width, width // num_heads)
+    if rest or num_kv_heads == 0 or num_heads % num_kv_heads:
+        raise ValueError(
+            f"its keys are {kv_width} wide, expected a divisor of the width {width} in whole heads of "
+            f"{width // num_heads}."
+        )
+    return num_kv_heads
+
+
+def positive(known: Mapping[str, Any], name: str, default: float) -> float:
+    """The config field `name`, which no tensor shows."""
+    value = known.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value!r}, expected a positive number.")
+    return float(value)
+
+
+def codebook_rows(tensors: Tensors, config: Config) -> Tensors:
+    """The tensors with only the codebook rows of the output matrix, which are its last."""
+    output_VD = tensors["code_output.weight"]
+    return {**tensors, "code_output.weight": output_VD[-config.num_codes :]}
+
+
+TABLE = {
+    "model.transformer.wte.weight": "token.weight",
+    "model.transformer.blocks.{}.attn_norm.weight": "blocks.{}.attention_norm.weight",
+    "model.transformer.blocks.{}.q_proj.weight": "blocks.{}.query.weight",
+    "model.transformer.blocks.{}.k_proj.weight": "blocks.{}.key.weight",
+    "model.transformer.blocks.{}.v_proj.weight": "blocks.{}.value.weight",
+    "model.transformer.blocks.{}.attn_out.weight": "blocks.{}.out.weight",
+    "model.transformer.blocks.{}.ff_norm.weight": "blocks.{}.feed_forward_norm.weight",
+    "model.transformer.blocks.{}.ff_proj.weight": "blocks.{}.feed_forward.gate.weight",
+    "model.transformer.blocks.{}.up_proj.weight": "blocks.{}.feed_forward.up.weight",
+    "model.transformer.blocks.{}.ff_out.weight": "blocks.{}.feed_forward.down.weight",
+    "model.transformer.ln_f.weight": "final_norm.weight",
+    "model.transformer.ff_out.weight": "code_output.weight",
+}
+
+FORMAT = Format(
+    name="lumina-dimoo",
+    kind="model",
+    title="Lumina-DiMOO transformer",
+    filenames=("model.safetensors", "model.safetensors.index.json"),
+    container=None,
+    marks=("model.transformer.wte.weight", "model.transformer.ff_out.weight"),
+    table=TABLE,
+    config=Config,
+    read_config=read_config,
+    network=LuminaDiMOO,
+    narrow=codebook_rows,
+)
