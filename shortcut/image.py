@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -26,6 +27,15 @@ def to_pixels(picture: Image.Image) -> Tensor:
     """RGB pixels (1, 3, Y, X) in [-1, 1] of a picture."""
     values = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32))
     return values.movedim(-1, 0).unsqueeze(0) / 127.5 - 1
+
+
+def covered(mask_BYX: Tensor, rows: int, columns: int) -> Tensor:
+    """Which codes of a grid a mask of any size covers by more than half of their area: (B, rows, columns).
+
+    Source: Lumina-DiMOO utils/image_utils.py encode_img_with_paint ("area").
+    """
+    share_B1hw = F.interpolate(mask_BYX.float().unsqueeze(1), size=(rows, columns), mode="area")
+    return share_B1hw.squeeze(1) > 0.5
 
 
 def preview(codes_hw: Tensor, is_masked_hw: Tensor, colours_V3: Tensor) -> Image.Image:

@@ -87,7 +87,12 @@ def test_imports_inside_the_core_are_relative(path):
 
 @pytest.mark.parametrize("path", modules("shortcut/models"), ids=lambda path: path.stem)
 def test_a_model_imports_no_other_model_and_nothing_above_it(path):
-    allowed = (f"shortcut.models.{path.stem}", "shortcut.models.layers", "shortcut.formats")
+    allowed = (
+        f"shortcut.models.{path.stem}",
+        "shortcut.models.layers",
+        "shortcut.models.vq_layers",
+        "shortcut.formats",
+    )
     for name in imports(path):
         if is_within(name, "shortcut") and name != "shortcut":
             assert is_within(name, *allowed), f"{path.name} imports {name}"

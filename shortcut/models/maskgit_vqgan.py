@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..formats import Format, Tensors, count, sizes
 from .layers import Attention, sdpa
+from .vq_layers import Codebook, Downsample, Host, ResBlock, Upsample
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class VQGAN(nn.Module):
         host = Host(operations, attention, {"dtype": dtype, "device": device})
         self.encoder = Encoder(config, host)
         self.quant_conv = host.conv(config.latent_channels, config.code_width, 1)
-        self.quantize = Codebook(config, host)
+        self.quantize = Codebook(config.num_codes, config.code_width, host)
         self.post_quant_conv = host.conv(config.code_width, config.latent_channels, 1)
         self.decoder = Decoder(config, host)
 
@@ -86,65 +87,6 @@ class VQGAN(nn.Module):
     def decode_latents(self, latents_BChw: Tensor) -> Tensor:
         """As `decode`, from codebook vectors (B, code_width, h, w)."""
         return self.decoder(self.post_quant_conv(latents_BChw))
-
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    """The layers and the attention that the network is built from."""
-
-    operations: Any
-    attention: Attention
-    tensor: dict[str, Any]
-
-    def conv(self, num_in: int, num_out: int, kernel: int, **options: Any) -> nn.Module:
-        options.setdefault("padding", kernel // 2)
-        return self.operations.Conv2d(num_in, num_out, kernel, **options, **self.tensor)
-
-    def norm(self, width: int) -> nn.Module:
-        return self.operations.GroupNorm(32, width, eps=1e-6, **self.tensor)
-
-
-class Codebook(nn.Module):
-    """Code ids <-> codebook vectors."""
-
-    def __init__(self, config: Config, host: Host):
-        super().__init__()
-        self.embedding = host.operations.Embedding(
-            config.num_codes, config.code_width, **host.tensor
-        )
-        self.num_codes = config.num_codes
-
-    def forward(self, codes_Bhw: Tensor) -> Tensor:
-        """Codebook vectors (B, code_width, h, w) of code ids."""
-        return self.embedding(codes_Bhw).movedim(-1, 1)
-
-    def nearest(self, latents_BChw: Tensor) -> Tensor:
-        """Ids (B, h, w) of the codebook entries nearest in L2, computed in float32.
-
-        The codebook is read by a lookup of all ids, so that a host which moves weights on use sees the access.
-        """
-        ids_V = torch.arange(self.num_codes, device=latents_BChw.device)
-        codebook_VC = self.embedding(ids_V).float()
-        latents_BhwC = latents_BChw.movedim(1, -1).float()
-        distance = codebook_VC.square().sum(1) - 2 * latents_BhwC @ codebook_VC.T
-        return distance.argmin(-1)
-
-
-class ResBlock(nn.Module):
-    """Two 3x3 convolutions, each behind a GroupNorm and a swish, around a residual connection."""
-
-    def __init__(self, num_in: int, num_out: int, host: Host):
-        super().__init__()
-        self.norm1, self.conv1 = host.norm(num_in), host.conv(num_in, num_out, 3)
-        self.norm2, self.conv2 = host.norm(num_out), host.conv(num_out, num_out, 3)
-        if num_in != num_out:
-            self.nin_shortcut = host.conv(num_in, num_out, 1)
-        self.changes_width = num_in != num_out
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return h + (self.nin_shortcut(x) if self.changes_width else x)
 
 
 class AttnBlock(nn.Module):
@@ -173,28 +115,6 @@ class Mid(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
-
-
-class Downsample(nn.Module):
-    """Halves both sides: one row and column of zeros right and below, then a 3x3 convolution of stride 2."""
-
-    def __init__(self, width: int, host: Host):
-        super().__init__()
-        self.conv = host.conv(width, width, 3, stride=2, padding=0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    """Doubles both sides: nearest neighbour, then a 3x3 convolution."""
-
-    def __init__(self, width: int, host: Host):
-        super().__init__()
-        self.conv = host.conv(width, width, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Level(nn.Module):
