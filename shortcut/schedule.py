@@ -1,6 +1,6 @@
 """The plan of a run as data: how many tokens each step reveals, which steps are full passes, how random each is.
 
-Pure Python, no tensors: a plan can be printed, compared and written by hand.
+No tensors: a plan can be printed, compared and written by hand.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,9 +19,7 @@ class Step:
     index: int  # 0-based
     num_masked: int  # tokens masked before the step, per image
     num_revealed: int  # tokens it reveals, per image; 0 is allowed
-    mask_ratio: (
-        float  # share of the image that is masked before the step, as a shortcut head sees it
-    )
+    mask_ratio: float  # share that is masked before the step, as a shortcut head sees it, in [0, 1]
     is_full: bool  # True: a full pass of the model. False: the predictor is asked first
     guidance: tuple[
         float, ...
@@ -50,8 +50,11 @@ class Settings:
     )
     schedule: str = "arccos"
     temperature: float = 1.0  # of the codes; 0 = the most likely code
-    choice_temperature: float = (
-        7.0  # of the first step; falls evenly to 0 in the last; inf = random positions
+    choice_temperature: float = 7.0  # of the first step; inf = random positions
+    choice_ramp: bool = True  # True: falls evenly to 0 in the last step
+    score_temperature: float | None = None  # None = that of the codes, or 1 where that is 0
+    ratio_of_made: bool = (
+        False  # True: mask ratios are shares of the tokens to make, not of the image
     )
 
     def check(self) -> None:
@@ -72,6 +75,10 @@ class Settings:
             raise ValueError(
                 f"choice temperature must be at least 0, got {self.choice_temperature}."
             )
+        if self.score_temperature is not None and not 0 < self.score_temperature < math.inf:
+            raise ValueError(
+                f"score temperature must be a finite number above 0, got {self.score_temperature}."
+            )
         self.full_indices(self.num_steps)
 
     def full_indices(self, num_steps: int) -> frozenset[int]:
@@ -91,35 +98,39 @@ class Settings:
 
 # Share of the tokens per step at r = 1 .. 0, before normalisation.
 # Source: llvictorll/Maskgit-pytorch Trainer/vit.py adap_sche.
-SCHEDULES: dict[str, Callable[[float], float]] = {
+SHARES: dict[str, Callable[[float], float]] = {
     "arccos": lambda r: math.acos(r) / (math.pi / 2),
     "cosine": lambda r: math.cos(r * math.pi / 2),
     "linear": lambda r: 1 - r,
     "root": lambda r: 1 - math.sqrt(r),
     "square": lambda r: 1 - r * r,
 }
+LUMINA = "lumina"
+SCHEDULES = (*SHARES, LUMINA)
 
 
 def reveal_counts(schedule: str, num_steps: int, num_tokens: int) -> list[int]:
-    """Tokens to reveal in each step: at least 1 each, `num_tokens` in all.
+    """Tokens to reveal in each step, `num_tokens` in all; at least 1 each but in "lumina".
 
     Source: Besnier and Chen 2023, section 3; adap_sche as above: shares are rounded, zeros become 1, the last step
-    takes the difference.
+    takes the difference. For "lumina" see `lumina_counts`.
     Differs: where the difference would leave the last step without a token, the largest counts give some up; one
     step reveals everything.
 
     Raises:
-        ValueError: unknown schedule, or more steps than tokens.
+        ValueError: unknown schedule, no token, or more steps than tokens where each must reveal one.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}.")
+    if schedule == LUMINA:
+        return lumina_counts(num_steps, num_tokens)
     if not 1 <= num_steps <= num_tokens:
         raise ValueError(
             f"steps must be between 1 and the number of tokens to make ({num_tokens}), got {num_steps}."
         )
     if num_steps == 1:
         return [num_tokens]
-    shares = [SCHEDULES[schedule](1 - i / (num_steps - 1)) for i in range(num_steps)]
+    shares = [SHARES[schedule](1 - i / (num_steps - 1)) for i in range(num_steps)]
     counts = [max(1, round(share / sum(shares) * num_tokens)) for share in shares]
     counts[-1] += num_tokens - sum(counts)
     while counts[-1] < 1:
@@ -127,6 +138,32 @@ def reveal_counts(schedule: str, num_steps: int, num_tokens: int) -> list[int]:
         counts[largest] -= 1
         counts[-1] += 1
     return counts
+
+
+def lumina_counts(num_steps: int, num_tokens: int) -> list[int]:
+    """Tokens to reveal in each step, `num_tokens` in all; 0 is possible, and sure with more steps than tokens.
+
+    After step s of N, floor(num_tokens * cos(pi / 2 * (s + 1) / N)) stay masked, but at least 1 until the last.
+
+    Source: Chang et al. 2022, equation 3; MIGM-Shortcut DiMOO-Shortcut generators/image_generation_generator.py.
+    It computes in float32, which matters: of 48 tokens 23 stay after 8 of 12 steps, as cos(pi / 3) falls below 0.5.
+    Differs: the cosine is the float32 nearest to the true one, on every device; torch's is an ulp off at times, which
+    shows at 1 in 200,000 counts.
+
+    Raises:
+        ValueError: no step or no token.
+    """
+    if num_steps < 1 or num_tokens < 1:
+        raise ValueError(
+            f"steps and tokens to make must be at least 1, got {num_steps} and {num_tokens}."
+        )
+    masked = [num_tokens]
+    for i in range(1, num_steps):
+        angle = np.float32(math.pi / 2) * np.float32(i / num_steps)
+        share = np.float32(math.cos(float(angle)))
+        masked.append(max(1, math.floor(np.float32(num_tokens) * share)))
+    masked.append(0)
+    return [before - after for before, after in zip(masked, masked[1:], strict=False)]
 
 
 def full_step_indices(num_steps: int, num_full: int) -> list[int]:
@@ -152,7 +189,8 @@ def full_step_indices(num_steps: int, num_full: int) -> list[int]:
 def plan(settings: Settings, num_tokens: int, image_tokens: int) -> list[Step]:
     """All steps of a run that makes `num_tokens` of the `image_tokens` tokens of each image.
 
-    Steps are limited to `num_tokens`, since each reveals at least one token; nothing to make gives an empty plan.
+    Where each step reveals at least one token, steps are limited to `num_tokens`; the schedule "lumina" keeps its
+    steps, as the original does, and some reveal nothing. Nothing to make gives an empty plan.
 
     Source: MIGM-Shortcut Trainer/vit.py sample_shortcut ("linear").
 
@@ -160,10 +198,14 @@ def plan(settings: Settings, num_tokens: int, image_tokens: int) -> list[Step]:
         ValueError: a setting is out of range.
     """
     settings.check()
-    num_steps = min(settings.num_steps, num_tokens)
-    if num_steps == 0:
+    if num_tokens == 0:
         return []
+    num_steps = settings.num_steps
+    if settings.schedule != LUMINA:
+        num_steps = min(num_steps, num_tokens)
     is_full = settings.full_indices(num_steps)
+    score_temperature = settings.score_temperature or settings.temperature or 1.0
+    whole = num_tokens if settings.ratio_of_made else image_tokens
     steps, masked = [], num_tokens
     for i, count in enumerate(reveal_counts(settings.schedule, num_steps, num_tokens)):
         elapsed = i / (num_steps - 1) if num_steps > 1 else 1.0
@@ -172,14 +214,16 @@ def plan(settings: Settings, num_tokens: int, image_tokens: int) -> list[Step]:
                 index=i,
                 num_masked=masked,
                 num_revealed=count,
-                mask_ratio=masked / image_tokens,
+                mask_ratio=masked / whole,
                 is_full=i in is_full,
                 guidance=tuple(
                     g * elapsed if settings.guidance_ramp else g for g in settings.guidance
                 ),
                 temperature=settings.temperature,
-                score_temperature=settings.temperature or 1.0,
-                choice_temperature=_annealed(settings.choice_temperature, elapsed),
+                score_temperature=score_temperature,
+                choice_temperature=_annealed(settings.choice_temperature, elapsed)
+                if settings.choice_ramp
+                else settings.choice_temperature,
             )
         )
         masked -= count

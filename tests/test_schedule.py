@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from golden_sets import load
+from shortcut_pack.shortcut.models import lumina
 from shortcut_pack.shortcut.schedule import (
+    LUMINA,
     SCHEDULES,
+    SHARES,
     Settings,
     full_step_indices,
     plan,
@@ -42,7 +46,7 @@ WELL_DEFINED = [case for case, counts in TABLES.items() if min(counts) >= 1 and 
 
 
 def test_the_record_covers_every_schedule_and_the_cases_where_the_original_fails():
-    assert {schedule for schedule, *_ in WELL_DEFINED} == set(SCHEDULES)
+    assert {schedule for schedule, *_ in WELL_DEFINED} == set(SHARES) == set(SCHEDULES) - {LUMINA}
     assert len(WELL_DEFINED) >= 40
     assert len(WELL_DEFINED) < len(TABLES)
 
@@ -54,7 +58,7 @@ def test_counts_equal_the_original(case):
 
 def test_control_counts_by_truncation_are_told_apart():
     def truncated(schedule: str, num_steps: int, num_tokens: int) -> list[int]:
-        shares = [SCHEDULES[schedule](1 - i / (num_steps - 1)) for i in range(num_steps)]
+        shares = [SHARES[schedule](1 - i / (num_steps - 1)) for i in range(num_steps)]
         counts = [max(1, int(share / sum(shares) * num_tokens)) for share in shares]
         return [*counts[:-1], num_tokens - sum(counts[:-1])]
 
@@ -74,7 +78,7 @@ def test_counts_are_valid_where_the_originals_are_not(case):
     assert sum(s.num_revealed for s in steps) == num_tokens
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", SHARES)
 def test_every_count_is_at_least_one_and_they_add_up(schedule):
     for num_tokens in (1, 2, 7, 36, 144, 1024):
         for num_steps in {1, 2, 3, 5, 8, 15, 32, 33, num_tokens - 1, num_tokens}:
@@ -92,6 +96,69 @@ def test_unknown_schedule_and_too_many_steps_for_counts():
         ValueError, match=r"between 1 and the number of tokens to make \(3\), got 4"
     ):
         reveal_counts("arccos", 4, 3)
+
+
+LUMINA_TABLES = {
+    tuple(int(part[1:]) for part in key.split("_")): masked
+    for key, masked in load("dimoo_keep_tables").info["table"].items()
+}
+
+
+def masked_after(counts: list[int], num_tokens: int) -> list[int]:
+    return [num_tokens - sum(counts[: i + 1]) for i in range(len(counts))]
+
+
+@pytest.mark.parametrize("case", LUMINA_TABLES, ids=lambda case: "-".join(map(str, case)))
+def test_lumina_counts_equal_the_original(case):
+    num_tokens, num_steps = case
+    counts = reveal_counts(LUMINA, num_steps, num_tokens)
+    assert masked_after(counts, num_tokens) == LUMINA_TABLES[case]
+
+
+def test_control_lumina_counts_in_double_precision_are_told_apart():
+    def in_double(num_tokens: int, num_steps: int) -> list[int]:
+        shares = [math.cos(math.pi / 2 * (i + 1) / num_steps) for i in range(num_steps - 1)]
+        return [max(1, math.floor(num_tokens * share)) for share in shares] + [0]
+
+    wrong = [case for case in LUMINA_TABLES if in_double(*case) != LUMINA_TABLES[case]]
+    assert {(48, 12), (1024, 18)} <= set(wrong)
+
+
+def test_lumina_counts_for_every_size():
+    """Against torch on this device, which is an ulp off at times."""
+    num_counts = num_different = 0
+    for num_steps in (1, 2, 7, 16, 30, 64):
+        share_T = torch.cos(0.5 * math.pi * torch.arange(1, num_steps).div(num_steps))
+        for num_tokens in (*range(1, 50), 256, 1000, 1024, 4095, 4096, 6144):
+            counts = reveal_counts(LUMINA, num_steps, num_tokens)
+            assert len(counts) == num_steps
+            assert min(counts) >= 0
+            assert sum(counts) == num_tokens
+            keep_T = (torch.tensor(float(num_tokens)) * share_T).floor().clamp_min(1).int()
+            theirs = np.array([*keep_T.tolist(), 0])
+            num_different += int((theirs != masked_after(counts, num_tokens)).sum())
+            num_counts += num_steps
+    assert num_different <= num_counts / 5000
+
+
+def test_lumina_keeps_its_steps_however_few_tokens_there_are():
+    steps = plan(Settings(num_steps=24, full_steps=6, schedule=LUMINA), 16, 36)
+    assert [s.num_masked_after for s in steps] == LUMINA_TABLES[16, 24]
+    assert sum(s.num_revealed == 0 for s in steps) == 8
+    assert [s.index for s in steps if s.is_full] == full_step_indices(24, 6)
+    one = plan(Settings(num_steps=5, schedule=LUMINA), 1, 36)
+    assert [s.num_revealed for s in one] == [0, 0, 0, 0, 1]
+    assert plan(Settings(schedule=LUMINA), 0, 36) == []
+    with pytest.raises(ValueError, match="must be at least 1, got 4 and 0"):
+        reveal_counts(LUMINA, 4, 0)
+
+
+def test_settings_of_lumina_are_those_of_its_original():
+    settings = Settings(**lumina.FORMAT.defaults)
+    first, *_, last = plan(settings, 30, 36)
+    assert (len(plan(settings, 30, 36)), first.guidance, last.guidance) == (64, (4.0,), (4.0,))
+    assert (first.choice_temperature, last.choice_temperature) == (1, 1)
+    assert (first.mask_ratio, last.mask_ratio) == (1, 1 / 30)
 
 
 def test_training_mask_ratios_of_the_original_are_those_of_the_plan():
@@ -173,6 +240,14 @@ def test_temperature_zero_leaves_the_confidence_defined():
     assert (step.temperature, step.score_temperature) == (0, 1)
 
 
+def test_choice_temperature_and_that_of_the_score_may_stay():
+    settings = Settings(num_steps=5, temperature=0.5, choice_temperature=2.0, choice_ramp=False)
+    assert {s.choice_temperature for s in plan(settings, 36, 36)} == {2}
+    assert {s.score_temperature for s in plan(settings, 36, 36)} == {0.5}
+    fixed = Settings(num_steps=5, temperature=0.5, score_temperature=1.0)
+    assert {s.score_temperature for s in plan(fixed, 36, 36)} == {1}
+
+
 def test_one_step_reveals_everything_at_full_guidance():
     (step,) = plan(Settings(num_steps=1, guidance=(3.0,)), 36, 36)
     assert (step.num_revealed, step.is_full, step.guidance, step.choice_temperature) == (
@@ -211,6 +286,8 @@ def test_full_steps_as_a_list():
         ({"guidance": (-1.0,)}, "cfg must be a finite number of at least 0, got -1.0"),
         ({"choice_temperature": math.nan}, "choice temperature must be at least 0, got nan"),
         ({"choice_temperature": -1.0}, "choice temperature must be at least 0, got -1.0"),
+        ({"score_temperature": 0.0}, "score temperature must be a finite number above 0, got 0.0"),
+        ({"score_temperature": math.inf}, "score temperature must be .* above 0, got inf"),
         ({"full_steps": 0}, r"full steps must be between 1 and steps \(32\), got 0"),
         (
             {"full_steps": 33},
