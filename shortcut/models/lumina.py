@@ -346,17 +346,25 @@ def codebook_rows(tensors: Tensors, config: Config) -> Tensors:
     return {**tensors, "code_output.weight": output_VD[-config.num_codes :]}
 
 
+def block_table(theirs: str, ours: str) -> dict[str, str]:
+    """Rows of the key table for a block."""
+    names = {
+        "attn_norm": "attention_norm",
+        "q_proj": "query",
+        "k_proj": "key",
+        "v_proj": "value",
+        "attn_out": "out",
+        "ff_norm": "feed_forward_norm",
+        "ff_proj": "feed_forward.gate",
+        "up_proj": "feed_forward.up",
+        "ff_out": "feed_forward.down",
+    }
+    return {f"{theirs}.{t}.weight": f"{ours}.{o}.weight" for t, o in names.items()}
+
+
 TABLE = {
     "model.transformer.wte.weight": "token.weight",
-    "model.transformer.blocks.{}.attn_norm.weight": "blocks.{}.attention_norm.weight",
-    "model.transformer.blocks.{}.q_proj.weight": "blocks.{}.query.weight",
-    "model.transformer.blocks.{}.k_proj.weight": "blocks.{}.key.weight",
-    "model.transformer.blocks.{}.v_proj.weight": "blocks.{}.value.weight",
-    "model.transformer.blocks.{}.attn_out.weight": "blocks.{}.out.weight",
-    "model.transformer.blocks.{}.ff_norm.weight": "blocks.{}.feed_forward_norm.weight",
-    "model.transformer.blocks.{}.ff_proj.weight": "blocks.{}.feed_forward.gate.weight",
-    "model.transformer.blocks.{}.up_proj.weight": "blocks.{}.feed_forward.up.weight",
-    "model.transformer.blocks.{}.ff_out.weight": "blocks.{}.feed_forward.down.weight",
+    **block_table("model.transformer.blocks.{}", "blocks.{}"),
     "model.transformer.ln_f.weight": "final_norm.weight",
     "model.transformer.ff_out.weight": "code_output.weight",
 }
@@ -372,5 +380,16 @@ FORMAT = Format(
     config=Config,
     read_config=read_config,
     network=LuminaDiMOO,
+    defaults={
+        "num_steps": 64,
+        "guidance": (4.0,),
+        "guidance_ramp": False,
+        "schedule": "lumina",
+        "temperature": 1.0,
+        "choice_temperature": 1.0,
+        "choice_ramp": False,
+        "score_temperature": 1.0,
+        "ratio_of_made": True,
+    },
     narrow=codebook_rows,
 )
