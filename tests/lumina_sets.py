@@ -37,3 +37,13 @@ def special_ids(set_name: str) -> dict[str, int]:
     """The original's special tokens by their names there."""
     info = load(set_name).info
     return info.get("special_ids") or info["args"]["special_ids"]
+
+
+@cache
+def head(set_name: str) -> Any:
+    """The shortcut head of a set, shared like `network`; None if its run had none."""
+    golden = load(set_name)
+    if "head" not in golden.info["weights"]:
+        return None
+    sizes = {k: v for k, v in known(set_name).items() if k != "num_codes"}
+    return weights.build(weights.from_tensors(golden.weights("head"), kind="head", **sizes))

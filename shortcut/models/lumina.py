@@ -155,7 +155,7 @@ class OnGrid:
             codes_BL: code ids; what stands at masked positions is ignored.
             conditions: prompt tokens (B, P) of each branch, in lengths of their own.
         """
-        target_BS = self._target(codes_BL, is_masked_BL)
+        target_BS = self.target_tokens(codes_BL, is_masked_BL)
         sequences = [torch.cat([prompt_BP, target_BS], 1) for prompt_BP in conditions]
         if self.is_sequential:
             return tuple(self.model([tokens_BS])[0] for tokens_BS in sequences)
@@ -179,7 +179,7 @@ class OnGrid:
     def _place_in_rows(self, index_BN: Tensor) -> Tensor:
         return index_BN + index_BN.div(self.columns, rounding_mode="floor")  # one newline a row
 
-    def _target(self, codes_BL: Tensor, is_masked_BL: Tensor) -> Tensor:
+    def target_tokens(self, codes_BL: Tensor, is_masked_BL: Tensor) -> Tensor:
         """The tokens (B, S) from BOA to EOA."""
 
         def column(name: str) -> Tensor:
