@@ -1,20 +1,24 @@
 """Files of tensors: read without ever running code from them, written whole or not at all.
 
-It knows containers (safetensors, PyTorch), not what is in them.
+It knows containers (safetensors, an index of several of them, PyTorch), not what is in them.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .shards import INDEX_SUFFIX, read_shards, shards_of
 
 # First bytes of what people save under a checkpoint's name by mistake.
 IMPOSTORS = {
@@ -28,15 +32,27 @@ NO_TENSORS = (
     "not a safetensors or PyTorch file, or cut off. Choose a .safetensors, .pth or .ckpt checkpoint"
 )
 
+SAFETENSORS_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
+
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
     """What a file holds, mapped from disk where possible, and its safetensors metadata.
 
     The content decides how the file is read, not its suffix. Of a PyTorch file only tensors and
-    plain containers are read: one that asks for anything else is refused.
+    plain containers are read: one that asks for anything else is refused. An index of several
+    safetensors files stands for all of them.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or one that an index names.
         ValueError: it is not a file of tensors, it is damaged, or it asks to run code.
     """
     path = Path(path)
@@ -51,6 +67,8 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise ValueError(f"{path} cannot be read ({error}). Check its permissions.") from error
     if start[8:9] == b"{":
         return _read_safetensors(path)
+    if start.lstrip().startswith(b"{"):
+        return read_shards(path, lambda shard: _read_safetensors(shard)[0]), {}
     if start.startswith((b"PK\x03\x04", b"\x80")):
         return _read_pytorch(path, is_zip=start.startswith(b"PK")), {}
     if not start.strip(b"\0"):
@@ -70,6 +88,11 @@ def read_metadata(path: Path) -> dict[str, str]:
         return {}
 
 
+def parts(path: Path) -> list[Path]:
+    """The files that `read` reads for `path`: itself and what it names."""
+    return [path, *shards_of(path).values()] if path.name.endswith(INDEX_SUFFIX) else [path]
+
+
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """A path beside `path` to write to.
@@ -87,6 +110,43 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_safetensors(
+    path: Path,
+    layout: Mapping[str, Tensor],
+    tensors: Iterable[tuple[str, Tensor]],
+    metadata: Mapping[str, str],
+) -> None:
+    """Writes a safetensors file from tensors that need not exist all at once.
+
+    Source: the format's own description, github.com/huggingface/safetensors README.md.
+
+    Args:
+        layout: tensors of the shapes and types that will come; their values are not looked at.
+        tensors: (name, tensor) for each name in `layout`, in any order; each is written as it comes.
+    """
+    # Wide types first, so that every tensor begins at a multiple of its element size.
+    names = sorted(layout, key=lambda name: (-layout[name].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in names:
+        tensor, start = layout[name], end
+        end = start + tensor.numel() * tensor.itemsize
+        header[name] = {
+            "dtype": SAFETENSORS_DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+        for name, tensor in tensors:
+            file.seek(8 + len(text) + header[name]["data_offsets"][0])
+            values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            file.write(values.numpy().data)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -87,7 +87,7 @@ class Format:
     network: type[nn.Module]
     model: str | None = None  # of a head: the name of its model's format
     defaults: Mapping[str, Any] = field(default_factory=dict)  # Settings of the original sampler
-    # published file -> the config fields that files beside it state, which the tensors must obey
+    # published file -> fields or properties of config that files beside it state and tensors must obey
     read_beside: Callable[[Path], Mapping[str, Any]] | None = None
     # (published file, config) -> None; raises ValueError if a description beside it contradicts it
     check_beside: Callable[[Path, Any], None] | None = None
@@ -154,6 +154,13 @@ def checked(key: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         found = value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise ValueError(f"entry {key!r} is {found}, expected a floating point tensor.")
+    return dense(key, value)
+
+
+def dense(key: str, value: Any) -> Tensor:
+    """`value` detached. Raises ValueError if it is not a dense tensor."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"entry {key!r} is a {type(value).__name__}, expected a tensor.")
     # A sparse tensor, or one expanded from a few stored values, can claim any size.
     if value.layout is not torch.strided or value.untyped_storage().nbytes() < value.nbytes:
         raise ValueError(f"tensor {key!r} does not store all its values, expected a dense one.")
@@ -174,7 +181,7 @@ def configure(
 
     Args:
         described: the configuration that the file states; may be empty.
-        beside: the config fields that files beside it state; may be empty.
+        beside: fields or properties of it that files beside it state; may be empty.
         known: the caller's config fields, for those that neither the tensors nor the file show.
         unknown: published keys that the table does not know.
         is_published: True: messages use published keys.
@@ -193,7 +200,6 @@ def configure(
         config = format.read_config(tensors, {**known, **described, **beside})
     except MissingTensor as missing:
         raise ValueError(_mismatch(format, unknown, [key_of(missing.args[0])])) from missing
-    found = json.loads(json.dumps(asdict(config)))
     sources = (
         ("its metadata say", described),
         ("the files beside it say", beside),
@@ -201,8 +207,9 @@ def configure(
     )
     for source, stated in sources:
         for name, value in stated.items():
-            if found[name] != value:
-                raise ValueError(f"{name} is {found[name]}, but {source} {value!r}.")
+            found = json.loads(json.dumps(getattr(config, name)))  # tuples are lists in JSON
+            if found != value:
+                raise ValueError(f"{name} is {found}, but {source} {value!r}.")
     if is_published and format.narrow is not None:
         tensors = format.narrow(tensors, config)
     network = format.network(config, device="meta", operations=Bare)

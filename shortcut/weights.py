@@ -7,25 +7,27 @@ is an error.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import metadata as meta
-from .files import read, read_metadata, written_whole
-from .formats import Bare, Format, Kind, checked, configure, first_five, publish, recognise
+from . import quantized
+from .checkpoint import Checkpoint, cast, naming
+from .files import read, write_safetensors, written_whole
+from .formats import Bare, Format, Kind, configure, first_five, publish, recognise
+from .heads import lumina as lumina_head
 from .heads import maskgit as maskgit_head
+from .locate import OURS, find, titles
 from .metadata import Metadata
 from .models import lumina, lumina_vq, maskgit, maskgit_vqgan
 from .models.layers import Attention, sdpa
 from .schedule import Settings
+from .values import check_finite, fingerprint
 
 FORMATS: dict[str, Format] = {
     format.name: format
@@ -35,53 +37,16 @@ FORMATS: dict[str, Format] = {
         maskgit_head.FORMAT,
         lumina.FORMAT,
         lumina_vq.FORMAT,
+        lumina_head.FORMAT,
     )
 }
 VERSION = "1"  # of our files; raised when an older reader would misread a newer file
 KINDS: dict[Kind, str] = {"model": "model", "vq": "VQ model", "head": "shortcut head"}
-FINGERPRINT_VALUES = 4096  # of each tensor
-OURS, PUBLISHED = (".safetensors",), (".pth", ".pt", ".ckpt")
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A network's weights under our names, strictly those that its configuration needs.
-
-    The tensors may be mapped from the file, and networks built from them share them.
-    """
-
-    format: Format
-    config: Any
-    tensors: Mapping[str, Tensor]
-    fingerprint: str
-    metadata: Metadata = field(default_factory=Metadata)
-    path: Path | None = None
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return self.path.name if self.path is not None else f"this {self.format.title}"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type that most of the weights have."""
-        totals: dict[torch.dtype, int] = {}
-        for tensor in self.tensors.values():
-            totals[tensor.dtype] = totals.get(tensor.dtype, 0) + tensor.numel()
-        return max(totals, key=lambda dtype: totals[dtype])
-
-    @property
-    def num_parameters(self) -> int:
-        """Of the network."""
-        return sum(tensor.numel() for tensor in self.tensors.values())
-
-    def without_tensors(self) -> Checkpoint:
-        """The same for keeping beside a network: `check_head` and `settings` need no weights."""
-        return replace(self, tensors={})
+PUBLISHED = (".pth", ".pt", ".ckpt")  # suffixes of files in the published layout
 
 
 def load(path: str | Path, kind: Kind | None = None, **known: int) -> Checkpoint:
-    """Reads a published file, one of ours, or the only such file in a folder.
+    """Reads a published file or index of files, one of ours, or the only such file in a folder.
 
     Args:
         kind: what it must be; None = anything known.
@@ -89,10 +54,11 @@ def load(path: str | Path, kind: Kind | None = None, **known: int) -> Checkpoint
             nor a preset has them.
 
     Raises:
-        FileNotFoundError: there is no such file, or none in the folder.
+        FileNotFoundError: there is no such file, or none in the folder, or a part is missing.
         ValueError: it is not a checkpoint of a known format, or not a sound one.
     """
-    file = find(path, kind)
+    formats = [format for format in FORMATS.values() if kind in (None, format.kind)]
+    file = find(Path(path), formats)
     raw, metadata = read(file)
     return from_tensors(raw, metadata, file, kind, **known)
 
@@ -114,8 +80,15 @@ def from_tensors(
     path = Path(path) if path is not None else None
     metadata = metadata or {}
     is_published = meta.FORMAT not in metadata
-    with _naming(path):
-        format, tensors, unknown = _published(raw) if is_published else _ours(raw, metadata)
+    with naming(path):
+        stored: Mapping[str, Tensor] = {}
+        formats: Mapping[str, str] = {}
+        unknown: list[str] = []
+        if is_published:
+            format, tensors, unknown = _published(raw)
+        else:
+            format = _our_format(metadata)
+            tensors, stored, formats = quantized.split(raw)
         if kind not in (None, format.kind):
             raise ValueError(
                 f"it is a {format.title}, expected a {KINDS[kind]}. Give it as the "
@@ -134,13 +107,15 @@ def from_tensors(
             unknown=unknown,
             is_published=is_published,
         )
-        _check_finite(tensors)
+        tensors = {**tensors, **stored}
+        check_finite(tensors)
         if format.check_beside is not None and path is not None and is_published:
             format.check_beside(path, config)
         num_names, num_classes = len(described.class_names), getattr(config, "num_classes", 0)
         if num_names not in (0, num_classes):
             raise ValueError(f"its metadata name {num_names} classes, but it has {num_classes}.")
-    return Checkpoint(format, config, tensors, fingerprint(tensors), described, path)
+    weights = {name: tensors[name] for name in tensors.keys() - quantized.extras(formats)}
+    return Checkpoint(format, config, tensors, fingerprint(weights), described, path, formats)
 
 
 def pack(
@@ -169,59 +144,62 @@ def build(
 ) -> nn.Module:
     """The network, in eval mode and without gradients.
 
-    It shares the checkpoint's tensors where type and device agree: there is no second copy.
+    It shares the checkpoint's tensors where type and device agree: there is no second copy. Where
+    they do not, tensors are copied one by one.
 
     Args:
-        dtype: of the weights; None = as in the file.
-        operations: namespace of layers, torch's own or a host's.
+        dtype: of the weights; None = as in the file. Quantized weights stay as they are.
+        operations: namespace of layers, torch's own or a host's that knows quantized weights.
         attention: function with the signature of `layers.sdpa`.
         compute_dtype: of the activations, for networks that tell them apart; None = `dtype`.
+
+    Raises:
+        ValueError: the weights are quantized in a way that torch or the device cannot compute.
     """
     dtype = dtype or checkpoint.dtype
+    if checkpoint.quantized and operations is Bare:
+        operations = quantized.Operations
+        with naming(checkpoint.path):
+            quantized.check_computed(checkpoint.quantized)
+            quantized.check_device(device)
     options: dict[str, Any] = {"operations": operations, "attention": attention}
     if compute_dtype is not None:
         options["compute_dtype"] = compute_dtype
     network = checkpoint.format.network(checkpoint.config, dtype=dtype, device="meta", **options)
-    state = {name: tensor.to(device, dtype) for name, tensor in checkpoint.tensors.items()}
+    stored = quantized.members(checkpoint.quantized)
+    state = {
+        name: tensor.to(device) if name in stored else tensor.to(device, dtype)
+        for name, tensor in checkpoint.tensors.items()
+    }
     network.load_state_dict(state, strict=True, assign=True)
     return network.eval().requires_grad_(False)
 
 
-def cast(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
-    """The same with all weights in `dtype`. Raises ValueError if a value does not fit."""
-    tensors = {name: tensor.to(dtype) for name, tensor in checkpoint.tensors.items()}
-    with _naming(checkpoint.path):
-        _check_finite(tensors)
-    return replace(checkpoint, tensors=tensors)
-
-
-def save(path: str | Path, checkpoint: Checkpoint) -> None:
+def save(path: str | Path, checkpoint: Checkpoint, *, dtype: torch.dtype | None = None) -> None:
     """Writes a checkpoint, whole or not at all.
+
+    One of our files is written tensor by tensor, so that another type needs no second copy.
 
     Args:
         path: .safetensors for one of our files; .pth, .pt or .ckpt for the published layout, which
-            has no place for metadata.
+            has no place for metadata and quantized weights.
+        dtype: as for `cast`; None = as they are.
 
     Raises:
-        ValueError: another suffix, or the published layout of a format that keeps only a part of it.
+        ValueError: another suffix, what the published layout has no place for, or as `cast`.
     """
-    path, format = Path(path), checkpoint.format
+    path = Path(path)
     suffix = path.suffix.lower()
     if suffix in OURS:
         described = replace(checkpoint.metadata, config=asdict(checkpoint.config))
-        strings = {meta.FORMAT: format.name, meta.VERSION: VERSION, **described.dump()}
-        tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
+        strings = {meta.FORMAT: checkpoint.format.name, meta.VERSION: VERSION, **described.dump()}
+        tensors = checkpoint.tensors.items() if dtype is None else checkpoint.in_dtype(dtype)
         with written_whole(path) as partial:
-            save_file(tensors, partial, strings)
-    elif suffix in PUBLISHED and format.narrow is not None:
-        raise ValueError(
-            f"{path}: the published layout of a {format.title} has rows that are dropped on loading "
-            f"and cannot be written. Give the output the suffix {OURS[0]} for one of our files."
-        )
+            write_safetensors(partial, checkpoint.layout(dtype), tensors, strings)
     elif suffix in PUBLISHED:
-        published: dict[str, Any] = publish(format.table, checkpoint.tensors)
-        if format.container is not None:
-            published = {**format.container_extras, format.container: published}
+        published = _in_published_layout(
+            checkpoint if dtype is None else cast(checkpoint, dtype), path
+        )
         with written_whole(path) as partial:
             torch.save(published, partial)
     else:
@@ -229,6 +207,23 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
             f"{path} has the suffix {suffix!r}, expected {', '.join(OURS)} for one of our files or "
             f"{', '.join(PUBLISHED)} for the published layout. Rename the output."
         )
+
+
+def _in_published_layout(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
+    """What the published file at `path` would hold."""
+    format = checkpoint.format
+    no_place = "quantized weights" if checkpoint.quantized else ""
+    if format.narrow is not None:
+        no_place = "fewer rows than it has: the others were dropped on loading"
+    if no_place:
+        raise ValueError(
+            f"{path}: the published layout of a {format.title} has no place for {no_place}. Give the output the "
+            f"suffix {OURS[0]} for one of our files."
+        )
+    published = publish(format.table, checkpoint.tensors)
+    if format.container is None:
+        return published
+    return {**format.container_extras, format.container: published}
 
 
 def check_head(head: Checkpoint, model: Checkpoint) -> str | None:
@@ -268,7 +263,7 @@ def settings(model: Checkpoint) -> Settings:
         ValueError: the file states one that does not exist or is out of range.
     """
     stated = {k: tuple(v) if isinstance(v, list) else v for k, v in model.metadata.defaults.items()}
-    with _naming(model.path):
+    with naming(model.path):
         try:
             found = replace(Settings(), **{**model.format.defaults, **stated})
             found.check()
@@ -277,95 +272,23 @@ def settings(model: Checkpoint) -> Settings:
     return found
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """16 hex digits that tell trained weights apart, but not the types that they are stored in.
-
-    Hashed are names, shapes and the signs of the first values of each tensor: a conversion between
-    float32, float16 and bfloat16 changes values, but no signs.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        is_negative = tensor.flatten()[:FINGERPRINT_VALUES].float().signbit()
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(is_negative.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def find(path: str | Path, kind: Kind | None = None) -> Path:
-    """`path` itself, or if it is a folder the only known file in it, else in its subfolders.
-
-    A file counts by its published name, or as one of ours by its metadata.
-
-    Raises:
-        FileNotFoundError: there is none in the folder.
-        ValueError: there are several.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        return path
-    formats = [format for format in FORMATS.values() if kind in (None, format.kind)]
-    for pattern in ("*", "*/*"):
-        found = sorted(file for file in path.glob(pattern) if _is_of(file, formats))
-        if len(found) == 1:
-            return found[0]
-        if found:
-            names = ", ".join(str(file.relative_to(path)) for file in found)
-            raise ValueError(f"{path} holds {len(found)} such files: {names}. Give one of them.")
-    names = ", ".join(name for format in formats for name in format.filenames)
-    raise FileNotFoundError(
-        f"{path} holds no {_either(formats)}. Looked there and in its subfolders for {names} and "
-        "for our own .safetensors. Give the file itself."
-    )
-
-
-def _is_of(file: Path, formats: list[Format]) -> bool:
-    if file.suffix.lower() in OURS:
-        return read_metadata(file).get(meta.FORMAT) in {format.name for format in formats}
-    return any(file.name in format.filenames for format in formats) and file.is_file()
-
-
 def _published(raw: Mapping[str, Any]) -> tuple[Format, dict[str, Tensor], list[str]]:
     """(format, tensors under our names, unknown keys)."""
     recognised = recognise(FORMATS.values(), raw)
     if recognised is None:
         raise ValueError(
-            f"it is no {_either(FORMATS.values())}. Its {len(raw)} entries: {first_five(raw)}. "
+            f"it is no {titles(FORMATS.values())}. Its {len(raw)} entries: {first_five(raw)}. "
             "Choose another file."
         )
     return recognised
 
 
-def _ours(
-    raw: Mapping[str, Any], metadata: Mapping[str, str]
-) -> tuple[Format, dict[str, Tensor], list[str]]:
-    """As `_published`, of one of our files."""
+def _our_format(metadata: Mapping[str, str]) -> Format:
+    """The format that one of our files says it has."""
     name, version = metadata[meta.FORMAT], metadata.get(meta.VERSION)
     if name not in FORMATS or version != VERSION:
         raise ValueError(
             f"it has format {name!r} version {version}, expected version {VERSION} of "
             f"{', '.join(FORMATS)}. If a newer version of this project wrote it, update."
         )
-    return FORMATS[name], {key: checked(key, value) for key, value in raw.items()}, []
-
-
-def _either(formats: Iterable[Format]) -> str:
-    return " or ".join(format.title for format in formats)
-
-
-def _check_finite(tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        # One sum is several times cheaper than a test of each value, and shows the same.
-        if not tensor.float().sum().isfinite():
-            raise ValueError(
-                f"tensor {name!r} holds NaN, infinite or, in {tensor.dtype}, too large values. "
-                "Choose another file, or another type if this is a conversion."
-            )
-
-
-@contextmanager
-def _naming(path: Path | None) -> Iterator[None]:
-    """Puts the file in front of an error's text."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{path or 'this checkpoint'}: {error}") from error
+    return FORMATS[name]

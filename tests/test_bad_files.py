@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import builders
+import lumina_folder
 import pytest
 import torch
 from builders import KINDS, assert_same
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from shortcut_pack.shortcut import weights
 
 
@@ -313,8 +314,134 @@ def test_a_folder_stands_for_the_one_file_in_it(tmp_path: Path) -> None:
         ValueError, match=r"holds 2 such files: head.safetensors, head2.safetensors"
     ):
         weights.load(tmp_path, "head")
-    with pytest.raises(FileNotFoundError, match=r"holds no MaskGIT shortcut head. Looked"):
+    with pytest.raises(FileNotFoundError, match=r"holds no MaskGIT shortcut head .*Looked"):
         weights.load(tmp_path / "VQGAN", "head")
+
+
+# A published folder of many files.
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return lumina_folder.write(tmp_path / "Lumina")
+
+
+def refused_folder(folder: Path, match: str, error: type[Exception] = ValueError) -> None:
+    with pytest.raises(error, match=match):
+        weights.load(folder, "model", **lumina_folder.SIZES)
+
+
+def test_a_folder_without_its_index(folder: Path) -> None:
+    (folder / lumina_folder.INDEX).unlink()
+    match = (
+        r"holds no MaskGIT .* It holds model-00001-of-00002.safetensors, a part .* download model"
+    )
+    refused_folder(folder, match, FileNotFoundError)
+
+
+def test_a_missing_shard(folder: Path) -> None:
+    (folder / lumina_folder.SHARDS[1]).unlink()
+    match = (
+        r"index.json names 2 files, of which 1 are missing in .*: model-00002-of-00002.safetensors"
+    )
+    refused_folder(folder, match, FileNotFoundError)
+
+
+def test_a_truncated_shard(folder: Path) -> None:
+    shard = folder / lumina_folder.SHARDS[1]
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    refused_folder(folder, r"model-00002-of-00002.safetensors is a damaged .* cut off: download")
+
+
+def test_a_tensor_that_its_shard_does_not_hold(folder: Path) -> None:
+    shard = folder / lumina_folder.SHARDS[0]
+    tensors = load_file(shard)
+    key, _ = tensors.popitem()
+    save_file(tensors, shard)
+    refused_folder(folder, f"'{key}' is in model-00001-of-00002.safetensors, but it is not .1 such")
+
+
+def test_a_tensor_in_two_shards(folder: Path) -> None:
+    first, second = (folder / name for name in lumina_folder.SHARDS)
+    tensors = load_file(second)
+    key = sorted(load_file(first))[0]
+    save_file(tensors | {key: torch.zeros(1)}, second)
+    refused_folder(folder, f"00002.safetensors holds tensor '{key}', .* says is in model-00001-of")
+
+
+def test_a_tensor_that_the_index_does_not_know(folder: Path) -> None:
+    first = folder / lumina_folder.SHARDS[0]
+    save_file(load_file(first) | {"extra": torch.zeros(1)}, first)
+    refused_folder(folder, "00001-of-00002.safetensors holds tensor 'extra', .* does not know")
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("{", "is not an index of safetensors files .JSONDecodeError"),
+        ('{"weights": {}}', "is not an index of safetensors files .KeyError: 'weight_map'"),
+        ('{"weight_map": []}', "is not an index of safetensors files .AttributeError"),
+        ('{"weight_map": {}}', "names no files for its tensors"),
+        ('{"weight_map": {"a": 3}}', "names no files for its tensors"),
+        (
+            '{"weight_map": {"a": "../secret.safetensors"}}',
+            "names '../secret.safetensors', expected a",
+        ),
+        ('{"weight_map": {"a": ".."}}', "names '..', expected a .safetensors file"),
+    ],
+)
+def test_an_index_that_is_none(content: str, match: str, folder: Path) -> None:
+    (folder / lumina_folder.INDEX).write_text(content)
+    refused_folder(folder, f"index.json {match}")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"n_layers": 4}, "depth is 3, but the files beside it say 4"),
+        ({"d_model": 128}, "width is 64, but the files beside it say 128"),
+        ({"mlp_hidden_size": 161}, "mlp_width is 160, but the files beside it say 161"),
+        ({"n_heads": 5}, "num_heads is 5, expected a divisor of the width 64"),
+        ({"n_kv_heads": 2}, "num_kv_heads is 4, but the files beside it say 2"),
+        ({"embedding_size": 400}, "has 364 rows, but config.json .* vocabulary has 400"),
+        ({"embedding_size": None, "vocab_size": 400}, "has 364 rows, but config.json .* has 400"),
+        ({"rope_theta": "x"}, "rope_theta is 'x', expected a positive number"),
+        ({"rope": False}, "config.json beside it says rope = False, expected True: .* another"),
+        ({"activation_type": "gelu"}, "says activation_type = 'gelu', expected 'silu'"),
+    ],
+)
+def test_a_config_json_that_contradicts_the_tensors(
+    change: dict[str, Any], match: str, folder: Path
+) -> None:
+    lumina_folder.rewrite_json(folder / "config.json", **change)
+    refused_folder(folder, f"{lumina_folder.INDEX}: .*{match}")
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_config_json_that_is_none(content: str, folder: Path) -> None:
+    (folder / "config.json").write_text(content)
+    refused_folder(folder, "config.json beside it (cannot be read|is no JSON object).* Download")
+
+
+def test_output_rows_of_another_vocabulary() -> None:
+    raw = lumina_folder.raw()
+    name = "model.transformer.ff_out.weight"
+    raw[name] = torch.cat([raw[name], raw[name][:8]])
+    with pytest.raises(ValueError, match=r"372 rows, expected those of its embedding, 364"):
+        weights.from_tensors(raw, num_heads=4, **lumina_folder.SIZES)
+
+
+def test_a_vocabulary_that_no_file_explains(folder: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"num_codes cannot be read .*8192 for 134548.*--num-codes"
+    ):
+        weights.load(folder)
+
+
+@pytest.mark.parametrize("codes", [0, 93, 365])
+def test_a_codebook_that_does_not_fit_the_vocabulary(codes: int, folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"num_codes is 0, expected|which leaves -?\d+ text ids"):
+        weights.load(folder, num_codes=codes)
 
 
 # model.yaml beside a published VQGAN.

@@ -92,6 +92,7 @@ def test_a_model_imports_no_other_model_and_nothing_above_it(path):
         "shortcut.models.layers",
         "shortcut.models.vq_layers",
         "shortcut.formats",
+        f"shortcut.models.{path.stem}_config",
     )
     for name in imports(path):
         if is_within(name, "shortcut") and name != "shortcut":

@@ -10,10 +10,11 @@ from typing import Any
 
 import builders
 import golden_sets
+import lumina_folder
 import pytest
 import torch
 from builders import KINDS, assert_same
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.heads import maskgit as head_file
 from shortcut_pack.shortcut.models import maskgit, maskgit_vqgan
@@ -246,6 +247,55 @@ def test_unusable_sampler_settings(defaults: dict[str, Any]) -> None:
         weights.settings(builders.model(defaults=defaults))
 
 
+# A published folder of many files.
+
+
+def test_a_folder_of_shards_is_one_checkpoint(tmp_path: Path) -> None:
+    folder = lumina_folder.write(tmp_path / "Lumina", has_vq=True)
+    expected = weights.from_tensors(lumina_folder.raw(), num_heads=4, **lumina_folder.SIZES)
+    for path in (folder, folder / lumina_folder.INDEX):
+        found = weights.load(path, "model", **lumina_folder.SIZES)
+        assert_same(found, expected)
+        assert found.fingerprint == expected.fingerprint
+    assert weights.load(folder, "vq").format.name == "lumina-vq"
+
+
+def test_a_folder_with_one_file_is_one_checkpoint(tmp_path: Path) -> None:
+    expected = weights.load(lumina_folder.write(tmp_path / "a"), **lumina_folder.SIZES)
+    single = lumina_folder.write(tmp_path / "b")
+    for name in (lumina_folder.INDEX, *lumina_folder.SHARDS):
+        (single / name).unlink()
+    save_file(lumina_folder.raw(), single / "model.safetensors", {"format": "pt"})
+    assert_same(weights.load(single, **lumina_folder.SIZES), expected)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "value"),
+    [
+        ("n_heads", "num_heads", 2),
+        ("rope_theta", "rope_theta", 1e4),
+        ("rms_norm_eps", "norm_eps", 1e-6),
+    ],
+)
+def test_config_json_decides_what_no_tensor_shows(
+    theirs: str, ours: str, value: float, tmp_path: Path
+) -> None:
+    folder = lumina_folder.write(tmp_path)
+    usual = weights.load(folder, **lumina_folder.SIZES).config
+    lumina_folder.rewrite_json(folder / "config.json", **{theirs: value, "n_kv_heads": None})
+    changed = weights.load(folder, **lumina_folder.SIZES).config
+    assert getattr(changed, ours) == value != getattr(usual, ours)
+
+
+def test_the_output_rows_of_text_are_dropped_and_nothing_else(tmp_path: Path) -> None:
+    found = weights.load(lumina_folder.write(tmp_path), **lumina_folder.SIZES)
+    published = lumina_folder.raw()["model.transformer.ff_out.weight"]
+    assert torch.equal(found.tensors["code_output.weight"], published[300:])
+    ours = weights.load(builders.write(tmp_path / "a.safetensors", found))
+    assert_same(ours, found)
+    assert ours.fingerprint == found.fingerprint
+
+
 # What a format may say of the files beside its own, and of what it drops.
 
 
@@ -356,13 +406,13 @@ def test_what_is_no_head_at_all() -> None:
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
-    def fail(tensors: Any, partial: Path, metadata: Any) -> None:
+    def fail(partial: Path, *_: Any) -> None:
         partial.write_bytes(b"half")
         raise OSError("no space left on device")
 
     path = builders.write(tmp_path / "a.safetensors", builders.head())
     before = path.read_bytes()
-    monkeypatch.setattr(weights, "save_file", fail)
+    monkeypatch.setattr(weights, "write_safetensors", fail)
     with pytest.raises(OSError, match="no space"):
         weights.save(path, builders.head(seed=9))
     assert path.read_bytes() == before

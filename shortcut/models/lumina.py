@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ..formats import Format, Tensors, check_heads, count, given, sizes
 from .layers import Attention, Rotary, SwiGLU, sdpa
+from .lumina_config import check_vocabulary, codebook_rows, read_beside
 
 # Token -> its id, counted from the end of the text ids.
 SPECIAL_IDS = {
@@ -295,6 +296,7 @@ def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
     Of a published file `code_output.weight` has the rows of the text ids too, and `num_codes` cannot be read.
     """
     vocabulary, width = sizes(tensors, "token.weight", 2)
+    check_vocabulary(vocabulary, known)
     num_rows, _ = sizes(tensors, "code_output.weight", 2)
     kv_width, _ = sizes(tensors, "blocks.0.key.weight", 2)
     mlp_width, _ = sizes(tensors, "blocks.0.feed_forward.gate.weight", 2)
@@ -338,12 +340,6 @@ def positive(known: Mapping[str, Any], name: str, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(f"{name} is {value!r}, expected a positive number.")
     return float(value)
-
-
-def codebook_rows(tensors: Tensors, config: Config) -> Tensors:
-    """The tensors with only the codebook rows of the output matrix, which are its last."""
-    output_VD = tensors["code_output.weight"]
-    return {**tensors, "code_output.weight": output_VD[-config.num_codes :]}
 
 
 def block_table(theirs: str, ours: str) -> dict[str, str]:
@@ -391,5 +387,6 @@ FORMAT = Format(
         "score_temperature": 1.0,
         "ratio_of_made": True,
     },
+    read_beside=read_beside,
     narrow=codebook_rows,
 )

@@ -1,0 +1,265 @@
+"""Quantized weights: linear layers stored in 8 bits or fewer, in the layout that ComfyUI reads.
+
+Source: comfyanonymous/ComfyUI v0.28.0, QUANTIZATION.md, comfy/quant_ops.py QUANT_ALGOS and comfy/ops.py
+_load_quantized_module.
+
+A quantized layer X has X.weight in the narrow type, X.weight_scale, whose product with it is the weight, and
+X.comfy_quant: the bytes of a JSON {"format": "float8_e4m3fn", ...} as uint8. Which formats there are is said in
+STORED; this project writes and computes float8, the others load for ComfyUI's own layers.
+
+    O, I  outputs, inputs of a layer
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .formats import Bare, Tensors, checked, dense
+
+MARK, SCALE = "comfy_quant", "weight_scale"
+EXTRAS = (MARK, SCALE, "weight_scale_2", "pre_quant_scale", "input_scale")  # beside weight and bias
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How a quantized format stores a weight."""
+
+    dtype: torch.dtype
+    packed: int = 1  # values in one element
+    scales: tuple[str, ...] = (SCALE,)
+
+
+STORED = {
+    "float8_e4m3fn": Stored(torch.float8_e4m3fn),
+    "float8_e5m2": Stored(torch.float8_e5m2),
+    "mxfp8": Stored(torch.float8_e4m3fn),
+    "nvfp4": Stored(torch.uint8, packed=2, scales=(SCALE, "weight_scale_2")),
+    "int8_tensorwise": Stored(torch.int8),
+    "convrot_w4a4": Stored(torch.int8, packed=2),
+}
+FLOAT8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
+COMPUTED = frozenset(FLOAT8.values())  # by the layers below
+
+
+def split(raw: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
+    """(weights as a network has them, what is stored for the quantized ones, {weight: format}).
+
+    The second holds the weights as they lie in the file, scales and marks. In the first a weight that is packed is a
+    tensor of its true shape on the meta device.
+
+    Raises:
+        ValueError: a tensor is not what its format asks for, or has a format that nobody knows.
+    """
+    weights: dict[str, Tensor] = {}
+    stored: dict[str, Tensor] = {}
+    formats = {
+        f"{layer}.weight": _format_of(key, value)
+        for key, value in raw.items()
+        if (layer := _layer(key, MARK)) is not None
+    }
+    around = extras(formats)
+    for key, value in raw.items():
+        if key in formats:
+            stored[key], weights[key] = _weight(key, value, formats[key])
+        elif key in around:
+            stored[key] = dense(key, value)
+        else:
+            weights[key] = checked(key, value)
+    for name, format in formats.items():
+        _check_scales(name, format, stored)
+    return weights, stored, formats
+
+
+def members(weights: Collection[str]) -> set[str]:
+    """Names of all that may be stored for the quantized `weights`."""
+    layers = [name.removesuffix(".weight") for name in weights]
+    return {*weights, *(f"{layer}.{extra}" for layer in layers for extra in EXTRAS)}
+
+
+def extras(weights: Collection[str]) -> set[str]:
+    """Names of what may be stored beside the quantized `weights`."""
+    return members(weights) - set(weights)
+
+
+def num_values(tensor: Tensor, format: str | None) -> int:
+    """Values of a weight that is quantized as `format`; None = it is not."""
+    return tensor.numel() * (STORED[format].packed if format is not None else 1)
+
+
+def quantize(name: str, weight_OI: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What is stored for the weight `name` in a type of FLOAT8; on the meta device, its shapes and types.
+
+    The scale is the smallest power of two that brings the largest value into range. Dividing and multiplying by it is
+    exact, so the only error is float8's own rounding, and bfloat16 holds every weight as it is stored.
+    Differs: ComfyUI's tools take the scale that uses the range to its end. Float8 has the same precision anywhere in
+    its range, so nothing is gained by it.
+    """
+    low, high = weight_OI.aminmax()
+    largest = torch.maximum(-low, high).float()
+    share = (largest / torch.finfo(dtype).max).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = torch.ldexp(torch.ones_like(share), share.frexp().exponent)
+    scale = torch.where(largest.isfinite(), scale, torch.nan)  # float8 has no infinity to tell of
+    layer = name.removesuffix(".weight")
+    # Without calibrated input scales ComfyUI would cast activations to float8 as they are, which
+    # clips those beyond 448: this asks it for what the layer below computes.
+    mark = {"format": FLOAT8[dtype], "full_precision_matrix_mult": True}
+    return {
+        name: weight_OI.div(scale).to(dtype),
+        f"{layer}.{SCALE}": scale,
+        f"{layer}.{MARK}": torch.tensor(list(json.dumps(mark).encode()), dtype=torch.uint8),
+    }
+
+
+def dequantize(weight_OI: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight in `dtype`."""
+    return weight_OI.to(dtype).mul_(scale)
+
+
+def recast(
+    tensors: Tensors,
+    formats: Mapping[str, str],
+    dtype: torch.dtype,
+    linear_weights: Collection[str],
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a checkpoint whose weights are in `dtype`, one after the other.
+
+    Args:
+        formats: {weight: format} of the quantized ones.
+        linear_weights: those to quantize if `dtype` is one of FLOAT8; the others stay as they are.
+
+    Raises:
+        ValueError: weights are quantized already, or in a format that this project cannot compute.
+    """
+    if formats and dtype in FLOAT8:
+        raise ValueError(
+            f"its weights are quantized already, in {_listed(formats)}. Convert the file that it was made from."
+        )
+    if formats:
+        check_computed(formats)
+    around = extras(formats)
+    for name, tensor in tensors.items():
+        if name in formats:
+            scale = tensors[f"{name.removesuffix('.weight')}.{SCALE}"]
+            yield name, dequantize(tensor, scale.reshape(()), dtype)
+        elif name in around:
+            continue
+        elif dtype in FLOAT8:
+            yield from (
+                quantize(name, tensor, dtype) if name in linear_weights else {name: tensor}
+            ).items()
+        else:
+            yield name, tensor.to(dtype)
+
+
+def check_computed(formats: Mapping[str, str]) -> None:
+    """Raises ValueError if a format is not one of COMPUTED."""
+    if strange := set(formats.values()) - COMPUTED:
+        raise ValueError(
+            f"its weights are quantized as {', '.join(sorted(strange))}, which only ComfyUI computes. Load it there, "
+            "or choose a file in float8_e4m3fn or bfloat16."
+        )
+
+
+def check_device(device: torch.device | str) -> None:
+    """Raises ValueError if `device` cannot hold and convert float8."""
+    sample = torch.ones(1, device=device)
+    try:
+        sample.to(torch.float8_e4m3fn).to(sample.dtype)
+    except (RuntimeError, TypeError) as error:  # torch has both for a type that a device lacks
+        raise ValueError(
+            f"its weights are float8, which the device {device} cannot hold ({error}). Convert it: python -m shortcut "
+            "convert IN OUT.safetensors --dtype float16"
+        ) from error
+
+
+class Operations(Bare):
+    """Torch's layers, with linear ones that may hold a float8 weight and its scale."""
+
+    class Linear(Bare.Linear):
+        """A quantized weight is multiplied by its scale in the type of the input, at each call: at most one layer's
+        weight exists in that type at a time.
+        """
+
+        weight_scale: Tensor | None
+
+        def __init__(self, *args: Any, **options: Any):
+            super().__init__(*args, **options)
+            self.register_buffer("weight_scale", None)
+
+        def forward(self, input: Tensor) -> Tensor:
+            if self.weight_scale is None:
+                return super().forward(input)
+            weight_OI = dequantize(self.weight, self.weight_scale, input.dtype)
+            return F.linear(input, weight_OI, self.bias)
+
+        def _load_from_state_dict(
+            self, state_dict: dict[str, Any], prefix: str, *others: Any
+        ) -> None:
+            if state_dict.pop(prefix + MARK, None) is not None:
+                scale = state_dict[prefix + SCALE] = state_dict[prefix + SCALE].reshape(())
+                self.weight_scale = torch.empty_like(scale, device="meta")
+                for name in set(EXTRAS) - {SCALE}:  # scales of activations, which are not quantized
+                    state_dict.pop(prefix + name, None)
+            super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+def _layer(key: str, extra: str) -> str | None:
+    """The layer that `key` is the `extra` of."""
+    layer, _, name = key.rpartition(".")
+    return layer if name == extra else None
+
+
+def _format_of(key: str, value: Any) -> str:
+    """What a mark says."""
+    try:
+        format = json.loads(bytes(value.tolist()))["format"]
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"tensor {key!r} does not hold the description of a quantized layer "
+            f"({type(error).__name__}: {error}). Download the file again."
+        ) from error
+    if format not in STORED:
+        raise ValueError(
+            f"tensor {key!r} says that its layer is quantized as {format!r}, expected one of {', '.join(STORED)}."
+        )
+    return format
+
+
+def _weight(key: str, value: Any, format: str) -> tuple[Tensor, Tensor]:
+    """(as stored, as a network has it) of a quantized weight."""
+    tensor, stored = dense(key, value), STORED[format]
+    if tensor.dtype != stored.dtype or tensor.ndim != 2:
+        raise ValueError(
+            f"tensor {key!r} is {tensor.dtype} with {tensor.ndim} axes, expected {stored.dtype} with 2: its layer is "
+            f"quantized as {format}."
+        )
+    if stored.packed == 1:
+        return tensor, tensor
+    return tensor, torch.empty(len(tensor), tensor.shape[1] * stored.packed, device="meta")
+
+
+def _check_scales(name: str, format: str, stored: Tensors) -> None:
+    layer = name.removesuffix(".weight")
+    for scale in STORED[format].scales:
+        if f"{layer}.{scale}" not in stored:
+            raise ValueError(
+                f"tensor '{layer}.{scale}' is missing: the layer is quantized as {format}. Download the file again."
+            )
+    if name not in stored:
+        raise ValueError(f"tensor {name!r} is missing, but it is said to be quantized as {format}.")
+    scale = stored[f"{layer}.{SCALE}"]
+    if format in COMPUTED and (scale.dtype != torch.float32 or scale.numel() != 1 or not scale > 0):
+        raise ValueError(
+            f"tensor '{layer}.{SCALE}' is {scale.dtype} {tuple(scale.shape)}, expected one positive float32 value."
+        )
+
+
+def _listed(formats: Mapping[str, str]) -> str:
+    return ", ".join(sorted(set(formats.values())))

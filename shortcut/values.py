@@ -1,0 +1,62 @@
+"""What the values of tensors say: a fingerprint, and whether they are finite."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+FINGERPRINT_VALUES = 4096  # of each tensor
+WHOLE = 2**22  # values up to which a tensor is always looked at in full
+PART = 2**18  # values looked at in a larger one
+CHUNK = 2**24  # values converted at a time
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """16 hex digits that tell trained weights apart, but not the types that they are stored in.
+
+    Hashed are names, shapes and the signs of the first values of each tensor: a conversion between
+    float32, float16, bfloat16 and float8 changes values, but no signs.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        is_negative = tensor.flatten()[:FINGERPRINT_VALUES].float().signbit()
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(is_negative.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_finite(tensors: Mapping[str, Tensor], *, is_full: bool = False) -> None:
+    """Checks that values are finite.
+
+    Of tensors with more than 4M values a spread of rows is looked at, or a model of 16 GB would be
+    read from disk twice. It finds a file that is damaged or was overflowing while it was trained;
+    what it misses, the sampler's own check of the logits finds.
+
+    Args:
+        is_full: True: all values, as after a conversion, which has read them anyway.
+
+    Raises:
+        ValueError: some are not.
+    """
+    for name, tensor in tensors.items():
+        part = tensor if is_full or tensor.numel() <= WHOLE else _spread(tensor)
+        # One sum is several times cheaper than a test of each value, and shows the same.
+        if not all(chunk.float().sum().isfinite() for chunk in _chunks(part)):
+            raise ValueError(
+                f"tensor {name!r} holds NaN, infinite or, in {tensor.dtype}, too large values. "
+                "Choose another file, or another type if this is a conversion."
+            )
+
+
+def _spread(tensor: Tensor) -> Tensor:
+    """Evenly spaced rows."""
+    rows = max(1, PART * len(tensor) // tensor.numel())
+    return tensor[:: -(-len(tensor) // rows)]
+
+
+def _chunks(tensor: Tensor) -> Iterator[Tensor]:
+    """Pieces of a bounded size, as views."""
+    rows = max(1, CHUNK * len(tensor) // tensor.numel()) if tensor.ndim else 1
+    return iter(tensor.split(rows)) if tensor.ndim else iter((tensor,))
