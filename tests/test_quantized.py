@@ -1,0 +1,304 @@
+"""Float8 weights: what is stored, how exact it is, what loads and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import builders
+import lumina_folder
+import pytest
+import torch
+from builders import assert_same
+from safetensors.torch import load_file
+from shortcut_pack.shortcut import quantized, weights
+from shortcut_pack.shortcut.checkpoint import Checkpoint
+from shortcut_pack.shortcut.formats import Bare
+from shortcut_pack.shortcut.models import lumina
+from torch import Tensor
+
+FLOAT8 = torch.float8_e4m3fn
+LAYER = "blocks.1.feed_forward.up"
+
+
+def tiny(dtype: torch.dtype = torch.float32) -> Checkpoint:
+    checkpoint = weights.from_tensors(lumina_folder.raw(), num_heads=4, **lumina_folder.SIZES)
+    return weights.cast(checkpoint, dtype)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    weights.save(tmp_path / "float8.safetensors", tiny(torch.bfloat16), dtype=FLOAT8)
+    return tmp_path / "float8.safetensors"
+
+
+@torch.no_grad()
+def features(checkpoint: Checkpoint, **options: Any) -> Tensor:
+    network: Any = weights.build(checkpoint, **options)
+    generator = torch.Generator().manual_seed(0)
+    tokens_BS = torch.randint(checkpoint.config.vocabulary, (2, 21), generator=generator)
+    return network([tokens_BS])[0]
+
+
+# Values.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("spread", [1e-4, 0.02, 30.0])
+def test_the_only_error_is_the_rounding_of_float8(dtype: torch.dtype, spread: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight_OI = (torch.randn(64, 128, generator=generator) * spread).to(dtype)
+    stored = quantized.quantize("a.weight", weight_OI, FLOAT8)
+    scale = stored["a.weight_scale"]
+    assert scale.log2() == scale.log2().round(), "a power of two"
+    exact_OI = stored["a.weight"].double() * scale.double()
+    assert torch.equal(
+        quantized.dequantize(stored["a.weight"], scale, torch.bfloat16).double(), exact_OI
+    )
+    error_OI = (exact_OI - weight_OI.double()).abs()
+    # Half a step of 3 bits of mantissa, or of the smallest step there is.
+    assert (error_OI <= torch.maximum(weight_OI.double().abs() / 16, scale * 2.0**-10)).all()
+    assert stored["a.weight"].float().abs().max() > 200, "the range is used"
+
+
+def test_control_float8_without_a_scale_loses_small_weights() -> None:
+    weight_OI = torch.randn(64, 128, generator=torch.Generator().manual_seed(0)) * 0.001
+    stored = quantized.quantize("a.weight", weight_OI, FLOAT8)
+
+    def error(found_OI: Tensor) -> float:
+        return ((found_OI - weight_OI).norm() / weight_OI.norm()).item()
+
+    scaled_OI = quantized.dequantize(stored["a.weight"], stored["a.weight_scale"], torch.float32)
+    assert error(scaled_OI) < 0.03
+    assert error(weight_OI.to(FLOAT8).float()) > 0.2
+
+
+def test_weights_that_are_all_zero() -> None:
+    stored = quantized.quantize("a.weight", torch.zeros(4, 4), FLOAT8)
+    back_OI = quantized.dequantize(stored["a.weight"], stored["a.weight_scale"], torch.float32)
+    assert torch.equal(back_OI, torch.zeros(4, 4))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite(value: float, tmp_path: Path) -> None:
+    checkpoint = tiny()
+    damaged = checkpoint.tensors[f"{LAYER}.weight"].clone()
+    damaged[3, 3] = value
+    checkpoint = replace(checkpoint, tensors=checkpoint.tensors | {f"{LAYER}.weight": damaged})
+    with pytest.raises(ValueError, match=rf"'{LAYER}.weight(_scale)?' holds NaN"):
+        weights.save(tmp_path / "a.safetensors", checkpoint, dtype=FLOAT8)
+    assert not list(tmp_path.iterdir())
+
+
+# Files.
+
+
+def test_the_linear_weights_of_the_blocks_are_stored_as_comfyui_reads_them(path: Path) -> None:
+    raw, source = load_file(path), tiny(torch.bfloat16)
+    layers = {name.removesuffix(".weight") for name in raw if raw[name].dtype == FLOAT8}
+    assert len(layers) == 3 * 7 and all(name.startswith("blocks.") for name in layers)
+    assert not any("norm" in name for name in layers)
+    for layer in layers:
+        scale = raw.pop(f"{layer}.weight_scale")
+        assert (scale.dtype, scale.shape) == (torch.float32, ())
+        mark = raw.pop(f"{layer}.comfy_quant")
+        assert mark.dtype == torch.uint8
+        assert json.loads(mark.numpy().tobytes())["format"] == "float8_e4m3fn"
+    assert raw.keys() == source.tensors.keys()
+    for name, tensor in raw.items():
+        if name.removesuffix(".weight") not in layers:
+            assert torch.equal(tensor, source.tensors[name]), name
+
+
+def test_activations_are_not_quantized_by_comfyui() -> None:
+    stored = quantized.quantize("a.weight", torch.ones(1, 1), FLOAT8)
+    assert json.loads(bytes(stored["a.comfy_quant"]))["full_precision_matrix_mult"] is True
+
+
+def test_a_file_is_a_checkpoint_of_the_same_model(path: Path) -> None:
+    found, source = weights.load(path, "model"), tiny()
+    assert (found.config, found.num_parameters) == (source.config, source.num_parameters)
+    assert found.fingerprint == source.fingerprint
+    assert found.dtype == torch.bfloat16
+    assert set(found.quantized.values()) == {"float8_e4m3fn"} and len(found.quantized) == 21
+    assert found.tensors.keys() == load_file(path).keys()
+
+
+def test_a_cast_in_memory_is_what_a_file_holds(path: Path) -> None:
+    found, source = weights.load(path), weights.cast(tiny(torch.bfloat16), FLOAT8)
+    assert_same(found, source)
+    assert found.quantized == source.quantized
+
+
+def test_a_model_of_maskgit_can_be_float8_too(tmp_path: Path) -> None:
+    weights.save(tmp_path / "a.safetensors", builders.model(), dtype=FLOAT8)
+    found = weights.load(tmp_path)
+    assert found.fingerprint == builders.model().fingerprint
+    head = builders.head(model_fingerprint=builders.model().fingerprint)
+    assert weights.check_head(head, found) is None
+    network: Any = weights.build(found)
+    tokens_BS = torch.zeros(1, 17, dtype=torch.long)
+    assert network(tokens_BS).isfinite().all()
+
+
+def test_the_published_sizes_take_less_than_9_gb() -> None:
+    config = lumina.Config(4096, 32, 32, 32, 12288, 126356, 8192, 500_000.0, 1e-5)
+    network = lumina.LuminaDiMOO(config, dtype=torch.bfloat16, device="meta", operations=Bare)
+    checkpoint = Checkpoint(lumina.FORMAT, config, network.state_dict(), "")
+    assert checkpoint.num_parameters == 8_081_805_312 - 126_356 * 4096
+    sizes = {
+        dtype: sum(tensor.nbytes for tensor in checkpoint.layout(dtype).values())
+        for dtype in (torch.bfloat16, FLOAT8)
+    }
+    assert 15.0e9 < sizes[torch.bfloat16] < 15.2e9
+    assert 8.0e9 < sizes[FLOAT8] < 8.2e9
+
+
+# Networks.
+
+
+def test_a_network_keeps_float8_and_computes_with_what_it_stands_for(path: Path) -> None:
+    found = weights.load(path)
+    network: Any = weights.build(found)
+    layer = network.get_submodule(LAYER)
+    assert layer.weight.dtype == FLOAT8
+    assert layer.weight.data_ptr() == found.tensors[f"{LAYER}.weight"].data_ptr(), "no copy"
+    assert network.token.weight.dtype == network.dtype == torch.bfloat16
+    dequantized = weights.cast(found, torch.float32)
+    assert not dequantized.quantized
+    expected_BSD = features(dequantized)
+    torch.testing.assert_close(features(found, dtype=torch.float32), expected_BSD)
+    error = (expected_BSD - features(tiny())).norm() / features(tiny()).norm()
+    assert 0.001 < error < 0.2, "float8 is close to the original, but not it"
+
+
+def test_control_a_scale_counts(path: Path) -> None:
+    found = weights.load(path)
+    scale = found.tensors[f"{LAYER}.weight_scale"] * 2
+    wrong = replace(found, tensors={**found.tensors, f"{LAYER}.weight_scale": scale})
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(
+            features(wrong, dtype=torch.float32), features(found, dtype=torch.float32)
+        )
+
+
+def test_a_host_with_its_own_layers_gets_all_that_is_stored(path: Path) -> None:
+    seen: set[str] = set()
+
+    class Host(quantized.Operations):
+        class Linear(quantized.Operations.Linear):
+            def _load_from_state_dict(self, state: Any, prefix: str, *others: Any) -> None:
+                seen.update(state)
+                super()._load_from_state_dict(state, prefix, *others)
+
+    found = weights.load(path)
+    weights.build(found, operations=Host)
+    assert set(found.tensors) - seen == {
+        name for name in found.tensors if "norm" in name or name == "token.weight"
+    }
+
+
+def test_a_device_that_cannot_hold_float8(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    to = Tensor.to
+
+    def refuse(tensor: Tensor, *args: Any, **options: Any) -> Tensor:
+        if FLOAT8 in args:
+            raise TypeError("no such type here")
+        return to(tensor, *args, **options)
+
+    found = weights.load(path)
+    monkeypatch.setattr(Tensor, "to", refuse)
+    with pytest.raises(
+        ValueError,
+        match=r"float8.safetensors: .* device cpu cannot hold .no such type here.*--dtype",
+    ):
+        weights.build(found)
+
+
+# What is refused.
+
+
+def changed(path: Path, **changes: Any) -> tuple[dict[str, Any], Mapping[str, str]]:
+    """What the file holds, with changes to parts of one layer; None removes one."""
+    raw, metadata = weights.read(path)
+    raw |= {f"{LAYER}.{name}": value for name, value in changes.items()}
+    return {name: value for name, value in raw.items() if value is not None}, metadata
+
+
+def mark(text: str) -> Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"weight_scale": None}, f"'{LAYER}.weight_scale' is missing: .* as float8_e4m3fn"),
+        ({"weight": None}, f"'{LAYER}.weight' is missing, but it is said to be quantized"),
+        ({"comfy_quant": None}, f"1 keys are not of .*: '{LAYER}.weight_scale'"),
+        ({"comfy_quant": mark("{")}, f"'{LAYER}.comfy_quant' does not hold the description"),
+        ({"comfy_quant": mark("{}")}, f"'{LAYER}.comfy_quant' does not hold .*KeyError"),
+        ({"comfy_quant": torch.zeros(2, 2)}, "does not hold the description .*TypeError"),
+        (
+            {"comfy_quant": mark('{"format": "int3"}')},
+            "quantized as 'int3', expected one of float8",
+        ),
+        ({"weight": torch.zeros(160, 64)}, r"is torch.float32 .*, expected torch.float8_e4m3fn"),
+        ({"weight": torch.zeros(160, 65).to(FLOAT8)}, r"has shape \(160, 65\), expected \(160, 64"),
+        ({"weight_scale": torch.zeros(())}, "expected one positive float32 value"),
+        ({"weight_scale": torch.ones(160)}, r"is torch.float32 \(160,\), expected one positive"),
+        ({"weight_scale": torch.tensor(torch.nan)}, "expected one positive float32 value"),
+        ({"weight_scale": 1.0}, "'.*weight_scale' is a float, expected a tensor"),
+    ],
+)
+def test_a_damaged_layer(changes: dict[str, Any], match: str, path: Path) -> None:
+    raw, metadata = changed(path, **changes)
+    with pytest.raises(ValueError, match=match):
+        weights.from_tensors(raw, metadata, path)
+
+
+def test_scales_of_activations_are_left_to_comfyui(path: Path) -> None:
+    raw, metadata = changed(path, input_scale=torch.ones(()))
+    found = weights.from_tensors(raw, metadata)
+    assert torch.equal(features(found), features(weights.load(path)))
+
+
+@pytest.mark.parametrize(
+    ("format", "stored", "scales"),
+    [
+        ("int8_tensorwise", torch.zeros(160, 64, dtype=torch.int8), {}),
+        (
+            "nvfp4",
+            torch.zeros(160, 32, dtype=torch.uint8),
+            {"weight_scale": torch.zeros(160, 4).to(FLOAT8), "weight_scale_2": torch.ones(())},
+        ),
+    ],
+)
+def test_other_quantized_layers_load_for_comfyui_alone(
+    format: str, stored: Tensor, scales: dict[str, Tensor], path: Path
+) -> None:
+    raw, metadata = changed(
+        path, weight=stored, comfy_quant=mark(json.dumps({"format": format})), **scales
+    )
+    found = weights.from_tensors(raw, metadata)
+    assert found.num_parameters == tiny().num_parameters
+    kept = found.tensors[f"{LAYER}.weight"]
+    assert kept.dtype == stored.dtype and torch.equal(kept, stored)
+    for refused in (weights.build, lambda found: weights.cast(found, torch.float32)):
+        with pytest.raises(ValueError, match=f"quantized as {format}, which only ComfyUI computes"):
+            refused(found)
+
+
+def test_conversions_that_make_no_sense(path: Path, tmp_path: Path) -> None:
+    found, out = weights.load(path), tmp_path / "b.safetensors"
+    with pytest.raises(ValueError, match=r"float8.safetensors: its weights are quantized already"):
+        weights.save(out, found, dtype=FLOAT8)
+    for other in (builders.head(), builders.vq()):
+        with pytest.raises(ValueError, match=r"float8 is for the large weights of a model, and"):
+            weights.save(out, other, dtype=FLOAT8)
+    maskgit = weights.cast(builders.model(), FLOAT8)
+    with pytest.raises(ValueError, match=r"c.pth: the published .* no place for quantized weights"):
+        weights.save(tmp_path / "c.pth", maskgit)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
