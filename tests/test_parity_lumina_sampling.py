@@ -18,6 +18,7 @@ from lumina_sets import head, network
 from shortcut_pack.shortcut.denoiser import Denoised, Denoiser
 from shortcut_pack.shortcut.heads.lumina import LuminaHead
 from shortcut_pack.shortcut.models import lumina
+from shortcut_pack.shortcut.models.lumina_block import Places
 from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
 from shortcut_pack.shortcut.sampler import Trace, confidence, draw_codes, positions, sample
 from shortcut_pack.shortcut.schedule import Settings, Step, plan
@@ -144,7 +145,7 @@ class Run:
             tokens.append(torch.cat([prompt_BP, target_BS], 1)[is_new_BS])
             places.append(is_new_BS.nonzero()[:, 1].unsqueeze(0))
         assert torch.equal(new_BND[0], self.model.model.embed_tokens(torch.cat(tokens)))
-        expected = lumina.Places.of(places, self.head.config)
+        expected = Places.of(places, self.head.config)
         assert new_places.lengths == expected.lengths
         torch.testing.assert_close(new_places.rotary.cos, expected.rotary.cos)
         torch.testing.assert_close(ratio_B, golden[prefix + "mask_ratio"], rtol=0, atol=1e-7)

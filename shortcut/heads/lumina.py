@@ -19,17 +19,8 @@ from torch import Tensor, nn
 
 from ..formats import Format, Tensors, check_heads, count, given, sizes
 from ..models.layers import Attention, sdpa
-from ..models.lumina import (
-    NORM_EPS,
-    NUM_HEADS,
-    ROPE_THETA,
-    Block,
-    OnGrid,
-    Places,
-    block_table,
-    kv_heads,
-    positive,
-)
+from ..models.lumina import NORM_EPS, NUM_HEADS, ROPE_THETA, OnGrid, positive
+from ..models.lumina_block import Block, Places, block_table, kv_heads
 from .embed import MaskRatioModulation
 
 

@@ -3,12 +3,10 @@
 Source: Xin et al. 2025 (arXiv 2510.06308), Alpha-VLLM/Lumina-DiMOO model/modeling_llada.py; Nie et al. 2025, LLaDA
 (arXiv 2502.09992); facts of the published files in golden/README.md sections 3 and 5.
 Differs: of the output matrix only the codebook rows are kept, and logits are made at the positions asked for; all
-guidance branches go through one pass; a batch may hold several images. In bfloat16 a norm rounds once, after its
-weight, where the original rounds before it too.
+guidance branches go through one pass; a batch may hold several images; rounding in bfloat16 (`lumina_block`).
 
 Token ids: text 0 .. num_text_ids - 1, the last of them special (`SPECIAL_IDS`), code c at num_text_ids + c.
-Sequence: prompt, BOA, BOI, for each row its codes and a newline, EOI, EOA. No padding and no mask: the branches of a
-pass lie side by side on one axis, and only attention tells them apart.
+Sequence: prompt, BOA, BOI, for each row its codes and a newline, EOI, EOA.
 
     B  images    L  image tokens    P  prompt tokens    S  one sequence, or all branches side by side
     D  width    V  codebook size    N  positions asked for
@@ -26,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..formats import Format, Tensors, check_heads, count, given, sizes
-from .layers import Attention, Rotary, SwiGLU, sdpa
+from .layers import Attention, sdpa
+from .lumina_block import Block, Places, block_table, kv_heads
 from .lumina_config import check_vocabulary, codebook_rows, read_beside
 
 # Token -> its id, counted from the end of the text ids.
@@ -182,107 +181,23 @@ class OnGrid:
 
     def target_tokens(self, codes_BL: Tensor, is_masked_BL: Tensor) -> Tensor:
         """The tokens (B, S) from BOA to EOA."""
-
-        def column(name: str) -> Tensor:
-            return codes_BL.new_full((len(codes_BL), 1), self.config.special_id(name))
-
         tokens_BL = codes_BL + self.config.num_text_ids
         tokens_BL = tokens_BL.masked_fill(is_masked_BL, self.config.special_id("mask"))
-        newline = self.config.special_id("newline")
-        rows_BS = F.pad(tokens_BL.unflatten(1, (self.rows, self.columns)), (0, 1), value=newline)
-        edges = [column(name) for name in ("boa", "boi", "eoi", "eoa")]
-        return torch.cat([*edges[:2], rows_BS.flatten(1), *edges[2:]], 1)
+        image_BS = image_tokens(tokens_BL.unflatten(1, (self.rows, self.columns)), self.config)
+        return _between("boa", image_BS, "eoa", self.config)
 
 
-# Sizes of blocks, as the network and its shortcut head have them: width, num_heads, num_kv_heads, mlp_width,
-# rope_theta, norm_eps.
-BlockConfig = Any
+def image_tokens(tokens_BYX: Tensor, config: Config) -> Tensor:
+    """An image in a sequence (B, S): BOI, each row of its tokens with a newline behind it, EOI."""
+    rows_BYX = F.pad(tokens_BYX, (0, 1), value=config.special_id("newline"))
+    return _between("boi", rows_BYX.flatten(1), "eoi", config)
 
 
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where the tokens of sequences that lie side by side on one axis stand in their own sequences."""
-
-    lengths: list[int]  # tokens of each; 0 is allowed
-    rotary: Rotary
-
-    @classmethod
-    def of(cls, places: Sequence[Tensor], config: BlockConfig) -> Places:
-        """Of one tensor (B, S) for each sequence, or (1, S) for all images of it."""
-        rotary = Rotary.at(
-            torch.cat(list(places), 1), config.width // config.num_heads, config.rope_theta
-        )
-        return cls([place_BS.shape[1] for place_BS in places], rotary)
-
-    @classmethod
-    def whole(
-        cls, lengths: Sequence[int], config: BlockConfig, device: torch.device | str
-    ) -> Places:
-        """Of whole sequences."""
-        return cls.of([torch.arange(n, device=device).unsqueeze(0) for n in lengths], config)
-
-
-class Block(nn.Module):
-    """Pre-norm attention and SwiGLU, each around a residual connection.
-
-    Each sequence attends to itself, or to the sequence of the same number in a context.
-    """
-
-    def __init__(
-        self, config: BlockConfig, operations: Any, attention: Attention, tensor: dict[str, Any]
-    ):
-        super().__init__()
-        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
-        self.attention = attention
-        width = config.width
-        kv_width = width // config.num_heads * config.num_kv_heads
-        self.attention_norm = operations.RMSNorm(width, eps=config.norm_eps, **tensor)
-        self.query = operations.Linear(width, width, bias=False, **tensor)
-        self.key = operations.Linear(width, kv_width, bias=False, **tensor)
-        self.value = operations.Linear(width, kv_width, bias=False, **tensor)
-        self.out = operations.Linear(width, width, bias=False, **tensor)
-        self.feed_forward_norm = operations.RMSNorm(width, eps=config.norm_eps, **tensor)
-        self.feed_forward = SwiGLU(width, config.mlp_width, operations, **tensor)
-
-    def forward(
-        self, x_BSD: Tensor, places: Places, context: tuple[Tensor, Places] | None = None
-    ) -> Tensor:
-        """Returns (B, S, D).
-
-        Args:
-            context: other tokens (B, N, D) to attend to, and their places; they go through the same norm.
-        """
-        x_BSD = x_BSD + self.out(self._attended(x_BSD, places, context))
-        return x_BSD + self.feed_forward(self.feed_forward_norm(x_BSD))
-
-    def _attended(
-        self, x_BSD: Tensor, places: Places, context: tuple[Tensor, Places] | None
-    ) -> Tensor:
-        """What attention gives, before the last projection. Nothing else of it outlives the call."""
-        h = self.attention_norm(x_BSD)
-        q = places.rotary(self.query(h)).split(places.lengths, dim=1)
-        if context is not None:
-            h, places = self.attention_norm(context[0]), context[1]
-        k = self._for_each_head(places.rotary(self.key(h))).split(places.lengths, dim=1)
-        v = self._for_each_head(self.value(h)).split(places.lengths, dim=1)
-        del h
-        # Without anything to attend to the answer is zero, where a kernel may say NaN.
-        return torch.cat(
-            [
-                self.attention(*qkv, self.num_heads)
-                if qkv[1].shape[1]
-                else torch.zeros_like(qkv[0])
-                for qkv in zip(q, k, v, strict=True)
-            ],
-            dim=1,
-        )
-
-    def _for_each_head(self, kv_BSD: Tensor) -> Tensor:
-        """Keys or values, repeated where several heads share them."""
-        if self.num_kv_heads == self.num_heads:
-            return kv_BSD
-        kv_BSHK = kv_BSD.unflatten(-1, (self.num_kv_heads, -1))
-        return kv_BSHK.repeat_interleave(self.num_heads // self.num_kv_heads, dim=2).flatten(2)
+def _between(first: str, tokens_BS: Tensor, last: str, config: Config) -> Tensor:
+    """The tokens with a special one on either side."""
+    column = (len(tokens_BS), 1)
+    first_B1 = tokens_BS.new_full(column, config.special_id(first))
+    return torch.cat([first_B1, tokens_BS, tokens_BS.new_full(column, config.special_id(last))], 1)
 
 
 NUM_HEADS = {4096: 32}  # of the published model, by width
@@ -323,39 +238,12 @@ def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
     )
 
 
-def kv_heads(kv_width: int, width: int, num_heads: int) -> int:
-    """How many heads keys and values have, which must divide `num_heads`."""
-    num_kv_heads, rest = divmod(kv_width, width // num_heads)
-    if rest or num_kv_heads == 0 or num_heads % num_kv_heads:
-        raise ValueError(
-            f"its keys are {kv_width} wide, expected a divisor of the width {width} in whole heads of "
-            f"{width // num_heads}."
-        )
-    return num_kv_heads
-
-
 def positive(known: Mapping[str, Any], name: str, default: float) -> float:
     """The config field `name`, which no tensor shows."""
     value = known.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(f"{name} is {value!r}, expected a positive number.")
     return float(value)
-
-
-def block_table(theirs: str, ours: str) -> dict[str, str]:
-    """Rows of the key table for a block."""
-    names = {
-        "attn_norm": "attention_norm",
-        "q_proj": "query",
-        "k_proj": "key",
-        "v_proj": "value",
-        "attn_out": "out",
-        "ff_norm": "feed_forward_norm",
-        "ff_proj": "feed_forward.gate",
-        "up_proj": "feed_forward.up",
-        "ff_out": "feed_forward.down",
-    }
-    return {f"{theirs}.{t}.weight": f"{ours}.{o}.weight" for t, o in names.items()}
 
 
 TABLE = {
@@ -387,6 +275,7 @@ FORMAT = Format(
         "score_temperature": 1.0,
         "ratio_of_made": True,
     },
+    needs_tokenizer=True,
     read_beside=read_beside,
     narrow=codebook_rows,
 )
