@@ -12,9 +12,11 @@ from shortcut_pack.shortcut import weights
 @cache
 def network(set_name: str) -> Any:
     """The network of a set. Shared between tests: copy what is to be changed."""
-    return weights.build(
-        weights.from_tensors(load(set_name).weights("backbone"), **known(set_name))
-    )
+    golden = load(set_name)
+    num_rows = stated_sizes(golden)["vocab_size"]
+    num_codes = num_rows - special_ids(set_name)["text_vocab_size"]
+    raw = golden.weights("backbone")
+    return weights.build(weights.from_tensors(raw, num_codes=num_codes, **known(set_name)))
 
 
 def known(set_name: str) -> dict[str, Any]:
@@ -22,7 +24,6 @@ def known(set_name: str) -> dict[str, Any]:
     sizes = stated_sizes(load(set_name))
     return {
         "num_heads": sizes["n_heads"],
-        "num_codes": sizes["vocab_size"] - special_ids(set_name)["text_vocab_size"],
         "rope_theta": sizes["rope_theta"],
         "norm_eps": sizes["rms_norm_eps"],
     }
@@ -45,5 +46,5 @@ def head(set_name: str) -> Any:
     golden = load(set_name)
     if "head" not in golden.info["weights"]:
         return None
-    sizes = {k: v for k, v in known(set_name).items() if k != "num_codes"}
-    return weights.build(weights.from_tensors(golden.weights("head"), kind="head", **sizes))
+    raw = golden.weights("head")
+    return weights.build(weights.from_tensors(raw, kind="head", **known(set_name)))

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from golden_sets import load
-from lumina_sets import network, special_ids
+from lumina_sets import head, network, special_ids
+from shortcut_pack.shortcut.heads.lumina import LuminaHead
 from shortcut_pack.shortcut.models import lumina
+from shortcut_pack.shortcut.models.lumina_block import Places
 from torch import nn
 
 BRANCHES = ("cond", "uncond")  # of the set dimoo_backbone
@@ -55,9 +58,7 @@ def without_places(model: lumina.LuminaDiMOO) -> None:
         block.register_forward_pre_hook(
             lambda _, args: (
                 args[0],
-                lumina.Places.of(
-                    [torch.zeros(1, length) for length in args[1].lengths], model.config
-                ),
+                Places.of([torch.zeros(1, length) for length in args[1].lengths], model.config),
             )
         )
 
@@ -68,7 +69,7 @@ def with_one_sequence(model: lumina.LuminaDiMOO) -> None:
         block.register_forward_pre_hook(
             lambda _, args: (
                 args[0],
-                lumina.Places([sum(args[1].lengths)], args[1].rotary),
+                Places([sum(args[1].lengths)], args[1].rotary),
             )
         )
 
@@ -98,6 +99,116 @@ def test_control_a_wrong_network_is_told_apart(spoil: Callable[[lumina.LuminaDiM
     spoil(model)
     with pytest.raises(AssertionError):
         check_backbone(model)
+
+
+def check_head(model: LuminaHead) -> None:
+    """Compares the features that it predicts in the four cases of the set, and its inner values in one."""
+    golden = load("dimoo_shortcut_head")
+    for case in ("a", "b", "c", "zero_new"):
+        is_new_BS = golden[f"{case}/new_token_map"]
+        features_BSD, new_BND = golden[f"{case}/prev_feat"], golden[f"{case}/new_token"]
+        inner, hooks = watched(model) if case == "a" else ({}, [])
+        next_BSD = model(
+            features_BSD,
+            Places.whole([features_BSD.shape[1]], model.config, "cpu"),
+            new_BND,
+            Places.of([is_new_BS.nonzero()[:, 1].unsqueeze(0)], model.config),
+            golden[f"{case}/mask_ratio"],
+        )
+        for hook in hooks:
+            hook.remove()
+        for name, value in inner.items():
+            golden.assert_close(value, f"a/mid/{name}")
+        golden.assert_close(next_BSD, f"{case}/feat")
+
+
+def watched(model: LuminaHead) -> tuple[dict[str, torch.Tensor], list[Any]]:
+    """What layers of the head give when it runs, and the hooks to remove after that."""
+    inner: dict[str, torch.Tensor] = {}
+    layers = {
+        "proj_in": model.proj_in,
+        "block0_cross": model.blocks[0].cross_attention,
+        "block0": model.blocks[0],
+        "ln_f": model.final_norm,
+        "time_emb": model.time.time_out,
+        "adaln": model.time.modulation,
+    }
+    return inner, [
+        layer.register_forward_hook(lambda _, __, out, name=name: inner.update({name: out}))
+        for name, layer in layers.items()
+    ]
+
+
+def test_head_equals_the_original():
+    check_head(head("dimoo_shortcut_head"))
+
+
+def with_raw_keys(model: LuminaHead) -> None:
+    """New tokens that do not go through the norm of the queries."""
+    block = model.blocks[0].cross_attention
+    norm = block.attention_norm
+    calls = [0]
+
+    def raw(_: nn.Module, args: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        return out if calls[0] % 2 else args[0]
+
+    norm.register_forward_hook(raw)
+
+
+def with_new_tokens_in_a_row(model: LuminaHead) -> None:
+    """New tokens at the places 0, 1, 2 .. instead of their own."""
+    model.register_forward_pre_hook(
+        lambda _, args: (
+            *args[:3],
+            Places.whole(args[3].lengths, model.config, "cpu"),
+            args[4],
+        )
+    )
+
+
+def with_blind_cross_attention(model: LuminaHead) -> None:
+    model.new_token_proj_in = None
+
+
+def with_modulation_before_the_norm(model: LuminaHead) -> None:
+    model.final_norm, model.time = (
+        nn.Identity(),
+        Reversed(model.time, model.final_norm),
+    )
+
+
+class Reversed(nn.Module):
+    """Modulates, then normalises."""
+
+    def __init__(self, time: nn.Module, norm: nn.Module):
+        super().__init__()
+        self.time, self.norm = time, norm
+        self.time_out, self.modulation = time.time_out, time.modulation
+
+    def forward(self, x_BSD: torch.Tensor, mask_ratio_B: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.time(x_BSD, mask_ratio_B))
+
+
+def with_unscaled_ratio(model: LuminaHead) -> None:
+    model.time.register_forward_pre_hook(lambda _, args: (args[0], args[1] / 1000))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        with_raw_keys,
+        with_new_tokens_in_a_row,
+        with_blind_cross_attention,
+        with_modulation_before_the_norm,
+        with_unscaled_ratio,
+    ],
+)
+def test_control_a_wrong_head_is_told_apart(spoil: Callable[[LuminaHead], None]):
+    model = copy.deepcopy(head("dimoo_shortcut_head"))
+    spoil(model)
+    with pytest.raises(AssertionError):
+        check_head(model)
 
 
 @pytest.mark.parametrize("name", ["dimoo_backbone", "dimoo_real_layout"])
