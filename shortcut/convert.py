@@ -11,8 +11,18 @@ from typing import Any
 import torch
 
 from . import weights
+from .checkpoint import Checkpoint
+from .files import parts
+from .formats import Tensors
+from .tokenizer_files import copy_tokenizer, own_folder, tokenizer_folder
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FLOAT8 = torch.float8_e4m3fn
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float8_e4m3fn": FLOAT8,
+}
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -35,7 +45,10 @@ def add_parsers(subparsers: Any) -> None:
         help=".safetensors = our file; .pth, .pt, .ckpt = published layout",
     )
     convert.add_argument(
-        "--dtype", choices=list(DTYPES), help="of the weights; default: as they are"
+        "--dtype",
+        choices=list(DTYPES),
+        help="of the weights; default: as they are. float8_e4m3fn: of the large weights of a model, "
+        "with a scale each, as ComfyUI reads them",
     )
     convert.add_argument(
         "--model", type=Path, help="for a head: the model it was trained for, to be checked on use"
@@ -59,15 +72,16 @@ def run_info(options: argparse.Namespace) -> int:
 
 def run_convert(options: argparse.Namespace) -> int:
     """Writes a checkpoint in another layout. Returns the exit status."""
-    checkpoint = _load(options)
+    checkpoint, out = _load(options), options.out
     if (
-        options.out.exists()
-        and checkpoint.path is not None
-        and options.out.samefile(checkpoint.path)
+        checkpoint.path is not None
+        and out.exists()
+        and any(out.samefile(p) for p in parts(checkpoint.path))
     ):
-        raise ValueError(f"{options.out} is the input itself. Give another name.")
-    if options.dtype is not None:
-        checkpoint = weights.cast(checkpoint, DTYPES[options.dtype])
+        raise ValueError(f"{out} is the input itself. Give another name.")
+    tokenizer = None
+    if checkpoint.format.needs_tokenizer and checkpoint.path is not None:
+        tokenizer = tokenizer_folder(checkpoint.path)
     metadata = checkpoint.metadata
     if options.title is not None:
         metadata = replace(metadata, title=options.title)
@@ -75,24 +89,32 @@ def run_convert(options: argparse.Namespace) -> int:
         model = weights.load(options.model, kind="model")
         weights.check_head(checkpoint, model)
         metadata = replace(metadata, model_fingerprint=model.fingerprint)
-    weights.save(options.out, replace(checkpoint, metadata=metadata))
-    print(describe(weights.load(options.out, None, **_known(checkpoint))))
+    dtype = DTYPES[options.dtype] if options.dtype is not None else None
+    weights.save(out, replace(checkpoint, metadata=metadata), dtype=dtype)
+    if tokenizer is not None:
+        copy_tokenizer(tokenizer, out)
+    print(describe(weights.load(out, None, **_known(checkpoint))))
     return 0
 
 
-def describe(checkpoint: weights.Checkpoint) -> str:
+def describe(checkpoint: Checkpoint) -> str:
     """Lines that say what a checkpoint is."""
     metadata = checkpoint.metadata
-    megabytes = sum(tensor.nbytes for tensor in checkpoint.tensors.values()) / 1e6
+    quantized = ", ".join(sorted(set(checkpoint.quantized.values())))
     dtype = str(checkpoint.dtype).removeprefix("torch.")
+    types = f"mostly {quantized}, else {dtype}" if quantized else f"mostly {dtype}"
     layout = "our file" if metadata.config else "published layout"
     lines = {
         "file": checkpoint.path,
         "format": f"{checkpoint.format.title} ({checkpoint.format.name}), {layout}",
-        "weights": f"{checkpoint.num_parameters:,} parameters, mostly {dtype}, {megabytes:,.1f} MB",
+        "weights": f"{checkpoint.num_parameters:,} parameters, {types}, {_megabytes(checkpoint.tensors)} MB",
         "sizes": ", ".join(f"{name} {value}" for name, value in asdict(checkpoint.config).items()),
         "fingerprint": checkpoint.fingerprint,
     }
+    if checkpoint.format.kind == "model" and not quantized:
+        lines["as float8"] = f"{_megabytes(checkpoint.layout(FLOAT8))} MB"
+    if checkpoint.format.needs_tokenizer and checkpoint.path is not None:
+        lines["tokenizer"] = _tokenizer(checkpoint.path)
     if checkpoint.format.kind == "head":
         lines["for model"] = metadata.model_fingerprint or "not said; only the width can be checked"
     lines |= {
@@ -104,13 +126,22 @@ def describe(checkpoint: weights.Checkpoint) -> str:
     return "\n".join(f"{name:12} {value}" for name, value in lines.items() if value)
 
 
-def _load(options: argparse.Namespace) -> weights.Checkpoint:
+def _megabytes(tensors: Tensors) -> str:
+    return f"{sum(tensor.nbytes for tensor in tensors.values()) / 1e6:,.1f}"
+
+
+def _tokenizer(checkpoint: Path) -> Path | str:
+    try:
+        return tokenizer_folder(checkpoint)
+    except FileNotFoundError:
+        return f"missing; it belongs into {own_folder(checkpoint)}"
+
+
+def _load(options: argparse.Namespace) -> Checkpoint:
     stated = {"num_heads": options.num_heads, "num_codes": options.num_codes}
     return weights.load(options.file, None, **{k: v for k, v in stated.items() if v is not None})
 
 
-def _known(checkpoint: weights.Checkpoint) -> dict[str, int]:
-    """What the published layout of a checkpoint does not say."""
-    config = asdict(checkpoint.config)
-    names = {"model": ("num_heads", "num_codes"), "head": ("num_heads",), "vq": ()}
-    return {name: config[name] for name in names[checkpoint.format.kind]}
+def _known(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The sizes of a checkpoint, of which its published layout says only some."""
+    return json.loads(json.dumps(asdict(checkpoint.config)))

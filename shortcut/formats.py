@@ -87,6 +87,7 @@ class Format:
     network: type[nn.Module]
     model: str | None = None  # of a head: the name of its model's format
     defaults: Mapping[str, Any] = field(default_factory=dict)  # Settings of the original sampler
+    needs_tokenizer: bool = False  # of a model: its conditions are text
     # published file -> fields or properties of config that files beside it state and tensors must obey
     read_beside: Callable[[Path], Mapping[str, Any]] | None = None
     # (published file, config) -> None; raises ValueError if a description beside it contradicts it

@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 
 import builders
+import lumina_folder
 import pytest
 import torch
 from builders import KINDS, assert_same
 from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.__main__ import main
+from shortcut_pack.shortcut.tokenizer_files import tokenizer_folder
 
 
 @pytest.fixture(params=KINDS)
@@ -76,3 +78,95 @@ def test_convert_refuses_what_does_not_fit(tmp_path: Path, capsys) -> None:
         assert match in capsys.readouterr().err
     assert sorted(os.listdir(tmp_path)) == ["a.safetensors", "model.safetensors"]
     assert Path(path).read_bytes() == before
+
+
+# A published folder to one file.
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return lumina_folder.write(tmp_path / "Lumina")
+
+
+CODES = "--num-codes=64"
+
+
+@pytest.mark.parametrize("dtype", [None, "float16", "float8_e4m3fn"])
+def test_a_folder_becomes_one_file_with_its_tokenizer(
+    dtype: str | None, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "lumina.v2.safetensors"
+    options = ["--dtype", dtype] if dtype else []
+    assert main(["convert", str(folder), str(out), CODES, *options]) == 0
+    expected, found = weights.load(folder, **lumina_folder.SIZES), weights.load(out)
+    assert (found.config, found.fingerprint) == (expected.config, expected.fingerprint)
+    if dtype is None:
+        assert_same(found, expected)
+    else:
+        assert_same(found, weights.cast(expected, getattr(torch, dtype)))
+    tokenizer = tmp_path / "new" / "lumina.v2.tokenizer"
+    assert {file.name: file.read_text() for file in tokenizer.iterdir()} == lumina_folder.TOKENIZER
+    assert tokenizer_folder(out) == tokenizer
+    assert sorted(os.listdir(out.parent)) == [out.name, tokenizer.name]
+    said = capsys.readouterr().out
+    assert f"tokenizer    {tokenizer}" in said
+    assert ("mostly float8_e4m3fn, else float32" in said) == (dtype == "float8_e4m3fn")
+    assert ("as float8" in said) == (dtype != "float8_e4m3fn")
+
+
+def test_a_converted_file_can_be_converted_again(folder: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    assert main(["convert", str(folder), str(first), CODES]) == 0
+    stale = tmp_path / "b.tokenizer" / "added_tokens.json"
+    stale.parent.mkdir()
+    stale.write_text("{}")
+    assert main(["convert", str(first), str(second), "--dtype", "float8_e4m3fn"]) == 0
+    assert tokenizer_folder(second) == tmp_path / "b.tokenizer"
+    assert not stale.exists(), "a file of another tokenizer"
+    back = tmp_path / "c.safetensors"
+    assert main(["convert", str(second), str(back), "--dtype", "float16"]) == 0
+    assert weights.load(back).fingerprint == weights.load(first).fingerprint
+
+
+def test_the_vq_model_of_a_folder_converts_without_a_tokenizer(tmp_path: Path) -> None:
+    folder = lumina_folder.write(tmp_path / "Lumina", has_vq=True)
+    for out in (tmp_path / "vq.safetensors", tmp_path / "vq.pth"):
+        assert main(["convert", str(folder / "vqvae"), str(out)]) == 0
+    assert sorted(os.listdir(tmp_path)) == ["Lumina", "vq.pth", "vq.safetensors"]
+
+
+def test_a_tokenizer_may_lie_plainly_beside_the_file(folder: Path, tmp_path: Path) -> None:
+    assert tokenizer_folder(folder / lumina_folder.INDEX) == folder
+    out = folder / "ours.safetensors"
+    assert main(["convert", str(folder / lumina_folder.INDEX), str(out), CODES]) == 0
+    for file in (folder / "ours.tokenizer").iterdir():
+        file.unlink()
+    assert tokenizer_folder(out) == folder
+
+
+def test_a_missing_tokenizer_is_said_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = lumina_folder.write(tmp_path / "Lumina", has_tokenizer=False)
+    out = tmp_path / "a.safetensors"
+    assert main(["convert", str(folder), str(out), CODES]) == 1
+    said = capsys.readouterr().err
+    for part in ("index.json has no tokenizer: there is no tokenizer.json in", "Copy tokenizer.js"):
+        assert part in said
+    assert os.listdir(tmp_path) == ["Lumina"]
+    assert main(["info", str(folder), CODES]) == 0
+    assert "tokenizer    missing; it belongs into" in capsys.readouterr().out
+
+
+def test_a_part_of_the_input_is_not_overwritten(folder: Path, capsys) -> None:
+    shard = folder / lumina_folder.SHARDS[1]
+    before = shard.read_bytes()
+    assert main(["convert", str(folder), str(shard), CODES]) == 1
+    assert "is the input itself" in capsys.readouterr().err
+    assert shard.read_bytes() == before
+
+
+def test_the_published_layout_of_a_folder_cannot_be_written(folder: Path, tmp_path, capsys) -> None:
+    assert main(["convert", str(folder), str(tmp_path / "a.pth"), CODES]) == 1
+    assert "has no place for fewer rows" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["Lumina"]
