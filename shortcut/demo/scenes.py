@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Point = tuple[float, float]
 TIMES = ("dawn", "day", "dusk", "night")
@@ -153,6 +153,17 @@ def compose(seed: int, *, time: str | None = None, biome: str | None = None) -> 
         boats=boats,
         clouds=_compose_clouds(rng, columns),
     )
+
+
+def compose_varied(seed: int) -> Scene:
+    """As `compose`, but at dawn and dusk a third of the suns are moons: captions may ask for them."""
+    scene = compose(seed)
+    rng = random.Random(f"sky of {seed}")
+    if scene.time not in ("dawn", "dusk") or scene.body is None or rng.random() > 1 / 3:
+        return scene
+    kind = rng.choice(BODY_KINDS[2:])
+    moon = replace(scene.body, kind=kind, y=rng.uniform(0.14, 0.26), colour="pale yellow")
+    return replace(scene, body=moon)
 
 
 def _compose_body(rng: random.Random, time: str, column: float) -> Body | None:
