@@ -1,4 +1,4 @@
-"""The files that come with the pack: a small model of procedural landscapes, its VQGAN and its shortcut head."""
+"""The files that come with the pack: small models of procedural landscapes, their VQGAN and their shortcut heads."""
 
 from __future__ import annotations
 
@@ -9,3 +9,5 @@ MODEL = FOLDER / "scenes-maskgit.safetensors"
 VQ = FOLDER / "scenes-vqgan.safetensors"
 HEAD = FOLDER / "scenes-maskgit-head.safetensors"
 JUDGE = FOLDER / "scenes-judge.safetensors"
+TEXT_FOLDER = FOLDER / "scenes-lumina"  # the text model with its tokenizer
+TEXT_JUDGE = FOLDER / "scenes-text-judge.safetensors"
