@@ -1,4 +1,7 @@
-"""Remakes the shipped files and their table: python -m shortcut.demo data | vq | base | head | judge | quality."""
+"""Remakes the shipped files and their table: python -m shortcut.demo data | vq | base | head | judge | quality.
+
+Of the text model: text-data | tokenizer | text-judge.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,18 @@ from ..formats import Format
 from ..heads import maskgit as maskgit_head
 from ..models import maskgit, maskgit_vqgan
 from ..train.cpu import keep_memory
-from . import classifier, data, gallery, quality, train_base, train_head, train_vq
-from .scenes import CLASS_NAMES
+from . import (
+    classifier,
+    data,
+    gallery,
+    quality,
+    scene_tokenizer,
+    text_judge,
+    train_base,
+    train_head,
+    train_vq,
+)
+from .scenes import CLASS_NAMES, compose_varied
 
 NUM_TRAIN, NUM_FRESH, NUM_COLOURED = 40_000, 6_000, 2_000
 FIRST_FRESH_SEED = 10_000_000  # no training picture has such a seed
@@ -35,6 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
         ("base", make_base, "train the class-conditional MaskGIT (35 minutes)"),
         ("head", make_head, "train its shortcut head (10 minutes)"),
         ("judge", make_judge, "train the classifier behind the quality table (2 minutes)"),
+        ("text-data", make_text_data, "render the training pictures of the text model (1 minute)"),
+        ("tokenizer", make_tokenizer, "make the tokenizer of the text model (seconds)"),
+        ("text-judge", make_text_judge, "train what reads the text model's pictures (4 minutes)"),
     ):
         step = steps.add_parser(name, help=text)
         step.add_argument(
@@ -96,6 +112,25 @@ def make_head(options: argparse.Namespace) -> int:
 def make_judge(options: argparse.Namespace) -> int:
     """Trains the classifier that the quality table asks and writes the shipped file."""
     classifier.make(options.dir, shipped.JUDGE)
+    return 0
+
+
+def make_text_data(options: argparse.Namespace) -> int:
+    """Renders the training pictures of the text model and its judge; their captions need no file."""
+    data.make(options.dir / text_judge.TRAIN_FOLDER, NUM_TRAIN, 0, compose=compose_varied)
+    return 0
+
+
+def make_tokenizer(options: argparse.Namespace) -> int:
+    """Writes the shipped tokenizer of the text model."""
+    scene_tokenizer.make(shipped.TEXT_FOLDER)
+    return 0
+
+
+def make_text_judge(options: argparse.Namespace) -> int:
+    """Trains the network that reads pictures for the table of the text model and writes the shipped file."""
+    vqgan: Any = weights.build(weights.load(shipped.VQ, kind="vq"), dtype=torch.float32)
+    text_judge.make(options.dir, shipped.TEXT_JUDGE, vqgan)
     return 0
 
 

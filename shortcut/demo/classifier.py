@@ -65,11 +65,11 @@ class Judge(nn.Module):
 
 
 class Level(nn.Module):
-    """A convolution of stride 2, then a residual one."""
+    """A convolution with a stride, 2 both ways if not said otherwise, then a residual one."""
 
-    def __init__(self, num_in: int, num_out: int):
+    def __init__(self, num_in: int, num_out: int, stride: tuple[int, int] = (2, 2)):
         super().__init__()
-        self.down = nn.Conv2d(num_in, num_out, 3, stride=2, padding=1)
+        self.down = nn.Conv2d(num_in, num_out, 3, stride=stride, padding=1)
         self.norm_down = nn.GroupNorm(8, num_out)
         self.same = nn.Conv2d(num_out, num_out, 3, padding=1)
         self.norm_same = nn.GroupNorm(8, num_out)
@@ -98,10 +98,7 @@ def loss_of(network: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, d
 
 
 def augmented(pixels_BCYX: Tensor, generator: torch.Generator) -> Tensor:
-    """Shifted by up to 2 pixels, partly blurred, with noise.
-
-    What a VQ decoder may do to a picture must not change the verdict.
-    """
+    """Shifted by up to 2 pixels, partly blurred, with noise."""
     num = len(pixels_BCYX)
     padded = F.pad(pixels_BCYX, (MAX_SHIFT,) * 4, mode="replicate")
     height, width = pixels_BCYX.shape[-2:]
@@ -109,11 +106,18 @@ def augmented(pixels_BCYX: Tensor, generator: torch.Generator) -> Tensor:
     moved = torch.stack(
         [p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, corners, strict=True)]
     )
-    blurred = F.avg_pool2d(F.pad(moved, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return degraded(moved, generator)
+
+
+def degraded(pixels_BCYX: Tensor, generator: torch.Generator) -> Tensor:
+    """Partly blurred, with noise: what a VQ decoder may do to a picture must not change the verdict."""
+    num = len(pixels_BCYX)
+    blurred = F.avg_pool2d(F.pad(pixels_BCYX, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     # Half of the pictures stay sharp.
     amount = (2 * torch.rand(num, 1, 1, 1, generator=generator) - 1).clamp(min=0)
     deviation = MAX_NOISE * torch.rand(num, 1, 1, 1, generator=generator)
-    return moved.lerp(blurred, amount) + deviation * torch.randn(moved.shape, generator=generator)
+    noise = torch.randn(pixels_BCYX.shape, generator=generator)
+    return pixels_BCYX.lerp(blurred, amount) + deviation * noise
 
 
 def train(directory: Path, recipe: Recipe = RECIPE, widths: tuple[int, ...] = WIDTHS) -> Judge:
