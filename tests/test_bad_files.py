@@ -17,7 +17,7 @@ import pytest
 import torch
 from builders import KINDS, assert_same
 from safetensors.torch import load_file, save_file
-from shortcut_pack.shortcut import weights
+from shortcut_pack.shortcut import values, weights
 
 
 @pytest.fixture(params=KINDS)
@@ -173,6 +173,20 @@ def test_a_conversion_that_overflows() -> None:
     big = dict(model.tensors) | {"token.weight": model.tensors["token.weight"] * 1e6}
     with pytest.raises(ValueError, match=r"'token.weight' holds NaN.* in torch.float16"):
         weights.cast(replace(model, tensors=big), torch.float16)
+
+
+def test_large_tensors_are_looked_at_in_part_and_after_a_conversion_in_full(monkeypatch) -> None:
+    monkeypatch.setattr(values, "WHOLE", 100)
+    monkeypatch.setattr(values, "PART", 32)
+    monkeypatch.setattr(values, "CHUNK", 64)
+    damaged = torch.zeros(20, 10)
+    damaged[-1, -1] = torch.nan
+    values.check_finite({"a": damaged})
+    with pytest.raises(ValueError, match="'a' holds NaN"):
+        values.check_finite({"a": damaged}, is_full=True)
+    for tensor in (damaged.flip(0), damaged[-10:], damaged[-1, -1]):
+        with pytest.raises(ValueError, match="'a' holds NaN"):
+            values.check_finite({"a": tensor})
 
 
 # Files that are not what they should be.
