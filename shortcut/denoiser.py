@@ -74,6 +74,9 @@ class Denoiser:
     def __init__(self, model: Model, conditions: Sequence[Any], predictor: Predictor | None = None):
         self.model, self.conditions, self.predictor = model, conditions, predictor
         self.features: Features = ()
+        self.is_fresh = (
+            False  # True: `features` are of a full pass since which nothing was revealed
+        )
 
     def __call__(
         self,
@@ -85,10 +88,14 @@ class Denoiser:
     ) -> Denoised:
         """Guided logits of `step` at the image positions `index_BN`."""
         features = None
+        self.is_fresh &= revealed is not None and revealed.codes_BK.shape[1] == 0
         if not step.is_full and self.predictor is not None and revealed is not None:
-            features = self.predictor.predict(step, self.features, revealed)
+            features, self.is_fresh = self.predictor.predict(step, self.features, revealed), False
+        elif self.is_fresh:
+            features = self.features  # a full pass would only say the same again
         was_full = features is None
         if features is None:
+            self.is_fresh = True
             features = self.model.features(codes_BL, is_masked_BL, self.conditions)
             if self.predictor is not None:
                 self.predictor.observe(step, features)

@@ -63,6 +63,7 @@ def sample(
         is_masked_BL = is_masked_BL.scatter(1, revealed.index_BK, False)
         if on_step is not None:
             on_step(Trace(step, denoised, revealed, codes_BL, is_masked_BL))
+        del denoised  # its logits are large, and the next step begins with a full pass
     if not is_finite:
         raise FloatingPointError(
             "the model gave logits that are not finite (NaN or infinity). With float16 this is an overflow: "

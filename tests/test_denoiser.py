@@ -13,12 +13,15 @@ from fakes import (
     Watcher,
     classes,
     run,
+    some_masked,
     tiny_run,
     varied,
 )
 from golden_sets import tiny_maskgit
 from shortcut_pack.shortcut.predictors.reuse import Reuse
 from shortcut_pack.shortcut.schedule import Settings, plan
+
+CLASS_0 = [torch.tensor([0])]
 
 # --- guidance ---
 
@@ -49,6 +52,38 @@ def test_guidance_weights_must_match_the_branches():
 
 
 # --- full steps and predictors ---
+
+
+def test_a_step_after_nothing_was_revealed_needs_no_pass():
+    """Its answer could not be another one: more steps than tokens cost as many passes as there are tokens."""
+    settings = Settings(num_steps=24, schedule="lumina", **UNGUIDED)
+    idle = varied(1, L, V)
+    steps = plan(settings, 16, L)
+    is_masked_BL = some_masked(1, 16)
+    codes_BL, traces = run(idle, CLASS_0, steps, num_tokens=L, is_masked_BL=is_masked_BL)
+    num_idle = sum(s.num_revealed == 0 for s in steps)
+    assert num_idle == 8
+    assert idle.num_passes == sum(t.denoised.was_full for t in traces) == 24 - num_idle
+    asked_always = varied(1, L, V)
+    steps = [replace(s, is_full=False) for s in steps]
+    expected_BL, _ = run(
+        asked_always,
+        CLASS_0,
+        steps,
+        num_tokens=L,
+        is_masked_BL=is_masked_BL,
+        predictor=Watcher(),  # declines: a pass after all
+    )
+    assert asked_always.num_passes == 24
+    assert torch.equal(codes_BL, expected_BL)
+
+
+def test_features_that_were_predicted_are_not_taken_for_those_of_a_pass():
+    steps = plan(Settings(num_steps=4, full_steps=(0, 2), **UNGUIDED), L, L)
+    idle = replace(steps[1], num_revealed=0)
+    model = varied(1, L, V)
+    run(model, CLASS_0, [steps[0], idle, *steps[2:]], num_tokens=L, predictor=Reuse())
+    assert model.num_passes == 2
 
 
 @pytest.mark.parametrize("guidance", [(), (0.0,), (2.8,)])
