@@ -93,6 +93,7 @@ def test_a_model_imports_no_other_model_and_nothing_above_it(path):
         "shortcut.models.vq_layers",
         "shortcut.formats",
         f"shortcut.models.{path.stem}_config",
+        f"shortcut.models.{path.stem}_block",
     )
     for name in imports(path):
         if is_within(name, "shortcut") and name != "shortcut":
@@ -106,6 +107,7 @@ def test_a_head_knows_only_its_model(path):
         "shortcut.models.layers",
         "shortcut.formats",
         f"shortcut.models.{path.stem}",
+        f"shortcut.models.{path.stem}_block",
     )
     for name in imports(path):
         if is_within(name, "shortcut") and name != "shortcut":
