@@ -90,6 +90,7 @@ def confidence(
     """Score (B, N) of the drawn codes, highest revealed first: log-probability plus tempered Gumbel noise.
 
     Source: Chang et al. 2022, section 3.2; Besnier and Chen 2023, section 3.
+    Differs: Lumina-DiMOO takes probabilities below 1e-20 for 1e-20; here the logarithm is exact.
     """
     if math.isinf(step.choice_temperature):
         return noise.choice_gumbel(step.index, index_BN)
