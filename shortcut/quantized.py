@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .formats import Bare, Tensors, checked, dense
 
@@ -96,8 +96,8 @@ def num_values(tensor: Tensor, format: str | None) -> int:
 def quantize(name: str, weight_OI: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
     """What is stored for the weight `name` in a type of FLOAT8; on the meta device, its shapes and types.
 
-    The scale is the smallest power of two that brings the largest value into range. Dividing and multiplying by it is
-    exact, so the only error is float8's own rounding, and bfloat16 holds every weight as it is stored.
+    The scale is a power of two that brings the largest value into the upper half of the range. Dividing and multiplying
+    by it is exact, so the only error is float8's own rounding, and bfloat16 holds every weight as it is stored.
     Differs: ComfyUI's tools take the scale that uses the range to its end. Float8 has the same precision anywhere in
     its range, so nothing is gained by it.
     """
@@ -165,6 +165,16 @@ def check_computed(formats: Mapping[str, str]) -> None:
             f"its weights are quantized as {', '.join(sorted(strange))}, which only ComfyUI computes. Load it there, "
             "or choose a file in float8_e4m3fn or bfloat16."
         )
+
+
+def check_layers(network: nn.Module, formats: Collection[str]) -> None:
+    """Raises ValueError if a quantized weight is not one of a linear layer of `Operations`."""
+    for name in formats:
+        if not isinstance(network.get_submodule(name.removesuffix(".weight")), Operations.Linear):
+            raise ValueError(
+                f"tensor {name!r} is quantized and not of a linear layer, which only ComfyUI computes. Load it there, "
+                "or convert it to bfloat16."
+            )
 
 
 def check_device(device: torch.device | str) -> None:

@@ -157,15 +157,18 @@ def build(
         ValueError: the weights are quantized in a way that torch or the device cannot compute.
     """
     dtype = dtype or checkpoint.dtype
-    if checkpoint.quantized and operations is Bare:
+    is_ours_to_compute = bool(checkpoint.quantized) and operations is Bare
+    if is_ours_to_compute:
         operations = quantized.Operations
-        with naming(checkpoint.path):
-            quantized.check_computed(checkpoint.quantized)
-            quantized.check_device(device)
     options: dict[str, Any] = {"operations": operations, "attention": attention}
     if compute_dtype is not None:
         options["compute_dtype"] = compute_dtype
     network = checkpoint.format.network(checkpoint.config, dtype=dtype, device="meta", **options)
+    if is_ours_to_compute:
+        with naming(checkpoint.path):
+            quantized.check_computed(checkpoint.quantized)
+            quantized.check_layers(network, checkpoint.quantized)
+            quantized.check_device(device)
     stored = quantized.members(checkpoint.quantized)
     state = {
         name: tensor.to(device) if name in stored else tensor.to(device, dtype)

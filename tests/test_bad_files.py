@@ -353,6 +353,13 @@ def test_a_folder_without_its_index(folder: Path) -> None:
     refused_folder(folder, match, FileNotFoundError)
 
 
+def test_a_folder_with_both_an_index_and_one_file(folder: Path) -> None:
+    save_file(lumina_folder.raw(), folder / "model.safetensors")
+    refused_folder(
+        folder, r"holds 2 such files: model.safetensors, model.safetensors.index.json. Give"
+    )
+
+
 def test_a_missing_shard(folder: Path) -> None:
     (folder / lumina_folder.SHARDS[1]).unlink()
     match = (

@@ -291,6 +291,17 @@ def test_other_quantized_layers_load_for_comfyui_alone(
             refused(found)
 
 
+def test_a_quantized_embedding_is_for_comfyui_alone(path: Path) -> None:
+    raw, metadata = changed(path)
+    stored = quantized.quantize("token.weight", raw["token.weight"], FLOAT8)
+    found = weights.from_tensors(raw | stored, metadata, path)
+    with pytest.raises(
+        ValueError, match=r"safetensors: tensor 'token.weight' is quantized and not of"
+    ):
+        weights.build(found)
+    assert features(weights.cast(found, torch.float32)).isfinite().all()
+
+
 def test_conversions_that_make_no_sense(path: Path, tmp_path: Path) -> None:
     found, out = weights.load(path), tmp_path / "b.safetensors"
     with pytest.raises(ValueError, match=r"float8.safetensors: its weights are quantized already"):

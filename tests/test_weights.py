@@ -402,6 +402,28 @@ def test_what_is_no_head_at_all() -> None:
         weights.check_head(builders.vq(), builders.model())
 
 
+@pytest.mark.parametrize("is_lumina", [True, False])
+def test_a_head_of_the_other_kind_of_model(is_lumina: bool) -> None:
+    lumina = weights.from_tensors(lumina_folder.raw(), num_heads=4, **lumina_folder.SIZES)
+    tensors = golden_sets.load("dimoo_shortcut_head").weights("head")
+    lumina_head = weights.from_tensors(tensors, kind="head", num_heads=4)
+    assert "could be verified" in str(weights.check_head(lumina_head, lumina))
+    if is_lumina:
+        head, model, match = (
+            builders.head(),
+            lumina,
+            "MaskGIT shortcut head, which .* Lumina-DiMOO t",
+        )
+    else:
+        head, model, match = (
+            lumina_head,
+            builders.model(),
+            "DiMOO shortcut head, which .* MaskGIT t",
+        )
+    with pytest.raises(ValueError, match=f"{match}.*Pick the head that was trained for this model"):
+        weights.check_head(head, model)
+
+
 # Writing.
 
 
