@@ -1,4 +1,4 @@
-"""The command line: python -m shortcut generate | convert | info."""
+"""The command line: python -m shortcut generate | convert | info | download."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from . import convert, generate
+from . import convert, download, generate
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,6 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     generate.add_parser(commands)
     convert.add_parsers(commands)
+    download.add_parser(commands)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     options = parser.parse_args(arguments)
     try:
