@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from shortcut_pack.shortcut import weights
+from shortcut_pack.shortcut.formats import Bare
 from shortcut_pack.shortcut.image import covered, to_pictures, to_pixels
 from shortcut_pack.shortcut.models import lumina_vq
 from torch import Tensor
@@ -140,6 +141,15 @@ def test_an_image_has_the_same_codes_alone_and_in_a_batch() -> None:
     both_Bhw = vq.encode(pixels_BCYX)
     assert not torch.equal(both_Bhw[0], both_Bhw[1])
     assert torch.equal(both_Bhw[1], vq.encode(pixels_BCYX[1:])[0])
+
+
+def test_every_weight_sits_in_a_layer_of_the_host() -> None:
+    config = lumina_vq.Config((16, 32), 1, 8, 64, NUM_GROUPS)
+    vq = lumina_vq.LuminaVQ(config, device="meta", operations=Bare)
+    layers = (Bare.Conv2d, Bare.GroupNorm, Bare.Embedding)
+    for name, module in vq.named_modules():
+        has_own = any(True for _ in (*module.parameters(False), *module.buffers(False)))
+        assert not has_own or isinstance(module, layers), name
 
 
 # Files.
