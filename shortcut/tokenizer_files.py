@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 from .files import written_whole
+from .shards import INDEX_SUFFIX
 
 NEEDED = "tokenizer.json"
 NAMES = (
@@ -28,19 +29,21 @@ def tokenizer_folder(checkpoint: Path) -> Path:
     Raises:
         FileNotFoundError: there is none.
     """
-    places = (own_folder(checkpoint), checkpoint.parent)
+    places = list(dict.fromkeys((own_folder(checkpoint), checkpoint.parent)))
     for folder in places:
         if (folder / NEEDED).is_file():
             return folder
     raise FileNotFoundError(
-        f"{checkpoint} has no tokenizer: there is no {NEEDED} in {places[0]} or in {places[1]}. Copy "
+        f"{checkpoint} has no tokenizer: there is no {NEEDED} in {' or in '.join(map(str, places))}. Copy "
         f"{', '.join(NAMES[:3])} from the published folder of the model to {places[0]}; if you moved or renamed the "
         "weights, do the same with that folder."
     )
 
 
 def own_folder(checkpoint: Path) -> Path:
-    """Where the tokenizer of one of our files is written."""
+    """Where the tokenizer of a checkpoint file belongs."""
+    if checkpoint.name.endswith(INDEX_SUFFIX):
+        return checkpoint.parent
     return checkpoint.with_suffix(".tokenizer")
 
 

@@ -155,7 +155,10 @@ def test_a_missing_tokenizer_is_said_before_anything_is_written(
         assert part in said
     assert os.listdir(tmp_path) == ["Lumina"]
     assert main(["info", str(folder), CODES]) == 0
-    assert "tokenizer    missing; it belongs into" in capsys.readouterr().out
+    assert f"tokenizer    missing; it belongs into {folder}\n" in capsys.readouterr().out
+    moved = tmp_path / "moved.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"in .*moved.tokenizer or in .* you moved or ren"):
+        tokenizer_folder(moved)
 
 
 def test_a_part_of_the_input_is_not_overwritten(folder: Path, capsys) -> None:
