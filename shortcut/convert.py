@@ -80,7 +80,7 @@ def run_convert(options: argparse.Namespace) -> int:
     ):
         raise ValueError(f"{out} is the input itself. Give another name.")
     tokenizer = None
-    if checkpoint.format.needs_tokenizer and checkpoint.path is not None:
+    if checkpoint.format.conditioning == "text" and checkpoint.path is not None:
         tokenizer = tokenizer_folder(checkpoint.path)
     metadata = checkpoint.metadata
     if options.title is not None:
@@ -113,7 +113,7 @@ def describe(checkpoint: Checkpoint) -> str:
     }
     if checkpoint.format.kind == "model" and not quantized:
         lines["as float8"] = f"{_megabytes(checkpoint.layout(FLOAT8))} MB"
-    if checkpoint.format.needs_tokenizer and checkpoint.path is not None:
+    if checkpoint.format.conditioning == "text" and checkpoint.path is not None:
         lines["tokenizer"] = _tokenizer(checkpoint.path)
     if checkpoint.format.kind == "head":
         lines["for model"] = metadata.model_fingerprint or "not said; only the width can be checked"

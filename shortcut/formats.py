@@ -87,7 +87,10 @@ class Format:
     network: type[nn.Module]
     model: str | None = None  # of a head: the name of its model's format
     defaults: Mapping[str, Any] = field(default_factory=dict)  # Settings of the original sampler
-    needs_tokenizer: bool = False  # of a model: its conditions are text
+    conditioning: Literal["class", "text"] | None = None  # of a model: what its conditions say
+    # Of a model that makes images of one size only: config -> (rows, columns) of their codes
+    only_grid: Callable[[Any], tuple[int, int]] | None = None
+    usual_grid: tuple[int, int] | None = None  # of a model of any size: (rows, columns) of most
     # published file -> fields or properties of config that files beside it state and tensors must obey
     read_beside: Callable[[Path], Mapping[str, Any]] | None = None
     # (published file, config) -> None; raises ValueError if a description beside it contradicts it

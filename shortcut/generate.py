@@ -21,7 +21,7 @@ from . import shipped, weights
 from .classes import class_branches, class_id
 from .files import written_whole
 from .image import to_pictures
-from .operations import run_operations
+from .operations import count_operations
 from .pipeline import Result, generate
 from .predictors.head import ShortcutPredictor
 from .sampler import Trace
@@ -93,31 +93,29 @@ def run(options: argparse.Namespace) -> int:
     build = partial(weights.build, dtype=DTYPES[options.dtype], device=device)
     model, head = build(model_file), head_file and build(head_file)
     config = model_file.config
+    grid = model_file.format.only_grid(config)
     num_classes = config.num_classes
     chosen = class_id(options.class_, model_file.metadata.class_names, num_classes)
     class_B = torch.full((options.batch_size,), chosen)
     conditions = class_branches(class_B, num_classes, len(settings.guidance))
     with tqdm(total=settings.num_steps, unit="step", disable=None, file=sys.stderr) as bar:
         result = generate(
-            model,
+            model.on_grid(*grid),
             conditions,
             settings,
             seed=options.seed,
             image_indices=range(options.batch_size),
-            num_tokens=config.num_tokens,
+            num_tokens=grid[0] * grid[1],
             predictor=head and partial(ShortcutPredictor, head),
             device=device,
             on_step=lambda trace: progress(bar, trace),
         )
-    codes_Bhw = result.codes_BL.unflatten(1, (config.grid, -1))
+    codes_Bhw = result.codes_BL.unflatten(1, grid)
     vq = weights.build(vq_file, device=device, dtype=torch.float32)
     write(options, settings, codes_Bhw, decode(vq, codes_Bhw))
     if options.json:
-        print(
-            json.dumps(
-                report(options, result, run_operations(model, head, settings, options.batch_size))
-            )
-        )
+        operations = count_operations(model, head, settings, conditions, grid)
+        print(json.dumps(report(options, result, operations.total)))
     return 0
 
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from .classes import class_branches
 from .denoiser import Denoiser, Features, Revealed
+from .formats import Bare
 from .pipeline import PredictorOf
 from .predictors.head import ShortcutPredictor
 from .schedule import Settings, plan
@@ -43,34 +43,34 @@ class Operations:
         return self.full + self.head + self.logits
 
 
-def run_operations(model: Any, head: Any | None, settings: Settings, num_images: int = 1) -> int:
-    """Operations of making `num_images` images; arguments as for `operations_by_part`."""
-    return operations_by_part(model, head, settings, num_images).total
-
-
 @torch.no_grad()
-def operations_by_part(
-    model: Any,
+def count_operations(
+    network: Any,
     head: Any | None,
     settings: Settings,
-    num_images: int = 1,
+    conditions: Sequence[Tensor],
+    grid: tuple[int, int],
+    *,
+    num_to_make: int | None = None,
     predictor: PredictorOf | None = None,
 ) -> Operations:
-    """Operations of making `num_images` images from nothing.
+    """Operations of a run.
 
     Args:
-        model: a class-conditional network; only its type and `config` are looked at.
+        network: a model; only its type and `config` are looked at.
         head: its shortcut head, likewise, or None.
+        conditions: of the run, one for each guidance branch; only their shapes matter. Rows = images.
+        grid: rows and columns of the images' codes.
+        num_to_make: tokens to make in each image; None = all.
         predictor: answers the other steps where there is no head; None = all are full passes.
 
     Raises:
-        ValueError: a setting is out of range.
+        ValueError: a setting is out of range, or the model does not make images of that size.
     """
-    model, head = _on_meta(model), head and _on_meta(head)
-    config = model.config
-    class_B = torch.zeros(num_images, dtype=torch.long, device="meta")
-    conditions = class_branches(class_B, config.num_classes, len(settings.guidance))
-    codes_BL, revealed = _ids(num_images, config.num_tokens), None
+    model, head = _on_meta(network).on_grid(*grid), head and _on_meta(head)
+    conditions = [condition.to("meta") for condition in conditions]
+    num_images, num_tokens = len(conditions[0]), grid[0] * grid[1]
+    codes_BL, revealed = _ids(num_images, num_tokens), None
     with FlopCounterMode(display=False) as counter:
         features = model.features(codes_BL, codes_BL.bool(), conditions)
     per_full, passes = counter.get_total_flops(), _FullPasses(model, features)
@@ -78,7 +78,7 @@ def operations_by_part(
         predictor = partial(ShortcutPredictor, head)
     denoiser = Denoiser(passes, conditions, predictor and predictor(model, conditions))
     with FlopCounterMode(display=False) as counter:
-        for step in plan(settings, config.num_tokens, config.num_tokens):
+        for step in plan(settings, num_tokens if num_to_make is None else num_to_make, num_tokens):
             denoiser(step, codes_BL, codes_BL.bool(), _ids(num_images, step.num_masked), revealed)
             ids_BK = _ids(num_images, step.num_revealed)
             revealed = Revealed(ids_BK, ids_BK)
@@ -101,7 +101,7 @@ class _FullPasses:
 
 def _on_meta(network: Any) -> Any:
     """A network of the same type and configuration that has shapes but no values."""
-    return type(network)(network.config, device="meta")
+    return type(network)(network.config, device="meta", operations=Bare)
 
 
 def _ids(num_images: int, count: int) -> Tensor:

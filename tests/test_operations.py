@@ -6,10 +6,12 @@ from dataclasses import replace
 from itertools import pairwise
 
 import builders
+import torch
 from shortcut_pack.shortcut import weights
+from shortcut_pack.shortcut.classes import class_branches
 from shortcut_pack.shortcut.heads import maskgit as maskgit_head
 from shortcut_pack.shortcut.models import maskgit
-from shortcut_pack.shortcut.operations import operations_by_part, run_operations
+from shortcut_pack.shortcut.operations import count_operations
 from shortcut_pack.shortcut.predictors.reuse import Reuse
 from shortcut_pack.shortcut.schedule import Settings, plan
 
@@ -39,13 +41,20 @@ def logits_by_hand(config: maskgit.Config, settings: Settings, images: int) -> i
     return images * rows * config.width * config.num_codes
 
 
+def operations_by_part(model, head, settings: Settings, num_images: int = 1, **options):
+    config = model.config
+    class_B = torch.zeros(num_images, dtype=torch.long)
+    classes = class_branches(class_B, config.num_classes, len(settings.guidance))
+    return count_operations(model, head, settings, classes, (config.grid, config.grid), **options)
+
+
 def test_operations_of_a_vanilla_run_are_two_per_multiply_add():
     model, settings = weights.build(builders.model(MODEL_CONFIG)), Settings(num_steps=5)
     found = operations_by_part(model, None, settings, num_images=3)
     assert found.full == 2 * 5 * pass_by_hand(MODEL_CONFIG, sequences=6)
     assert found.logits == 2 * logits_by_hand(MODEL_CONFIG, settings, images=3)
     assert found.head == 0
-    assert run_operations(model, None, settings, 3) == found.full + found.logits
+    assert found.total == found.full + found.logits
 
 
 def test_operations_of_a_shortcut_run_depend_on_the_tokens_that_each_step_reveals():

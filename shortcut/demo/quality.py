@@ -22,8 +22,9 @@ import numpy as np
 import torch
 
 from .. import shipped, weights
+from ..classes import class_branches
 from ..files import written_whole
-from ..operations import operations_by_part
+from ..operations import count_operations
 from . import classifier
 from .frechet import Gaussian
 from .quality_measure import NUM_CLASSES, Kit, Row, judge_scenes, measure
@@ -196,8 +197,15 @@ def summary(row: Row, figures: list[dict[str, float]], kit: Kit) -> Line:
     operations = None
     if row.is_sampled:
         head = kit.head if row.kind == "shortcut" else None
-        operations = operations_by_part(
-            kit.model, head, kit.settings(row), predictor=kit.predictor(row)
+        settings, config = kit.settings(row), kit.model.config
+        classes = class_branches(torch.zeros(1).long(), config.num_classes, len(settings.guidance))
+        operations = count_operations(
+            kit.model,
+            head,
+            settings,
+            classes,
+            (config.grid, config.grid),
+            predictor=kit.predictor(row),
         )
     mean = {name: float(np.mean([figure[name] for figure in figures])) for name in figures[0]}
     return Line(

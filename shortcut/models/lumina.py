@@ -275,7 +275,8 @@ FORMAT = Format(
         "score_temperature": 1.0,
         "ratio_of_made": True,
     },
-    needs_tokenizer=True,
+    conditioning="text",
+    usual_grid=(64, 64),
     read_beside=read_beside,
     narrow=codebook_rows,
 )

@@ -109,6 +109,22 @@ class MaskGIT(nn.Module):
             x = block(x)
         return self.last_layer(x)
 
+    def on_grid(self, rows: int, columns: int, *, is_sequential: bool = False) -> MaskGIT:
+        """This network: what a sampler calls, for images of `rows` x `columns` codes.
+
+        Args:
+            is_sequential: of no effect: the branches are small beside the weights.
+
+        Raises:
+            ValueError: it makes images of another size.
+        """
+        grid = self.config.grid
+        if (rows, columns) != (grid, grid):
+            raise ValueError(
+                f"this model makes images of {grid} x {grid} codes only, got {rows} x {columns}."
+            )
+        return self
+
     def features(
         self, codes_BL: Tensor, is_masked_BL: Tensor, classes: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
@@ -230,4 +246,6 @@ FORMAT = Format(
     config=Config,
     read_config=read_config,
     network=MaskGIT,
+    conditioning="class",
+    only_grid=lambda config: (config.grid, config.grid),
 )
