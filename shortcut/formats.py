@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 Kind = Literal["model", "vq", "head"]
+PRESET_NAMES = ("quality", "balanced", "fast")
 Tensors = Mapping[str, Tensor]
 
 
@@ -69,6 +70,13 @@ Row = str | tuple[str, ...] | Unbatched | None
 Table = Mapping[str, Row]
 
 
+class Preset(NamedTuple):
+    """Speed against quality with a shortcut head."""
+
+    num_steps: int
+    num_full: int  # of them full passes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """One kind of checkpoint: how to recognise it, to name its tensors, and its network."""
@@ -91,6 +99,7 @@ class Format:
     # Of a model that makes images of one size only: config -> (rows, columns) of their codes
     only_grid: Callable[[Any], tuple[int, int]] | None = None
     usual_grid: tuple[int, int] | None = None  # of a model of any size: (rows, columns) of most
+    presets: Mapping[str, Preset] = field(default_factory=dict)  # of a model: by PRESET_NAMES
     # published file -> fields or properties of config that files beside it state and tensors must obey
     read_beside: Callable[[Path], Mapping[str, Any]] | None = None
     # (published file, config) -> None; raises ValueError if a description beside it contradicts it

@@ -23,6 +23,7 @@ class Metadata:
     title: str = ""
     class_names: tuple[str, ...] = ()  # of a class-conditional model, in the order of the ids
     defaults: Mapping[str, Any] = field(default_factory=dict)  # sampler settings that suit a model
+    grid: tuple[int, ...] = ()  # of a model of any size: rows and columns that it was trained on
     model_fingerprint: str = ""  # of the model that a head belongs to
     code_colours: str = ""  # of a VQ model, for previews: six hex digits for each code, RRGGBB
     trained: Mapping[str, Any] = field(default_factory=dict)  # how: steps, schedule, data, figures
@@ -39,7 +40,8 @@ class Metadata:
 
 
 STRINGS = ("title", "model_fingerprint", "code_colours")
-TYPES = {**dict.fromkeys(STRINGS, str), "class_names": list}  # the others: dict
+ITEMS = {"class_names": str, "grid": int}  # of lists
+TYPES = {**dict.fromkeys(STRINGS, str), **dict.fromkeys(ITEMS, list)}  # the others: dict
 
 
 def _parse(name: str, text: str) -> Any:
@@ -50,7 +52,7 @@ def _parse(name: str, text: str) -> Any:
         raise ValueError(f"its metadata {PREFIX}{name} are not JSON ({error}).") from error
     is_right = isinstance(value, expected)
     if expected is list:
-        is_right = is_right and all(isinstance(item, str) for item in value)
+        is_right = is_right and all(isinstance(item, ITEMS[name]) for item in value)
     if not is_right:
         raise ValueError(
             f"its metadata {PREFIX}{name} are {text[:80]}, expected a {expected.__name__}."

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..formats import Format, Tensors, check_heads, count, given, sizes
+from ..formats import Format, Preset, Tensors, check_heads, count, given, sizes
 from .layers import Attention, sdpa
 from .lumina_block import Block, Places, block_table, kv_heads
 from .lumina_config import check_vocabulary, codebook_rows, read_beside
@@ -277,6 +277,12 @@ FORMAT = Format(
     },
     conditioning="text",
     usual_grid=(64, 64),
+    # Source: arXiv 2602.23996, its main figure: ImageReward and times as fast as 64 full passes, which have 0.913.
+    presets={
+        "quality": Preset(64, 14),  # 0.895, 4.0
+        "balanced": Preset(64, 11),  # 0.868, 4.9
+        "fast": Preset(64, 9),  # 0.829, 5.8
+    },
     read_beside=read_beside,
     narrow=codebook_rows,
 )

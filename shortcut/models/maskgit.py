@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..formats import Format, Tensors, Unbatched, check_heads, count, given, sizes
+from ..formats import Format, Preset, Tensors, Unbatched, check_heads, count, given, sizes
 from .layers import Attention, FeedForward, MultiHeadAttention, sdpa
 
 
@@ -248,4 +248,10 @@ FORMAT = Format(
     network=MaskGIT,
     conditioning="class",
     only_grid=lambda config: (config.grid, config.grid),
+    # Source: arXiv 2602.23996, its MaskGIT figure: FID at ImageNet 512, where 32 full passes have 8.08.
+    presets={
+        "quality": Preset(32, 12),  # 6.84
+        "balanced": Preset(32, 9),  # 6.97
+        "fast": Preset(32, 8),  # 7.30
+    },
 )

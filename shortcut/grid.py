@@ -1,0 +1,67 @@
+"""Sizes of images: what users say in pixels -> rows and columns of codes.
+
+A grid is (rows, columns).
+"""
+
+from __future__ import annotations
+
+from .checkpoint import Checkpoint
+
+Grid = tuple[int, int]
+
+
+def usual_grid(model: Checkpoint) -> Grid:
+    """The grid of an image whose size nobody states: of what the model was trained on.
+
+    Raises:
+        ValueError: its metadata state one that is none.
+    """
+    if model.format.only_grid is not None:
+        return model.format.only_grid(model.config)
+    stated = model.metadata.grid or model.format.usual_grid
+    if stated is None or len(stated) != 2 or min(stated) < 1:
+        raise ValueError(f"{model.name} states the grid {stated}, expected rows and columns.")
+    return stated[0], stated[1]
+
+
+def grid_of(
+    model: Checkpoint, downscale: int, width: int | None = None, height: int | None = None
+) -> Grid:
+    """The grid of images of `width` x `height` pixels; None = as usual.
+
+    Args:
+        downscale: pixels per code along one side, of the VQ model.
+
+    Raises:
+        ValueError: the model does not make images of that size.
+    """
+    rows, columns = usual_grid(model)
+    width = columns * downscale if width is None else width
+    height = rows * downscale if height is None else height
+    if model.format.only_grid is not None and (height, width) != (
+        rows * downscale,
+        columns * downscale,
+    ):
+        raise ValueError(
+            f"this model makes images of {columns * downscale} x {rows * downscale} pixels only, got {width} x "
+            f"{height}."
+        )
+    check_multiples(width, height, downscale)
+    return height // downscale, width // downscale
+
+
+def check_multiples(width: int, height: int, downscale: int) -> None:
+    """Raises ValueError, naming the nearest sizes, if a side is not a multiple of `downscale`."""
+    if width % downscale or height % downscale or min(width, height) < 1:
+        nearest = [" or ".join(map(str, _multiples(side, downscale))) for side in (width, height)]
+        raise ValueError(
+            f"an image of {width} x {height} pixels does not fit the codes of {downscale} x {downscale} pixels. The "
+            f"nearest sizes are {nearest[0]} wide and {nearest[1]} high."
+        )
+
+
+def _multiples(side: int, downscale: int) -> list[int]:
+    """`side` if it is a multiple, else those below and above it; none below 1."""
+    below = side // downscale * downscale
+    found = [below] if below == side else [below, below + downscale]
+    return [multiple for multiple in found if multiple > 0] or [downscale]
