@@ -89,6 +89,19 @@ def generate(
     return Result(codes_BL, num_steps, num_full, time.perf_counter() - begun)
 
 
+def needed_branches(
+    conditions: Sequence[Tensor], guidance: Sequence[float]
+) -> tuple[tuple[Tensor, ...], tuple[float, ...]]:
+    """The conditions and weights of guidance that matter: a branch of weight 0 costs a pass for nothing.
+
+    Args:
+        conditions: the wanted one, then one for each weight in `guidance`.
+    """
+    wanted, *others = conditions
+    used = [(c, weight) for c, weight in zip(others, guidance, strict=True) if weight != 0]
+    return (wanted, *(c for c, _ in used)), tuple(weight for _, weight in used)
+
+
 def masked_at_start(
     seed: int,
     image_indices: Sequence[int],

@@ -1,6 +1,8 @@
 """Tiny checkpoints with random weights, in our form and in the published layouts.
 
     model(), vq(), head()   -> Checkpoint; they fit each other: 4x4 codes of 16, 3 classes, width 32
+    text_model(), text_head() -> the same of Lumina-DiMOO, for the same vq(), with the words of the scenes
+    write_text(folder)      -> model.safetensors with its tokenizer, vq.safetensors, head.safetensors
     published(checkpoint)   -> the dict that the published file of that format holds
     write(path, checkpoint) -> path, written as one of our files or, by suffix, as a published one
     assert_same(a, b)       -> nothing, if both are the same in all but metadata and path
@@ -12,15 +14,21 @@ Weights depend on `seed` alone; the global random state is not touched.
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from shortcut_pack.shortcut import weights
+from safetensors.torch import save_file
+from shortcut_pack.shortcut import shipped, weights
+from shortcut_pack.shortcut.demo import scene_tokenizer
 from shortcut_pack.shortcut.formats import Bare, Format, publish
+from shortcut_pack.shortcut.heads import lumina as lumina_head
 from shortcut_pack.shortcut.heads import maskgit as maskgit_head
 from shortcut_pack.shortcut.metadata import Metadata
-from shortcut_pack.shortcut.models import maskgit, maskgit_vqgan
+from shortcut_pack.shortcut.models import lumina, maskgit, maskgit_vqgan
+from shortcut_pack.shortcut.tokenizer_files import copy_tokenizer
 
 MODEL_CONFIG = maskgit.Config(
     grid=4, width=32, depth=2, num_heads=4, mlp_width=48, num_codes=16, num_classes=3
@@ -36,6 +44,29 @@ VQ_CONFIG = maskgit_vqgan.Config(
     latent_channels=8,
     code_width=8,
     num_codes=16,
+)
+TEXT_CONFIG = lumina.Config(
+    width=32,
+    depth=2,
+    num_heads=4,
+    num_kv_heads=4,
+    mlp_width=48,
+    num_text_ids=scene_tokenizer.NUM_TEXT_IDS,
+    num_codes=16,
+    rope_theta=10_000.0,
+    norm_eps=1e-5,
+)
+TEXT_HEAD_CONFIG = lumina_head.Config(
+    model_width=32,
+    width=16,
+    num_blocks=1,
+    num_heads=4,
+    num_kv_heads=4,
+    mlp_width=48,
+    rope_theta=10_000.0,
+    norm_eps=1e-5,
+    has_time=True,
+    sees_new=True,
 )
 MODEL_SIZES = {"num_heads": 4, "num_codes": 16}
 HEAD_SIZES = {"num_heads": 4}
@@ -60,6 +91,46 @@ def vq(
 ) -> weights.Checkpoint:
     """A VQGAN that fits `model()`: 8x8 pixels."""
     return _checkpoint(maskgit_vqgan.FORMAT, config, seed, metadata)
+
+
+def text_model(
+    config: lumina.Config = TEXT_CONFIG, seed: int = 3, **metadata: Any
+) -> weights.Checkpoint:
+    """A Lumina-DiMOO transformer for images of 4x4 codes."""
+    return _checkpoint(lumina.FORMAT, config, seed, {"grid": (4, 4), **metadata})
+
+
+def text_head(
+    config: lumina_head.Config = TEXT_HEAD_CONFIG, seed: int = 4, **metadata: Any
+) -> weights.Checkpoint:
+    """A shortcut head that fits `text_model()`."""
+    return _checkpoint(lumina_head.FORMAT, config, seed, metadata)
+
+
+def write_text(folder: Path, **metadata: Any) -> Path:
+    """A folder with all that a text model needs; `metadata` are the model's."""
+    base = text_model(**metadata)
+    path = write(folder / "model.safetensors", base)
+    copy_tokenizer(shipped.TEXT_FOLDER, path)
+    write(folder / "vq.safetensors", vq())
+    write(folder / "head.safetensors", text_head(model_fingerprint=base.fingerprint))
+    return folder
+
+
+def published_text(folder: Path) -> lumina.Config:
+    """Writes a Lumina-DiMOO with the published vocabulary as its folder has it, without a tokenizer; its config."""
+    sizes = {"num_text_ids": 126_356, "num_codes": 8192, "width": 8, "mlp_width": 8, "depth": 1}
+    config = replace(TEXT_CONFIG, **sizes)
+    tensors = publish(lumina.FORMAT.table, text_model(config).tensors)
+    output, embedding = "model.transformer.ff_out.weight", "model.transformer.wte.weight"
+    tensors[output] = torch.cat([torch.zeros(config.num_text_ids, 8), tensors[output]])
+    assert tensors[output].shape == tensors[embedding].shape
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    stated = {"model_type": "llada", "n_heads": 4, "rope_theta": 1e4, "embedding_size": 134_548}
+    (folder / "config.json").write_text(json.dumps(stated))
+    write(folder / "vqvae" / "vq.safetensors", vq(replace(VQ_CONFIG, num_codes=8192)))
+    return config
 
 
 def published(checkpoint: weights.Checkpoint) -> dict[str, Any]:
