@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .condition import ClassCondition
-from .host import register_folders
+from .condition import ClassCondition, TextCondition
+from .folders import register_folders
 from .load import LoadHead, LoadMIGM
 from .sample import MaskedSampler
 
-NODES: list[type[io.ComfyNode]] = [LoadMIGM, LoadHead, ClassCondition, MaskedSampler]
+NODES: list[type[io.ComfyNode]] = [LoadMIGM, LoadHead, ClassCondition, TextCondition, MaskedSampler]
 
 
 class ShortcutExtension(ComfyExtension):

@@ -1,96 +1,46 @@
-"""The border to ComfyUI: model folders, devices and types, attention, progress with preview, memory errors."""
+"""The border to ComfyUI: types, attention, progress with preview, memory errors."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
 import comfy.utils
-import folder_paths
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from PIL import Image
 from torch import Tensor
 
-from ..shortcut import shipped, weights
-from ..shortcut.formats import Kind
+from ..shortcut import weights
+from ..shortcut.grid import Grid
 from ..shortcut.image import preview
 from ..shortcut.sampler import Trace
 
-MODELS, HEADS = "migm", "migm_heads"
-EXTENSIONS = (".safetensors", ".pth", ".ckpt", ".pt")
-SHIPPED = "scenes (shipped)"
-SHIPPED_FILES: dict[Kind, Path] = {
-    "model": shipped.MODEL,
-    "vq": shipped.VQ,
-    "head": shipped.HEAD,
-}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PREVIEW_SIZE = 512  # pixels of the longer side
 PREVIEW_INTERVAL = 0.1  # seconds; a preview waits for the device
 
 
-def register_folders() -> None:
-    """Makes models/migm and models/migm_heads known to ComfyUI, beside any that extra_model_paths.yaml has."""
-    for category in (MODELS, HEADS):
-        folder = os.path.join(folder_paths.models_dir, category)
-        folder_paths.add_model_folder_path(category, folder)
-        folder_paths.folder_names_and_paths[category][1].update(EXTENSIONS)
-        # ComfyUI notices new files only in folders that were there when it first looked.
-        with contextlib.suppress(OSError):
-            os.makedirs(folder, exist_ok=True)
-
-
-def choices(category: str) -> list[str]:
-    """The shipped file and all files of the category."""
-    return [SHIPPED, *folder_paths.get_filename_list(category)]
-
-
-def path_of(category: str, name: str, kind: Kind) -> Path:
-    """The file that a choice stands for. Raises FileNotFoundError if there is none."""
-    if name == SHIPPED:
-        return SHIPPED_FILES[kind]
-    return Path(folder_paths.get_full_path_or_raise(category, name))
-
-
-def stamp(path: Path) -> str:
-    """Changes when the file is replaced."""
-    status = path.stat()
-    return f"{path} {status.st_size} {status.st_mtime_ns}"
-
-
-def load(path: Path, kind: Kind) -> weights.Checkpoint:
-    """The checkpoint in a file, or the only one in a folder.
-
-    Raises:
-        FileNotFoundError, ValueError: as `weights.load`.
-    """
-    checkpoint = weights.load(path, kind)
-    file = str(checkpoint.path)
-    if not file.endswith(".safetensors"):
-        return checkpoint
-    # ComfyUI's own reader marks tensors with their place in the file: dynamic VRAM loads from there.
-    tensors = comfy.utils.load_torch_file(file)
-    is_ours = tensors.keys() == checkpoint.tensors.keys()
-    return replace(checkpoint, tensors=tensors) if is_ours else checkpoint
-
-
 def dtypes(
     choice: str, device: torch.device, checkpoint: weights.Checkpoint
 ) -> tuple[torch.dtype, torch.dtype | None]:
-    """Type of the weights, and type to cast them to on use (None = as they are)."""
+    """Type of the weights, and type to cast them to on use (None = as they are).
+
+    Of quantized weights the first is that of all others, and the second is never None.
+    """
     supported = list(DTYPES.values())
-    dtype = DTYPES.get(choice)
-    if dtype is None:
-        dtype = mm.unet_dtype(device, checkpoint.num_parameters, supported, checkpoint.dtype)
-    return dtype, mm.unet_manual_cast(dtype, device, supported)
+    is_quantized = bool(checkpoint.quantized)
+    stored = None if is_quantized else checkpoint.dtype
+    dtype = DTYPES.get(choice) or mm.unet_dtype(
+        device, checkpoint.num_parameters, supported, stored
+    )
+    if not is_quantized:
+        return dtype, mm.unet_manual_cast(dtype, device, supported)
+    return dtype, DTYPES.get(choice) or mm.unet_manual_cast(None, device, supported)
 
 
 class HostAttention:
@@ -148,7 +98,7 @@ class StepClock:
 class StepReport:
     """The hook of a run: interruption, progress bar, preview of the first image, timing."""
 
-    def __init__(self, num_steps: int, grid: int, colours_V3: Tensor, device: torch.device):
+    def __init__(self, num_steps: int, grid: Grid, colours_V3: Tensor, device: torch.device):
         self.num_steps, self.grid, self.colours_V3 = num_steps, grid, colours_V3
         self.bar = comfy.utils.ProgressBar(num_steps)
         self.clock = StepClock(device)
@@ -165,9 +115,8 @@ class StepReport:
         if now - self.shown_at < PREVIEW_INTERVAL and self.num_done < self.num_steps:
             return None
         self.shown_at = now
-        shape = (self.grid, -1)
         codes_hw, is_masked_hw = (
-            t[0].unflatten(0, shape) for t in (trace.codes_BL, trace.is_masked_BL)
+            t[0].unflatten(0, self.grid) for t in (trace.codes_BL, trace.is_masked_BL)
         )
         picture = preview(codes_hw, is_masked_hw, self.colours_V3)
         scale = max(1, PREVIEW_SIZE // max(picture.size))

@@ -11,12 +11,17 @@ import comfy.model_management as mm
 import comfy.sample
 import comfy.utils
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..shortcut.grid import Grid
+from ..shortcut.image import covered
 
-def samples_of(latent: dict[str, Any], patcher: Any, grid: int) -> Tensor:
-    """Latents (B, 1, grid, grid) of the model in `patcher`, an Empty Latent Image made to fit.
+
+def samples_of(latent: dict[str, Any], patcher: Any, only_grid: Grid | None) -> Tensor:
+    """Latents (B, 1, h, w) of the model in `patcher`, an Empty Latent Image made to fit.
+
+    Args:
+        only_grid: the only rows and columns that the model makes; None = any.
 
     Raises:
         ValueError: they are of another kind or size.
@@ -24,22 +29,28 @@ def samples_of(latent: dict[str, Any], patcher: Any, grid: int) -> Tensor:
     samples = comfy.sample.fix_empty_latent_channels(
         patcher, latent["samples"], latent.get("downscale_ratio_spacial")
     )
-    downscale = patcher.get_model_object("latent_format").spacial_downscale_ratio
     if samples.ndim != 4 or samples.shape[1] != 1:
         raise ValueError(
             f"LATENT has shape {tuple(samples.shape)}, expected (images, 1, rows, columns): it is "
             "of another kind of model. Use VAE Encode with the vae of Load MIGM, or Empty Latent "
             "Image."
         )
-    rows, columns = samples.shape[2:]
-    if (rows, columns) != (grid, grid):
-        side = grid * downscale
+    grid = tuple(samples.shape[2:])
+    if min(grid) < 1 or (only_grid is not None and grid != only_grid):
+        downscale = patcher.get_model_object("latent_format").spacial_downscale_ratio
+        found = _pixels(grid, downscale)
+        size = _pixels(only_grid or (1, 1), downscale)
+        expected = f"{size} only" if only_grid else f"{size} or more"
         raise ValueError(
-            f"LATENT is for an image of {columns * downscale} x {rows * downscale} pixels, but "
-            f"this model makes {side} x {side} only. Set width and height to {side} in Empty "
-            f"Latent Image, or scale the image to {side} x {side} before VAE Encode."
+            f"LATENT is for an image of {found} pixels, but this model makes {expected}. Set that "
+            "size in Empty Latent Image, or scale the image to it before VAE Encode."
         )
     return samples
+
+
+def _pixels(grid: Grid, downscale: int) -> str:
+    rows, columns = grid
+    return f"{columns * downscale} x {rows * downscale}"
 
 
 def codes_of(samples_B1hw: Tensor, num_codes: int) -> Tensor:
@@ -63,21 +74,20 @@ def codes_of(samples_B1hw: Tensor, num_codes: int) -> Tensor:
     return codes_BL
 
 
-def editable_of(noise_mask: Tensor, num_images: int, grid: int) -> Tensor:
+def editable_of(noise_mask: Tensor, num_images: int, grid: Grid) -> Tensor:
     """Where tokens may be made anew: (B, L), True where the mask covers more than half of a token's area.
 
     Args:
         noise_mask: in any size, 1 = make anew, for one image or for all.
     """
-    mask_B1YX = noise_mask.reshape(-1, 1, *noise_mask.shape[-2:]).float()
-    share_B1hw = F.interpolate(mask_B1YX, size=(grid, grid), mode="area")
-    return comfy.utils.repeat_to_batch_size(share_B1hw > 0.5, num_images).flatten(1)
+    mask_BYX = noise_mask.reshape(-1, *noise_mask.shape[-2:])
+    return comfy.utils.repeat_to_batch_size(covered(mask_BYX, *grid), num_images).flatten(1)
 
 
-def latent_of(codes_BL: Tensor, grid: int, latent: dict[str, Any]) -> dict[str, Any]:
+def latent_of(codes_BL: Tensor, grid: Grid, latent: dict[str, Any]) -> dict[str, Any]:
     """`latent` with other codes."""
     out = latent.copy()
     out.pop("downscale_ratio_spacial", None)
-    samples_B1hw = codes_BL.unflatten(1, (1, grid, grid))
+    samples_B1hw = codes_BL.unflatten(1, (1, *grid))
     out["samples"] = samples_B1hw.to(mm.intermediate_device(), torch.float32)
     return out

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 
 from ..shortcut import weights
-from . import host
+from ..shortcut.checkpoint import cast
+from ..shortcut.prompts import load_tokenizer
+from ..shortcut.quantized import FLOAT8
+from ..shortcut.tokenizer_files import tokenizer_folder
+from . import folders, host
+from .folders import HEADS, MODELS
 from .native import CodeIds, CodeVAE, build_head, build_model
 
 Head = io.Custom("SHORTCUT_HEAD")
 AUTO = "auto"
+FLOAT8_E4M3 = FLOAT8[torch.float8_e4m3fn]
 WEIGHT_DTYPE_TOOLTIP = (
     "Type of the weights in memory. default: what suits the device and the file. "
     "float32: exact, twice the memory. bfloat16: half the memory, fast on new GPUs. "
@@ -19,15 +26,14 @@ WEIGHT_DTYPE_TOOLTIP = (
 )
 
 
-def weight_dtype_input() -> io.Combo.Input:
-    """The widget that both loaders have."""
-    options = ["default", *host.DTYPES]
+def weight_dtype_input(*more: str, tooltip: str = WEIGHT_DTYPE_TOOLTIP) -> io.Combo.Input:
+    """The widget that both loaders have; `more` choices come last."""
     return io.Combo.Input(
         "weight_dtype",
-        options=options,
+        options=["default", *host.DTYPES, *more],
         default="default",
         advanced=True,
-        tooltip=WEIGHT_DTYPE_TOOLTIP,
+        tooltip=tooltip,
     )
 
 
@@ -40,27 +46,33 @@ class LoadMIGM(io.ComfyNode):
             node_id="ShortcutLoadMIGM",
             display_name="Load MIGM",
             category="shortcut",
-            description="Loads a masked image generation model (MaskGIT) and the VQ model that "
-            "turns its codes into pixels. One small model of landscapes comes with the pack.",
-            search_aliases=["maskgit", "masked image", "load model", "loader"],
+            description="Loads a masked image generation model (Lumina-DiMOO or MaskGIT) and the "
+            "VQ model that turns its codes into pixels. Two small models of landscapes come with "
+            "the pack: one takes classes, one takes text.",
+            search_aliases=["maskgit", "lumina", "dimoo", "masked image", "load model", "loader"],
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=host.choices(host.MODELS),
-                    default=host.SHIPPED,
-                    tooltip="The shipped model, or a file in models/migm: "
-                    "MaskGIT_ImageNet_512.pth or _256.pth as published, or one of this project's "
-                    ".safetensors.",
+                    options=folders.choices(MODELS),
+                    default=folders.SHIPPED,
+                    tooltip="A shipped model, or what lies in models/migm: the folder "
+                    "Lumina-DiMOO as published, MaskGIT_ImageNet_512.pth or _256.pth, or one of "
+                    "this project's .safetensors.",
                 ),
                 io.Combo.Input(
                     "vq_name",
-                    options=[AUTO, *host.choices(host.MODELS)],
+                    options=[AUTO, *folders.choices(MODELS)],
                     default=AUTO,
-                    tooltip="The VQ model (autoencoder). auto: the shipped one for the shipped "
+                    tooltip="The VQ model (autoencoder). auto: the shipped one for a shipped "
                     "model, else the one beside the model file or in a folder beside it, such as "
-                    "VQGAN/last.ckpt.",
+                    "vqvae or VQGAN.",
                 ),
-                weight_dtype_input(),
+                weight_dtype_input(
+                    FLOAT8_E4M3,
+                    tooltip=f"{WEIGHT_DTYPE_TOOLTIP} float8_e4m3fn: half of that again, for cards "
+                    "that are too small otherwise; a little less exact. Files that are float8 "
+                    "already stay so, whatever is chosen.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -76,31 +88,45 @@ class LoadMIGM(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, model_name: str, vq_name: str) -> bool | str:
+        names = {"model": model_name} | ({} if vq_name == AUTO else {"vq": vq_name})
+        problems = [folders.check_choice(MODELS, name, kind) for kind, name in names.items()]
+        return next(filter(None, problems), True)
+
+    @classmethod
     def fingerprint_inputs(cls, model_name: str, vq_name: str, **_: Any) -> str:
         names = {"model": model_name} | ({} if vq_name == AUTO else {"vq": vq_name})
         return " ".join(
-            host.stamp(host.path_of(host.MODELS, name, kind)) for kind, name in names.items()
+            folders.stamp(folders.path_of(MODELS, name, kind)) for kind, name in names.items()
         )
 
     @classmethod
     def execute(cls, model_name: str, vq_name: str, weight_dtype: str) -> io.NodeOutput:
-        checkpoint = host.load(host.path_of(host.MODELS, model_name, "model"), "model")
+        checkpoint = folders.load(folders.path_of(MODELS, model_name, "model"), "model")
+        assert checkpoint.path is not None
+        tokenizer = None
+        if checkpoint.format.conditioning == "text":
+            folder = tokenizer_folder(checkpoint.path)
+            tokenizer = load_tokenizer(folder, checkpoint.config)
         if vq_name != AUTO:
-            vq_path = host.path_of(host.MODELS, vq_name, "vq")
-        elif model_name == host.SHIPPED:
-            vq_path = host.SHIPPED_FILES["vq"]
+            vq_path = folders.path_of(MODELS, vq_name, "vq")
+        elif model_name in folders.SHIPPED_FILES:
+            vq_path = folders.SHIPPED_FILES[model_name]["vq"]
         else:
             vq_path = checkpoint.path.parent
-        vq = host.load(vq_path, "vq")
+        vq = folders.load(vq_path, "vq")
         if vq.config.num_codes != checkpoint.config.num_codes:
             raise ValueError(
                 f"{vq.name} has {vq.config.num_codes} codes, but {checkpoint.name} makes "
                 f"{checkpoint.config.num_codes}. Choose the VQ model that it was trained with in "
                 "vq_name."
             )
+        if weight_dtype == FLOAT8_E4M3 and not checkpoint.quantized:
+            checkpoint = cast(checkpoint, torch.float8_e4m3fn)
         vae = CodeVAE(vq)
         latent_format = CodeIds(vq.config.downscale, vae.code_colours())
-        return io.NodeOutput(build_model(checkpoint, weight_dtype, latent_format), vae)
+        model = build_model(checkpoint, weight_dtype, latent_format, tokenizer)
+        return io.NodeOutput(model, vae)
 
 
 class LoadHead(io.ComfyNode):
@@ -115,15 +141,15 @@ class LoadHead(io.ComfyNode):
             description="Loads the small network that predicts the model's features in the steps "
             "between full passes. Each model needs its own. Without one, the sampler runs as the "
             "original does.",
-            search_aliases=["migm shortcut", "accelerate", "speed up", "maskgit head"],
+            search_aliases=["migm shortcut", "accelerate", "speed up", "maskgit head", "dimoo"],
             inputs=[
                 io.Combo.Input(
                     "head_name",
-                    options=host.choices(host.HEADS),
-                    default=host.SHIPPED,
-                    tooltip="The shipped head for the shipped model, or a file in "
-                    "models/migm_heads such as maskgit-shortcut.pth. The sampler refuses a head "
-                    "of another model.",
+                    options=folders.choices(HEADS),
+                    default=folders.SHIPPED,
+                    tooltip="The shipped head for the shipped model of the same name, or a file in "
+                    "models/migm_heads such as dimoo-shortcut.pth or maskgit-shortcut.pth. The "
+                    "sampler refuses a head of another model.",
                 ),
                 weight_dtype_input(),
             ],
@@ -133,12 +159,16 @@ class LoadHead(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, head_name: str) -> bool | str:
+        return folders.check_choice(HEADS, head_name, "head") or True
+
+    @classmethod
     def fingerprint_inputs(cls, head_name: str, **_: Any) -> str:
-        return host.stamp(host.path_of(host.HEADS, head_name, "head"))
+        return folders.stamp(folders.path_of(HEADS, head_name, "head"))
 
     @classmethod
     def execute(cls, head_name: str, weight_dtype: str) -> io.NodeOutput:
-        checkpoint: weights.Checkpoint = host.load(
-            host.path_of(host.HEADS, head_name, "head"), "head"
+        checkpoint: weights.Checkpoint = folders.load(
+            folders.path_of(HEADS, head_name, "head"), "head"
         )
         return io.NodeOutput(build_head(checkpoint, weight_dtype))

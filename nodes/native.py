@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import comfy.latent_formats
@@ -17,11 +17,15 @@ import comfy.model_patcher
 import comfy.ops
 import comfy.sd
 import comfy.supported_models_base
+import comfy.utils
 import torch
 from torch import Tensor
 
 from ..shortcut import colours, weights
+from ..shortcut.grid import Grid
 from .host import HostAttention, dtypes
+
+MARGIN = 1.25  # of memory estimates, for what an allocator leaves unused and attention needs
 
 
 class CodeIds(comfy.latent_formats.LatentFormat):
@@ -40,18 +44,44 @@ class ModelConfig(comfy.supported_models_base.BASE):
     unet_extra_config: dict[str, Any] = {}  # noqa: RUF012 - the base class reads it so
     latent_format = CodeIds
 
+    @classmethod
+    def of(
+        cls, checkpoint: weights.Checkpoint, weight_dtype: str, device: torch.device
+    ) -> ModelConfig:
+        """For the network of a checkpoint, whose arguments but layers and device are in `unet_config`."""
+        dtype, cast = dtypes(weight_dtype, device, checkpoint)
+        config = cls(
+            {
+                "config": checkpoint.config,
+                "attention": HostAttention(),
+                "compute_dtype": cast or dtype,
+            }
+        )
+        config.set_inference_dtype(dtype, cast)
+        config.quant_config = comfy.utils.detect_layer_quantization(checkpoint.tensors, "")
+        return config
+
 
 class MaskedImageModel(comfy.model_base.BaseModel):
-    """A masked image model as ComfyUI's MODEL. `checkpoint` says what it is; it has no tensors."""
+    """A masked image model as ComfyUI's MODEL. `checkpoint` says what it is; it has no tensors.
 
-    def __init__(self, config: ModelConfig, device: torch.device, checkpoint: weights.Checkpoint):
+    `tokenizer` is that of a model whose conditions are text.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        device: torch.device,
+        checkpoint: weights.Checkpoint,
+        tokenizer: Any,
+    ):
         super().__init__(
             config,
             model_type=comfy.model_base.ModelType.FLOW,
             device=device,
             unet_model=checkpoint.format.network,
         )
-        self.checkpoint = checkpoint.without_tensors()
+        self.checkpoint, self.tokenizer = checkpoint.without_tensors(), tokenizer
         self.attention: HostAttention = config.unet_config["attention"]
 
     @contextlib.contextmanager
@@ -72,11 +102,29 @@ class MaskedImageModel(comfy.model_base.BaseModel):
         )
 
     def memory_required(self, input_shape: Any, cond_shapes: Any = None) -> float:
-        """Bytes of activations for latents of `input_shape`; the first number is images x guidance branches."""
-        config = self.checkpoint.config
-        num_sequences, length = input_shape[0], config.num_tokens + 1
-        per_token = 10 * config.width + 2 * config.mlp_width + 6 * config.num_codes
-        return num_sequences * length * per_token * 4
+        """Bytes of activations for latents of `input_shape`, without a prompt."""
+        num_images, _, rows, columns = input_shape
+        return self.activations(num_images, (rows, columns), [0])
+
+    def activations(
+        self, num_images: int, grid: Grid, prompt_lengths: Sequence[int], *, is_sequential=False
+    ) -> float:
+        """Bytes that a run needs beside the weights.
+
+        Args:
+            prompt_lengths: tokens of the condition of each guidance branch.
+            is_sequential: True: a branch at a time.
+        """
+        config, itemsize = self.checkpoint.config, self.diffusion_model.compute_dtype.itemsize
+        rows, columns = grid
+        # As many as Lumina-DiMOO has; of other models some less.
+        lengths = [length + rows * (columns + 1) + 4 for length in prompt_lengths]
+        at_once = max(lengths) if is_sequential else sum(lengths)
+        # Measured in tests/test_lumina_host.py: what is alive at the peak of a block and of a draw.
+        block = at_once * (4 * config.width + 2 * config.mlp_width) * itemsize
+        draw = 5 * rows * columns * config.num_codes * 4
+        features = sum(lengths) * config.width * itemsize
+        return MARGIN * num_images * (features + max(block, draw))
 
 
 def model_of(patcher: Any) -> MaskedImageModel:
@@ -89,17 +137,17 @@ def model_of(patcher: Any) -> MaskedImageModel:
     return patcher.model
 
 
-def build_model(checkpoint: weights.Checkpoint, weight_dtype: str, latent_format: CodeIds) -> Any:
+def build_model(
+    checkpoint: weights.Checkpoint,
+    weight_dtype: str,
+    latent_format: CodeIds,
+    tokenizer: Any = None,
+) -> Any:
     """The MODEL of a checkpoint; `weight_dtype` is a choice of the loader."""
     device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
-    dtype, cast = dtypes(weight_dtype, device, checkpoint)
-    attention = HostAttention()
-    config = ModelConfig(
-        {"config": checkpoint.config, "attention": attention, "compute_dtype": cast or dtype}
-    )
+    config = ModelConfig.of(checkpoint, weight_dtype, device)
     config.latent_format = latent_format
-    config.set_inference_dtype(dtype, cast)
-    model = MaskedImageModel(config, offload_device, checkpoint)
+    model = MaskedImageModel(config, offload_device, checkpoint, tokenizer)
     patcher = comfy.model_patcher.CoreModelPatcher(model, device, offload_device)
     model.load_model_weights(dict(checkpoint.tensors), assign=patcher.is_dynamic())
     return patcher
@@ -108,15 +156,12 @@ def build_model(checkpoint: weights.Checkpoint, weight_dtype: str, latent_format
 def build_head(checkpoint: weights.Checkpoint, weight_dtype: str) -> Any:
     """A shortcut head in a patcher, as ComfyUI's caches expect of what holds weights."""
     device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
-    dtype, cast = dtypes(weight_dtype, device, checkpoint)
-    head = checkpoint.format.network(
-        checkpoint.config,
-        dtype=dtype,
-        device=offload_device,
-        compute_dtype=cast or dtype,
-        operations=comfy.ops.pick_operations(dtype, cast),
-        attention=HostAttention(),
-    ).eval()
+    config = ModelConfig.of(checkpoint, weight_dtype, device)
+    operations = comfy.ops.pick_operations(
+        config.unet_config["dtype"], config.manual_cast_dtype, model_config=config
+    )
+    network = checkpoint.format.network
+    head = network(**config.unet_config, device=offload_device, operations=operations).eval()
     mm.archive_model_dtypes(head)
     head.checkpoint = checkpoint.without_tensors()
     patcher = comfy.model_patcher.CoreModelPatcher(head, device, offload_device)
@@ -192,6 +237,13 @@ class CodeVAE(comfy.sd.VAE):
     def encode_tiled(self, pixel_samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As `encode`: ComfyUI would blend the ids where tiles overlap."""
         return self.encode(pixel_samples)
+
+    def encode_tiled_(self, pixel_samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """What ComfyUI does when `encode` ran out of memory, with the same blending."""
+        size = " x ".join(map(str, pixel_samples.shape[:1:-1]))
+        raise mm.OOM_EXCEPTION(
+            f"Out of memory. An image of {size} pixels is too large for VAE Encode here. Scale it down."
+        )
 
 
 @contextlib.contextmanager

@@ -109,7 +109,7 @@ class ModelConfig:
         self.unet_config = dict(unet_config)
 
     def set_inference_dtype(self, dtype: torch.dtype, cast: torch.dtype | None) -> None:
-        self.unet_config["dtype"] = dtype
+        self.unet_config["dtype"], self.manual_cast_dtype = dtype, cast
 
 
 class BaseModel(torch.nn.Module):
@@ -117,14 +117,14 @@ class BaseModel(torch.nn.Module):
 
     def __init__(self, config: Any, model_type: Any, device: Any, unet_model: Any):
         super().__init__()
-        operations = sys.modules["comfy.ops"].manual_cast
+        operations = _pick_operations(model_config=config)
         self.diffusion_model = unet_model(
             **config.unet_config, device=device, operations=operations
         )
         self.latent_format = config.latent_format
 
     def load_model_weights(self, tensors: dict[str, Any], assign: bool) -> None:
-        self.diffusion_model.load_state_dict(tensors, assign=assign)
+        self.diffusion_model.load_state_dict(tensors, assign=True)  # as quantized ones ask for
 
 
 class Patcher:
@@ -140,8 +140,8 @@ class Patcher:
     def get_model_object(self, name: str) -> Any:
         return getattr(self.model, name)
 
-    def memory_required(self, shape: Any) -> float:
-        return self.model.memory_required(shape)
+    def get_free_memory(self, device: torch.device) -> float:
+        return 2.0**40
 
     def pre_run(self) -> None: ...
 
@@ -177,7 +177,10 @@ def _contents() -> dict[str, dict[str, Any]]:
 
     cpu = torch.device("cpu")
     io = types.SimpleNamespace(
-        **{kind.title(): IoType(kind) for kind in ("MODEL", "VAE", "LATENT", "CONDITIONING")},
+        **{
+            kind.title(): IoType(kind)
+            for kind in ("MODEL", "VAE", "LATENT", "CONDITIONING", "IMAGE")
+        },
         **{kind.title(): IoType(kind) for kind in ("COMBO", "STRING", "INT", "FLOAT", "BOOLEAN")},
         Custom=IoType,
         ComfyNode=object,
@@ -220,7 +223,7 @@ def _contents() -> dict[str, dict[str, Any]]:
             "is_oom": lambda error: isinstance(error, torch.OutOfMemoryError),
         },
         "comfy.model_patcher": {"CoreModelPatcher": Patcher},
-        "comfy.ops": {"manual_cast": Bare, "pick_operations": lambda *_: Bare},
+        "comfy.ops": {"manual_cast": Bare, "pick_operations": _pick_operations},
         "comfy.sample": {"fix_empty_latent_channels": lambda model, samples, _: samples},
         "comfy.sd": {"VAE": VAE},
         "comfy.supported_models_base": {"BASE": ModelConfig},
@@ -228,6 +231,7 @@ def _contents() -> dict[str, dict[str, Any]]:
             "ProgressBar": ProgressBar,
             "repeat_to_batch_size": repeat_to_batch_size,
             "load_torch_file": _load_safetensors,
+            "detect_layer_quantization": _detect_layer_quantization,
         },
         "comfy_api.latest": {"ComfyExtension": ComfyExtension, "io": io},
         "folder_paths": {
@@ -235,6 +239,7 @@ def _contents() -> dict[str, dict[str, Any]]:
             "folder_names_and_paths": {},
             "add_model_folder_path": _add_model_folder_path,
             "get_filename_list": lambda category: [],
+            "get_folder_paths": _get_folder_paths,
             "get_full_path_or_raise": lambda category, name: str(Path(models_dir, category, name)),
         },
     }
@@ -244,6 +249,22 @@ def _load_safetensors(path: str) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(path)
+
+
+def _pick_operations(*_: Any, model_config: Any) -> Any:
+    from shortcut_pack.shortcut.formats import Bare
+    from shortcut_pack.shortcut.quantized import Operations
+
+    return Operations if model_config.quant_config else Bare
+
+
+def _detect_layer_quantization(tensors: dict[str, Any], prefix: str) -> dict[str, bool] | None:
+    is_quantized = any(name.endswith(".comfy_quant") for name in tensors)
+    return {"mixed_ops": True} if is_quantized else None
+
+
+def _get_folder_paths(category: str) -> list[str]:
+    return sys.modules["folder_paths"].folder_names_and_paths.get(category, ([], set()))[0]
 
 
 def _add_model_folder_path(name: str, path: str) -> None:

@@ -72,6 +72,7 @@ def test_loads_under_any_folder_name(folder_name, tmp_path):
         "ShortcutLoadMIGM",
         "ShortcutLoadHead",
         "ShortcutClassCondition",
+        "ShortcutTextCondition",
         "ShortcutMaskedSampler",
     ]
     assert found["at_import"] == [], "importing the pack must not import its nodes"

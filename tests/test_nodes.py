@@ -25,7 +25,7 @@ import comfy.model_management as mm
 import comfy.utils
 import folder_paths
 from shortcut_pack import nodes
-from shortcut_pack.nodes import condition, host, latents, native, sample
+from shortcut_pack.nodes import condition, folders, host, latents, native, sample
 from shortcut_pack.nodes.load import LoadHead, LoadMIGM
 from shortcut_pack.nodes.sample import MaskedSampler
 from shortcut_pack.shortcut import shipped
@@ -70,9 +70,10 @@ def files(tmp_path, monkeypatch):
     checkpoints["head"] = builders.head(model_fingerprint=checkpoints["model"].fingerprint)
     for kind, checkpoint in checkpoints.items():
         path = builders.write(tmp_path / "shipped" / f"{kind}.safetensors", checkpoint)
-        monkeypatch.setitem(host.SHIPPED_FILES, kind, path)
+        monkeypatch.setitem(folders.SHIPPED_FILES[folders.SHIPPED], kind, path)
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
     monkeypatch.setattr(folder_paths, "get_filename_list", lambda category: [])
+    monkeypatch.setattr(folder_paths, "get_folder_paths", lambda category: [])
     return tmp_path
 
 
@@ -140,16 +141,17 @@ def test_the_shipped_files_are_always_in_the_lists(monkeypatch):
         for node in (LoadMIGM, LoadHead)
         for item in node.define_schema().inputs
     }
-    assert by_id["model_name"]["options"] == [host.SHIPPED, "migm.pth"]
-    assert by_id["vq_name"]["options"] == ["auto", host.SHIPPED, "migm.pth"]
-    assert by_id["head_name"]["options"] == [host.SHIPPED, "migm_heads.pth"]
-    assert host.path_of("migm", host.SHIPPED, "vq") == shipped.VQ
+    both = [folders.SHIPPED, folders.SHIPPED_TEXT]
+    assert by_id["model_name"]["options"] == [*both, "migm.pth"]
+    assert by_id["vq_name"]["options"] == ["auto", *both, "migm.pth"]
+    assert by_id["head_name"]["options"] == [*both, "migm_heads.pth"]
+    assert folders.path_of("migm", folders.SHIPPED, "vq") == shipped.VQ
 
 
 def test_folders_are_registered_beside_those_of_extra_model_paths(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", {"migm": (["/elsewhere"], set())})
-    host.register_folders()
+    folders.register_folders()
     paths, extensions = folder_paths.folder_names_and_paths["migm"]
     assert paths[0] == "/elsewhere"
     assert extensions == {".safetensors", ".pth", ".ckpt", ".pt"}
@@ -157,7 +159,7 @@ def test_folders_are_registered_beside_those_of_extra_model_paths(tmp_path, monk
 
 
 def test_load_migm_gives_a_model_and_a_vae_that_fit_each_other(files):
-    model, vae = LoadMIGM.execute(host.SHIPPED, "auto", "float32").result
+    model, vae = LoadMIGM.execute(folders.SHIPPED, "auto", "float32").result
     latent_format = model.get_model_object("latent_format")
     assert latent_format.spacial_downscale_ratio == 2
     assert latent_format.colours_V3.shape == (NUM_CODES, 3)
@@ -167,7 +169,7 @@ def test_load_migm_gives_a_model_and_a_vae_that_fit_each_other(files):
 
 
 def test_vae_gives_code_ids_as_float32_also_when_tiled(files):
-    _, vae = LoadMIGM.execute(host.SHIPPED, "auto", "default").result
+    _, vae = LoadMIGM.execute(folders.SHIPPED, "auto", "default").result
     pixels = torch.rand(2, 8, 8, 3, generator=torch.Generator().manual_seed(0))
     ids = vae.encode(pixels)
     assert ids.shape == (2, 1, GRID, GRID) and ids.dtype == torch.float32
@@ -188,23 +190,23 @@ def test_auto_finds_the_vq_beside_a_users_model(files, monkeypatch):
 
 def test_a_vq_of_another_model_is_refused(files):
     config = replace(builders.VQ_CONFIG, num_codes=8)
-    builders.write(host.SHIPPED_FILES["vq"], builders.vq(config))
+    builders.write(folders.SHIPPED_FILES[folders.SHIPPED]["vq"], builders.vq(config))
     with pytest.raises(ValueError, match=r"has 8 codes, but .* makes 16\. Choose the VQ model"):
-        LoadMIGM.execute(host.SHIPPED, "auto", "default")
+        LoadMIGM.execute(folders.SHIPPED, "auto", "default")
 
 
 def test_a_replaced_file_is_loaded_again(files):
-    before = LoadHead.fingerprint_inputs(host.SHIPPED, weight_dtype="default")
-    assert LoadHead.fingerprint_inputs(host.SHIPPED, weight_dtype="default") == before
+    before = LoadHead.fingerprint_inputs(folders.SHIPPED, weight_dtype="default")
+    assert LoadHead.fingerprint_inputs(folders.SHIPPED, weight_dtype="default") == before
     config = replace(builders.HEAD_CONFIG, num_blocks=2)
-    builders.write(host.SHIPPED_FILES["head"], builders.head(config))
-    assert LoadHead.fingerprint_inputs(host.SHIPPED, weight_dtype="default") != before
+    builders.write(folders.SHIPPED_FILES[folders.SHIPPED]["head"], builders.head(config))
+    assert LoadHead.fingerprint_inputs(folders.SHIPPED, weight_dtype="default") != before
 
 
 def test_a_missing_file_is_named(files):
-    host.SHIPPED_FILES["head"].unlink()
+    folders.SHIPPED_FILES[folders.SHIPPED]["head"].unlink()
     with pytest.raises(FileNotFoundError, match=r"head\.safetensors"):
-        LoadHead.execute(host.SHIPPED, "default")
+        LoadHead.execute(folders.SHIPPED, "default")
 
 
 # ------------------------------------------------------------------------------------------- conditions
@@ -352,7 +354,7 @@ def test_the_input_latent_is_left_alone(model):
     [
         (
             empty(side=8),
-            r"is for an image of 16 x 16 pixels.* makes 8 x 8 only\. Set width and height",
+            r"is for an image of 16 x 16 pixels.* makes 8 x 8 only\. Set that size",
         ),
         ({"samples": torch.ones(1, 16, GRID, GRID)}, "another kind of model"),
         ({"samples": torch.full((1, 1, GRID, GRID), torch.nan)}, "NaN"),
@@ -497,7 +499,7 @@ def test_masks_count_by_the_area_that_they_cover():
     pixel_mask[..., 0, 0] = 1  # a quarter of a code's area
     pixel_mask[..., 2:4, 2:4] = 1  # all of it
     pixel_mask[..., 4:6, 0:1] = 1  # half
-    is_editable_1L = latents.editable_of(pixel_mask, 1, GRID)
+    is_editable_1L = latents.editable_of(pixel_mask, 1, (GRID, GRID))
     assert is_editable_1L.flatten().nonzero().flatten().tolist() == [5]
 
 
@@ -518,7 +520,7 @@ def partially_loaded(module):
 @pytest.mark.parametrize("part", ["model", "head", "vae"])
 def test_what_stays_behind_under_partial_offload_is_moved_on_use(part, model, head, files):
     if part == "vae":
-        module = LoadMIGM.execute(host.SHIPPED, "auto", "default").result[1].first_stage_model
+        module = LoadMIGM.execute(folders.SHIPPED, "auto", "default").result[1].first_stage_model
     else:
         module = {"model": model.model.diffusion_model, "head": head.model}[part]
     left = 0
@@ -549,7 +551,7 @@ def test_a_native_empty_latent_fits_any_downscale(model):
 
 @needs_comfy
 def test_a_vae_is_made_without_a_warning_about_weights(files, caplog):
-    LoadMIGM.execute(host.SHIPPED, "auto", "default")
+    LoadMIGM.execute(folders.SHIPPED, "auto", "default")
     assert "VAE weights" not in caplog.text
     logging.getLogger().warning("No VAE weights detected")
     assert "VAE weights" in caplog.text, "the filter must not outlive the loader"

@@ -1,0 +1,114 @@
+"""The files that users choose from: the shipped ones and those in ComfyUI's model folders, read as ComfyUI reads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path, PurePath
+from typing import Any
+
+import comfy.utils
+import folder_paths
+
+from ..shortcut import shipped, weights
+from ..shortcut.download import HEADS, MODELS, SOURCES
+from ..shortcut.files import parts, read_metadata
+from ..shortcut.formats import Kind
+from ..shortcut.shards import SHARD_PATTERN
+
+EXTENSIONS = (".safetensors", ".pth", ".ckpt", ".pt")
+INDEX = "model.safetensors.index.json"  # of a model in several files
+SHIPPED, SHIPPED_TEXT = "scenes (shipped)", "scenes text (shipped)"
+# A folder stands for the only file of that kind in it.
+SHIPPED_FILES: dict[str, dict[Kind, Path]] = {
+    SHIPPED: {"model": shipped.MODEL, "vq": shipped.VQ, "head": shipped.HEAD},
+    SHIPPED_TEXT: {
+        "model": shipped.TEXT_FOLDER,
+        "vq": shipped.VQ,
+        "head": shipped.TEXT_FOLDER,
+    },
+}
+
+
+def register_folders() -> None:
+    """Makes models/migm and models/migm_heads known to ComfyUI, beside any that extra_model_paths.yaml has."""
+    for category in (MODELS, HEADS):
+        folder = os.path.join(folder_paths.models_dir, category)
+        folder_paths.add_model_folder_path(category, folder)
+        folder_paths.folder_names_and_paths[category][1].update(EXTENSIONS)
+        # ComfyUI notices new files only in folders that were there when it first looked.
+        with contextlib.suppress(OSError):
+            os.makedirs(folder, exist_ok=True)
+
+
+def choices(category: str) -> list[str]:
+    """The shipped files and all files of the category; a model in several files is one choice."""
+    names = map(_shown, folder_paths.get_filename_list(category))
+    return [*SHIPPED_FILES, *dict.fromkeys(names)]
+
+
+def _shown(name: str) -> str:
+    """What stands in a list for a file: for a part of a model its folder, or the index beside it."""
+    path = PurePath(name)
+    if not path.match(SHARD_PATTERN):
+        return name
+    return str(path.parent) if len(path.parts) > 1 else INDEX
+
+
+def path_of(category: str, name: str, kind: Kind) -> Path:
+    """The file or folder that a choice stands for. Raises FileNotFoundError if there is none."""
+    if name in SHIPPED_FILES:
+        return SHIPPED_FILES[name][kind]
+    inside = os.path.relpath(os.path.join("/", name), "/")  # no ".." leads out of the category
+    for folder in folder_paths.get_folder_paths(category):
+        if os.path.isdir(os.path.join(folder, inside)):
+            return Path(folder, inside)
+    return Path(folder_paths.get_full_path_or_raise(category, name))
+
+
+def check_choice(category: str, name: str, kind: Kind) -> str | None:
+    """What to put where, if there is no file for the choice; None if there is."""
+    try:
+        path_of(category, name, kind)
+    except FileNotFoundError:
+        return f"models/{category} holds no {name}. {_advice(category, name)}"
+    return None
+
+
+def _advice(category: str, name: str) -> str:
+    for what, source in SOURCES.items():
+        is_file = source.folder == category and name in {PurePath(f).name for f in source.files}
+        if is_file or source.folder == f"{category}/{name}":
+            place = os.path.join(folder_paths.models_dir, *source.folder.split("/"))
+            return (
+                f"In the folder of this pack run: python -m shortcut download {what} --models-dir "
+                f'"{folder_paths.models_dir}", or put {", ".join(source.files)} of '
+                f"huggingface.co/{source.repository} into {place}. Then press R."
+            )
+    return "Choose a file that is there, or put it there and press R."
+
+
+def stamp(path: Path) -> str:
+    """Changes when the file, or one in the folder, is replaced."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    found = [(file, file.stat()) for file in files if not file.is_dir()]
+    return " ".join(f"{file} {status.st_size} {status.st_mtime_ns}" for file, status in found)
+
+
+def load(path: Path, kind: Kind) -> weights.Checkpoint:
+    """The checkpoint in a file, or the only one in a folder.
+
+    Raises:
+        FileNotFoundError, ValueError: as `weights.load`.
+    """
+    checkpoint = weights.load(path, kind)
+    file = checkpoint.path
+    assert file is not None
+    shards = [part for part in parts(file) if part.suffix.lower() == ".safetensors"]
+    if not shards:
+        return checkpoint
+    # ComfyUI's own reader marks tensors with their place in the file: dynamic VRAM loads from there.
+    raw: dict[str, Any] = {}
+    for shard in shards:
+        raw |= comfy.utils.load_torch_file(str(shard))
+    return weights.from_tensors(raw, read_metadata(file), file, kind)

@@ -1,0 +1,193 @@
+"""The widgets of the Shortcut Masked Sampler, and the settings of a run that they stand for."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..shortcut import prompts, weights
+from ..shortcut.formats import PRESET_NAMES
+from ..shortcut.schedule import SCHEDULES, Settings
+
+CUSTOM = "custom"
+PRESETS = (CUSTOM, *PRESET_NAMES)
+
+
+def widgets() -> list[Any]:
+    """The required ones."""
+    return [
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=True,
+            tooltip="Decides every random choice. Image i of a batch is the same whatever the "
+            "batch size.",
+        ),
+        io.Int.Input(
+            "steps",
+            default=32,
+            min=1,
+            max=1024,
+            tooltip="In how many steps the image is revealed. More: better, slower. Typical: 64 "
+            "for Lumina-DiMOO; for MaskGIT 8 to 32 without a head, 32 with one, where most steps "
+            "are cheap. MaskGIT never takes more than there are tokens to make.",
+        ),
+        io.Int.Input(
+            "full_steps",
+            default=8,
+            min=1,
+            max=1024,
+            tooltip="How many of the steps are full passes of the model; a connected head answers "
+            "the others. They decide the time. Fewer: faster, less exact. Typical: 9 to 14 of 64 "
+            "for Lumina-DiMOO, 8 to 12 of 32 for MaskGIT. Equal to steps: exactly the original "
+            "method. Without a head it has no effect: all steps are full.",
+        ),
+        io.Float.Input(
+            "cfg",
+            default=2.8,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            tooltip="Guidance on the scale of the original: cond + cfg x (cond - uncond), so "
+            "KSampler's cfg is this + 1. Higher: closer to the class or text, less varied. 0 = "
+            "off, which halves the work. Typical: 4 for Lumina-DiMOO, 2.5 with a source image, 2 "
+            "to 5 for MaskGIT.",
+        ),
+        io.Boolean.Input(
+            "cfg_ramp",
+            default=True,
+            advanced=True,
+            tooltip="On: guidance rises evenly from 0 in the first step to cfg in the last, as "
+            "MaskGIT has it; images vary more. Off: cfg in every step, as Lumina-DiMOO has it. No "
+            "effect on speed.",
+        ),
+        io.Combo.Input(
+            "schedule",
+            options=list(SCHEDULES),
+            default="arccos",
+            advanced=True,
+            tooltip="How the number of tokens per step grows. All reveal few first and most last; "
+            "in the order root, linear, arccos, cosine, square ever more come early. arccos is "
+            "MaskGIT's. lumina is Lumina-DiMOO's: cosine, but by its own rounding, and a step may "
+            "reveal nothing. No effect on speed.",
+        ),
+        io.Float.Input(
+            "temperature",
+            default=1.0,
+            min=0.0,
+            max=10.0,
+            step=0.05,
+            round=0.01,
+            advanced=True,
+            tooltip="Randomness of the codes. Lower: smoother and plainer. 0 = always the most "
+            "likely code. Typical: 0.7 to 1. No effect on speed.",
+        ),
+        io.Float.Input(
+            "choice_temperature",
+            default=7.0,
+            min=0.0,
+            max=1000.0,
+            step=0.5,
+            round=0.01,
+            advanced=True,
+            tooltip="Randomness of where tokens are revealed. Too low: flat, dull images; too "
+            "high: incoherent ones. 0 = always the most certain. Typical: 4 to 12 for MaskGIT, "
+            "where it falls to 0 in the last step; 1 for Lumina-DiMOO, where it stays. No effect "
+            "on speed.",
+        ),
+        io.Float.Input(
+            "denoise",
+            default=1.0,
+            min=0.01,
+            max=1.0,
+            step=0.01,
+            tooltip="Share of the tokens (under the mask, if there is one) that is hidden and "
+            "made anew, picked at random by the seed. 1: all. Lower: closer to the given image. "
+            "Keep 1 with Empty Latent Image.",
+        ),
+    ]
+
+
+def later_widgets() -> list[Any]:
+    """Those that came later: optional and last, or saved workflows would break."""
+    return [
+        io.Combo.Input(
+            "preset",
+            options=list(PRESETS),
+            default=CUSTOM,
+            optional=True,
+            tooltip="Settings in a word, right for the loaded model: all widgets but seed and "
+            "denoise are then ignored. Lumina-DiMOO has 64 steps: quality takes 14 full passes, "
+            "about 4 times as fast as the original; balanced 11, 4.9 times; fast 9, 5.8 times, "
+            "with less detail. MaskGIT has 32: 12, 9 or 8. Without a head each of them is the "
+            "original method, every step a full pass. custom: the widgets decide; their first "
+            "values are MaskGIT's.",
+        ),
+        io.Float.Input(
+            "cfg_image",
+            default=4.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            optional=True,
+            advanced=True,
+            tooltip="Guidance towards the source images of Text Condition; without them it has no "
+            "effect. Higher: closer to the image, less change. 0 = off, which saves a third of the "
+            "work. Typical: 4.",
+        ),
+    ]
+
+
+def settings_of(
+    checkpoint: weights.Checkpoint, num_branches: int, has_head: bool, values: dict[str, Any]
+) -> Settings:
+    """The settings of a run.
+
+    What has no widget is as the model's original has it.
+
+    Args:
+        num_branches: guidance branches and the wanted one; each of the others gets a weight.
+        values: of the widgets.
+
+    Raises:
+        ValueError: one is out of range.
+    """
+    usual = weights.settings(checkpoint)
+    if values["preset"] == CUSTOM:
+        settings = replace(
+            usual,
+            num_steps=values["steps"],
+            full_steps=values["full_steps"],
+            guidance=(values["cfg"], values["cfg_image"])[: num_branches - 1],
+            guidance_ramp=values["cfg_ramp"],
+            schedule=values["schedule"],
+            temperature=values["temperature"],
+            choice_temperature=values["choice_temperature"],
+        )
+        if settings.schedule != usual.schedule:
+            logging.warning(
+                "Shortcut Masked Sampler: schedule is %s, but %s was made with %s. A preset sets "
+                "all that suits it.",
+                settings.schedule,
+                checkpoint.name,
+                usual.schedule,
+            )
+    else:
+        preset = checkpoint.format.presets[values["preset"]]
+        settings = replace(
+            usual,
+            num_steps=preset.num_steps,
+            full_steps=preset.num_full,
+            guidance=usual.guidance if num_branches == 2 else prompts.SOURCE_GUIDANCE,
+        )
+    if not has_head:
+        settings = replace(settings, full_steps=None)
+    settings.check()
+    return settings
