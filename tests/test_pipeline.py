@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from fakes import varied
-from shortcut_pack.shortcut.pipeline import generate, masked_at_start
+from shortcut_pack.shortcut.pipeline import generate, masked_at_start, needed_branches
 from shortcut_pack.shortcut.schedule import Settings
 
 L, V = 36, 12
@@ -86,3 +86,12 @@ def test_given_codes_are_not_changed_in_place() -> None:
     given = known(2)
     make(known_codes_BL=given)
     assert torch.equal(given, known(2))
+
+
+def test_a_branch_of_weight_0_is_left_out() -> None:
+    wanted, text, image = (torch.tensor([i]) for i in range(3))
+    assert needed_branches((wanted, text, image), (2.5, 4.0)) == ((wanted, text, image), (2.5, 4.0))
+    assert needed_branches((wanted, text, image), (0.0, 4.0)) == ((wanted, image), (4.0,))
+    assert needed_branches((wanted, text), (0.0,)) == ((wanted,), ())
+    with pytest.raises(ValueError, match="zip"):
+        needed_branches((wanted, text), ())

@@ -1,0 +1,208 @@
+"""A file of prompts: a picture for each line, resumed, shared out among processes, whatever becomes of single lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import builders
+import pytest
+from PIL import Image
+from shortcut_pack.shortcut.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[1]
+Run = Callable[..., tuple[int, dict[str, Any], str]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("transformers")
+    return builders.write_text(tmp_path_factory.mktemp("text"))
+
+
+def command(folder: Path, tmp_path: Path, lines: list[Any], *arguments: str) -> list[str]:
+    """The arguments of `generate` for these lines: objects, or text as it stands."""
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(texts) + "\n")
+    files = ["--model", str(folder), "--prompts", str(tmp_path / "prompts.jsonl")]
+    return [
+        *("generate", *files, "--out-dir", str(tmp_path / "out")),
+        *("--steps", "3", "--json", *arguments),
+    ]
+
+
+@pytest.fixture
+def run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the lines; returns exit status, what the JSON line says, stderr."""
+
+    def call(lines: list[Any], *arguments: str):
+        status = main(command(folder, tmp_path, lines, *arguments))
+        said = capsys.readouterr()
+        return status, json.loads(said.out or "{}"), said.err
+
+    return call
+
+
+def files(tmp_path: Path) -> dict[str, bytes]:
+    """What is in the folder of pictures."""
+    return {path.name: path.read_bytes() for path in sorted((tmp_path / "out").glob("*"))}
+
+
+def inside(tmp_path: Path, name: str) -> dict[str, Any]:
+    """The settings in a picture."""
+    with Image.open(tmp_path / "out" / name) as image:
+        return {**json.loads(image.info["shortcut"]), "size": image.size}
+
+
+THREE: list[Any] = [
+    {"prompt": "a red house"},
+    {"prompt": "trees", "negative": "snow", "seed": 7, "width": 12, "name": "trees"},
+    "",
+    {"prompt": "", "cfg": 0, "temperature": 0.5},
+]
+
+
+def test_a_picture_for_each_line_with_its_settings(run: Run, tmp_path: Path) -> None:
+    status, outcome, error = run(THREE, "--seed", "3")
+    assert (status, error) == (0, "")
+    assert outcome == {"made": [1, 2, 4], "skipped": [], "failed": {}}
+    assert list(files(tmp_path)) == ["00001.png", "00004.png", "trees.png"]
+    first, trees = inside(tmp_path, "00001.png"), inside(tmp_path, "trees.png")
+    assert (first["prompt"], first["seed"], first["size"]) == ("a red house", 3, (8, 8))
+    assert (trees["negative"], trees["seed"], trees["size"]) == ("snow", 7, (12, 8))
+    last = inside(tmp_path, "00004.png")
+    assert (last["guidance"], last["temperature"]) == ([], 0.5)
+
+
+def test_a_line_makes_what_the_options_alone_make(run: Run, folder: Path, tmp_path: Path) -> None:
+    run(THREE)
+    alone = tmp_path / "alone.png"
+    options = ("--prompt", "trees", "--negative", "snow", "--seed", "7", "--width", "12")
+    main(["generate", "--model", str(folder), *options, "--steps", "3", "--out", str(alone)])
+    assert alone.read_bytes() == files(tmp_path)["trees.png"]
+
+
+def test_what_is_finished_is_not_made_again(run: Run, tmp_path: Path) -> None:
+    run(THREE)
+    made = files(tmp_path)
+    (tmp_path / "out" / "trees.png").unlink()
+    status, outcome, _ = run(THREE)
+    assert status == 0 and outcome == {"made": [2], "skipped": [1, 4], "failed": {}}
+    assert files(tmp_path) == made
+
+
+def test_pictures_of_other_settings_are_not_taken_for_finished(run: Run, tmp_path: Path) -> None:
+    run(THREE)
+    made = files(tmp_path)
+    (tmp_path / "out" / "trees.png").write_text("cut off")
+    status, outcome, error = run([{"prompt": "a blue house"}, *THREE[1:]])
+    assert status == 1 and outcome["skipped"] == [4]
+    assert "00001.png is there and was made with other settings" in outcome["failed"]["1"]
+    assert "trees.png is there and was made with other settings" in outcome["failed"]["2"]
+    assert "error: 2 of 3 lines failed" in error
+    assert files(tmp_path)["00001.png"] == made["00001.png"]
+
+
+def test_several_images_of_a_line(run: Run, tmp_path: Path) -> None:
+    run(THREE[1:2], "--batch-size", "2")
+    made = files(tmp_path)
+    assert list(made) == ["trees-0.png", "trees-1.png"]
+    (tmp_path / "out" / "trees-1.png").unlink()
+    assert run(THREE[1:2], "--batch-size", "2")[1]["made"] == [1]
+    assert files(tmp_path) == made
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "it is not JSON"),
+        ('["a"]', "expected a JSON object with a prompt"),
+        ({"prompt": "a", "colour": "red"}, "unrecognized arguments: --colour=red"),
+        ({"prompt": "a", "model": "x"}, "unrecognized arguments: --model=x"),
+        ({"prompt": "a", "width": "wide"}, "argument --width: invalid int value: 'wide'"),
+        ({"prompt": "a", "width": True}, "its width is True, expected a text, a number"),
+        ({"prompt": "a", "width": 9}, "The nearest sizes are 8 or 10 wide and 8 high"),
+        ({"prompt": "a", "name": "../a"}, "its name is '../a', expected that of a file"),
+        ({"prompt": "a", "name": "good"}, "a line above it has the name 'good' too"),
+        ({"prompt": "a", "task": "edit"}, "Add --image PICTURE"),
+        ({"seed": 1}, "needs --prompt TEXT"),
+        ({"prompt": "a", "class": 1}, "--class is for class models"),
+        ({"prompt": "a", "steps": 0}, "steps must be at least 1"),
+    ],
+)
+def test_a_line_that_fails_does_not_stop_the_others(
+    run: Run, tmp_path: Path, line: Any, message: str
+) -> None:
+    good = {"prompt": "trees", "name": "good"}
+    status, outcome, error = run(
+        [good, line, {"prompt": "-x", "outpaint": [2, 0, 0, 0]}, good | {"name": "last"}]
+    )
+    assert status == 1
+    assert outcome["made"] == [1, 4] and message in outcome["failed"]["2"]
+    assert "needs the picture to change" in outcome["failed"]["3"]
+    assert f"line 2: {outcome['failed']['2']}" in error and "error: 2 of 4 lines failed" in error
+    assert list(files(tmp_path)) == ["good.png", "last.png"]
+
+
+def test_a_device_that_fails_is_the_line_s_failure(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shortcut_pack.shortcut.models.lumina import OnGrid
+
+    features, calls = OnGrid.features, []
+
+    def exhausted(self: OnGrid, *arguments: Any):
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("no memory")
+        return features(self, *arguments)
+
+    monkeypatch.setattr(OnGrid, "features", exhausted)
+    status, outcome, _ = run(THREE)
+    assert status == 1 and outcome["made"] == [2, 4] and outcome["failed"] == {"1": "no memory"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--out", "a.png"), "--out does not go with --prompts"),
+        (("--save-tokens", "a.safetensors"), "--save-tokens does not go with --prompts"),
+    ],
+)
+def test_options_of_one_picture(run: Run, arguments: tuple[str, ...], message: str) -> None:
+    status, _, error = run(THREE, *arguments)
+    assert status == 1 and message in error
+
+
+def test_an_empty_file(run: Run) -> None:
+    status, _, error = run(["", ""])
+    assert status == 1 and "prompts.jsonl has no lines" in error
+
+
+def test_two_processes_share_the_lines(folder: Path, tmp_path: Path) -> None:
+    lines = [*THREE, {"prompt": "a", "width": 9}, {"prompt": "hills", "name": "hills"}]
+    arguments = command(folder, tmp_path, lines)
+    main(arguments)
+    alone = files(tmp_path)
+    for path in (tmp_path / "out").glob("*"):
+        path.unlink()
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "shortcut", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("error: 1 of 5 lines failed") == 1, done.stderr
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert outcome["made"] == [1, 2, 4, 6] and list(outcome["failed"]) == ["5"]
+    assert files(tmp_path) == alone
