@@ -99,9 +99,8 @@ class TextCondition(io.ComfyNode):
                     dynamic_prompts=True,
                     default="",
                     tooltip="What the image shall show; for edit what to change. Empty or "
-                    "<uncondition>: nothing in particular. A long text costs little time: 1000 "
-                    "words are about as many tokens as an image of 512 x 512 pixels has, and that "
-                    "is the most.",
+                    "<uncondition>: nothing in particular. At most 1024 tokens with the system "
+                    "prompt, about 750 words; usual texts cost hardly any time.",
                 ),
                 io.Combo.Input(
                     "task",

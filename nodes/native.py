@@ -21,7 +21,8 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..shortcut import colours, weights
+from ..shortcut import colours, quantized, weights
+from ..shortcut.checkpoint import naming
 from ..shortcut.grid import Grid
 from .host import HostAttention, dtypes
 
@@ -48,7 +49,14 @@ class ModelConfig(comfy.supported_models_base.BASE):
     def of(
         cls, checkpoint: weights.Checkpoint, weight_dtype: str, device: torch.device
     ) -> ModelConfig:
-        """For the network of a checkpoint, whose arguments but layers and device are in `unet_config`."""
+        """For the network of a checkpoint, whose arguments but layers and device are in `unet_config`.
+
+        Raises:
+            ValueError: the weights are float8, which the device cannot hold.
+        """
+        if quantized.COMPUTED.intersection(checkpoint.quantized.values()):
+            with naming(checkpoint.path):
+                quantized.check_device(device)
         dtype, cast = dtypes(weight_dtype, device, checkpoint)
         config = cls(
             {
@@ -194,8 +202,8 @@ class CodeVAE(comfy.sd.VAE):
         self.latent_channels = 1
         self.downscale_ratio = self.upscale_ratio = config.downscale
         self.working_dtypes = [torch.float32]
-        # About as many floats per pixel as ComfyUI reckons for the autoencoder of Stable Diffusion.
-        per_pixel = 16 * config.channels * mm.dtype_size(torch.float32)
+        # Feature maps of the finest level: 6 are alive at the peak, the rest is for convolutions.
+        per_pixel = 8 * config.channels * mm.dtype_size(torch.float32)
         self.memory_used_encode = lambda shape, dtype: per_pixel * shape[2] * shape[3]
         self.memory_used_decode = lambda shape, dtype: (
             per_pixel * shape[2] * shape[3] * config.downscale**2

@@ -121,7 +121,14 @@ def test_every_input_and_output_explains_itself(files):
 
 def test_every_sampler_widget_says_what_it_does_to_speed_or_images():
     for item in MaskedSampler.define_schema().inputs:
-        if item.id in ("steps", "full_steps", "cfg", "temperature", "choice_temperature"):
+        if item.id in (
+            "steps",
+            "full_steps",
+            "cfg",
+            "cfg_image",
+            "temperature",
+            "choice_temperature",
+        ):
             assert "Typical" in item.tooltip, item.id
 
 

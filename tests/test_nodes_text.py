@@ -1,20 +1,17 @@
-"""The nodes with a model whose conditions are text: any size, prompts, source images, presets, memory.
+"""The nodes with a model whose conditions are text: any size, prompts, source images, presets.
 
 They run on stand-ins for ComfyUI, and on the real one if COMFY_DIR names its folder (see comfy_stubs.py).
 """
 
 # ruff: noqa: E402 - ComfyUI, or what stands in for it, must be importable first
+# ruff: noqa: F811 - fixtures are imported and then named as arguments
 
 from __future__ import annotations
 
-import logging
-import re
 from functools import partial
-from types import SimpleNamespace
 
 import builders
 import comfy_stubs
-import lumina_folder
 import numpy as np
 import pytest
 import torch
@@ -23,147 +20,30 @@ from comfy_stubs import needs_comfy
 comfy_stubs.install()
 import comfy.model_management as mm
 import comfy.utils
-import folder_paths
-from shortcut_pack.nodes import condition, folders, host, native, sample
+from shortcut_pack.nodes import condition, host, native
 from shortcut_pack.nodes.condition import TextCondition
-from shortcut_pack.nodes.load import LoadHead, LoadMIGM
-from shortcut_pack.nodes.sample import MaskedSampler
 from shortcut_pack.nodes.widgets import settings_of
-from shortcut_pack.shortcut import prompts, shipped, weights
-from shortcut_pack.shortcut.checkpoint import cast
+from shortcut_pack.shortcut import prompts
 from shortcut_pack.shortcut.pipeline import generate
 from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
 from shortcut_pack.shortcut.schedule import Settings
-from shortcut_pack.shortcut.tokenizer_files import copy_tokenizer
-from test_lumina_host import LIMITS, PROMPT_LENGTHS, REAL
-from test_nodes import Bar, Interrupted, codes, partially_loaded
-
-GRID = (3, 5)  # rows, columns
-PIXELS = (6, 10)
-NUM_CODES = 16
-WIDGETS = {
-    "seed": 3,
-    "steps": 6,
-    "full_steps": 2,
-    "cfg": 1.5,
-    "cfg_ramp": False,
-    "schedule": "lumina",
-    "temperature": 1.0,
-    "choice_temperature": 1.0,
-    "denoise": 1.0,
-    "cfg_image": 2.0,
-}
-TEXT = "a red house under a full moon"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return prompts.load_tokenizer(shipped.TEXT_FOLDER, builders.TEXT_CONFIG)
-
-
-@pytest.fixture
-def model(tokenizer):
-    return build(tokenizer)
-
-
-def build(tokenizer, checkpoint=None, weight_dtype="float32"):
-    colours_V3 = torch.linspace(-1, 1, NUM_CODES).unsqueeze(1).expand(-1, 3)
-    latent_format = native.CodeIds(2, colours_V3)
-    return native.build_model(
-        checkpoint or builders.text_model(), weight_dtype, latent_format, tokenizer
-    )
-
-
-@pytest.fixture
-def head(model):
-    fingerprint = model.model.checkpoint.fingerprint
-    return native.build_head(builders.text_head(model_fingerprint=fingerprint), "float32")
-
-
-@pytest.fixture
-def vae():
-    return native.CodeVAE(builders.vq())
-
-
-@pytest.fixture
-def class_model():
-    return native.build_model(
-        builders.model(), "float32", native.CodeIds(2, torch.zeros(NUM_CODES, 3))
-    )
-
-
-@pytest.fixture
-def files(tmp_path, monkeypatch):
-    """ComfyUI's models folder in `tmp_path`, listed as ComfyUI does."""
-
-    def names(category):
-        root = tmp_path / category
-        found = [path for path in root.rglob("*") if path.suffix in folders.EXTENSIONS]
-        return sorted(str(path.relative_to(root)) for path in found)
-
-    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
-    monkeypatch.setattr(folder_paths, "get_filename_list", names)
-    monkeypatch.setattr(folder_paths, "get_folder_paths", lambda c: [str(tmp_path / c)])
-    monkeypatch.setattr(folder_paths, "get_full_path_or_raise", partial(existing, tmp_path))
-    return tmp_path
-
-
-def existing(models_dir, category, name):
-    path = models_dir / category / name
-    if not path.is_file():
-        raise FileNotFoundError(name)
-    return str(path)
-
-
-def put(folder, *, vq=True, checkpoint=None, tokenizer=True):
-    """Writes the tiny text model into models/migm as NAME.safetensors with what belongs beside it."""
-    file = builders.write(folder / "migm" / "tiny.safetensors", checkpoint or builders.text_model())
-    if tokenizer:
-        copy_tokenizer(shipped.TEXT_FOLDER, file)
-    if vq:
-        builders.write(folder / "migm" / "vq" / "vq.safetensors", builders.vq())
-    return file
-
-
-def empty(num_images=1, grid=GRID):
-    return {"samples": torch.zeros(num_images, 1, *grid)}
-
-
-def image(num_images=1, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    samples = torch.randint(NUM_CODES, (num_images, 1, *GRID), generator=generator)
-    return {"samples": samples.float()}
-
-
-def pixels(num_images=1, size=PIXELS, seed=0):
-    return torch.rand(num_images, *size, 3, generator=torch.Generator().manual_seed(seed))
-
-
-def cond(model, text=TEXT, task="text_to_image", **images):
-    return TextCondition.execute(model, text, task, **images).result[0]
-
-
-def run(model, latent=None, head=None, positive=None, **changes):
-    sockets = {"model": model, "latent_image": empty() if latent is None else latent}
-    sockets["positive"] = cond(model) if positive is None else positive
-    if head is not None:
-        sockets["head"] = head
-    return MaskedSampler.execute(**sockets, **(WIDGETS | changes)).result[0]
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """What the sampler hands to the pipeline; nothing is made."""
-    calls = []
-
-    def record(network, conditions, settings, **what):
-        calls.append(SimpleNamespace(network=network, conditions=conditions, settings=settings))
-        shape = (len(conditions[0]), what["num_tokens"])
-        return SimpleNamespace(codes_BL=torch.zeros(shape, dtype=torch.long), num_steps=0)
-
-    monkeypatch.setattr(sample, "generate", record)
-    return calls
-
+from test_nodes import Bar, Interrupted, codes
+from text_nodes import (  # noqa: F401
+    GRID,
+    PIXELS,
+    TEXT,
+    asked,
+    class_model,
+    cond,
+    empty,
+    head,
+    image,
+    model,
+    pixels,
+    run,
+    tokenizer,
+    vae,
+)
 
 # ------------------------------------------------------------------------------------------- text to image
 
@@ -387,191 +267,7 @@ def test_a_prompt_that_is_too_long_is_refused_by_its_node(model):
         cond(model, "house " * 1100)
 
 
-# ------------------------------------------------------------------------------------------- files
-
-
-def test_a_model_in_several_files_is_one_choice(files):
-    lumina_folder.write(files / "migm" / "Lumina-DiMOO", has_vq=True)
-    assert folders.choices("migm")[2:] == [
-        "Lumina-DiMOO",
-        "Lumina-DiMOO/vqvae/diffusion_pytorch_model.safetensors",
-    ]
-    folder = folders.path_of("migm", "Lumina-DiMOO", "model")
-    assert folder == files / "migm" / "Lumina-DiMOO"
-    before = folders.stamp(folder)
-    lumina_folder.rewrite_json(folder / "config.json", n_layers=3)
-    assert folders.stamp(folder) != before
-
-
-def test_parts_that_lie_bare_are_one_choice(files):
-    lumina_folder.write(files / "migm")
-    assert folders.choices("migm")[2:] == [folders.INDEX]
-    assert folders.path_of("migm", folders.INDEX, "model").is_file()
-
-
-def test_no_choice_leads_out_of_the_folder(files):
-    (files / "secret").mkdir()
-    with pytest.raises(FileNotFoundError):
-        folders.path_of("migm", "../secret", "model")
-
-
-def test_a_published_folder_is_read_as_comfyui_reads(files, monkeypatch):
-    folder = lumina_folder.write(files / "migm" / "Lumina-DiMOO")
-    monkeypatch.setattr(weights, "load", partial(weights.load, **lumina_folder.SIZES), raising=True)
-    monkeypatch.setattr(
-        weights, "from_tensors", partial(weights.from_tensors, **lumina_folder.SIZES)
-    )
-    read = []
-    load = comfy.utils.load_torch_file
-    monkeypatch.setattr(
-        comfy.utils, "load_torch_file", lambda path: read.append(path) or load(path)
-    )
-    found = folders.load(folder, "model")
-    assert [path.rpartition("/")[2] for path in read] == list(lumina_folder.SHARDS)
-    builders.assert_same(found, weights.load(folder))
-
-
-def test_load_migm_brings_the_tokenizer_and_a_vae_that_fits(files):
-    put(files)
-    model, vae = LoadMIGM.execute("tiny.safetensors", "auto", "float32").result
-    picture = vae.decode(run(model)["samples"])
-    assert picture.shape == (1, *PIXELS, 3)
-
-
-def test_a_model_without_its_tokenizer_is_refused_by_the_loader(files):
-    put(files, tokenizer=False)
-    with pytest.raises(FileNotFoundError, match=r"tiny\.safetensors has no tokenizer"):
-        LoadMIGM.execute("tiny.safetensors", "auto", "float32")
-
-
-@pytest.mark.parametrize(
-    ("category", "name", "what"),
-    [
-        ("migm", "Lumina-DiMOO", "download lumina-dimoo .*Alpha-VLLM/Lumina-DiMOO into"),
-        ("migm_heads", "dimoo-shortcut.pth", "download dimoo-head .*Kaiwen-Zhu/MIGM-Shortcut"),
-        ("migm", "other.safetensors", "Choose a file that is there"),
-    ],
-)
-def test_a_file_that_is_not_there_is_asked_for_by_name(files, category, name, what):
-    node, kind = {"migm": (LoadMIGM, "model"), "migm_heads": (LoadHead, "head")}[category]
-    given = {"model_name": name, "vq_name": "auto"} if kind == "model" else {"head_name": name}
-    message = node.validate_inputs(**given)
-    assert isinstance(message, str) and message.startswith(f"models/{category} holds no {name}.")
-    assert re.search(what, message)
-
-
-def test_files_that_are_there_pass(files):
-    put(files)
-    assert LoadMIGM.validate_inputs("tiny.safetensors", "auto") is True
-    assert LoadHead.validate_inputs(folders.SHIPPED) is True
-
-
-# ------------------------------------------------------------------------------------------- float8
-
-
-def test_float8_is_made_on_loading_or_taken_from_a_file(files):
-    put(files)
-    chosen = LoadMIGM.execute("tiny.safetensors", "auto", "float8_e4m3fn").result[0]
-    float8 = builders.text_model()
-    weights.save(files / "migm" / "tiny.safetensors", float8, dtype=torch.float8_e4m3fn)
-    for choice in ("default", "float8_e4m3fn"):
-        read = LoadMIGM.execute("tiny.safetensors", "auto", choice).result[0]
-        assert torch.equal(run(read)["samples"], run(chosen)["samples"])
-    block = chosen.model.diffusion_model.blocks[0]
-    stored = getattr(block.query.weight, "_qdata", block.query.weight)
-    assert stored.dtype == torch.float8_e4m3fn
-    assert chosen.model.diffusion_model.token.weight.dtype == torch.float32
-
-
-def test_float8_computes_what_the_command_line_computes(model, tokenizer):
-    codes_BL, prompt = torch.arange(15).unsqueeze(0), [torch.arange(7).unsqueeze(0)]
-    found = []
-    with torch.inference_mode():
-        for network in (
-            weights.build(float8_model()),
-            build(tokenizer, float8_model()).model.diffusion_model,
-            model.model.diffusion_model,
-        ):
-            view = network.on_grid(*GRID)
-            features = view.features(codes_BL, codes_BL > 6, prompt)
-            found.append(view.logits(features[0], codes_BL))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
-    assert (found[0] - found[2]).abs().max() > 0.01, "float32 would have passed as well"
-
-
-def float8_model():
-    return cast(builders.text_model(), torch.float8_e4m3fn)
-
-
-# ------------------------------------------------------------------------------------------- memory
-
-
-def test_branches_take_turns_when_memory_is_short(model, head, monkeypatch, asked, caplog):
-    for free in (2.0**40, 1.0):
-        monkeypatch.setattr(type(model), "get_free_memory", lambda *_, free=free: free)
-        with caplog.at_level(logging.INFO):
-            run(model, head=head)
-    assert [call.network.is_sequential for call in asked] == [False, True]
-    assert caplog.text.count("one guidance branch at a time") == 1
-
-
-def test_branches_in_turns_give_the_same_image(model, head, monkeypatch):
-    together = run(model, head=head, temperature=0.0, choice_temperature=0.0)["samples"]
-    monkeypatch.setattr(type(model), "get_free_memory", lambda *_: 1.0)
-    in_turns = run(model, head=head, temperature=0.0, choice_temperature=0.0)["samples"]
-    assert torch.equal(in_turns, together)
-
-
-@pytest.mark.parametrize("is_sequential", LIMITS)
-def test_the_memory_asked_for_is_that_of_a_run(is_sequential):
-    stand_in = SimpleNamespace(
-        checkpoint=SimpleNamespace(config=REAL),
-        diffusion_model=SimpleNamespace(compute_dtype=torch.bfloat16),
-    )
-    asked_for = native.MaskedImageModel.activations(
-        stand_in, 1, (64, 64), PROMPT_LENGTHS, is_sequential=is_sequential
-    )
-    measured = LIMITS[is_sequential]["run"] * 1e6
-    assert measured < asked_for < 1.5 * measured
-
-
-def test_memory_advice_names_what_helps(model, monkeypatch):
-    def fail(*args, **kwargs):
-        raise mm.OOM_EXCEPTION("tried to allocate 9 GiB")
-
-    monkeypatch.setattr(sample, "generate", fail)
-    with pytest.raises(mm.OOM_EXCEPTION, match=r"scale source images down.*float8.*9 GiB"):
-        run(model)
-
-
 # ------------------------------------------------------------------------------------------- real ComfyUI
-
-
-@needs_comfy
-@pytest.mark.parametrize("part", ["model", "head", "float8", "vae"])
-def test_what_stays_behind_under_partial_offload_is_moved_on_use(part, model, head, vae, tokenizer):
-    module = {
-        "model": model.model.diffusion_model,
-        "head": head.model,
-        "float8": build(tokenizer, float8_model()).model.diffusion_model,
-        "vae": vae.first_stage_model,
-    }[part]
-    left = 0
-    for name, child in partially_loaded(module).named_modules():
-        tensors = [*child.parameters(recurse=False), *child.buffers(recurse=False)]
-        if any(tensor.device.type == "cpu" for tensor in tensors):
-            left += 1
-            assert hasattr(child, "comfy_cast_weights"), f"{part}: {name} would crash on a GPU"
-    assert left > 0
-
-
-@needs_comfy
-def test_float8_layers_are_comfyuis(tokenizer):
-    from comfy.quant_ops import QuantizedTensor
-
-    network = build(tokenizer, float8_model(), "default").model.diffusion_model
-    assert isinstance(network.blocks[1].feed_forward.up.weight, QuantizedTensor)
-    assert not isinstance(network.code_output.weight, QuantizedTensor)
 
 
 @needs_comfy
@@ -590,16 +286,6 @@ def test_an_interrupt_ends_a_full_pass_in_its_middle(model, head, monkeypatch, a
             run(model, head=head)
     assert len(calls) == after + 1
     assert torch.equal(run(model, head=head)["samples"], expected)
-
-
-@needs_comfy
-def test_vae_encode_does_not_blend_ids_when_memory_runs_out(vae, monkeypatch):
-    def fail(_):
-        raise mm.OOM_EXCEPTION("tried to allocate 9 GiB")
-
-    monkeypatch.setattr(vae.first_stage_model, "encode", fail)
-    with pytest.raises(mm.OOM_EXCEPTION, match="An image of 10 x 6 pixels is too large"):
-        vae.encode(pixels())
 
 
 @needs_comfy

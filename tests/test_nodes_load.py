@@ -1,0 +1,251 @@
+"""The loaders with a model of text: files and folders, float8, and the memory of a run.
+
+They run on stand-ins for ComfyUI, and on the real one if COMFY_DIR names its folder (see comfy_stubs.py).
+"""
+
+# ruff: noqa: E402 - ComfyUI, or what stands in for it, must be importable first
+# ruff: noqa: F811 - fixtures are imported and then named as arguments
+
+from __future__ import annotations
+
+import logging
+import re
+from functools import partial
+from types import SimpleNamespace
+
+import builders
+import comfy_stubs
+import lumina_folder
+import pytest
+import torch
+from comfy_stubs import needs_comfy
+
+comfy_stubs.install()
+import comfy.model_management as mm
+import comfy.utils
+from shortcut_pack.nodes import folders, native, sample
+from shortcut_pack.nodes.load import LoadHead, LoadMIGM
+from shortcut_pack.shortcut import quantized, weights
+from shortcut_pack.shortcut.checkpoint import cast
+from test_lumina_host import LIMITS, PROMPT_LENGTHS, REAL
+from test_nodes import partially_loaded
+from text_nodes import (  # noqa: F401
+    GRID,
+    PIXELS,
+    asked,
+    build,
+    files,
+    head,
+    model,
+    pixels,
+    put,
+    run,
+    tokenizer,
+    vae,
+)
+
+# ------------------------------------------------------------------------------------------- files
+
+
+def test_a_model_in_several_files_is_one_choice(files):
+    lumina_folder.write(files / "migm" / "Lumina-DiMOO", has_vq=True)
+    assert folders.choices("migm")[2:] == [
+        "Lumina-DiMOO",
+        "Lumina-DiMOO/vqvae/diffusion_pytorch_model.safetensors",
+    ]
+    folder = folders.path_of("migm", "Lumina-DiMOO", "model")
+    assert folder == files / "migm" / "Lumina-DiMOO"
+    before = folders.stamp(folder)
+    lumina_folder.rewrite_json(folder / "config.json", n_layers=3)
+    assert folders.stamp(folder) != before
+
+
+def test_parts_that_lie_bare_are_one_choice(files):
+    lumina_folder.write(files / "migm")
+    assert folders.choices("migm")[2:] == [folders.INDEX]
+    assert folders.path_of("migm", folders.INDEX, "model").is_file()
+
+
+def test_no_choice_leads_out_of_the_folder(files):
+    (files / "secret").mkdir()
+    with pytest.raises(FileNotFoundError):
+        folders.path_of("migm", "../secret", "model")
+
+
+def test_a_published_folder_is_read_as_comfyui_reads(files, monkeypatch):
+    folder = lumina_folder.write(files / "migm" / "Lumina-DiMOO")
+    monkeypatch.setattr(weights, "load", partial(weights.load, **lumina_folder.SIZES), raising=True)
+    monkeypatch.setattr(
+        weights, "from_tensors", partial(weights.from_tensors, **lumina_folder.SIZES)
+    )
+    read = []
+    load = comfy.utils.load_torch_file
+    monkeypatch.setattr(
+        comfy.utils, "load_torch_file", lambda path: read.append(path) or load(path)
+    )
+    found = folders.load(folder, "model")
+    assert [path.rpartition("/")[2] for path in read] == list(lumina_folder.SHARDS)
+    builders.assert_same(found, weights.load(folder))
+
+
+def test_load_migm_brings_the_tokenizer_and_a_vae_that_fits(files):
+    put(files)
+    model, vae = LoadMIGM.execute("tiny.safetensors", "auto", "float32").result
+    picture = vae.decode(run(model)["samples"])
+    assert picture.shape == (1, *PIXELS, 3)
+
+
+def test_a_model_without_its_tokenizer_is_refused_by_the_loader(files):
+    put(files, tokenizer=False)
+    with pytest.raises(FileNotFoundError, match=r"tiny\.safetensors has no tokenizer"):
+        LoadMIGM.execute("tiny.safetensors", "auto", "float32")
+
+
+@pytest.mark.parametrize(
+    ("category", "name", "what"),
+    [
+        ("migm", "Lumina-DiMOO", "download lumina-dimoo .*Alpha-VLLM/Lumina-DiMOO into"),
+        ("migm_heads", "dimoo-shortcut.pth", "download dimoo-head .*Kaiwen-Zhu/MIGM-Shortcut"),
+        ("migm", "other.safetensors", "Choose a file that is there"),
+    ],
+)
+def test_a_file_that_is_not_there_is_asked_for_by_name(files, category, name, what):
+    node, kind = {"migm": (LoadMIGM, "model"), "migm_heads": (LoadHead, "head")}[category]
+    given = {"model_name": name, "vq_name": "auto"} if kind == "model" else {"head_name": name}
+    message = node.validate_inputs(**given)
+    assert isinstance(message, str) and message.startswith(f"models/{category} holds no {name}.")
+    assert re.search(what, message)
+
+
+def test_files_that_are_there_pass(files):
+    put(files)
+    assert LoadMIGM.validate_inputs("tiny.safetensors", "auto") is True
+    assert LoadHead.validate_inputs(folders.SHIPPED) is True
+
+
+# ------------------------------------------------------------------------------------------- float8
+
+
+def test_float8_is_made_on_loading_or_taken_from_a_file(files):
+    put(files)
+    chosen = LoadMIGM.execute("tiny.safetensors", "auto", "float8_e4m3fn").result[0]
+    float8 = builders.text_model()
+    weights.save(files / "migm" / "tiny.safetensors", float8, dtype=torch.float8_e4m3fn)
+    for choice in ("default", "float8_e4m3fn"):
+        read = LoadMIGM.execute("tiny.safetensors", "auto", choice).result[0]
+        assert torch.equal(run(read)["samples"], run(chosen)["samples"])
+    block = chosen.model.diffusion_model.blocks[0]
+    stored = getattr(block.query.weight, "_qdata", block.query.weight)
+    assert stored.dtype == torch.float8_e4m3fn
+    assert chosen.model.diffusion_model.token.weight.dtype == torch.float32
+
+
+def test_float8_computes_what_the_command_line_computes(model, tokenizer):
+    codes_BL, prompt = torch.arange(15).unsqueeze(0), [torch.arange(7).unsqueeze(0)]
+    found = []
+    with torch.inference_mode():
+        for network in (
+            weights.build(float8_model()),
+            build(tokenizer, float8_model()).model.diffusion_model,
+            model.model.diffusion_model,
+        ):
+            view = network.on_grid(*GRID)
+            features = view.features(codes_BL, codes_BL > 6, prompt)
+            found.append(view.logits(features[0], codes_BL))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+    assert (found[0] - found[2]).abs().max() > 0.01, "float32 would have passed as well"
+
+
+def test_float8_needs_a_device_that_has_it(tokenizer, monkeypatch):
+    def refuse(device):
+        raise ValueError(f"its weights are float8, which the device {device} cannot hold")
+
+    monkeypatch.setattr(quantized, "check_device", refuse)
+    with pytest.raises(ValueError, match="which the device cpu cannot hold"):
+        build(tokenizer, float8_model())
+    build(tokenizer)
+
+
+def float8_model():
+    return cast(builders.text_model(), torch.float8_e4m3fn)
+
+
+# ------------------------------------------------------------------------------------------- memory
+
+
+def test_branches_take_turns_when_memory_is_short(model, head, monkeypatch, asked, caplog):
+    for free in (2.0**40, 1.0):
+        monkeypatch.setattr(type(model), "get_free_memory", lambda *_, free=free: free)
+        with caplog.at_level(logging.INFO):
+            run(model, head=head)
+    assert [call.network.is_sequential for call in asked] == [False, True]
+    assert caplog.text.count("one guidance branch at a time") == 1
+
+
+def test_branches_in_turns_give_the_same_image(model, head, monkeypatch):
+    together = run(model, head=head, temperature=0.0, choice_temperature=0.0)["samples"]
+    monkeypatch.setattr(type(model), "get_free_memory", lambda *_: 1.0)
+    in_turns = run(model, head=head, temperature=0.0, choice_temperature=0.0)["samples"]
+    assert torch.equal(in_turns, together)
+
+
+@pytest.mark.parametrize("is_sequential", LIMITS)
+def test_the_memory_asked_for_is_that_of_a_run(is_sequential):
+    stand_in = SimpleNamespace(
+        checkpoint=SimpleNamespace(config=REAL),
+        diffusion_model=SimpleNamespace(compute_dtype=torch.bfloat16),
+    )
+    asked_for = native.MaskedImageModel.activations(
+        stand_in, 1, (64, 64), PROMPT_LENGTHS, is_sequential=is_sequential
+    )
+    measured = LIMITS[is_sequential]["run"] * 1e6
+    assert measured < asked_for < 1.5 * measured
+
+
+def test_memory_advice_names_what_helps(model, monkeypatch):
+    def fail(*args, **kwargs):
+        raise mm.OOM_EXCEPTION("tried to allocate 9 GiB")
+
+    monkeypatch.setattr(sample, "generate", fail)
+    with pytest.raises(mm.OOM_EXCEPTION, match=r"scale source images down.*float8.*9 GiB"):
+        run(model)
+
+
+# ------------------------------------------------------------------------------------------- real ComfyUI
+
+
+@needs_comfy
+@pytest.mark.parametrize("part", ["model", "head", "float8", "vae"])
+def test_what_stays_behind_under_partial_offload_is_moved_on_use(part, model, head, vae, tokenizer):
+    module = {
+        "model": model.model.diffusion_model,
+        "head": head.model,
+        "float8": build(tokenizer, float8_model()).model.diffusion_model,
+        "vae": vae.first_stage_model,
+    }[part]
+    left = 0
+    for name, child in partially_loaded(module).named_modules():
+        tensors = [*child.parameters(recurse=False), *child.buffers(recurse=False)]
+        if any(tensor.device.type == "cpu" for tensor in tensors):
+            left += 1
+            assert hasattr(child, "comfy_cast_weights"), f"{part}: {name} would crash on a GPU"
+    assert left > 0
+
+
+@needs_comfy
+def test_float8_layers_are_comfyuis(tokenizer):
+    from comfy.quant_ops import QuantizedTensor
+
+    network = build(tokenizer, float8_model(), "default").model.diffusion_model
+    assert isinstance(network.blocks[1].feed_forward.up.weight, QuantizedTensor)
+    assert not isinstance(network.code_output.weight, QuantizedTensor)
+
+
+@needs_comfy
+def test_vae_encode_does_not_blend_ids_when_memory_runs_out(vae, monkeypatch):
+    def fail(_):
+        raise mm.OOM_EXCEPTION("tried to allocate 9 GiB")
+
+    monkeypatch.setattr(vae.first_stage_model, "encode", fail)
+    with pytest.raises(mm.OOM_EXCEPTION, match="An image of 10 x 6 pixels is too large"):
+        vae.encode(pixels())
