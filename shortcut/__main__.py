@@ -1,4 +1,4 @@
-"""The command line: python -m shortcut generate | convert | info | download."""
+"""The command line: python -m shortcut generate | convert | info | download | cost."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from . import convert, download, generate
+from . import convert, cost, download, generate
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,6 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     generate.add_parser(commands)
     convert.add_parsers(commands)
     download.add_parser(commands)
+    cost.add_parser(commands)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     options = parser.parse_args(arguments)
     try:

@@ -2,8 +2,8 @@
 
 The networks are rebuilt on torch's meta device and every step of the plan goes through the same
 `Denoiser` as in a run, so the real weights are neither touched nor needed. Counted are matrix
-products, convolutions and attention, two operations for each multiply-add; elementwise work, norms
-and softmax are left out.
+products, convolutions and attention, two operations for each multiply-add. All else, such as norms,
+softmax and the choice of tokens, is counted apart: one operation for each element written.
 
 Source: torch.utils.flop_counter. It does not see the CPU's fused attention; on the meta device
 attention falls apart into matrix products, which it counts.
@@ -20,12 +20,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from .denoiser import Denoiser, Features, Revealed
 from .formats import Bare
+from .noise import Noise
 from .pipeline import PredictorOf
 from .predictors.head import ShortcutPredictor
+from .sampler import confidence, draw_codes
 from .schedule import Settings, plan
 
 
@@ -36,10 +40,11 @@ class Operations:
     full: int  # all full passes of the model, every guidance branch
     head: int  # all passes of the shortcut head, every guidance branch
     logits: int  # features to logits in all steps
+    rest: int  # elements written by all that is no multiply-add
 
     @property
     def total(self) -> int:
-        """Of the whole run."""
+        """Multiply-adds of the whole run, two operations each."""
         return self.full + self.head + self.logits
 
 
@@ -70,20 +75,30 @@ def count_operations(
     model, head = _on_meta(network).on_grid(*grid), head and _on_meta(head)
     conditions = [condition.to("meta") for condition in conditions]
     num_images, num_tokens = len(conditions[0]), grid[0] * grid[1]
+    steps = plan(settings, num_tokens if num_to_make is None else num_to_make, num_tokens)
     codes_BL, revealed = _ids(num_images, num_tokens), None
-    with FlopCounterMode(display=False) as counter:
+    with _Elements() as written_by_full, FlopCounterMode(display=False) as counter:
         features = model.features(codes_BL, codes_BL.bool(), conditions)
     per_full, passes = counter.get_total_flops(), _FullPasses(model, features)
     if head is not None:
         predictor = partial(ShortcutPredictor, head)
     denoiser = Denoiser(passes, conditions, predictor and predictor(model, conditions))
-    with FlopCounterMode(display=False) as counter:
-        for step in plan(settings, num_tokens if num_to_make is None else num_to_make, num_tokens):
-            denoiser(step, codes_BL, codes_BL.bool(), _ids(num_images, step.num_masked), revealed)
+    noise = Noise(*torch.zeros(2, len(steps), num_images, num_tokens, device="meta").unbind())
+    with _Elements() as written, FlopCounterMode(display=False) as counter:
+        for step in steps:
+            index_BN = _ids(num_images, step.num_masked)
+            logits_BNV = denoiser(step, codes_BL, codes_BL.bool(), index_BN, revealed).logits_BNV
+            drawn_BN = draw_codes(logits_BNV, step, index_BN, noise)
+            confidence(logits_BNV, drawn_BN, step, index_BN, noise)
             ids_BK = _ids(num_images, step.num_revealed)
             revealed = Revealed(ids_BK, ids_BK)
     in_head = sum(counter.get_flop_counts().get(type(head).__name__, {}).values())
-    return Operations(passes.count * per_full, in_head, counter.get_total_flops() - in_head)
+    return Operations(
+        full=passes.count * per_full,
+        head=in_head,
+        logits=counter.get_total_flops() - in_head,
+        rest=passes.count * written_by_full.count + written.count,
+    )
 
 
 class _FullPasses:
@@ -97,6 +112,22 @@ class _FullPasses:
     ) -> Features:
         self.count += 1
         return self.known
+
+
+class _Elements(TorchDispatchMode):
+    """Adds up the elements that operations write, but for multiply-adds and views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        aliases = [returned.alias_info for returned in func._schema.returns]
+        is_view = any(alias is not None and not alias.is_write for alias in aliases)
+        if func.overloadpacket not in flop_registry and not is_view:
+            self.count += sum(t.numel() for t in tree_leaves(out) if isinstance(t, Tensor))
+        return out
 
 
 def _on_meta(network: Any) -> Any:

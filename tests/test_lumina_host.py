@@ -1,9 +1,8 @@
-"""What a host may rely on: memory of a real-size run, weights that are away between calls, no waiting for a device."""
+"""What a host may rely on: weights that are away between calls, no waiting for a device."""
 
 from __future__ import annotations
 
 import copy
-import weakref
 from typing import Any
 
 import pytest
@@ -11,127 +10,13 @@ import torch
 from lumina_sets import head, network
 from shortcut_pack.shortcut.denoiser import Denoiser, Revealed
 from shortcut_pack.shortcut.formats import Bare
-from shortcut_pack.shortcut.heads import lumina as lumina_head
 from shortcut_pack.shortcut.models import lumina
 from shortcut_pack.shortcut.noise import Noise
 from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
 from shortcut_pack.shortcut.sampler import sample
 from shortcut_pack.shortcut.schedule import Settings, plan
 from test_sampler import NoSync
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-
-REAL = lumina.Config(
-    width=4096,
-    depth=2,  # blocks come one after the other: more of them need no more memory at a time
-    num_heads=32,
-    num_kv_heads=32,
-    mlp_width=12288,
-    num_text_ids=126356,
-    num_codes=8192,
-    rope_theta=5e5,
-    norm_eps=1e-5,
-)
-REAL_HEAD = lumina_head.Config(
-    model_width=4096,
-    width=2048,
-    num_blocks=1,
-    num_heads=32,
-    num_kv_heads=32,
-    mlp_width=12288,
-    rope_theta=5e5,
-    norm_eps=1e-5,
-    has_time=True,
-    sees_new=True,
-)
-PROMPT_LENGTHS = (60, 14)
-MB = 1e6
-
-
-class Memory(TorchDispatchMode):
-    """Adds up the bytes of tensors made in it, as long as they live."""
-
-    def __init__(self, *networks: nn.Module):
-        super().__init__()
-        self.weights = [p.untyped_storage() for net in networks for p in net.parameters()]
-        self.live: dict[int, Any] = {id(storage): None for storage in self.weights}
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in self.live:
-                self.add(tensor.untyped_storage())
-        return out
-
-    def add(self, storage: torch.UntypedStorage) -> None:
-        key, size = id(storage), storage.nbytes()
-
-        def gone(_: Any) -> None:
-            del self.live[key]
-            self.now -= size
-
-        self.live[key] = weakref.ref(storage, gone)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-
-def fused(q_BSD: Tensor, k_BTD: Tensor, v_BTD: Tensor, num_heads: int) -> Tensor:
-    """Attention without its values: kernels of GPUs keep no scores."""
-    return torch.empty_like(q_BSD)
-
-
-def shapes(network: type[nn.Module], config: Any, dtype: torch.dtype = torch.bfloat16) -> Any:
-    """A network that has shapes but no values."""
-    net = network(config, dtype=dtype, device="meta", operations=Bare, attention=fused)
-    return net.requires_grad_(False)
-
-
-def ids(*shape: int) -> Tensor:
-    return torch.zeros(*shape, dtype=torch.long, device="meta")
-
-
-@torch.no_grad()
-def peaks(is_sequential: bool) -> dict[str, float]:
-    """Megabytes above the weights at 1024 x 1024 pixels with guidance."""
-    model = shapes(lumina.LuminaDiMOO, REAL).on_grid(64, 64, is_sequential=is_sequential)
-    net = shapes(lumina_head.LuminaHead, REAL_HEAD)
-    prompts = [ids(1, length) for length in PROMPT_LENGTHS]
-    codes_BL, is_masked_BL = ids(1, 4096), ids(1, 4096).bool()
-    found = {}
-    with Memory(model.model, net) as memory:
-        features = model.features(codes_BL, is_masked_BL, prompts)
-        found["full pass"] = memory.peak / MB
-        memory.peak = memory.now
-        net.next_features(model, features, prompts, Revealed(ids(1, 64), ids(1, 64)), 0.5)
-        found["head"] = memory.peak / MB
-        memory.peak = before = memory.now
-        model.logits(features[0], codes_BL)
-        found["logits"] = (memory.peak - before) / MB
-    del features
-    settings = Settings(**{**lumina.FORMAT.defaults, "full_steps": 32})
-    steps = plan(settings, 4096, 4096)[:3]
-    noise = Noise(*torch.zeros(2, 3, 1, 4096, device="meta").unbind())
-    denoiser = Denoiser(model, prompts, ShortcutPredictor(net, model, prompts))
-    with Memory(model.model, net) as memory, pytest.raises(RuntimeError, match="meta"):
-        sample(denoiser, codes_BL, is_masked_BL, steps, noise)  # fails after its last step
-    return {**found, "run": memory.peak / MB}
-
-
-# Measured, and 1 % more: without 4,096 x 8,192 logits kept from the step before, or a third hidden activation.
-LIMITS = {
-    False: {"full pass": 700, "head": 737, "logits": 204, "run": 770},
-    True: {"full pass": 383, "head": 437, "logits": 204, "run": 684},
-}
-
-
-@pytest.mark.parametrize("is_sequential", LIMITS)
-def test_memory_of_a_run_at_1024_pixels(is_sequential):
-    found = peaks(is_sequential)
-    assert {name: found[name] <= limit for name, limit in LIMITS[is_sequential].items()} == {
-        name: True for name in found
-    }, found
+from torch import nn
 
 
 def away(net: nn.Module) -> nn.Module:

@@ -28,21 +28,11 @@ from torch import Tensor
 
 from .. import weights
 from ..checkpoint import Checkpoint
+from ..cost import MODEL as REAL
 from ..files import write_safetensors
 from ..formats import Bare, publish
 from ..models import lumina
 
-REAL = lumina.Config(
-    width=4096,
-    depth=32,
-    num_heads=32,
-    num_kv_heads=32,
-    mlp_width=12288,
-    num_text_ids=126356,
-    num_codes=8192,
-    rope_theta=500_000.0,
-    norm_eps=1e-5,
-)
 FLOAT8 = torch.float8_e4m3fn
 GB = 1e9
 INTERVAL = 0.005  # seconds between looks at the memory
