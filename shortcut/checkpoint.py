@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from . import quantized
 from .formats import Bare, Format
 from .metadata import Metadata
+from .shards import INDEX_SUFFIX
 from .values import check_finite
 
 
@@ -35,8 +36,10 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """For messages."""
-        return self.path.name if self.path is not None else f"this {self.format.title}"
+        """For messages: the file's, or the folder's of a model in several files."""
+        if self.path is None:
+            return f"this {self.format.title}"
+        return (self.path.parent if self.path.name.endswith(INDEX_SUFFIX) else self.path).name
 
     @property
     def dtype(self) -> torch.dtype:

@@ -86,6 +86,7 @@ def test_a_published_folder_is_read_as_comfyui_reads(files, monkeypatch):
     found = folders.load(folder, "model")
     assert [path.rpartition("/")[2] for path in read] == list(lumina_folder.SHARDS)
     builders.assert_same(found, weights.load(folder))
+    assert found.name == "Lumina-DiMOO"
 
 
 def test_load_migm_brings_the_tokenizer_and_a_vae_that_fits(files):

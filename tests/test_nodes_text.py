@@ -8,6 +8,7 @@ They run on stand-ins for ComfyUI, and on the real one if COMFY_DIR names its fo
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 import builders
@@ -113,6 +114,13 @@ def test_progress_counts_every_step_and_previews_have_the_shape_of_the_image(
     assert {picture.size for picture in pictures} == {(510, 306)}
     first = np.asarray(pictures[0].resize(GRID[::-1], 0))
     assert (first == 128).all(-1).mean() > 0.8
+
+
+def test_vanilla_is_called_so_also_where_steps_reveal_nothing(model, caplog):
+    with caplog.at_level(logging.INFO):
+        run(model, steps=20)
+    (line,) = [m for m in caplog.messages if m.startswith("Shortcut Masked Sampler")]
+    assert "20 steps" in line and "20 full" not in line and line.endswith("(vanilla)")
 
 
 # ------------------------------------------------------------------------------------------- source images
