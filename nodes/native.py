@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import comfy.latent_formats
@@ -128,10 +128,10 @@ class MaskedImageModel(comfy.model_base.BaseModel):
         # As many as Lumina-DiMOO has; of other models some less.
         lengths = [length + rows * (columns + 1) + 4 for length in prompt_lengths]
         at_once = max(lengths) if is_sequential else sum(lengths)
-        # Measured in tests/test_lumina_host.py: what is alive at the peak of a block and of a draw.
+        # What `python -m shortcut cost` finds alive at the peak of a block and of a draw of codes, and between them.
         block = at_once * (4 * config.width + 2 * config.mlp_width) * itemsize
-        draw = 5 * rows * columns * config.num_codes * 4
-        features = sum(lengths) * config.width * itemsize
+        draw = 4 * rows * columns * config.num_codes * 4
+        features = 2 * sum(lengths) * config.width * itemsize
         return MARGIN * num_images * (features + max(block, draw))
 
 
@@ -192,6 +192,20 @@ class CodeLatents(torch.nn.Module):
         return self.vq.decode(codes_Bhw.clamp(0, self.vq.config.num_codes - 1))
 
 
+def vq_memory(config: Any) -> tuple[Callable[..., float], Callable[..., float]]:
+    """(shape of pixels, type) and (shape of latents, type) -> bytes that a VQ model needs in float32."""
+    # Feature maps of the finest level: 6 are alive at the peak, the rest is for convolutions.
+    per_pixel = 8 * config.channels * 4
+
+    def for_encode(shape: Any, dtype: Any) -> float:
+        return per_pixel * shape[2] * shape[3]
+
+    def for_decode(shape: Any, dtype: Any) -> float:
+        return per_pixel * shape[2] * shape[3] * config.downscale**2
+
+    return for_encode, for_decode
+
+
 class CodeVAE(comfy.sd.VAE):
     """A VQ model as ComfyUI's VAE."""
 
@@ -202,12 +216,7 @@ class CodeVAE(comfy.sd.VAE):
         self.latent_channels = 1
         self.downscale_ratio = self.upscale_ratio = config.downscale
         self.working_dtypes = [torch.float32]
-        # Feature maps of the finest level: 6 are alive at the peak, the rest is for convolutions.
-        per_pixel = 8 * config.channels * mm.dtype_size(torch.float32)
-        self.memory_used_encode = lambda shape, dtype: per_pixel * shape[2] * shape[3]
-        self.memory_used_decode = lambda shape, dtype: (
-            per_pixel * shape[2] * shape[3] * config.downscale**2
-        )
+        self.memory_used_encode, self.memory_used_decode = vq_memory(config)
         self.device, self.output_device = mm.vae_device(), mm.intermediate_device()
         self.vae_dtype = torch.float32  # whatever the command line says: ids do not survive less
         offload_device = mm.vae_offload_device()

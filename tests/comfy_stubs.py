@@ -215,7 +215,6 @@ def _contents() -> dict[str, dict[str, Any]]:
             ),
             "unet_dtype": lambda *_: torch.float32,
             "unet_manual_cast": lambda *_: None,
-            "dtype_size": lambda dtype: dtype.itemsize,
             "archive_model_dtypes": lambda _: None,
             "load_models_gpu": lambda *_, **__: None,
             "throw_exception_if_processing_interrupted": lambda: None,

@@ -25,9 +25,8 @@ import comfy.model_management as mm
 import comfy.utils
 from shortcut_pack.nodes import folders, native, sample
 from shortcut_pack.nodes.load import LoadHead, LoadMIGM
-from shortcut_pack.shortcut import quantized, weights
+from shortcut_pack.shortcut import cost, quantized, weights
 from shortcut_pack.shortcut.checkpoint import cast
-from test_lumina_host import LIMITS, PROMPT_LENGTHS, REAL
 from test_nodes import partially_loaded
 from text_nodes import (  # noqa: F401
     GRID,
@@ -190,17 +189,28 @@ def test_branches_in_turns_give_the_same_image(model, head, monkeypatch):
     assert torch.equal(in_turns, together)
 
 
-@pytest.mark.parametrize("is_sequential", LIMITS)
+@pytest.mark.parametrize("is_sequential", [False, True])
 def test_the_memory_asked_for_is_that_of_a_run(is_sequential):
     stand_in = SimpleNamespace(
-        checkpoint=SimpleNamespace(config=REAL),
+        checkpoint=SimpleNamespace(config=cost.MODEL),
         diffusion_model=SimpleNamespace(compute_dtype=torch.bfloat16),
     )
+    grid, lengths = (64, 64), (60, 14)
     asked_for = native.MaskedImageModel.activations(
-        stand_in, 1, (64, 64), PROMPT_LENGTHS, is_sequential=is_sequential
+        stand_in, 1, grid, lengths, is_sequential=is_sequential
     )
-    measured = LIMITS[is_sequential]["run"] * 1e6
-    assert measured < asked_for < 1.5 * measured
+    prompts = [cost.ids(1, length) for length in lengths]
+    peaks = cost.run_peaks(grid, prompts, is_sequential=is_sequential)
+    assert max(peaks.values()) < asked_for < 1.4 * max(peaks.values())
+
+
+def test_the_memory_asked_for_is_that_of_the_vq_model():
+    peaks, pixels_BCYX = cost.vq_peaks((64, 64)), (1, 3, 1024, 1024)
+    config = SimpleNamespace(channels=cost.VQ.channels, downscale=cost.VQ.downscale)
+    for_encode, for_decode = native.vq_memory(config)
+    encode, decode = peaks.values()
+    assert encode < for_encode(pixels_BCYX, None) < 2 * encode
+    assert decode < for_decode((1, 1, 64, 64), None) < 2 * decode
 
 
 def test_memory_advice_names_what_helps(model, monkeypatch):
