@@ -146,7 +146,7 @@ def compose(seed: int, *, time: str | None = None, biome: str | None = None) -> 
         time=time,
         biome=biome,
         body=body,
-        stars=_compose_stars(rng, body) if time == "night" else (),
+        stars=compose_stars(rng, body) if time == "night" else (),
         layers=_compose_layers(rng, biome),
         trees=trees,
         houses=houses,
@@ -162,22 +162,27 @@ def compose_varied(seed: int) -> Scene:
     if scene.time not in ("dawn", "dusk") or scene.body is None or rng.random() > 1 / 3:
         return scene
     kind = rng.choice(BODY_KINDS[2:])
-    moon = replace(scene.body, kind=kind, y=rng.uniform(0.14, 0.26), colour="pale yellow")
-    return replace(scene, body=moon)
+    return replace(scene, body=body_of(rng, kind, scene.time, scene.body.x, scene.body.size))
 
 
 def _compose_body(rng: random.Random, time: str, column: float) -> Body | None:
     x, size = column + rng.uniform(-0.02, 0.02), rng.uniform(0.15, 0.18)
     if rng.random() < 0.1:
         return None
-    if time == "night":
-        kind = rng.choice(("full moon", "crescent moon"))
+    kind = rng.choice(BODY_KINDS[2:]) if time == "night" else "sun"
+    return body_of(rng, kind, time, x, size)
+
+
+def body_of(rng: random.Random, kind: str, time: str, x: float, size: float) -> Body:
+    """The sun or a moon at the height and in the colour that it has at a time of day."""
+    if kind != "sun":
         return Body(kind, x, rng.uniform(0.14, 0.26), size, "pale yellow")
     y = rng.uniform(0.13, 0.2) if time == "day" else rng.uniform(0.28, 0.38)
     return Body("sun", x, y, size, {"day": "yellow", "dawn": "pale yellow"}.get(time, "golden"))
 
 
-def _compose_stars(rng: random.Random, body: Body | None) -> tuple[Star, ...]:
+def compose_stars(rng: random.Random, body: Body | None) -> tuple[Star, ...]:
+    """The stars of a night, away from the moon."""
     stars: list[Star] = []
     count = rng.randint(6, 14)
     taken = [(body.x, body.y, 0.15)] if body else []
