@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.image import to_pixels
+from shortcut_pack.shortcut.tokenizer_files import copy_tokenizer
 from test_lumina_prompts import real_words, save_tokenizer, tags_of
 from torch import Tensor
 
@@ -123,6 +124,14 @@ def test_a_folder_as_published_with_all_that_is_needed(run: Run, tmp_path: Path)
     assert main([*arguments, "--out", str(tmp_path / "b.png"), "--steps", "3"]) == 0
     with Image.open(tmp_path / "b.png") as image:
         assert image.size == (8, 8)
+
+
+def test_float8_weights(run: Run, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "small.safetensors"
+    weights.save(path, builders.text_model(), dtype=torch.float8_e4m3fn)
+    copy_tokenizer(folder / "model.tokenizer", path)
+    status, codes, _, error = run(*PROMPT, "--head", "none", model=str(path))
+    assert (status, error) == (0, "") and codes.shape == (1, 4, 4)
 
 
 def test_what_to_guide_away_from(run: Run) -> None:
