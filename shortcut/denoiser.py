@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from .schedule import Step
@@ -26,6 +27,13 @@ class Revealed:
 
     codes_BK: Tensor
     index_BK: Tensor
+
+
+def merged(revealed: Sequence[Revealed]) -> Revealed:
+    """All tokens that several steps revealed."""
+    index_BK, order_BK = torch.cat([r.index_BK for r in revealed], 1).sort(1)
+    codes_BK = torch.cat([r.codes_BK for r in revealed], 1).gather(1, order_BK)
+    return Revealed(codes_BK, index_BK)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ from shortcut_pack.shortcut.train.head import (
     teacher_run,
     train_head,
 )
-from shortcut_pack.shortcut.train.loss import Objective, window, window_loss
-from shortcut_pack.shortcut.train.record import Trajectories, generation_order
+from shortcut_pack.shortcut.train.loss import Objective, predict, window, window_loss
+from shortcut_pack.shortcut.train.record import Recorder, Trajectories, generation_order
 from torch import nn
 
 NUM_CLASSES, NUM_TOKENS = 4, 16
@@ -64,9 +64,10 @@ def train(
     recipe: Recipe = RECIPE,
     teaching: Teaching = TEACHING,
     objective: Objective = Objective(),  # noqa: B008 - frozen
+    config: HeadConfig = HEAD,
     **options,
 ) -> nn.Module:
-    head = initialised(HEAD, recipe.seed)
+    head = initialised(config, recipe.seed)
     return train_head(
         teacher(), head, DRAW, recipe, teaching, objective, num_tokens=NUM_TOKENS, **options
     )
@@ -152,19 +153,19 @@ def test_the_replay_keeps_the_newest_runs_and_makes_each_once():
         made.append(number)
         return number
 
-    replay = Replay(make_run, TEACHING)
+    replay = Replay(make_run, TEACHING, from_full=False)
     for iteration in range(46):
         replay.advance(iteration)
     assert made == [0, 1, 2, 3, 4, 5]
     assert list(replay.runs) == [3, 4, 5]
-    resumed = Replay(lambda number: number, TEACHING)
+    resumed = Replay(lambda number: number, TEACHING, from_full=False)
     resumed.advance(45)
     assert resumed.runs == replay.runs
 
 
 def test_windows_spread_over_the_run_and_stay_inside():
     teaching = replace(TEACHING, runs=(Settings(num_steps=8),), windows_per_batch=7)
-    replay = Replay(lambda n: run(teaching, n), teaching)
+    replay = Replay(lambda n: run(teaching, n), teaching, from_full=False)
     replay.advance(0)
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
@@ -212,6 +213,8 @@ def test_a_chain_feeds_the_head_its_own_features():
     recorded = run()
 
     class Adds(nn.Module):
+        config = HEAD
+
         def next_features(self, model, features, conditions, revealed, mask_ratio):
             return tuple(f + 1 for f in features)
 
@@ -222,9 +225,62 @@ def test_a_chain_feeds_the_head_its_own_features():
     assert loss.item() == pytest.approx(2 * parts["mse"].item())
 
 
-def test_the_head_serves_runs_with_few_full_steps():
+def test_a_head_that_starts_from_full_passes_learns_whole_stretches_at_once():
+    recorded = run()
+    replay = Replay(lambda n: recorded, TEACHING, from_full=True)
+    replay.advance(0)
+    parts = [part for seed in range(9) for part in replay.draw(torch.Generator().manual_seed(seed))]
+    assert {len(part.steps) for part in parts} == {1}
+    lengths = set()
+    for part in parts:
+        end, num_shown = part.steps[0].index, part.revealed[0].index_BK.shape[1]
+        stretch = [n for n in (1, 2, 3) if shown_before(recorded, end, n) == num_shown]
+        assert len(stretch) == 1
+        lengths |= set(stretch)
+        assert part.targets[0][0].sum().item() == pytest.approx(
+            recorded.features[end][0].float().sum().item(), rel=1e-4
+        )
+    assert lengths == {1, 2, 3}
+
+
+def shown_before(recorded: Trajectories, end: int, length: int) -> int:
+    """Tokens that the `length` steps before step `end` revealed; -1 = there are not as many steps."""
+    counts = [step.num_revealed for step in recorded.steps[:end]]
+    return sum(counts[-length:]) if length <= end else -1
+
+
+@pytest.mark.parametrize("from_full", [False, True])
+def test_training_asks_the_head_as_a_run_does(from_full):
+    head = initialised(replace(HEAD, from_full=from_full), 0)
+    nn.init.normal_(head.proj_out.weight, generator=torch.Generator().manual_seed(1))
+    conditions = (torch.tensor([0, 1]), torch.full((2,), NUM_CLASSES))
+    recorder = Recorder(conditions, dtype=torch.float32)
+    generate(
+        teacher(),
+        conditions,
+        Settings(num_steps=6, full_steps=(0, 4)),
+        seed=0,
+        image_indices=range(2),
+        num_tokens=NUM_TOKENS,
+        predictor=lambda model, c: ShortcutPredictor(head, model, c),
+        on_step=recorder,
+    )
+    used = recorder.trajectories()
+    for start, length in ((0, 3), (4, 1)):
+        predicted = predict(head, teacher(), window(used, start, length))
+        for i, features in enumerate(predicted):
+            for found, expected in zip(features, used.features[start + 1 + i], strict=True):
+                assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("from_full", [False, True])
+def test_the_head_serves_runs_with_few_full_steps(from_full):
     """At use, fewer codes differ from the teacher's than with the last features unchanged."""
-    head = train(objective=Objective(guided_kl=1.0))
+    # From a full pass a window has one step to learn from, not three.
+    recipe = replace(RECIPE, iterations=180 if from_full else 60)
+    head = train(
+        recipe, objective=Objective(guided_kl=1.0), config=replace(HEAD, from_full=from_full)
+    )
     classes = torch.arange(64) % NUM_CLASSES
     conditions = (classes, torch.full_like(classes, NUM_CLASSES))
 

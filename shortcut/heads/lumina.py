@@ -38,6 +38,7 @@ class Config:
     norm_eps: float
     has_time: bool  # True: modulated by the mask ratio
     sees_new: bool  # True: attends to the new tokens. False: blind to them (the ablation "no_ca")
+    from_full: bool = False  # True: predicts from the last full pass. False: from the step before
 
 
 class LuminaHead(nn.Module):
@@ -195,6 +196,7 @@ def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
         norm_eps=positive(known, "norm_eps", NORM_EPS),
         has_time=count(tensors, "time.") > 0,
         sees_new=sees_new,
+        from_full=bool(known.get("from_full", False)),
     )
 
 

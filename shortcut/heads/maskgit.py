@@ -30,6 +30,7 @@ class Config:
     num_blocks: int
     num_heads: int
     has_time: bool  # True: modulated by the mask ratio
+    from_full: bool = False  # True: predicts from the last full pass. False: from the step before
 
 
 class MaskGITHead(nn.Module):
@@ -145,6 +146,7 @@ def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
         num_blocks=count(tensors, "blocks."),
         num_heads=check_heads(given(known, "num_heads", NUM_HEADS, model_width), width),
         has_time=count(tensors, "time.") > 0,
+        from_full=bool(known.get("from_full", False)),
     )
 
 

@@ -1,13 +1,15 @@
-"""MIGM-Shortcut: a trained head predicts the next features from the last ones and the tokens just revealed.
+"""MIGM-Shortcut: a trained head predicts the next features from earlier ones and the tokens revealed since.
 
 Source: arXiv 2602.23996, section 3.
+Differs: a head may also be trained to start from the last full pass instead of from the step before (`from_full`), so
+that its errors do not add up.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..denoiser import Features, Revealed
+from ..denoiser import Features, Revealed, merged
 from ..schedule import Step
 
 
@@ -22,12 +24,18 @@ class ShortcutPredictor:
 
     def __init__(self, head: Any, model: Any, conditions: Any):
         self.head, self.model, self.conditions = head, model, conditions
+        self.last_full: Features = ()
+        self.since: list[Revealed] = []  # by the steps since `last_full`
 
     def observe(self, step: Step, features: Features) -> None:
-        """Needs nothing of a full pass: the last features are handed to `predict`."""
+        """Notes a full pass."""
+        self.last_full, self.since = features, []
 
     def predict(self, step: Step, features: Features, revealed: Revealed) -> Features:
         """The features of `step`, one tensor for each guidance branch."""
+        if self.head.config.from_full:
+            self.since.append(revealed)
+            features, revealed = self.last_full, merged(self.since)
         return self.head.next_features(
             self.model, features, self.conditions, revealed, step.mask_ratio
         )

@@ -4,8 +4,8 @@ Which runs are kept and what is drawn from them depends on (seed, iteration) alo
 training goes through the same numbers.
 
 Source: arXiv 2602.23996, section 3 (features now + tokens just revealed -> next features).
-Differs: trajectories are made on the way, not stored; the head is applied to its own predictions
-several times in a row along the teacher's steps, as it is at use.
+Differs: trajectories are made on the way, not stored; the head learns several steps after a full pass,
+as it is used: applied to its own predictions in a row, or (`from_full`) once for all tokens since then.
 
     B  images
 """
@@ -32,6 +32,7 @@ from .loss import (
     divergence,
     feature_mse,
     guided,
+    last_step,
     mean,
     predict,
     window,
@@ -58,7 +59,7 @@ class Teaching:
     iterations_per_run: int = 40  # then a new run takes the place of the oldest
     windows_per_batch: int = 4  # places in the runs kept, spread over early and late steps
     images_per_window: int = 8
-    max_chain: int = 4  # the head is applied 1 .. this many times in a row, evenly drawn
+    max_chain: int = 4  # steps from a full pass to the last that is predicted, drawn from 1 .. this
 
 
 class Replay:
@@ -67,8 +68,10 @@ class Replay:
     At iteration i: number i // `iterations_per_run` and the `runs_kept` - 1 after it.
     """
 
-    def __init__(self, make_run: Callable[[int], Trajectories], teaching: Teaching):
-        self.make_run, self.teaching = make_run, teaching
+    def __init__(
+        self, make_run: Callable[[int], Trajectories], teaching: Teaching, from_full: bool
+    ):
+        self.make_run, self.teaching, self.from_full = make_run, teaching, from_full
         self.runs: dict[int, Trajectories] = {}
 
     def advance(self, iteration: int) -> None:
@@ -92,7 +95,8 @@ class Replay:
         start = int((place + u_start) / teaching.windows_per_batch * num_starts)
         length = 1 + int(u_length * min(teaching.max_chain, num_starts - start))
         images = torch.randperm(run.num_images, generator=generator)[: teaching.images_per_window]
-        return window(run, start, length, images.to(run.masked_index[0].device))
+        part = window(run, start, length, images.to(run.masked_index[0].device))
+        return last_step(part) if self.from_full else part
 
 
 def class_conditions(num_classes: int) -> DrawConditions:
@@ -175,7 +179,7 @@ def train_head(
             device=device,
         )
 
-    replay = Replay(make_run, teaching)
+    replay = Replay(make_run, teaching, head.config.from_full)
 
     def loss_of(network: nn.Module, windows: list[Window]) -> tuple[Tensor, dict[str, Tensor]]:
         results = [window_loss(network, model, w, objective) for w in windows]

@@ -7,14 +7,14 @@ V  codebook size    L  image tokens
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..denoiser import Denoised, Features, Model, Revealed
+from ..denoiser import Denoised, Features, Model, Revealed, merged
 from ..noise import Noise
 from ..sampler import Trace, positions, sample
 from ..schedule import Step
@@ -75,8 +75,30 @@ def window(
     )
 
 
+def last_step(part: Window) -> Window:
+    """The last step of `part`, to be predicted at once from all tokens revealed until then."""
+    return replace(
+        part,
+        revealed=[merged(part.revealed)],
+        steps=part.steps[-1:],
+        targets=part.targets[-1:],
+        masked_index=part.masked_index[-1:],
+    )
+
+
 def predict(head: Any, model: Model, window: Window) -> list[Features]:
-    """The head's features for each step of `window`, from its own of the step before."""
+    """The head's features for each step of `window`, as `predictors.head` would get them after a full pass."""
+    if head.config.from_full:
+        return [
+            head.next_features(
+                model,
+                window.features,
+                window.conditions,
+                merged(window.revealed[: i + 1]),
+                step.mask_ratio,
+            )
+            for i, step in enumerate(window.steps)
+        ]
     features, predicted = window.features, []
     for step, revealed in zip(window.steps, window.revealed, strict=True):
         features = head.next_features(model, features, window.conditions, revealed, step.mask_ratio)
