@@ -35,7 +35,7 @@ from .scenes import CLASS_NAMES, compose_varied
 NUM_TRAIN, NUM_FRESH, NUM_COLOURED = 40_000, 6_000, 2_000
 FIRST_FRESH_SEED = 10_000_000  # no training picture has such a seed
 TITLE = "Procedural landscapes, 96 x 96"
-DEFAULTS = {"num_steps": 32, "guidance": [2.8], "choice_temperature": 7.0}
+DEFAULTS = {"num_steps": 32, "guidance": [2.8], "choice_temperature": train_head.CHOICE_TEMPERATURE}
 
 
 def main(arguments: list[str] | None = None) -> int:
