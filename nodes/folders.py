@@ -42,8 +42,15 @@ def register_folders() -> None:
 
 
 def choices(category: str) -> list[str]:
-    """The shipped files and all files of the category; a model in several files is one choice."""
-    names = map(_shown, folder_paths.get_filename_list(category))
+    """The shipped files and all files of the category; a model in several files is one choice.
+
+    What lies in hidden folders is left out: a download in progress.
+    """
+    names = [
+        _shown(name)
+        for name in folder_paths.get_filename_list(category)
+        if not any(part.startswith(".") for part in PurePath(name).parts)
+    ]
     return [*SHIPPED_FILES, *dict.fromkeys(names)]
 
 

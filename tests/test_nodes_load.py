@@ -59,6 +59,11 @@ def test_a_model_in_several_files_is_one_choice(files):
     assert folders.stamp(folder) != before
 
 
+def test_a_download_in_progress_is_no_choice(files):
+    lumina_folder.write(files / "migm" / "Lumina-DiMOO" / ".download")
+    assert folders.choices("migm") == [*folders.SHIPPED_FILES]
+
+
 def test_parts_that_lie_bare_are_one_choice(files):
     lumina_folder.write(files / "migm")
     assert folders.choices("migm")[2:] == [folders.INDEX]
