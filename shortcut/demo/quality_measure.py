@@ -12,7 +12,6 @@ A row samples as many pictures of every class, decodes them and lets the judge l
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,13 +20,11 @@ import torch
 from torch import Tensor
 
 from ..classes import class_branches
-from ..pipeline import PredictorOf, generate
-from ..predictors.head import ShortcutPredictor
-from ..predictors.reuse import Reuse
-from ..schedule import Settings
+from ..pipeline import generate
 from . import classifier
 from .data import SIZE, to_network
 from .frechet import Gaussian, frechet_distance
+from .quality_rows import Kit, Row
 from .scene_drawing import draw
 from .scenes import BIOMES, TIMES, compose
 
@@ -38,68 +35,6 @@ REAL_STRIDE = 1_000_000
 DECODE_BATCH = 8  # larger batches leave the cache of a CPU and are slower
 NUM_CLASSES = len(TIMES) * len(BIOMES)
 Judged = tuple[np.ndarray, dict[str, np.ndarray]]  # features (B, D), predicted values by attribute
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row of the table, by its name on the command line."""
-
-    kind: str  # real | vq | vanilla | shortcut | reuse
-    num_steps: int = 0
-    full_steps: int = 0
-
-    @classmethod
-    def parse(cls, name: str) -> Row:
-        """The row `real`, `vq`, `vanilla-STEPS`, `shortcut-STEPS-FULL` or `reuse-STEPS-FULL`.
-
-        Raises ValueError for any other name.
-        """
-        kind, *numbers = name.split("-")
-        wanted = {"real": 0, "vq": 0, "vanilla": 1, "shortcut": 2, "reuse": 2}.get(kind)
-        if wanted != len(numbers) or not all(number.isdecimal() for number in numbers):
-            raise ValueError(
-                f"there is no row {name!r}. Expected real, vq, vanilla-STEPS, "
-                "shortcut-STEPS-FULL or reuse-STEPS-FULL, such as shortcut-32-8."
-            )
-        sizes = [int(number) for number in numbers]
-        return cls(kind, *(sizes if len(sizes) != 1 else 2 * sizes))
-
-    @property
-    def name(self) -> str:
-        """As on the command line."""
-        numbers = {"real": (), "vq": (), "vanilla": (self.num_steps,)}.get(
-            self.kind, (self.num_steps, self.full_steps)
-        )
-        return "-".join(map(str, (self.kind, *numbers)))
-
-    @property
-    def is_sampled(self) -> bool:
-        """False: a reference row."""
-        return self.num_steps > 0
-
-
-@dataclass(frozen=True, slots=True)
-class Kit:
-    """The networks under test, and how they are run."""
-
-    model: Any
-    head: Any
-    vq: Any
-    judge: Any
-    defaults: Settings  # all but the steps
-    device: torch.device
-    batch_size: int
-
-    def settings(self, row: Row) -> Settings:
-        """The sampler settings of a row."""
-        full_steps = None if row.kind == "vanilla" else row.full_steps
-        return replace(self.defaults, num_steps=row.num_steps, full_steps=full_steps)
-
-    def predictor(self, row: Row) -> PredictorOf | None:
-        """What answers the row's other steps."""
-        if row.kind == "shortcut":
-            return partial(ShortcutPredictor, self.head)
-        return (lambda model, conditions: Reuse()) if row.kind == "reuse" else None
 
 
 def measure(row: Row, seed: int, num: int, kit: Kit, reference: Gaussian) -> dict[str, float]:

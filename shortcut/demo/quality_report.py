@@ -1,10 +1,11 @@
-"""The quality table as Markdown and as a chart drawn with Pillow. It measures nothing."""
+"""Quality tables as Markdown and as a chart drawn with Pillow. It measures nothing."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -12,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
 
-COLUMNS = ("", "steps", "full", "s / image", "GFLOP / image", "distance", "time", "biome", "both")
+WORK_COLUMNS = ("", "steps", "full", "s / image", "GFLOP / image")
+COLUMNS = (*WORK_COLUMNS, "distance", "time", "biome", "both")
 TITLES = {
     "real": "other real scenes",
     "vq": "real scenes through the VQ",
@@ -33,17 +35,31 @@ COLOURS: dict[str, Colour] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One row of the table. Figures are means over the seeds; work and seconds are per image."""
+class Work:
+    """What a row of a table takes, per image; a table adds its measure of quality."""
 
     kind: str  # real | vq | vanilla | shortcut | reuse
     num_steps: int  # 0: a reference, nothing was sampled
     num_full: int
-    seconds: float
+    seconds: float  # mean over the seeds
     operations: int
     operations_full: int
     operations_head: int
     operations_logits: int
+
+    @property
+    def work_cells(self) -> tuple[str, ...]:
+        """The row's text, by WORK_COLUMNS."""
+        if not self.num_steps:
+            return (TITLES[self.kind], "", "", "", "")
+        steps, gigaflops = (str(self.num_steps), str(self.num_full)), self.operations / 1e9
+        return (TITLES[self.kind], *steps, f"{self.seconds:.3f}", f"{gigaflops:.2f}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line(Work):
+    """A row of the table of the class-conditional model. Figures are means over the seeds."""
+
     distance: float
     distances: list[float]  # of each seed
     time: float  # shares in [0, 1] of pictures that show what was asked for
@@ -53,23 +69,25 @@ class Line:
     @property
     def cells(self) -> tuple[str, ...]:
         """The row's text, by COLUMNS."""
-        steps = ("", "", "", "")
-        if self.num_steps:
-            gigaflops = f"{self.operations / 1e9:.2f}"
-            steps = (str(self.num_steps), str(self.num_full), f"{self.seconds:.3f}", gigaflops)
         seeds = ", ".join(f"{distance:.3f}" for distance in self.distances)
         shares = (f"{share:.1%}" for share in (self.time, self.biome, self.both))
-        return (TITLES[self.kind], *steps, f"{self.distance:.3f} ({seeds})", *shares)
+        return (*self.work_cells, f"{self.distance:.3f} ({seeds})", *shares)
 
 
 def markdown(lines: Sequence[Line], setting: dict[str, Any]) -> str:
     """The table, the share of the head in the work, and how it was measured."""
-    rows = [COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 1)), *(line.cells for line in lines)]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return "\n\n".join(filter(None, (table, _head_share(lines), _how(setting))))
+    rows = [line.cells for line in lines]
+    return "\n\n".join(filter(None, (table(COLUMNS, rows), head_share(lines), _how(setting))))
 
 
-def _head_share(lines: Sequence[Line]) -> str:
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first hold numbers."""
+    lines = [columns, ("---", *["---:"] * (len(columns) - 1)), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+
+
+def head_share(lines: Sequence[Work]) -> str:
+    """What a pass of the head takes, as a sentence; empty if no row has one."""
     for line in lines:
         if line.kind == "shortcut" and line.operations_head:
             full = line.operations_full / line.num_full
@@ -92,31 +110,48 @@ def _how(setting: dict[str, Any]) -> str:
     )
 
 
-def chart(lines: Sequence[Line]) -> Image.Image:
-    """Distance against operations: vanilla as a line, shortcut as points, references as levels."""
+def distances(line: Line) -> list[float]:
+    """The measure of the class-conditional model."""
+    return line.distances
+
+
+def chart(
+    lines: Sequence[Any],
+    quality: Callable[[Any], list[float]] = distances,
+    title: str = "Frechet distance (lower is better)",
+    *,
+    is_higher_better: bool = False,
+) -> Image.Image:
+    """Quality against operations: vanilla as a line, shortcut as points, references as levels.
+
+    Args:
+        lines: of one subclass of `Work`.
+        quality: the measure of a line, of each seed.
+    """
     sampled = [line for line in lines if line.num_steps]
     if not sampled:
         raise ValueError(
             "a chart needs at least one sampled row, got references only. Add vanilla-8."
         )
     plot = _Plot(
-        max(line.operations for line in sampled) / 1e9, max(max(line.distances) for line in lines)
+        max(line.operations for line in sampled) / 1e9, max(max(quality(line)) for line in lines)
     )
-    plot.axes("operations per image (GFLOP)", "Frechet distance (lower is better)")
+    plot.axes("operations per image (GFLOP)", title)
     for line in lines:
         if not line.num_steps:
-            plot.level(line.distance, TITLES[line.kind])
+            plot.level(mean(quality(line)), TITLES[line.kind])
     vanilla = sorted(
         (line for line in sampled if line.kind == "vanilla"), key=lambda line: line.operations
     )
-    plot.polyline([(line.operations / 1e9, line.distance) for line in vanilla], COLOURS["vanilla"])
+    curve = [(line.operations / 1e9, mean(quality(line))) for line in vanilla]
+    plot.polyline(curve, COLOURS["vanilla"])
     for line in sampled:
         label = (
             str(line.num_steps) if line.kind == "vanilla" else f"{line.num_steps}/{line.num_full}"
         )
-        # Vanilla's curve falls to the right: its own labels fit above it, the others' below.
-        below = line.kind != "vanilla"
-        plot.point(line.operations / 1e9, line.distances, label, COLOURS[line.kind], below=below)
+        # Vanilla's curve gets better to the right: its own labels fit on its worse side, the others' on the other.
+        below = (line.kind != "vanilla") != is_higher_better
+        plot.point(line.operations / 1e9, quality(line), label, COLOURS[line.kind], below=below)
     kinds = dict.fromkeys(line.kind for line in sampled)
     names = {
         "vanilla": "vanilla: steps",
