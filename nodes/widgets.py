@@ -97,9 +97,9 @@ def widgets() -> list[Any]:
             round=0.01,
             advanced=True,
             tooltip="Randomness of where tokens are revealed. Too low: flat, dull images; too "
-            "high: incoherent ones. 0 = always the most certain. Typical: 4 to 12 for MaskGIT, "
-            "where it falls to 0 in the last step; 1 for Lumina-DiMOO, where it stays. No effect "
-            "on speed.",
+            "high: incoherent ones. 0 = always the most certain. Typical: 4 to 12 for MaskGIT "
+            "and 30 for the shipped model, falling to 0 in the last step; 1 for Lumina-DiMOO, "
+            "where it stays. No effect on speed.",
         ),
         io.Float.Input(
             "denoise",

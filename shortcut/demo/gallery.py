@@ -6,6 +6,7 @@ B  images    h, w  rows, columns of codes
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def add_parser(steps: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes `scenes.png`, sixteen classes, and `side_by_side.png`, four of them both ways. Returns 0."""
-    fast, vanilla = Settings(full_steps=8), Settings()
+    vanilla = weights.settings(weights.load(shipped.MODEL, kind="model"))
+    fast = replace(vanilla, full_steps=8)
     scenes = pictures(list(range(16)), fast, options.seed)
     save(sheet(scenes, columns=8), options.out / "scenes.png")
     few = [1, 6, 8, 15]

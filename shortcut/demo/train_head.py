@@ -23,8 +23,8 @@ from ..train.head import (
 from ..train.loss import Objective
 from .train_base import CONFIG as MODEL
 
-# From the last full pass: with the step before as the start, one step changes so little that a head of this size learned
-# next to nothing in the same time, and its errors add up.
+# From the last full pass: one step alone changes so little that a head of this size learned next to nothing
+# from it in the same time, and its errors would add up.
 CONFIG = Config(
     model_width=MODEL.width, width=60, num_blocks=2, num_heads=4, has_time=True, from_full=True
 )
