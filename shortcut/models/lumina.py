@@ -163,8 +163,7 @@ class OnGrid:
 
     def logits(self, features_BSD: Tensor, index_BN: Tensor) -> Tensor:
         """Float32 logits (B, N, V) of the codebook entries at the image positions `index_BN`."""
-        start = features_BSD.shape[1] - 2 - self.rows * (self.columns + 1)
-        place_BN = start + self._place_in_rows(index_BN)
+        place_BN = self.image_places(index_BN, features_BSD.shape[1])
         place_BND = place_BN.unsqueeze(-1).expand(-1, -1, features_BSD.shape[-1])
         return self.model.code_output(features_BSD.gather(1, place_BND)).float()
 
@@ -175,6 +174,11 @@ class OnGrid:
     def places(self, index_BN: Tensor, num_prompt_tokens: int) -> Tensor:
         """Where the image positions `index_BN` stand in a sequence with that prompt."""
         return num_prompt_tokens + 2 + self._place_in_rows(index_BN)
+
+    def image_places(self, index_BN: Tensor, num_tokens: int) -> Tensor:
+        """Where the image positions `index_BN` stand in a sequence of so many tokens."""
+        start = num_tokens - 2 - self.rows * (self.columns + 1)
+        return start + self._place_in_rows(index_BN)
 
     def _place_in_rows(self, index_BN: Tensor) -> Tensor:
         return index_BN + index_BN.div(self.columns, rounding_mode="floor")  # one newline a row

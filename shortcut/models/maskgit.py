@@ -142,6 +142,10 @@ class MaskGIT(nn.Module):
         ]
         return self(torch.cat(sequences)).chunk(len(classes))
 
+    def image_places(self, index_BN: Tensor, num_tokens: int) -> Tensor:
+        """Where the image positions `index_BN` stand in a sequence of so many tokens: its codes come first."""
+        return index_BN
+
     def logits(self, features_BSD: Tensor, index_BN: Tensor) -> Tensor:
         """Float32 logits (B, N, V) of the codebook entries at the image positions `index_BN`."""
         ids_V = torch.arange(self.config.num_codes, device=features_BSD.device)

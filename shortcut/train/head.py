@@ -32,6 +32,7 @@ from .loss import (
     divergence,
     feature_mse,
     guided,
+    image_features,
     last_step,
     mean,
     predict,
@@ -159,6 +160,7 @@ def train_head(
     """Trains `head` for `model`, which is only read. Returns the averaged head.
 
     Args:
+        model: on the grid of the images; its weights take no gradients, as `weights.build` gives it.
         recipe: `autocast` is also the teacher's.
         num_tokens: tokens of one image.
         checkpoint: file to resume from and to save to.
@@ -166,7 +168,6 @@ def train_head(
             squared error of the window's first features unchanged, to hold against `mse`.
     """
     device = next(head.parameters()).device
-    model.requires_grad_(False).eval()
 
     def make_run(number: int) -> Trajectories:
         return teacher_run(
@@ -184,7 +185,7 @@ def train_head(
     def loss_of(network: nn.Module, windows: list[Window]) -> tuple[Tensor, dict[str, Tensor]]:
         results = [window_loss(network, model, w, objective) for w in windows]
         figures = {name: mean(parts[name] for _, parts in results) for name in results[0][1]}
-        figures["reuse"] = mean(_reuse_mse(w, objective) for w in windows)
+        figures["reuse"] = mean(_reuse_mse(model, w, objective) for w in windows)
         return mean(loss for loss, _ in results), figures
 
     return fit(
@@ -281,11 +282,12 @@ def evaluate(
 def _compare(model: Model, part: Window, chain: int, estimate: tuple[Tensor, ...]) -> Tensor:
     """Sums for `evaluate`: error, error of reuse, cosine, divergence, divergence of reuse, 1."""
     target, index, step = part.targets[chain], part.masked_index[chain], part.steps[chain]
-    error = mean(feature_mse(e, t, index) for e, t in zip(estimate, target, strict=True))
-    reuse = mean(feature_mse(f, t, index) for f, t in zip(part.features, target, strict=True))
-    index_BN1 = index.unsqueeze(-1)
-    cosine_BS = torch.cosine_similarity(estimate[0], target[0], dim=-1)
-    cosine = cosine_BS.gather(1, index_BN1.squeeze(-1)).mean()
+    error = mean(feature_mse(model, e, t, index) for e, t in zip(estimate, target, strict=True))
+    reuse = mean(
+        feature_mse(model, f, t, index) for f, t in zip(part.features, target, strict=True)
+    )
+    first = (image_features(model, f, index) for f in (estimate[0], target[0]))
+    cosine = torch.cosine_similarity(*first, dim=-1).mean()
 
     def logits(features: tuple[Tensor, ...]) -> Tensor:
         return guided([model.logits(f, index) for f in features], step.guidance)
@@ -296,10 +298,10 @@ def _compare(model: Model, part: Window, chain: int, estimate: tuple[Tensor, ...
 
 
 @torch.no_grad()
-def _reuse_mse(part: Window, objective: Objective) -> Tensor:
+def _reuse_mse(model: Model, part: Window, objective: Objective) -> Tensor:
     """Error of the window's first features, unchanged, mean over its steps."""
     return mean(
-        feature_mse(f, t, index if objective.only_masked else None)
+        feature_mse(model, f, t, index if objective.only_masked else None)
         for target, index in zip(part.targets, part.masked_index, strict=True)
         for f, t in zip(part.features, target, strict=True)
     )

@@ -211,7 +211,9 @@ def step_losses(
     Differs: the divergence may also be taken after guidance.
     """
     index = masked_index_BN if objective.only_masked else None
-    parts = {"mse": mean(feature_mse(e, t, index) for e, t in zip(estimate, target, strict=True))}
+    parts = {
+        "mse": mean(feature_mse(model, e, t, index) for e, t in zip(estimate, target, strict=True))
+    }
     if objective.kl == 0 and objective.guided_kl == 0:
         return parts
     with torch.no_grad():
@@ -225,15 +227,21 @@ def step_losses(
     return parts
 
 
-def feature_mse(estimate_BSD: Tensor, target_BSD: Tensor, index_BN: Tensor | None) -> Tensor:
-    """Mean squared error at positions `index_BN`; None = everywhere."""
+def feature_mse(
+    model: Any, estimate_BSD: Tensor, target_BSD: Tensor, index_BN: Tensor | None
+) -> Tensor:
+    """Mean squared error at image positions `index_BN`; None = everywhere in the sequence."""
     if index_BN is not None:
-        index_BND = index_BN.unsqueeze(-1).expand(-1, -1, target_BSD.shape[-1])
         estimate_BSD, target_BSD = (
-            estimate_BSD.gather(1, index_BND),
-            target_BSD.gather(1, index_BND),
+            image_features(model, f, index_BN) for f in (estimate_BSD, target_BSD)
         )
     return F.mse_loss(estimate_BSD.float(), target_BSD.float())
+
+
+def image_features(model: Any, features_BSD: Tensor, index_BN: Tensor) -> Tensor:
+    """Features (B, N, D) of the image positions `index_BN`."""
+    place_BN = model.image_places(index_BN, features_BSD.shape[1])
+    return features_BSD.gather(1, place_BN.unsqueeze(-1).expand(-1, -1, features_BSD.shape[-1]))
 
 
 def divergence(logits_BNV: Tensor, wanted_BNV: Tensor, temperature: float = 1.0) -> Tensor:
