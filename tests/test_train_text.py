@@ -12,14 +12,20 @@ import builders
 import pytest
 import torch
 from shortcut_pack.shortcut import shipped
-from shortcut_pack.shortcut.demo import train_text
+from shortcut_pack.shortcut.demo import train_text, train_text_head
 from shortcut_pack.shortcut.demo.scene_edits import altered, instruction
 from shortcut_pack.shortcut.demo.scene_facts import facts_of
 from shortcut_pack.shortcut.demo.scenes import compose_varied
 from shortcut_pack.shortcut.demo.train_text import Batch, Lessons, Training, draw_masks, loss_of
+from shortcut_pack.shortcut.heads.lumina import LuminaHead
+from shortcut_pack.shortcut.models import lumina
 from shortcut_pack.shortcut.noise import seeded
+from shortcut_pack.shortcut.operations import count_operations
 from shortcut_pack.shortcut.prompts import TASKS, load_tokenizer
+from shortcut_pack.shortcut.schedule import Settings
 from shortcut_pack.shortcut.train.fit import Recipe
+from shortcut_pack.shortcut.train.head import Teaching, evaluate, held_out_runs
+from shortcut_pack.shortcut.train.loss import feature_mse
 from torch import Tensor, nn
 
 GRID = (4, 3)
@@ -270,3 +276,100 @@ def test_a_killed_and_resumed_training_gives_the_same_network(
     assert is_same(train_text.learn(lessons(), RECIPE, file), whole)
     other = train_text.learn(lessons(), replace(RECIPE, seed=4))
     assert not is_same(other, whole)
+
+
+# The head
+
+HEAD = replace(
+    builders.TEXT_HEAD_CONFIG, model_width=CONFIG.width, width=16, mlp_width=32, from_full=True
+)
+SETTINGS = Settings(**lumina.FORMAT.defaults)
+TEACHING = Teaching(
+    runs=(),
+    images_per_run=8,
+    runs_kept=3,
+    iterations_per_run=15,
+    windows_per_batch=2,
+    images_per_window=8,
+    max_chain=3,
+)
+
+
+def teacher() -> Any:
+    """A random model on its grid, made to listen to its tokens, as a trained one does."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = lumina.LuminaDiMOO(CONFIG).requires_grad_(False).eval()
+    for block in network.blocks:
+        block.value.weight.mul_(4)
+        block.out.weight.mul_(2)
+    return network.on_grid(*GRID)
+
+
+def test_prompts_of_a_run_are_captions_of_one_length() -> None:
+    draw = train_text_head.caption_conditions(tokenizer(), CONFIG, 200)
+    lengths: Counter[int] = Counter()
+    for i in range(60):
+        wanted_BP, unwanted_BP = draw(8, seeded(0, i))
+        assert len(wanted_BP) == len(unwanted_BP) == 8
+        assert words(unwanted_BP[:1])[4:-1] == ["<uncondition>"]
+        assert all(words(prompt_1P)[3] == "<user>" for prompt_1P in wanted_BP.split(1))
+        lengths[wanted_BP.shape[1]] += 1
+    assert len(lengths) > 15
+
+
+def test_a_trained_head_is_nearer_to_the_teacher_than_its_last_features(tmp_path: Path) -> None:
+    model = teacher()
+    head, figures = train_text_head.learn(
+        model,
+        train_text_head.caption_conditions(tokenizer(), CONFIG, 100),
+        SETTINGS,
+        config=HEAD,
+        recipe=replace(RECIPE, iterations=100),
+        teaching=TEACHING,
+        num_steps=(6, 8),
+        checkpoint=tmp_path / "head.ckpt",
+    )
+    assert figures["held_out"].keys() == {"6 steps", "8 steps"}
+    for rows in figures["held_out"].values():
+        assert [row["chain"] for row in rows] == [1, 2, 3]
+        assert all(row["error"] < 0.8 for row in rows)
+        assert all(row["kl"] < 0.9 * row["kl_reuse"] for row in rows[1:])
+    assert head.config.from_full
+
+
+def test_an_untrained_head_is_reuse() -> None:
+    model, head = teacher(), train_text_head.initialised(HEAD, 0)
+    draw = train_text_head.caption_conditions(tokenizer(), CONFIG, 20)
+    teaching = replace(TEACHING, runs=(replace(SETTINGS, num_steps=6),))
+    (run,) = held_out_runs(model, draw, RECIPE, teaching, num_tokens=model.num_tokens)
+    for row in evaluate(head, model, run, 2):
+        assert row["error"] == pytest.approx(1)
+        assert row["kl"] == pytest.approx(row["kl_reuse"])
+
+
+@torch.no_grad()
+def test_only_masked_image_positions_count_in_the_loss() -> None:
+    model = teacher()
+    index_BN = torch.tensor([[0, 5]])
+    (features_BSD,) = model.features(
+        torch.zeros(1, 12).long(), torch.ones(1, 12).bool(), [torch.zeros(1, 9).long()]
+    )
+    place_N = model.places(index_BN, 9)[0]
+    elsewhere = torch.ones(features_BSD.shape[1], dtype=torch.bool)
+    elsewhere[place_N] = False
+    other_BSD = features_BSD + elsewhere.view(1, -1, 1)
+    assert feature_mse(model, other_BSD, features_BSD, index_BN) == 0
+    other_BSD[:, place_N[1]] += 1
+    assert feature_mse(model, other_BSD, features_BSD, index_BN).item() == pytest.approx(0.5)
+
+
+def test_a_pass_of_the_shipped_head_takes_less_than_8_percent_of_a_full_pass() -> None:
+    model = lumina.LuminaDiMOO(train_text.CONFIG, device="meta")
+    head = LuminaHead(train_text_head.CONFIG, device="meta")
+    prompts = [torch.zeros(1, length, dtype=torch.long) for length in (26, 6)]
+    settings = replace(SETTINGS, num_steps=12, full_steps=4)
+    found = count_operations(model, head, settings, prompts, train_text.GRID)
+    assert found.head / 8 < 0.08 * found.full / 4
+    num_bytes = 2 * sum(p.numel() for net in (model, head) for p in net.parameters())
+    assert num_bytes < 8_000_000

@@ -1,0 +1,150 @@
+"""Trains the shortcut head of the shipped text model while its teacher makes pictures of captions.
+
+The images of a run have prompts of one length, so that nothing has to be padded; runs differ in it as captions do.
+It learns from text to image alone, as in the paper.
+
+    B  images    P  prompt tokens
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import weights
+from ..checkpoint import Checkpoint
+from ..heads.lumina import Config, LuminaHead
+from ..models.lumina import Config as ModelConfig
+from ..prompts import conditions
+from ..schedule import Settings
+from ..train.cpu import sdpa_float32
+from ..train.fit import Recipe
+from ..train.head import DrawConditions, Teaching, evaluate, held_out_runs, train_head
+from ..train.loss import Objective
+from .scene_words import caption
+from .scenes import compose_varied
+from .train_text import CONFIG as MODEL
+from .train_text import GRID
+
+CONFIG = Config(
+    model_width=MODEL.width,
+    width=64,
+    num_blocks=2,
+    num_heads=4,
+    num_kv_heads=4,
+    mlp_width=128,
+    rope_theta=MODEL.rope_theta,
+    norm_eps=MODEL.norm_eps,
+    has_time=True,
+    sees_new=True,
+    from_full=True,  # for the reason in train_head
+)
+RECIPE = Recipe(
+    iterations=3500,
+    lr=3e-3,
+    warmup=60,
+    betas=(0.9, 0.98),
+    ema=0.995,
+    autocast=torch.bfloat16,
+    checkpoint_every=250,
+)
+NUM_STEPS = (64, 64, 32, 24)  # of the teacher's runs
+# As far from a full pass as with 64 steps of which 9 are full. A run of 64 steps takes 130 MB.
+TEACHING = Teaching(
+    runs=(),  # with the settings in the model's file
+    images_per_run=16,
+    runs_kept=16,
+    iterations_per_run=40,
+    windows_per_batch=4,
+    images_per_window=16,
+    max_chain=7,
+)
+OBJECTIVE = Objective(mse=1.0, guided_kl=0.3)
+NUM_CAPTIONS = 20_000
+
+
+def caption_conditions(
+    tokenizer: Any, config: ModelConfig, num_captions: int = NUM_CAPTIONS
+) -> DrawConditions:
+    """Captions of one length, as likely as each is among captions, guided away from no text."""
+    found: defaultdict[int, list[Tensor]] = defaultdict(list)
+    unwanted_1P = torch.empty(1, 0)
+    for seed in range(num_captions):
+        text = caption(compose_varied(seed), seed)
+        wanted_1P, unwanted_1P = conditions(tokenizer, config, "text_to_image", text)
+        found[wanted_1P.shape[1]].append(wanted_1P)
+    by_length = [torch.cat(prompts) for _, prompts in sorted(found.items())]
+    share = torch.tensor([float(len(prompts_BP)) for prompts_BP in by_length])
+
+    def draw(num_images: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        prompts_BP = by_length[int(share.multinomial(1, generator=generator))]
+        index = torch.randint(len(prompts_BP), (num_images,), generator=generator)
+        return prompts_BP[index], unwanted_1P.expand(num_images, -1)
+
+    return draw
+
+
+def initialised(config: Config, seed: int) -> LuminaHead:
+    """A head with a bottleneck that hands its input through: training starts at "reuse".
+
+    The global random state is left alone.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        head = LuminaHead(config, attention=sdpa_float32)
+    for parameter in head.proj_out.parameters():
+        nn.init.zeros_(parameter)
+    return head
+
+
+def train(
+    directory: Path, model_file: Checkpoint, tokenizer: Any
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Trains with checkpoints in `directory`. Returns the averaged head and how it did on runs that it never saw."""
+    model: Any = weights.build(model_file, dtype=torch.float32)
+    return learn(
+        model.on_grid(*GRID),
+        caption_conditions(tokenizer, model_file.config),
+        weights.settings(model_file),
+        checkpoint=directory / "text-head.ckpt",
+    )
+
+
+def learn(
+    model: Any,
+    draw_conditions: DrawConditions,
+    settings: Settings,
+    *,
+    config: Config = CONFIG,
+    recipe: Recipe = RECIPE,
+    teaching: Teaching = TEACHING,
+    num_steps: tuple[int, ...] = NUM_STEPS,
+    checkpoint: Path | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """As `train`, of a model on its grid.
+
+    Args:
+        settings: of the teacher's runs, but for the steps.
+    """
+    teaching = replace(teaching, runs=tuple(replace(settings, num_steps=n) for n in num_steps))
+    head = train_head(
+        model,
+        initialised(config, recipe.seed),
+        draw_conditions,
+        recipe,
+        teaching,
+        OBJECTIVE,
+        num_tokens=model.num_tokens,
+        checkpoint=checkpoint,
+    )
+    held_out = held_out_runs(model, draw_conditions, recipe, teaching, num_tokens=model.num_tokens)
+    figures = {
+        f"{len(run.steps)} steps": evaluate(head, model, run, teaching.max_chain)
+        for run in held_out
+    }
+    return head, {"iterations": recipe.iterations, "chain": teaching.max_chain, "held_out": figures}
