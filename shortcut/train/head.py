@@ -147,7 +147,7 @@ def fit_to_embeddings(head: MaskGITHead, model: Any) -> None:
 
 def train_head(
     model: Any,
-    head: nn.Module,
+    head: Any,
     draw_conditions: DrawConditions,
     recipe: Recipe,
     teaching: Teaching,
