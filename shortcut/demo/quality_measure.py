@@ -107,10 +107,15 @@ def judge_scenes(
     return _joined(parts)
 
 
-@torch.no_grad()
 def through_vq(vq: Any, pixels_BCYX: Tensor) -> Tensor:
     """Pictures after encoding and decoding."""
-    return decoded(vq, torch.cat([vq.encode(part) for part in pixels_BCYX.split(DECODE_BATCH)]))
+    return decoded(vq, encoded(vq, pixels_BCYX))
+
+
+@torch.no_grad()
+def encoded(vq: Any, pixels_BCYX: Tensor) -> Tensor:
+    """Codes (B, h, w) of pictures."""
+    return torch.cat([vq.encode(part) for part in pixels_BCYX.split(DECODE_BATCH)])
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ Point = tuple[float, float]
 WORK_COLUMNS = ("", "steps", "full", "s / image", "GFLOP / image")
 COLUMNS = (*WORK_COLUMNS, "distance", "time", "biome", "both")
 TITLES = {
-    "real": "other real scenes",
+    "real": "real scenes",
     "vq": "real scenes through the VQ",
     "vanilla": "vanilla",
     "shortcut": "shortcut",
@@ -120,6 +120,7 @@ def chart(
     quality: Callable[[Any], list[float]] = distances,
     title: str = "Frechet distance (lower is better)",
     *,
+    top: float = 0.0,
     is_higher_better: bool = False,
 ) -> Image.Image:
     """Quality against operations: vanilla as a line, shortcut as points, references as levels.
@@ -127,15 +128,15 @@ def chart(
     Args:
         lines: of one subclass of `Work`.
         quality: the measure of a line, of each seed.
+        top: the axis of the measure reaches at least so far.
     """
     sampled = [line for line in lines if line.num_steps]
     if not sampled:
         raise ValueError(
             "a chart needs at least one sampled row, got references only. Add vanilla-8."
         )
-    plot = _Plot(
-        max(line.operations for line in sampled) / 1e9, max(max(quality(line)) for line in lines)
-    )
+    highest = max(top, *(max(quality(line)) for line in lines))
+    plot = _Plot(max(line.operations for line in sampled) / 1e9, highest)
     plot.axes("operations per image (GFLOP)", title)
     for line in lines:
         if not line.num_steps:
