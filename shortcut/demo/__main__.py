@@ -1,6 +1,6 @@
 """Remakes the shipped files and their table: python -m shortcut.demo data | vq | base | head | judge | quality.
 
-Of the text model: text-data | tokenizer | text-judge.
+Of the text model, which needs vq first: text-data | tokenizer | text-judge | text-base | text-head | text-quality.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from .. import colours, shipped, weights
 from ..formats import Format
+from ..heads import lumina as lumina_head
 from ..heads import maskgit as maskgit_head
-from ..models import maskgit, maskgit_vqgan
+from ..models import lumina, maskgit, maskgit_vqgan
+from ..prompts import load_tokenizer
 from ..train.cpu import keep_memory
 from . import (
     classifier,
@@ -26,13 +28,18 @@ from . import (
     quality,
     scene_tokenizer,
     text_judge,
+    text_quality,
     train_base,
     train_head,
+    train_text,
+    train_text_head,
     train_vq,
 )
+from .scene_edits import altered
 from .scenes import CLASS_NAMES, compose_varied
 
 NUM_TRAIN, NUM_FRESH, NUM_COLOURED = 40_000, 6_000, 2_000
+NUM_EDITS = 20_000  # of the training pictures of the text model that there is an altered one of
 FIRST_FRESH_SEED = 10_000_000  # no training picture has such a seed
 TITLE = "Procedural landscapes, 96 x 96"
 DEFAULTS = {"num_steps": 32, "guidance": [2.8], "choice_temperature": train_head.CHOICE_TEMPERATURE}
@@ -48,9 +55,11 @@ def main(arguments: list[str] | None = None) -> int:
         ("base", make_base, "train the class-conditional MaskGIT (35 minutes)"),
         ("head", make_head, "train its shortcut head (10 minutes)"),
         ("judge", make_judge, "train the classifier behind the quality table (2 minutes)"),
-        ("text-data", make_text_data, "render the training pictures of the text model (1 minute)"),
+        ("text-data", make_text_data, "render the pictures of the text model (2 minutes)"),
         ("tokenizer", make_tokenizer, "make the tokenizer of the text model (seconds)"),
         ("text-judge", make_text_judge, "train what reads the text model's pictures (4 minutes)"),
+        ("text-base", make_text_base, "train the text model (60 minutes on 2 cores)"),
+        ("text-head", make_text_head, "train its shortcut head (25 minutes)"),
     ):
         step = steps.add_parser(name, help=text)
         step.add_argument(
@@ -61,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         step.set_defaults(run=run)
     quality.add_parser(steps)
+    text_quality.add_parser(steps)
     gallery.add_parser(steps)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     keep_memory()
@@ -116,8 +126,12 @@ def make_judge(options: argparse.Namespace) -> int:
 
 
 def make_text_data(options: argparse.Namespace) -> int:
-    """Renders the training pictures of the text model and its judge; their captions need no file."""
+    """Renders the training pictures of the text model and its judge, and the altered ones of edits.
+
+    Captions and instructions need no file.
+    """
     data.make(options.dir / text_judge.TRAIN_FOLDER, NUM_TRAIN, 0, compose=compose_varied)
+    data.make(options.dir / train_text.EDITS_FOLDER, NUM_EDITS, 0, compose=altered)
     return 0
 
 
@@ -131,6 +145,26 @@ def make_text_judge(options: argparse.Namespace) -> int:
     """Trains the network that reads pictures for the table of the text model and writes the shipped file."""
     vqgan: Any = weights.build(weights.load(shipped.VQ, kind="vq"), dtype=torch.float32)
     text_judge.make(options.dir, shipped.TEXT_JUDGE, vqgan)
+    return 0
+
+
+def make_text_base(options: argparse.Namespace) -> int:
+    """Trains the text model on the codes of the shipped VQGAN and writes the shipped file."""
+    vqgan: Any = weights.build(weights.load(shipped.VQ, kind="vq"), dtype=torch.float32)
+    tokenizer = load_tokenizer(shipped.TEXT_FOLDER, train_text.CONFIG)
+    network = train_text.train(options.dir, vqgan, tokenizer)
+    about = {"title": TITLE, "grid": train_text.GRID}
+    ship(network, shipped.TEXT_MODEL, lumina.FORMAT, **about)
+    return 0
+
+
+def make_text_head(options: argparse.Namespace) -> int:
+    """Trains the shortcut head of the shipped text model and writes the shipped file."""
+    model_file = weights.load(shipped.TEXT_MODEL, kind="model")
+    tokenizer = load_tokenizer(shipped.TEXT_FOLDER, model_file.config)
+    head, figures = train_text_head.train(options.dir, model_file, tokenizer)
+    about = {"title": TITLE, "model_fingerprint": model_file.fingerprint, "trained": figures}
+    ship(head, shipped.TEXT_HEAD, lumina_head.FORMAT, **about)
     return 0
 
 
