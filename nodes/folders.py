@@ -18,15 +18,10 @@ from ..shortcut.shards import SHARD_PATTERN
 
 EXTENSIONS = (".safetensors", ".pth", ".ckpt", ".pt")
 INDEX = "model.safetensors.index.json"  # of a model in several files
-SHIPPED, SHIPPED_TEXT = "scenes (shipped)", "scenes text (shipped)"
+SHIPPED = "scenes (shipped)"
 # A folder stands for the only file of that kind in it.
 SHIPPED_FILES: dict[str, dict[Kind, Path]] = {
     SHIPPED: {"model": shipped.MODEL, "vq": shipped.VQ, "head": shipped.HEAD},
-    SHIPPED_TEXT: {
-        "model": shipped.TEXT_FOLDER,
-        "vq": shipped.VQ,
-        "head": shipped.TEXT_FOLDER,
-    },
 }
 
 
