@@ -138,9 +138,9 @@ def chart(
     highest = max(top, *(max(quality(line)) for line in lines))
     plot = _Plot(max(line.operations for line in sampled) / 1e9, highest)
     plot.axes("operations per image (GFLOP)", title)
-    for line in lines:
-        if not line.num_steps:
-            plot.level(mean(quality(line)), TITLES[line.kind])
+    for number, line in enumerate(line for line in lines if not line.num_steps):
+        # Levels lie close to each other: their labels stand at either end.
+        plot.level(mean(quality(line)), TITLES[line.kind], is_left=number % 2 == 1)
     vanilla = sorted(
         (line for line in sampled if line.kind == "vanilla"), key=lambda line: line.operations
     )
@@ -190,11 +190,12 @@ class _Plot:
         self.text((LEFT + (WIDTH - LEFT - RIGHT) / 2, HEIGHT - 16), x_title, INK, "ms", 15)
         self.text((20, 28), y_title, INK, "ls", 15)
 
-    def level(self, y: float, label: str) -> None:
+    def level(self, y: float, label: str, *, is_left: bool) -> None:
         (left, height), (right, _) = self.at(0, y), self.at(self.x_ticks[-1], y)
         for start in range(int(left), int(right), 10):
             self.stroke([(start, height), (min(start + 5, right), height)], FAINT, 1)
-        self.text((right, height - 5), label, FAINT, "rb", 12)
+        place, anchor = (left + 6, "lb") if is_left else (right, "rb")
+        self.text((place, height - 5), label, FAINT, anchor, 12)
 
     def polyline(self, points: Sequence[Point], colour: Colour) -> None:
         self.stroke([self.at(*point) for point in points], colour, 2.5)
