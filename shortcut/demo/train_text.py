@@ -104,8 +104,8 @@ class Lessons:
         """A prompt (1, P), or the one that says nothing, and the codes (L,) of a picture of it."""
         seed = rng.randrange(len(self.codes))
         text = caption(compose_varied(seed), rng.randrange(FIRST_PROMPT_SEED))
-        branches = conditions(self.tokenizer, self.config, "text_to_image", text)
-        return branches[rng.random() < SHARE_UNCONDITIONAL], self.codes[seed]
+        wanted, unwanted = conditions(self.tokenizer, self.config, "text_to_image", text)
+        return unwanted if rng.random() < SHARE_UNCONDITIONAL else wanted, self.codes[seed]
 
     def _edit(self, rng: random.Random) -> tuple[Tensor, Tensor]:
         """A prompt (1, P) with its source image, or without one of both, and the codes (L,) of the result."""
