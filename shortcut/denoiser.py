@@ -8,7 +8,7 @@ It knows the model only by two calls, and the predictor by its protocol.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -111,9 +111,18 @@ class Denoiser:
         return Denoised(self._guided(features, step, index_BN), features, was_full)
 
     def _guided(self, features: Features, step: Step, index_BN: Tensor) -> Tensor:
-        cond_BNV = self.model.logits(features[0], index_BN)
-        guided_BNV = cond_BNV
-        for branch, weight in zip(features[1:], step.guidance, strict=True):
-            if weight != 0:
-                guided_BNV = guided_BNV + weight * (cond_BNV - self.model.logits(branch, index_BN))
-        return guided_BNV
+        pairs = zip(features[1:], step.guidance, strict=True)
+        needed = [(branch, weight) for branch, weight in pairs if weight != 0]
+        branches = (features[0], *(branch for branch, _ in needed))
+        # One branch's logits at a time: they are large.
+        logits = (self.model.logits(branch, index_BN) for branch in branches)
+        return guided(logits, [weight for _, weight in needed])
+
+
+def guided(logits: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
+    """Logits of the first branch, moved away from those of every other by its weight."""
+    rest = iter(logits)
+    first = result = next(rest)
+    for other, weight in zip(rest, weights, strict=True):
+        result = result + weight * (first - other)
+    return result

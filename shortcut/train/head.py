@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Model
+from ..denoiser import Model, guided
 from ..heads.maskgit import Config, MaskGITHead
 from ..noise import seeded
 from ..schedule import Settings
@@ -31,7 +31,6 @@ from .loss import (
     Window,
     divergence,
     feature_mse,
-    guided,
     image_features,
     last_step,
     mean,

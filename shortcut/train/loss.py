@@ -6,7 +6,6 @@ V  codebook size    L  image tokens
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..denoiser import Denoised, Features, Model, Revealed, merged
+from ..denoiser import Denoised, Features, Model, Revealed, guided, merged
 from ..noise import Noise
 from ..sampler import Trace, positions, sample
 from ..schedule import Step
@@ -251,13 +250,6 @@ def divergence(logits_BNV: Tensor, wanted_BNV: Tensor, temperature: float = 1.0)
     )
     return F.kl_div(
         logp_BNV.flatten(0, 1), wanted_BNV.flatten(0, 1), reduction="batchmean", log_target=True
-    )
-
-
-def guided(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Logits after guidance away from the branches beside the first."""
-    return logits[0] + sum(
-        w * (logits[0] - other) for w, other in zip(weights, logits[1:], strict=True)
     )
 
 
