@@ -1,31 +1,27 @@
 """Many pictures from a file of prompts: resumed where it stopped, shared out among processes.
 
 A process takes every WORLD_SIZE-th line, beginning with its own RANK, as torchrun's environment says. The processes
-meet once, at the end: torchrun stops all others when one ends with an error.
+meet once, at the end.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from . import tools as toolbox
 from .options import with_line
+from .processes import World, meeting
 from .requests import job_of
 from .tools import Tools
 from .write import are_finished, write_pictures
 
-PATIENCE = timedelta(days=7)  # of a process for the others
 # What a picture can fail with: bad input, files, logits that are not finite, the device.
 FAILURES = (ValueError, OSError, FloatingPointError, RuntimeError)
 
@@ -45,13 +41,13 @@ Line = argparse.Namespace | str
 
 def run(options: argparse.Namespace) -> int:
     """Makes the pictures of all lines. Returns 1 if one failed, else 0."""
-    rank, num_processes = _place()
+    world = World.here()
     lines = read_lines(options)
-    with meeting(num_processes) as gather:
+    with meeting(world) as gather:
         tools = toolbox.load(options)
-        mine = dict(list(lines.items())[rank::num_processes])
-        outcome = merged(gather(make(tools, mine, options.out_dir, is_shown=rank == 0)))
-    if rank == 0:
+        mine = dict(list(lines.items())[world.rank :: world.size])
+        outcome = merged(gather(make(tools, mine, options.out_dir, is_shown=world.rank == 0)))
+    if world.rank == 0:
         report(outcome, is_json=options.json)
     return 1 if outcome.failed else 0
 
@@ -103,27 +99,6 @@ def make(tools: Tools, lines: Mapping[int, Line], folder: Path, *, is_shown: boo
     return outcome
 
 
-@contextlib.contextmanager
-def meeting(num_processes: int) -> Iterator[Callable[[Outcome], list[Outcome]]]:
-    """A function that gives every process the outcomes of all, when all have called it."""
-    if num_processes == 1:
-        yield lambda outcome: [outcome]
-        return
-    import torch.distributed  # not every build of PyTorch has it
-
-    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
-
-    def gather(outcome: Outcome) -> list[Outcome]:
-        outcomes: list[Any] = [None] * num_processes
-        torch.distributed.all_gather_object(outcomes, outcome)
-        return outcomes
-
-    try:
-        yield gather
-    finally:
-        torch.distributed.destroy_process_group()
-
-
 def merged(outcomes: Iterable[Outcome]) -> Outcome:
     """One outcome, in the order of the lines."""
     outcomes = list(outcomes)
@@ -146,8 +121,3 @@ def report(outcome: Outcome, *, is_json: bool) -> None:
         )
     if is_json:
         print(json.dumps(asdict(outcome)))
-
-
-def _place() -> tuple[int, int]:
-    """(number of this process, number of all)."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
