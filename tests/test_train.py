@@ -18,7 +18,6 @@ from shortcut_pack.shortcut.train.fit import Recipe
 from shortcut_pack.shortcut.train.head import (
     Replay,
     Teaching,
-    class_conditions,
     evaluate,
     held_out_runs,
     initialised,
@@ -27,6 +26,7 @@ from shortcut_pack.shortcut.train.head import (
 )
 from shortcut_pack.shortcut.train.loss import Objective, predict, window, window_loss
 from shortcut_pack.shortcut.train.record import Recorder, Trajectories, generation_order
+from shortcut_pack.shortcut.train.teacher import class_conditions
 from torch import nn
 
 NUM_CLASSES, NUM_TOKENS = 4, 16

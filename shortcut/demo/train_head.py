@@ -13,7 +13,6 @@ from ..schedule import Settings
 from ..train.fit import Recipe
 from ..train.head import (
     Teaching,
-    class_conditions,
     evaluate,
     fit_to_embeddings,
     held_out_runs,
@@ -21,6 +20,7 @@ from ..train.head import (
     train_head,
 )
 from ..train.loss import Objective
+from ..train.teacher import class_conditions
 from .train_base import CONFIG as MODEL
 
 # From the last full pass: one step alone changes so little that a head of this size learned next to nothing

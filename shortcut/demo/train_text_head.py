@@ -2,30 +2,27 @@
 
 The images of a run have prompts of one length, so that nothing has to be padded; runs differ in it as captions do.
 It learns from text to image alone, as in the paper.
-
-    B  images    P  prompt tokens
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .. import weights
 from ..checkpoint import Checkpoint
 from ..heads.lumina import Config, LuminaHead
 from ..models.lumina import Config as ModelConfig
-from ..prompts import conditions
 from ..schedule import Settings
 from ..train.cpu import sdpa_float32
 from ..train.fit import Recipe
-from ..train.head import DrawConditions, Teaching, evaluate, held_out_runs, train_head
+from ..train.head import Teaching, evaluate, held_out_runs, train_head
 from ..train.loss import Objective
+from ..train.teacher import DrawConditions, text_conditions
 from .scene_words import caption
 from .scenes import compose_varied
 from .train_text import CONFIG as MODEL
@@ -71,22 +68,9 @@ NUM_CAPTIONS = 20_000
 def caption_conditions(
     tokenizer: Any, config: ModelConfig, num_captions: int = NUM_CAPTIONS
 ) -> DrawConditions:
-    """Captions of one length, as likely as each is among captions, guided away from no text."""
-    found: defaultdict[int, list[Tensor]] = defaultdict(list)
-    unwanted_1P = torch.empty(1, 0)
-    for seed in range(num_captions):
-        text = caption(compose_varied(seed), seed)
-        wanted_1P, unwanted_1P = conditions(tokenizer, config, "text_to_image", text)
-        found[wanted_1P.shape[1]].append(wanted_1P)
-    by_length = [torch.cat(prompts) for _, prompts in sorted(found.items())]
-    share = torch.tensor([float(len(prompts_BP)) for prompts_BP in by_length])
-
-    def draw(num_images: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        prompts_BP = by_length[int(share.multinomial(1, generator=generator))]
-        index = torch.randint(len(prompts_BP), (num_images,), generator=generator)
-        return prompts_BP[index], unwanted_1P.expand(num_images, -1)
-
-    return draw
+    """Captions of the scenes, as `text_conditions` draws them."""
+    captions = [caption(compose_varied(seed), seed) for seed in range(num_captions)]
+    return text_conditions(tokenizer, config, captions)
 
 
 def initialised(config: Config, seed: int) -> LuminaHead:

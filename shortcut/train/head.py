@@ -39,12 +39,10 @@ from .loss import (
     window_loss,
 )
 from .record import Trajectories, record
+from .teacher import DrawConditions
 
 # Streams of random numbers beside that of the batches, which is (seed, iteration).
 _RUNS, _HELD_OUT = 1, 2
-
-# (number of images, generator) -> one tensor for each guidance branch, rows = images.
-DrawConditions = Callable[[int, torch.Generator], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,16 +95,6 @@ class Replay:
         images = torch.randperm(run.num_images, generator=generator)[: teaching.images_per_window]
         part = window(run, start, length, images.to(run.masked_index[0].device))
         return last_step(part) if self.from_full else part
-
-
-def class_conditions(num_classes: int) -> DrawConditions:
-    """Random classes, guided away from no class (class number `num_classes`)."""
-
-    def draw(num_images: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        class_B = torch.randint(num_classes, (num_images,), generator=generator)
-        return class_B, torch.full_like(class_B, num_classes)
-
-    return draw
 
 
 def initialised(config: Config, seed: int) -> MaskGITHead:

@@ -74,6 +74,7 @@ def record(
     *,
     seed: int,
     num_tokens: int,
+    image_indices: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float16,
     autocast: torch.dtype | None = None,
     device: torch.device | str = "cpu",
@@ -83,6 +84,7 @@ def record(
     Args:
         conditions: one for each guidance branch, rows = images.
         num_tokens: tokens of one image (L); all are made.
+        image_indices: place of each image in its batch, as for `pipeline.generate`; None = 0, 1, ...
         dtype: of the recorded features.
         autocast: type of the model's arithmetic; None = that of its weights.
     """
@@ -94,7 +96,7 @@ def record(
             conditions,
             settings,
             seed=seed,
-            image_indices=range(len(conditions[0])),
+            image_indices=range(len(conditions[0])) if image_indices is None else image_indices,
             num_tokens=num_tokens,
             device=device,
             on_step=recorder,
