@@ -45,6 +45,9 @@ class World:
         return slice(self.rank * part, (self.rank + 1) * part)
 
 
+ALONE = World()
+
+
 @contextlib.contextmanager
 def meeting(world: World, device_type: str = "cpu") -> Iterator[Callable[[Any], list[Any]]]:
     """A function that gives every process what all gave to it, in their order, when all have called it.
@@ -70,3 +73,14 @@ def meeting(world: World, device_type: str = "cpu") -> Iterator[Callable[[Any], 
         yield gather
     finally:
         torch.distributed.destroy_process_group()
+
+
+def from_first(world: World, make: Callable[[], Any]) -> Any:
+    """What `make` gives in the first process, in all of a meeting."""
+    if world.size == 1:
+        return make()
+    import torch.distributed
+
+    made = [make() if world.rank == 0 else None]
+    torch.distributed.broadcast_object_list(made)
+    return made[0]

@@ -1,31 +1,36 @@
 """One training loop for every network: seeded batches, EMA weights, checkpoints that resume exactly.
 
 It does not know what is trained. Batch number i depends on (seed, i) alone, so a run that was killed
-and resumed goes through the same numbers as one that was not.
+and resumed goes through the same numbers as one that was not. Several processes each go through their
+part of every batch, by torch's DistributedDataParallel; the first of them writes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..noise import seeded
+from ..processes import ALONE, World, from_first
 
 logger = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=nn.Module)
 Batch = TypeVar("Batch")
+Figures = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +49,19 @@ class Recipe:
     autocast: torch.dtype | None = None  # None trains in the weights' own type
     checkpoint_every: int = 500
 
+    def check(self) -> None:
+        """Raises ValueError for the first figure that is out of range."""
+        for name, least in (("iterations", 1), ("seed", 0), ("warmup", 0), ("checkpoint_every", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        for name in ("lr", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number above 0, got {getattr(self, name)}.")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be at least 0 and below 1, got {self.ema}.")
+        if self.autocast == torch.float16:
+            raise ValueError("float16 is too narrow for gradients. Use bfloat16 or float32.")
+
     def lr_factor(self, iteration: int) -> float:
         """Learning rate at 0-based `iteration` as a fraction of `lr`."""
         rise = min(1.0, (iteration + 1) / max(1, self.warmup))
@@ -60,106 +78,253 @@ def fit(
     recipe: Recipe,
     *,
     checkpoint: Path | None = None,
+    about: Mapping[str, Any] | None = None,
+    parts_of: Callable[[Batch], Sequence[Batch]] | None = None,
+    world: World = ALONE,
     before_batch: Callable[[int], None] | None = None,
-    on_log: Callable[[dict[str, float]], None] | None = None,
+    on_log: Callable[[Figures], None] | None = None,
     log_every: int = 50,
 ) -> Network:
     """Trains `network` in place and returns its exponential moving average.
 
     Args:
-        draw_batch: from a generator seeded by (recipe.seed, iteration) to one batch.
-        loss_of: (network, batch) -> (scalar loss, figures to log).
-        checkpoint: file to resume from and to save to; its log lies beside it as JSON lines.
+        draw_batch: from a generator seeded by (recipe.seed, iteration) to one batch, of which each
+            process has as large a part.
+        loss_of: (network, batch) -> (scalar loss, figures to log), means over the batch.
+        checkpoint: file to resume from and to save to, also when an exception ends the training; its
+            log lies beside it as JSON lines.
+        about: what else must be as it was, beside the recipe, when a training is resumed.
+        parts_of: cuts a batch into parts of one size, whose gradients are added up one after the
+            other: less memory. None = all at once.
+        world: more than one process must have met (`processes.meeting`).
         before_batch: called with the 0-based iteration before its batch is drawn; for data that
-            change on the way.
+            change on the way, and to end the training by an exception.
         on_log: called every `log_every` iterations with means since the last call.
 
     Raises:
-        FloatingPointError: the loss is not finite; the last good checkpoint is kept.
-        ValueError: the checkpoint was made by another recipe.
+        FloatingPointError: the loss or its gradient is not finite; the weights before it are kept.
+        ValueError: a figure is out of range, or the checkpoint is damaged or of another training.
     """
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.lr_factor)
-    average = AveragedModel(
-        network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True
-    )
-    parts = {"network": network, "optimizer": optimizer, "schedule": schedule, "average": average}
-    start = _resume(checkpoint, parts, recipe)
-    device = parameters[0].device
-    sums: dict[str, Tensor] = {}
-    begun, last = time.perf_counter(), start
+    recipe.check()
+    state = _State.initial(network, recipe)
+    file = _File(checkpoint, {**asdict(recipe), **(about or {})}, is_writing=world.rank == 0)
+    if (saved := from_first(world, file.read)) is not None:
+        state.load(saved)
+        logger.info("resumed at iteration %d", state.done)
+    file.cut_log(state.done)
+    lesson: Any = _Lesson(network, loss_of)
+    if world.size > 1:
+        lesson = DistributedDataParallel(lesson)
+    log = _Log(state.done, recipe.iterations, world)
     network.train()
-    for iteration in range(start, recipe.iterations):
-        if before_batch is not None:
-            before_batch(iteration)
-        batch = draw_batch(seeded(recipe.seed, iteration))
-        with torch.autocast(device.type, recipe.autocast, enabled=recipe.autocast is not None):
-            loss, figures = loss_of(network, batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
-        optimizer.step()
-        schedule.step()
-        average.update_parameters(network)
+    try:
+        for iteration in range(state.done, recipe.iterations):
+            if before_batch is not None:
+                before_batch(iteration)
+            batch = draw_batch(seeded(recipe.seed, iteration))
+            parts = [batch] if parts_of is None else parts_of(batch)
+            state.optimizer.zero_grad(set_to_none=True)
+            log.add(_add_up_gradients(lesson, parts, recipe.autocast, state.device))
+            state.step(recipe)
+            is_last = state.done == recipe.iterations
+            if state.done % log_every == 0 or is_last:
+                means = log.means(state.done)
+                file.write_log(means)
+                if on_log is not None:
+                    on_log(means)
+            if state.done % recipe.checkpoint_every == 0 or is_last:
+                file.save(state)
+    except BaseException:
+        file.save(state)
+        raise
+    return cast(Network, state.average.module.eval())
+
+
+class _Lesson(nn.Module):
+    """The loss as a forward pass, for DistributedDataParallel to watch."""
+
+    def __init__(self, network: nn.Module, loss_of: Callable[..., Any]):
+        super().__init__()
+        self.network, self.loss_of = network, loss_of
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.loss_of(self.network, batch)
+
+
+def _add_up_gradients(
+    lesson: Any, parts: Sequence[Any], autocast: torch.dtype | None, device: torch.device
+) -> dict[str, Tensor]:
+    """Leaves the gradients of the mean loss in the parameters. Returns the mean figures."""
+    sums: dict[str, Tensor] = {}
+    for number, part in enumerate(parts, 1):
+        is_meeting = number == len(parts) or not hasattr(lesson, "no_sync")
+        with contextlib.nullcontext() if is_meeting else lesson.no_sync():
+            with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                loss, figures = lesson(part)
+            (loss / len(parts)).backward()
         for name, value in {"loss": loss, **figures}.items():
-            sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach().float()
-        done = iteration + 1
-        if done % log_every == 0 or done == recipe.iterations:
-            means = {name: value.item() / (done - last) for name, value in sums.items()}
-            seconds = (time.perf_counter() - begun) / (done - start)
-            means |= {"iteration": done, "seconds_per_iteration": round(seconds, 4)}
-            _log(checkpoint, means, recipe)
-            if on_log is not None:
-                on_log(means)
-            if not math.isfinite(means["loss"]):
-                raise FloatingPointError(
-                    f"the loss is {means['loss']} within iterations {last + 1} to {done}. The last good checkpoint "
-                    f"is {checkpoint}. Lower the learning rate (now {recipe.lr}) and resume."
-                )
-            sums, last = {}, done
-        if checkpoint is not None and (
-            done % recipe.checkpoint_every == 0 or done == recipe.iterations
-        ):
-            _save(checkpoint, parts, recipe, done)
-    return cast(Network, average.module.eval())
+            sums[name] = sums.get(name, 0) + value.detach().float() / len(parts)
+    return sums
 
 
-def _resume(checkpoint: Path | None, parts: dict[str, Any], recipe: Recipe) -> int:
-    """Loads `parts` from `checkpoint` if it exists. Returns the number of iterations already done."""
-    if checkpoint is None or not checkpoint.exists():
-        return 0
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    if saved["recipe"] != _as_json(recipe):
-        raise ValueError(
-            f"{checkpoint} was made by another recipe: found {saved['recipe']}, expected {_as_json(recipe)}. "
-            "Train with the recipe it was started with, or remove the file to start again."
+@dataclass(slots=True)
+class _State:
+    """What a training changes, and what a resumed one goes on with."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    average: AveragedModel
+    parameters: list[nn.Parameter]
+    done: int = 0  # iterations
+    is_whole: bool = True  # False: an exception came in the middle of a step
+
+    @classmethod
+    def initial(cls, network: nn.Module, recipe: Recipe) -> _State:
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            parameters, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay
         )
-    for name, part in parts.items():
-        part.load_state_dict(saved[name])
-    logger.info("resumed %s at iteration %d", checkpoint.name, saved["iteration"])
-    return saved["iteration"]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.lr_factor)
+        average = AveragedModel(
+            network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True
+        )
+        return cls(network, optimizer, schedule, average, parameters)
+
+    @property
+    def device(self) -> torch.device:
+        return self.parameters[0].device
+
+    def step(self, recipe: Recipe) -> None:
+        """One iteration, by the gradients that are there."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
+        if not norm.isfinite():
+            raise FloatingPointError(
+                f"the loss or its gradient is not finite in iteration {self.done + 1} of {recipe.iterations}. The "
+                f"weights before it are kept. Train with a lower learning rate (now {recipe.lr})."
+            )
+        self.is_whole = False
+        self.optimizer.step()
+        self.schedule.step()
+        self.average.update_parameters(self.network)
+        self.done += 1
+        self.is_whole = True
+
+    def dump(self) -> dict[str, Any]:
+        parts = {name: getattr(self, name).state_dict() for name in _PARTS}
+        return {**parts, "iteration": self.done}
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        for name in _PARTS:
+            getattr(self, name).load_state_dict(saved[name])
+        self.done = saved["iteration"]
 
 
-def _save(checkpoint: Path, parts: dict[str, Any], recipe: Recipe, iteration: int) -> None:
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    state = {name: part.state_dict() for name, part in parts.items()}
-    partial = checkpoint.with_suffix(".partial")
-    torch.save(state | {"recipe": _as_json(recipe), "iteration": iteration}, partial)
-    os.replace(partial, checkpoint)
+_PARTS = ("network", "optimizer", "schedule", "average")
 
 
-def _log(checkpoint: Path | None, means: dict[str, float], recipe: Recipe) -> None:
-    left = (recipe.iterations - means["iteration"]) * means["seconds_per_iteration"]
-    figures = "  ".join(f"{k} {v:.4g}" for k, v in means.items() if k != "iteration")
-    logger.info("%d/%d  %s  %.0f s left", means["iteration"], recipe.iterations, figures, left)
-    if checkpoint is not None:
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        with checkpoint.with_suffix(".jsonl").open("a") as log:
-            log.write(json.dumps(means) + "\n")
+class _Log:
+    """Means of the figures since the last time."""
+
+    def __init__(self, done: int, iterations: int, world: World):
+        self.iterations, self.world = iterations, world
+        self.begun, self.start, self.last = time.perf_counter(), done, done
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, figures: Mapping[str, Tensor]) -> None:
+        """Notes one iteration."""
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+
+    def means(self, done: int) -> Figures:
+        """Over all processes."""
+        values = torch.stack(list(self.sums.values()))
+        if self.world.size > 1:
+            torch.distributed.all_reduce(values)
+        values = values / (self.world.size * (done - self.last))
+        means: Figures = dict(zip(self.sums, values.tolist(), strict=True))
+        seconds = (time.perf_counter() - self.begun) / (done - self.start)
+        text = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
+        left = (self.iterations - done) * seconds
+        logger.info("%d/%d  %s  %.0f s left", done, self.iterations, text, left)
+        self.sums, self.last = {}, done
+        return {**means, "iteration": done, "seconds_per_iteration": round(seconds, 4)}
 
 
-def _as_json(recipe: Recipe) -> str:
-    return json.dumps({k: str(v) for k, v in asdict(recipe).items()}, sort_keys=True)
+@dataclass(slots=True)
+class _File:
+    """The checkpoint and the log beside it; without a path there is neither."""
+
+    path: Path | None
+    described: Mapping[str, Any]  # the training
+    is_writing: bool
+    saved: int = 0  # iterations in the file
+
+    def read(self) -> dict[str, Any] | None:
+        """The state in the file, checked to be of this training; None = there is none."""
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            found = json.loads(state["recipe"])
+        except Exception as error:  # a damaged pickle can raise anything
+            raise ValueError(
+                f"{self.path} is no checkpoint of a training, or damaged. Remove it to start again."
+            ) from error
+        expected = self._stated()
+        if wrong := [n for n in sorted({*found, *expected}) if found.get(n) != expected.get(n)]:
+            told = "; ".join(f"{n} {found.get(n)}, now {expected.get(n)}" for n in wrong)
+            raise ValueError(
+                f"{self.path} was made by another recipe ({told}). Train as it was started, or remove the file to "
+                "start again."
+            )
+        self.saved = state["iteration"]
+        return state
+
+    def save(self, state: _State) -> None:
+        """Writes the state if it is newer than the file, whole or not at all."""
+        if self.path is None or not self.is_writing or not state.is_whole:
+            return
+        if state.done <= self.saved:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        try:
+            torch.save(state.dump() | {"recipe": json.dumps(self._stated())}, partial)
+            os.replace(partial, self.path)
+        finally:
+            partial.unlink(missing_ok=True)
+        self.saved = state.done
+
+    def write_log(self, means: Figures) -> None:
+        """Adds a line to the log."""
+        if self.path is not None and self.is_writing:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with log_of(self.path).open("a") as log:
+                log.write(json.dumps(means) + "\n")
+
+    def cut_log(self, done: int) -> None:
+        """Takes back what was logged after the checkpoint, which comes again."""
+        if self.path is None or not self.is_writing:
+            return
+        kept = [means for means in read_log(self.path) if means["iteration"] <= done]
+        log_of(self.path).unlink(missing_ok=True)
+        for means in kept:
+            self.write_log(means)
+
+    def _stated(self) -> dict[str, str]:
+        return {name: str(value) for name, value in sorted(self.described.items())}
+
+
+def log_of(checkpoint: Path) -> Path:
+    """Where the log of a training lies: JSON lines."""
+    return checkpoint.with_suffix(".jsonl")
+
+
+def read_log(checkpoint: Path) -> list[Figures]:
+    """The figures logged so far; a line that was cut off does not count."""
+    path, logged = log_of(checkpoint), []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            logged.append(json.loads(line))
+    return logged
