@@ -148,6 +148,7 @@ class Case:
     golden: GoldenSet
     model: Any
     head: Any
+    table = FORMAT.table
 
     @classmethod
     def of(cls, name: str) -> Case:
@@ -220,6 +221,10 @@ class Case:
         loss, _ = window_loss(self.head, self.model, part, objective)
         golden.assert_close(loss / golden.args["accum_steps"], prefix + "loss", "loss")
 
+    def loss(self, head: Any, number: int, part: Window) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimised in batch `number`."""
+        return window_loss(head, self.model, part, self.objective)
+
 
 def nonzero(is_chosen_BL: Tensor) -> Tensor:
     """Indices (B, N) of the True entries of one image."""
@@ -283,9 +288,15 @@ def test_control_a_rollout_with_other_codes():
 
 
 class Trainer:
-    """Runs `fit` on the batches of a set and keeps the norms after every optimizer step."""
+    """Runs `fit` on the batches of a set and keeps the norms after every optimizer step.
 
-    def __init__(self, case: Case, **recipe: Any):
+    Args:
+        case: as `Case`, of this set or that of another model.
+        parts_of: as for `fit`.
+        recipe: figures that differ from the set's.
+    """
+
+    def __init__(self, case: Any, parts_of: Callable[[Any], Any] | None = None, **recipe: Any):
         args = case.golden.args
         self.case, self.accumulated = case, args["accum_steps"]
         self.num_iterations = len(args["batches"]) // self.accumulated
@@ -306,6 +317,7 @@ class Trainer:
             self.loss_of,
             Recipe(iterations=self.num_iterations, **(options | recipe)),
             before_batch=self.begin,
+            parts_of=parts_of,
         )
         self.begin(self.num_iterations)
         self.ema_norm = self.norm(dict(average.named_parameters()))
@@ -315,7 +327,7 @@ class Trainer:
         if iteration > 0:
             parameters = dict(self.case.head.named_parameters())
             gradients = {name: p.grad for name, p in parameters.items()}
-            published = publish(FORMAT.table, gradients)
+            published = publish(self.case.table, gradients)
             self.gradients = published
             self.norms.append({"grad": self.norm(gradients), "param": self.norm(parameters)})
 
@@ -328,14 +340,12 @@ class Trainer:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         for number, part in windows:
             self.case.check(number, part, self.case.objective)
-        losses = [
-            window_loss(head, self.case.model, part, self.case.objective)[0] for _, part in windows
-        ]
+        losses = [self.case.loss(head, number, part)[0] for number, part in windows]
         return torch.stack(losses).mean(), {}
 
     def norm(self, ours: dict[str, Any]) -> Tensor:
         """Norm of each published tensor, in the set's order."""
-        published = publish(FORMAT.table, {name: t.detach() for name, t in ours.items()})
+        published = publish(self.case.table, {name: t.detach() for name, t in ours.items()})
         return torch.stack(
             [published[name].norm() for name in self.case.golden.args["param_names"]]
         )
@@ -359,6 +369,19 @@ class Trainer:
 @pytest.mark.parametrize("name", SETS)
 def test_training_steps_are_those_of_the_original(name):
     Trainer(Case.of(name)).check()
+
+
+def one_by_one(windows: list[Any]) -> list[list[Any]]:
+    return [[window] for window in windows]
+
+
+def test_gradients_added_up_one_window_after_the_other_are_those_of_the_original():
+    Trainer(Case.of("kl"), one_by_one).check()
+
+
+def test_control_windows_that_are_not_added_up():
+    with pytest.raises(AssertionError, match=r"^grad_norm:"):
+        Trainer(Case.of("kl"), lambda windows: [windows[-1:]]).check()
 
 
 @pytest.mark.parametrize(

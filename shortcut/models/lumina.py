@@ -142,6 +142,11 @@ class OnGrid:
         return self.model.config
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the network's weights."""
+        return self.model.dtype
+
+    @property
     def num_tokens(self) -> int:
         """Codes of one image."""
         return self.rows * self.columns
@@ -167,6 +172,10 @@ class OnGrid:
         place_BND = place_BN.unsqueeze(-1).expand(-1, -1, features_BSD.shape[-1])
         return self.model.code_output(features_BSD.gather(1, place_BND)).float()
 
+    def logits_everywhere(self, features_BSD: Tensor) -> Tensor:
+        """As `logits`, for the whole sequence: (B, S, V)."""
+        return self.model.code_output(features_BSD).float()
+
     def embed_codes(self, codes_BN: Tensor) -> Tensor:
         """The network's input (B, N, D) for `codes_BN`."""
         return self.model.embed_tokens(codes_BN + self.config.num_text_ids)
@@ -174,6 +183,10 @@ class OnGrid:
     def places(self, index_BN: Tensor, num_prompt_tokens: int) -> Tensor:
         """Where the image positions `index_BN` stand in a sequence with that prompt."""
         return num_prompt_tokens + 2 + self._place_in_rows(index_BN)
+
+    def num_positions(self, prompt_BP: Tensor) -> int:
+        """Length of the sequence (S) of a branch with that condition."""
+        return prompt_BP.shape[1] + 2 + self.rows * (self.columns + 1) + 2
 
     def image_places(self, index_BN: Tensor, num_tokens: int) -> Tensor:
         """Where the image positions `index_BN` stand in a sequence of so many tokens."""

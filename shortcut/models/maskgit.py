@@ -142,6 +142,10 @@ class MaskGIT(nn.Module):
         ]
         return self(torch.cat(sequences)).chunk(len(classes))
 
+    def num_positions(self, class_B: Tensor) -> int:
+        """Length of the sequence (S) of a branch with that condition: the codes and the class."""
+        return self.config.num_tokens + 1
+
     def image_places(self, index_BN: Tensor, num_tokens: int) -> Tensor:
         """Where the image positions `index_BN` stand in a sequence of so many tokens: its codes come first."""
         return index_BN
@@ -153,6 +157,11 @@ class MaskGIT(nn.Module):
         codebook_VD = self.token(ids_V).to(features_BSD.dtype)
         logits_BNV = (features_BSD.gather(1, index_BND) @ codebook_VD.T).float()
         return logits_BNV + self.output_bias(index_BN)[..., : self.config.num_codes].float()
+
+    def logits_everywhere(self, features_BSD: Tensor) -> Tensor:
+        """As `logits`, for the whole sequence: (B, S, V)."""
+        index_S = torch.arange(features_BSD.shape[1], device=features_BSD.device)
+        return self.logits(features_BSD, index_S.expand(len(features_BSD), -1))
 
     def embed(self, codes_BN: Tensor, index_BN: Tensor) -> Tensor:
         """What the network's input is for `codes_BN` at the image positions `index_BN`: (B, N, D)."""

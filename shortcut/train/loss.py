@@ -28,7 +28,9 @@ class Objective:
     kl: float = 0.0  # of the codes' distributions, each branch for itself
     kl_temperature: float = 1.0
     guided_kl: float = 0.0  # of the guided distribution, which decides at use
-    only_masked: bool = True  # True: positions still masked count. False: all of the sequence
+    only_masked: bool = (
+        True  # True: positions still masked count. False: all of the sequence (`mse`, `kl`)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,24 +208,44 @@ def step_losses(
 ) -> dict[str, Tensor]:
     """The parts of the loss of one step that have a weight, each a mean over branches.
 
-    Source: MIGM-Shortcut MaskGIT-Shortcut/train_shortcut.py loss_fn; golden/README.md section 8.
-    Differs: the divergence may also be taken after guidance.
+    Source: MIGM-Shortcut, loss_fn in MaskGIT-Shortcut/train_shortcut.py (`only_masked`) and in
+    DiMOO-Shortcut/train_shortcut.py (all of the sequence); golden/README.md section 8.
+    Differs: the divergence may also be taken after guidance, then where it decides: at masked positions.
     """
     index = masked_index_BN if objective.only_masked else None
     parts = {
         "mse": mean(feature_mse(model, e, t, index) for e, t in zip(estimate, target, strict=True))
     }
-    if objective.kl == 0 and objective.guided_kl == 0:
-        return parts
-    with torch.no_grad():
-        wanted = [model.logits(t, masked_index_BN) for t in target]
-    found = [model.logits(e, masked_index_BN) for e in estimate]
     if objective.kl != 0:
-        pairs = zip(found, wanted, strict=True)
-        parts["kl"] = mean(divergence(f, w, objective.kl_temperature) for f, w in pairs)
+        pairs = zip(estimate, target, strict=True)
+        parts["kl"] = mean(
+            _feature_divergence(model, e, t, index, objective.kl_temperature) for e, t in pairs
+        )
     if objective.guided_kl != 0:
-        parts["guided_kl"] = divergence(guided(found, step.guidance), guided(wanted, step.guidance))
+        found = guided([model.logits(e, masked_index_BN) for e in estimate], step.guidance)
+        with torch.no_grad():
+            wanted = guided([model.logits(t, masked_index_BN) for t in target], step.guidance)
+        parts["guided_kl"] = divergence(found, wanted)
     return parts
+
+
+def _feature_divergence(
+    model: Any,
+    estimate_BSD: Tensor,
+    target_BSD: Tensor,
+    index_BN: Tensor | None,
+    temperature: float,
+) -> Tensor:
+    """Divergence of the codes at image positions `index_BN`; None = everywhere in the sequence."""
+
+    def logits(features_BSD: Tensor) -> Tensor:
+        if index_BN is None:
+            return model.logits_everywhere(features_BSD)
+        return model.logits(features_BSD, index_BN)
+
+    with torch.no_grad():
+        wanted_BNV = logits(target_BSD)
+    return divergence(logits(estimate_BSD), wanted_BNV, temperature)
 
 
 def feature_mse(
