@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import builders
@@ -173,3 +174,11 @@ def test_the_published_layout_of_a_folder_cannot_be_written(folder: Path, tmp_pa
     assert main(["convert", str(folder), str(tmp_path / "a.pth"), CODES]) == 1
     assert "has no place for fewer rows" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["Lumina"]
+
+
+def test_a_head_that_starts_from_full_passes_stays_one_of_our_files(tmp_path, capsys) -> None:
+    head = builders.head(replace(builders.HEAD_CONFIG, from_full=True))
+    source = builders.write(tmp_path / "head.safetensors", head)
+    assert main(["convert", str(source), str(tmp_path / "head.pth")]) == 1
+    assert "no place for what tells that a head predicts" in capsys.readouterr().err
+    assert not (tmp_path / "head.pth").exists()
