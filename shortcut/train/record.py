@@ -44,18 +44,23 @@ class Recorder:
     Args:
         conditions: those of the run.
         dtype: in which features are kept; float16 is enough for the output of a layer norm.
+        keep_on: where the record is kept; None = where the run is.
     """
 
     conditions: Sequence[Tensor]
     dtype: torch.dtype = torch.float16
+    keep_on: torch.device | None = None
     steps: list[tuple[Step, Features, Revealed, Tensor]] = field(default_factory=list)
     codes_BL: Tensor = field(default_factory=lambda: torch.empty(0, 0))
 
     def __call__(self, trace: Trace) -> None:
-        features = tuple(f.to(self.dtype, copy=True) for f in trace.denoised.features)
-        masked_index = positions(trace.is_masked_BL, trace.step.num_masked_after)
-        self.steps.append((trace.step, features, trace.revealed, masked_index))
-        self.codes_BL = trace.codes_BL
+        features = tuple(f.to(self.keep_on, self.dtype, copy=True) for f in trace.denoised.features)
+        masked_index = positions(trace.is_masked_BL, trace.step.num_masked_after).to(self.keep_on)
+        revealed = Revealed(
+            trace.revealed.codes_BK.to(self.keep_on), trace.revealed.index_BK.to(self.keep_on)
+        )
+        self.steps.append((trace.step, features, revealed, masked_index))
+        self.codes_BL = trace.codes_BL.to(self.keep_on)
 
     def trajectories(self) -> Trajectories:
         """What was recorded so far."""
@@ -63,7 +68,12 @@ class Recorder:
             list(part) for part in zip(*self.steps, strict=True)
         )
         return Trajectories(
-            tuple(self.conditions), steps, features, revealed, masked_index, self.codes_BL
+            tuple(c.to(self.keep_on) for c in self.conditions),
+            steps,
+            features,
+            revealed,
+            masked_index,
+            self.codes_BL,
         )
 
 
@@ -78,6 +88,7 @@ def record(
     dtype: torch.dtype = torch.float16,
     autocast: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    keep_on: torch.device | None = None,
 ) -> Trajectories:
     """Runs the model for one batch of images and records it.
 
@@ -87,9 +98,10 @@ def record(
         image_indices: place of each image in its batch, as for `pipeline.generate`; None = 0, 1, ...
         dtype: of the recorded features.
         autocast: type of the model's arithmetic; None = that of its weights.
+        keep_on: where the record is kept; None = on `device`.
     """
     conditions = tuple(c.to(device) for c in conditions)
-    recorder = Recorder(conditions, dtype)
+    recorder = Recorder(conditions, dtype, keep_on)
     with torch.autocast(torch.device(device).type, autocast, enabled=autocast is not None):
         generate(
             model,

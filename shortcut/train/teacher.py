@@ -25,6 +25,9 @@ from ..prompts import conditions
 from ..schedule import Settings
 from .record import Trajectories, record
 
+# Stream of random numbers of the runs that a head learns from; run n of a seed is drawn by (seed, RUNS, n).
+RUNS = 1
+
 # (number of images, generator) -> one tensor for each guidance branch, rows = images.
 DrawConditions = Callable[[int, torch.Generator], tuple[Tensor, ...]]
 
@@ -40,24 +43,36 @@ class Teacher:
     autocast: torch.dtype | None = None  # None = arithmetic in the type of the weights
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
 
+    def draw(
+        self, runs: Sequence[Settings], num_images: int, seed: tuple[int, ...]
+    ) -> tuple[Settings, tuple[Tensor, ...], int]:
+        """Settings, conditions of all images and seed of the noise of a run, which follow from `seed` alone.
+
+        Args:
+            runs: a run has one of these settings, evenly drawn.
+            seed: up to four integers.
+        """
+        generator = seeded(*seed)
+        settings = runs[int(torch.randint(len(runs), (), generator=generator))]
+        branches = self.draw_conditions(num_images, generator)[: 1 + len(settings.guidance)]
+        return settings, branches, int(torch.randint(2**62, (), generator=generator))
+
     def run(
         self,
         runs: Sequence[Settings],
         num_images: int,
         seed: tuple[int, ...],
         images: slice = slice(None),
+        keep_on: torch.device | None = None,
     ) -> Trajectories:
         """The rows `images` of a recorded run of `num_images` images.
 
         Args:
-            runs: it has one of these settings, evenly drawn.
-            seed: up to four integers; settings, conditions and noise follow from them alone.
+            runs, seed: as for `draw`.
             images: which of the images to make; they do not depend on the others.
+            keep_on: where the record is kept; None = on the device of the model.
         """
-        generator = seeded(*seed)
-        settings = runs[int(torch.randint(len(runs), (), generator=generator))]
-        branches = self.draw_conditions(num_images, generator)[: 1 + len(settings.guidance)]
-        noise_seed = int(torch.randint(2**62, (), generator=generator))
+        settings, branches, noise_seed = self.draw(runs, num_images, seed)
         return record(
             self.model,
             [branch[images] for branch in branches],
@@ -67,6 +82,7 @@ class Teacher:
             num_tokens=self.num_tokens,
             autocast=self.autocast,
             device=self.device,
+            keep_on=keep_on,
         )
 
 

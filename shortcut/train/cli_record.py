@@ -1,0 +1,132 @@
+"""The command `record`: options -> teacher -> its runs on disk, for `train --data`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..checkpoint import Checkpoint
+from ..grid import usual_grid
+from ..processes import World, meeting
+from ..tools import advice_on_memory
+from .cli_options import add_model, add_sampling, add_where, load_teacher, runs_of
+from .dataset import GB, Recording, in_gb
+from .recording import make, num_bytes
+from .teacher import RUNS, Teacher
+
+IMAGES_PER_RUN = 32
+RUN_BYTES = 2 * GB  # that a run takes at most unless --batch-size says otherwise
+
+
+def add_parser(commands: Any) -> None:
+    """Adds `record` to the command line."""
+    parser = commands.add_parser(
+        "record",
+        help="record what a shortcut head learns from",
+        description=f"{__doc__} Run again, it goes on where it stopped; under torchrun the runs are shared out.",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill")
+    parser.add_argument(
+        "--num", type=int, required=True, help="images in all; more than before adds the difference"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        help=f"images in a run, which is a file; default: {IMAGES_PER_RUN}, or what takes {in_gb(RUN_BYTES)}",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--size-limit",
+        type=float,
+        metavar="GB",
+        help="refuse to begin what would take more; default: what the disk has room for",
+    )
+    add_model(parser)
+    add_sampling(parser)
+    add_where(parser)
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON line last: images, files, bytes, seconds"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Records. Returns the exit status; errors are exceptions whose text is for the user."""
+    world = World.here()
+    limit = None if options.size_limit is None else options.size_limit * GB
+    with meeting(world) as gather:
+        teacher, model_file = load_teacher(options)
+        recording = recording_of(options, teacher, model_file)
+        hidden = None if world.rank == 0 else True  # None: shown on a terminal
+        begun = time.perf_counter()
+        with tqdm(unit="run", disable=hidden, file=sys.stderr) as bar, advice_on_memory():
+            found = make(
+                options.out,
+                teacher,
+                recording,
+                limit=limit,
+                world=world,
+                gather=gather,
+                on_run=lambda done, num_mine: progress(bar, done, num_mine),
+            )
+    if world.rank == 0:
+        report = {
+            "images": recording.num_images,
+            "files": recording.num_runs,
+            "made": len(found.missing),
+            "bytes": found.num_bytes,
+            "seconds": round(time.perf_counter() - begun, 2),
+        }
+        print(json.dumps(report) if options.json else in_words(report, options.out))
+    return 0
+
+
+def recording_of(
+    options: argparse.Namespace, teacher: Teacher, model_file: Checkpoint
+) -> Recording:
+    """What the options ask for.
+
+    Raises:
+        ValueError: the images do not fill whole runs, or a setting is out of range.
+    """
+    if options.seed < 0:
+        raise ValueError(f"seed must be at least 0, got {options.seed}.")
+    runs = runs_of(options, teacher.settings)
+    per_run = options.batch_size
+    if per_run is None:
+        _, conditions, _ = teacher.draw(runs, 1, (options.seed, RUNS))
+        one = num_bytes(teacher, conditions, max(settings.num_steps for settings in runs))
+        per_run = max(1, min(IMAGES_PER_RUN, options.num, RUN_BYTES // one))
+    weights, products = teacher.model.dtype, teacher.autocast or teacher.model.dtype
+    recording = Recording(
+        model=model_file.name,
+        model_fingerprint=model_file.fingerprint,
+        grid=options.grid or usual_grid(model_file),
+        runs=runs,
+        seed=options.seed,
+        num_images=options.num,
+        images_per_run=per_run,
+        arithmetic=f"{weights}, products in {products}".replace("torch.", ""),
+    )
+    recording.check()
+    return recording
+
+
+def progress(bar: Any, done: int, num_mine: int) -> None:
+    """Moves the bar to `done` of this process's runs."""
+    bar.total = num_mine
+    bar.update(done - bar.n)
+
+
+def in_words(report: dict[str, Any], folder: Path) -> str:
+    """What was done, for people."""
+    return (
+        f"{folder}: {report['images']} images in {report['files']} files, {in_gb(report['bytes'])}; "
+        f"{report['made']} files made now, {report['seconds']} s"
+    )
