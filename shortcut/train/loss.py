@@ -47,9 +47,16 @@ class Window:
 
 
 def window(
-    run: Trajectories, start: int, length: int, images: Tensor | slice = slice(None)
+    run: Trajectories,
+    start: int,
+    length: int,
+    images: Tensor | slice = slice(None),
+    device: torch.device | None = None,
 ) -> Window:
     """The window of steps `start` + 1 .. `start` + `length` of some `images` of a run, in float32.
+
+    Args:
+        device: where to; None = where the run is kept.
 
     Raises:
         ValueError: the run has no such steps.
@@ -60,19 +67,22 @@ def window(
             f"{len(run.steps)} steps."
         )
 
-    def pick(features: Features) -> Features:
-        return tuple(f[images].float() for f in features)
+    def pick(tensor: Tensor) -> Tensor:
+        return tensor[images].to(device)
+
+    def pick_features(features: Features) -> Features:
+        return tuple(pick(f).float() for f in features)
 
     before, after = range(start, start + length), range(start + 1, start + length + 1)
     revealed = [run.revealed[t] for t in before]
     return Window(
-        tuple(c[images] for c in run.conditions),
-        pick(run.features[start]),
-        [Revealed(r.codes_BK[images], r.index_BK[images]) for r in revealed],
+        tuple(pick(c) for c in run.conditions),
+        pick_features(run.features[start]),
+        [Revealed(pick(r.codes_BK), pick(r.index_BK)) for r in revealed],
         [run.steps[t] for t in after],
-        [pick(run.features[t]) for t in after],
-        [run.masked_index[t][images] for t in before],
-        run.codes_BL[images],
+        [pick_features(run.features[t]) for t in after],
+        [pick(run.masked_index[t]) for t in before],
+        pick(run.codes_BL),
     )
 
 
