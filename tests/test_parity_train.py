@@ -1,4 +1,4 @@
-"""Records, losses and training steps of the original MaskGIT-Shortcut trainer.
+"""Losses and training steps of the original MaskGIT-Shortcut trainer.
 
 Each check has controls: the same with one thing wrong on purpose, which must be told apart.
 """
@@ -14,10 +14,9 @@ import pytest
 import torch
 from golden_sets import GoldenSet, load
 from shortcut_pack.shortcut import weights
-from shortcut_pack.shortcut.denoiser import Denoiser, Revealed
+from shortcut_pack.shortcut.denoiser import Revealed
 from shortcut_pack.shortcut.formats import publish
 from shortcut_pack.shortcut.heads.maskgit import FORMAT
-from shortcut_pack.shortcut.sampler import sample
 from shortcut_pack.shortcut.schedule import Settings, plan
 from shortcut_pack.shortcut.train.fit import Recipe, fit
 from shortcut_pack.shortcut.train.loss import (
@@ -28,7 +27,6 @@ from shortcut_pack.shortcut.train.loss import (
     step_losses,
     window_loss,
 )
-from shortcut_pack.shortcut.train.record import Recorder, published_records
 from torch import Tensor, nn
 
 TRAINER_TOKENS = (
@@ -63,68 +61,6 @@ def build(golden: GoldenSet) -> tuple[Any, Any]:
     )
     # A copy: the built head shares the set's tensors, and it is trained here.
     return model, copy.deepcopy(weights.build(head)).requires_grad_(True)
-
-
-def check_records(record_of: Callable[[Recorder], dict], no_class: int) -> None:
-    """Replays the recorded teacher run and compares what `record_of` makes of it."""
-    golden = load("maskgit_makedata")
-    model, _ = build(golden)
-    num_tokens, num_steps = model.config.num_tokens, golden.args["step"]
-    labels_B = golden["labels"]
-    conditions = (labels_B, torch.full_like(labels_B, no_class))
-    noise = Replay(
-        {t: golden[f"noise/codes/{t:03d}"] for t in range(num_steps)},
-        {t: golden[f"noise/gumbel/{t:03d}"] for t in range(num_steps)},
-    )
-    recorder = Recorder(conditions, torch.float32)
-    sample(
-        Denoiser(model, conditions),
-        torch.zeros(len(labels_B), num_tokens, dtype=torch.long),
-        torch.ones(len(labels_B), num_tokens, dtype=torch.bool),
-        plan(Settings(num_steps=num_steps), num_tokens, num_tokens),
-        noise,
-        recorder,
-    )
-    records = record_of(recorder)
-    prefix = f"{golden.args['batch_id']:05d}_"
-    assert [prefix + key for key in records] == golden.info["record_keys"]
-    for key, fields in records.items():
-        for field, value in fields.items():
-            name = f"record/{prefix}{key}/{field}.pth"
-            if value.is_floating_point():
-                golden.assert_close(value, name)
-            else:
-                assert torch.equal(value, golden[name]), name
-
-
-def records_of(recorder: Recorder) -> dict[str, dict[str, Tensor]]:
-    """What the original would have stored; its token of no class is the last of the vocabulary."""
-    golden = load("maskgit_makedata")
-    sizes = golden.info["config"]["vit"]
-    return published_records(recorder.trajectories(), sizes["codebook_size"] + 1 + sizes["nclass"])
-
-
-def test_a_recorded_run_has_the_published_fields():
-    check_records(records_of, no_class=10)
-
-
-def test_control_records_of_another_condition():
-    with pytest.raises(AssertionError, match="feat"):
-        check_records(records_of, no_class=9)
-
-
-def test_control_records_with_features_a_step_late():
-    def late(recorder: Recorder) -> dict:
-        recorder.steps = [
-            (*kept[:1], after[1], *kept[2:])
-            for kept, after in zip(
-                recorder.steps, [*recorder.steps[1:], recorder.steps[0]], strict=True
-            )
-        ]
-        return records_of(recorder)
-
-    with pytest.raises(AssertionError, match="feat"):
-        check_records(late, no_class=10)
 
 
 @pytest.mark.parametrize("offset", [0, 1])

@@ -122,29 +122,3 @@ def generation_order(run: Trajectories) -> Tensor:
     for t, revealed in enumerate(run.revealed):
         order_BL.scatter_(1, revealed.index_BK, t)
     return order_BL
-
-
-def published_records(run: Trajectories, no_class_token: int) -> dict[str, dict[str, Tensor]]:
-    """The records of a run of (class, no class) in the layout of the published trainer.
-
-    Source: MIGM-Shortcut MaskGIT-Shortcut/Trainer/vit.py sample_makedata;
-    golden/README.md section 8.
-
-    Args:
-        no_class_token: token that stands for "no class" in the unconditional record.
-
-    Returns:
-        `III_CLASS_cond` and `III_CLASS_uncond` for image I, each with `feat` (T, S, D),
-        `generation_order` (S,), -1 for the class position, and `teacher_vq_ids` (S,), the codes and
-        then the class or the token of no class.
-    """
-    order_BL = generation_order(run)
-    records = {}
-    for i, label in enumerate(run.conditions[0].tolist()):
-        for branch, (name, last) in enumerate((("cond", label), ("uncond", no_class_token))):
-            records[f"{i:03d}_{label}_{name}"] = {
-                "feat": torch.stack([features[branch][i] for features in run.features]),
-                "generation_order": torch.cat([order_BL[i], order_BL.new_tensor([-1])]),
-                "teacher_vq_ids": torch.cat([run.codes_BL[i], run.codes_BL.new_tensor([last])]),
-            }
-    return records
