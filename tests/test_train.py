@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from dataclasses import replace
 from functools import cache
 
@@ -10,24 +11,25 @@ import pytest
 import torch
 from shortcut_pack.shortcut.heads.maskgit import Config as HeadConfig
 from shortcut_pack.shortcut.models.maskgit import Config, MaskGIT
+from shortcut_pack.shortcut.noise import seeded
 from shortcut_pack.shortcut.pipeline import generate
 from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
 from shortcut_pack.shortcut.predictors.reuse import Reuse
+from shortcut_pack.shortcut.processes import World
 from shortcut_pack.shortcut.schedule import Settings
-from shortcut_pack.shortcut.train.fit import Recipe
+from shortcut_pack.shortcut.train.evaluate import evaluate, held_out_runs
+from shortcut_pack.shortcut.train.fit import Recipe, fit, log_of, read_log
 from shortcut_pack.shortcut.train.head import (
     Replay,
     Teaching,
-    evaluate,
-    held_out_runs,
     initialised,
-    teacher_run,
     train_head,
 )
-from shortcut_pack.shortcut.train.loss import Objective, predict, window, window_loss
+from shortcut_pack.shortcut.train.loss import Objective, Window, predict, window, window_loss
 from shortcut_pack.shortcut.train.record import Recorder, Trajectories, generation_order
-from shortcut_pack.shortcut.train.teacher import class_conditions
+from shortcut_pack.shortcut.train.teacher import RUNS, Teacher, class_conditions
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 NUM_CLASSES, NUM_TOKENS = 4, 16
 HEAD = HeadConfig(model_width=32, width=16, num_blocks=1, num_heads=2, has_time=True)
@@ -45,19 +47,23 @@ TEACHING = Teaching(
 
 
 @cache
-def teacher() -> MaskGIT:
+def model() -> MaskGIT:
     """A random model made to listen to its tokens, as a trained one does."""
     sizes = Config(
         grid=4, width=32, depth=2, num_heads=2, mlp_width=64, num_codes=12, num_classes=NUM_CLASSES
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = MaskGIT(sizes).requires_grad_(False).eval()
-    model.position.weight.mul_(0.3)
-    for block in model.blocks:
+        network = MaskGIT(sizes).requires_grad_(False).eval()
+    network.position.weight.mul_(0.3)
+    for block in network.blocks:
         block.attention.value.weight.mul_(4)
         block.attention.out.weight.mul_(2)
-    return model
+    return network
+
+
+def teacher() -> Teacher:
+    return Teacher(model=model(), draw_conditions=DRAW, settings=Settings(), num_tokens=NUM_TOKENS)
 
 
 def train(
@@ -68,13 +74,17 @@ def train(
     **options,
 ) -> nn.Module:
     head = initialised(config, recipe.seed)
-    return train_head(
-        teacher(), head, DRAW, recipe, teaching, objective, num_tokens=NUM_TOKENS, **options
-    )
+    return train_head(teacher(), head, recipe, teaching, objective, **options)
+
+
+@cache
+def whole() -> nn.Module:
+    """The head of an undisturbed training; only read."""
+    return train()
 
 
 def held_out() -> list[Trajectories]:
-    return held_out_runs(teacher(), DRAW, RECIPE, TEACHING, num_tokens=NUM_TOKENS)
+    return held_out_runs(teacher(), RECIPE, TEACHING)
 
 
 def is_same(a: nn.Module, b: nn.Module) -> bool:
@@ -86,7 +96,7 @@ def is_same(a: nn.Module, b: nn.Module) -> bool:
 def test_a_trained_head_is_nearer_to_the_teacher_than_its_last_features(objective):
     head = train(objective=objective)
     for run in held_out():
-        for row in evaluate(head, teacher(), run, 3):
+        for row in evaluate(head, model(), run, 3):
             assert row["error"] < 0.7
             assert row["kl"] < 0.7 * row["kl_reuse"]
 
@@ -95,7 +105,7 @@ def test_an_untrained_head_is_reuse():
     for has_time in (True, False):
         for width in (16, 32):
             head = initialised(replace(HEAD, width=width, has_time=has_time), 0)
-            for row in evaluate(head, teacher(), held_out()[0], 2):
+            for row in evaluate(head, model(), held_out()[0], 2):
                 assert row["error"] == 1
                 assert row["kl"] == row["kl_reuse"]
 
@@ -115,35 +125,176 @@ def test_the_same_seed_gives_the_same_head_and_another_seed_another():
     assert not is_same(first, other)
 
 
-class Killed(Exception):
-    """The process ended here."""
+def test_a_killed_and_resumed_training_gives_the_same_head_and_log(tmp_path):
+    file = tmp_path / "head.ckpt"
+    left = tmp_path / "left"
+
+    def kill(done):  # what a kill at that moment leaves
+        if done == 55:
+            left.mkdir()
+            for path in (file, log_of(file)):
+                shutil.copy(path, left)
+
+    train(checkpoint=file, on_iteration=kill, log_every=7)
+    killed = left / file.name
+    assert torch.load(killed, weights_only=True)["iteration"] == 40  # within a run's time
+    assert [figures["iteration"] for figures in read_log(killed)][-2:] == [42, 49]
+    assert is_same(train(checkpoint=killed, log_every=7), whole())
+    for path in (file, killed):
+        assert [f["iteration"] for f in read_log(path)] == [7, 14, 21, 28, 35, 42, 49, 56, 60]
 
 
-def test_a_killed_and_resumed_training_gives_the_same_head(tmp_path):
-    whole = train()
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_training_keeps_its_last_state(tmp_path, error):
     file = tmp_path / "head.ckpt"
 
-    def kill(figures):
-        if figures["iteration"] == 50:
-            raise Killed
+    def interrupt(done):
+        if done == 47:
+            raise error
 
-    with pytest.raises(Killed):
-        train(checkpoint=file, on_log=kill)
-    # The last checkpoint is of iteration 40, in the middle of a teacher run's time.
-    assert is_same(train(checkpoint=file), whole)
+    with pytest.raises(error):
+        train(checkpoint=file, on_iteration=interrupt)
+    assert torch.load(file, weights_only=True)["iteration"] == 47
+    assert is_same(train(checkpoint=file), whole())
 
 
-def test_another_recipe_does_not_resume(tmp_path):
+def test_a_state_in_the_middle_of_a_step_is_not_kept(tmp_path, monkeypatch):
     file = tmp_path / "head.ckpt"
-    train(replace(RECIPE, iterations=2), checkpoint=file)
-    with pytest.raises(ValueError, match="another recipe"):
-        train(replace(RECIPE, iterations=3), checkpoint=file)
+    steps = []
+
+    def interrupted(self, network):
+        steps.append(1)
+        if len(steps) == 25:
+            raise KeyboardInterrupt  # after the weights, before their average
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AveragedModel, "update_parameters", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(checkpoint=file)
+    assert torch.load(file, weights_only=True)["iteration"] == 20
+
+
+def test_another_training_does_not_resume(tmp_path):
+    file = tmp_path / "head.ckpt"
+    recipe = replace(RECIPE, iterations=2)
+    train(recipe, checkpoint=file, about={"model": "a"})
+    with pytest.raises(ValueError, match=r"another recipe \(iterations 2, now 3\)"):
+        train(replace(recipe, iterations=3), checkpoint=file, about={"model": "a"})
+    with pytest.raises(ValueError, match=r"another recipe \(model a, now b\)"):
+        train(recipe, checkpoint=file, about={"model": "b"})
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="no checkpoint of a training, or damaged"):
+        train(recipe, checkpoint=file, about={"model": "a"})
+
+
+def fit_a_line(recipe: Recipe, bad_iteration: int = -1, scale: float = 1.0, **options):
+    """Fits y = 2 x; the loss of one iteration is not a number."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Linear(1, 1)
+    iterations = iter(range(recipe.iterations))
+
+    def loss_of(network: nn.Module, x: torch.Tensor):
+        loss = (network(x) - 2 * x).square().mean() * scale
+        return (loss * float("nan") if next(iterations) == bad_iteration else loss), {}
+
+    return fit(
+        network, lambda generator: torch.rand(8, 1, generator=generator), loss_of, recipe, **options
+    )
+
+
+def test_a_loss_that_is_no_number_stops_and_the_last_good_weights_stay(tmp_path):
+    file = tmp_path / "line.ckpt"
+    with pytest.raises(FloatingPointError, match=r"in iteration 31 of 60\. .*lower learning rate"):
+        fit_a_line(RECIPE, bad_iteration=30, checkpoint=file)
+    saved = torch.load(file, weights_only=True)
+    assert saved["iteration"] == 30
+    assert all(tensor.isfinite().all() for tensor in saved["network"].values())
+
+
+def test_the_gradient_is_clipped_and_the_weights_are_averaged():
+    recipe = replace(RECIPE, iterations=20, lr=1e-2)
+    clipped = replace(recipe, clip=1e-4)
+    plain, small, large = fit_a_line(recipe), fit_a_line(clipped), fit_a_line(clipped, scale=3.0)
+    assert not is_same(small, plain)
+    torch.testing.assert_close(small.weight, large.weight, rtol=1e-5, atol=1e-6)
+    slow, last = fit_a_line(replace(recipe, ema=0.99)), fit_a_line(replace(recipe, ema=0.0))
+    assert last.weight.item() > slow.weight.item()  # the way to 2 is upwards
+
+
+def test_the_learning_rate_rises_then_falls_to_its_end():
+    recipe = Recipe(iterations=100, lr=1e-2, lr_end=1e-3, warmup=10)
+    rates = [recipe.lr * recipe.lr_factor(i) for i in range(100)]
+    assert rates[0] == pytest.approx(1e-3, rel=0.01)
+    assert max(rates) == pytest.approx(rates[9], rel=0.05)
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[-1] == pytest.approx(1e-3, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"iterations": 0}, "iterations must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"lr": 0.0}, "lr must be a number above 0"),
+        ({"lr": float("nan")}, "lr must be a number above 0"),
+        ({"ema": 1.0}, "ema must be at least 0 and below 1"),
+        ({"autocast": torch.float16}, "Use bfloat16 or float32"),
+    ],
+)
+def test_a_recipe_that_cannot_work_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(replace(RECIPE, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images_per_run": 0}, "images per run must be at least 1, got 0"),
+        ({"max_chain": 0}, "max chain must be at least 1, got 0"),
+        ({"runs": (Settings(num_steps=1),)}, r"at least 2 steps, got \[1\]"),
+    ],
+)
+def test_teaching_that_cannot_work_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(teaching=replace(TEACHING, **changes))
+
+
+def test_windows_one_after_the_other_give_the_same_head_but_for_rounding():
+    recipe = replace(RECIPE, iterations=10)
+    at_once, one_by_one = train(recipe), train(recipe, one_by_one=True)
+    assert not is_same(at_once, train(replace(recipe, seed=4)))
+    for name, tensor in at_once.state_dict().items():
+        torch.testing.assert_close(one_by_one.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("images_per_window", [8, 4])
+def test_processes_share_the_images_of_a_window(images_per_window):
+    """Each picks as many of its own; where a window has all images of a run, together they are those of one."""
+    teaching = replace(TEACHING, images_per_window=images_per_window)
+    all_images = run()
+
+    def windows(world: World) -> list[Window]:
+        mine = world.share(8)
+        part = teacher().run(teaching.runs, 8, (RECIPE.seed, RUNS), mine)
+        assert torch.equal(part.codes_BL, all_images.codes_BL[mine])
+        replay = Replay(lambda n: part, teaching, False, world)
+        replay.advance(0)
+        return replay.draw(seeded(0, 5))
+
+    alone, first, second = (windows(world) for world in (World(0, 1), World(0, 2), World(1, 2)))
+    for together, one, other in zip(alone, first, second, strict=True):
+        assert together.steps == one.steps == other.steps
+        assert len(one.codes_BL) == len(other.codes_BL) == images_per_window // 2
+        if images_per_window == 8:
+            rows = [torch.cat([one.codes_BL, other.codes_BL]), together.codes_BL]
+            assert sorted(rows[0].tolist()) == sorted(rows[1].tolist())
 
 
 def test_training_only_reads_the_model():
-    before = copy.deepcopy(teacher())
+    before = copy.deepcopy(model())
     train(replace(RECIPE, iterations=5))
-    assert is_same(before, teacher())
+    assert is_same(before, model())
 
 
 def test_the_replay_keeps_the_newest_runs_and_makes_each_once():
@@ -176,7 +327,7 @@ def test_windows_spread_over_the_run_and_stay_inside():
 
 
 def run(teaching: Teaching = TEACHING, number: int = 0) -> Trajectories:
-    return teacher_run(teacher(), DRAW, RECIPE, teaching, (1, number), num_tokens=NUM_TOKENS)
+    return teacher().run(teaching.runs, teaching.images_per_run, (RECIPE.seed, RUNS, number))
 
 
 def test_a_record_says_what_the_run_did():
@@ -188,7 +339,7 @@ def test_a_record_says_what_the_run_did():
         assert (order_BL == t).sum(1).tolist() == [step.num_revealed] * 8
         assert torch.equal(recorded.masked_index[t], (order_BL > t).nonzero()[:, 1].view(8, -1))
         # The features are those of the codes that stood before the step.
-        features = teacher().features(recorded.codes_BL, order_BL >= t, recorded.conditions)
+        features = model().features(recorded.codes_BL, order_BL >= t, recorded.conditions)
         for kept, expected in zip(recorded.features[t], features, strict=True):
             assert kept.dtype == torch.float16
             torch.testing.assert_close(kept.float(), expected, rtol=1e-2, atol=1e-2)
@@ -220,7 +371,7 @@ def test_a_chain_feeds_the_head_its_own_features():
 
     part = window(recorded, 0, 3)
     part = replace(part, targets=[part.features] * 3)
-    loss, parts = window_loss(Adds(), teacher(), part, Objective(mse=2.0))
+    loss, parts = window_loss(Adds(), model(), part, Objective(mse=2.0))
     assert parts["mse"].item() == pytest.approx((1 + 4 + 9) / 3)
     assert loss.item() == pytest.approx(2 * parts["mse"].item())
 
@@ -256,7 +407,7 @@ def test_training_asks_the_head_as_a_run_does(from_full):
     conditions = (torch.tensor([0, 1]), torch.full((2,), NUM_CLASSES))
     recorder = Recorder(conditions, dtype=torch.float32)
     generate(
-        teacher(),
+        model(),
         conditions,
         Settings(num_steps=6, full_steps=(0, 4)),
         seed=0,
@@ -267,7 +418,7 @@ def test_training_asks_the_head_as_a_run_does(from_full):
     )
     used = recorder.trajectories()
     for start, length in ((0, 3), (4, 1)):
-        predicted = predict(head, teacher(), window(used, start, length))
+        predicted = predict(head, model(), window(used, start, length))
         for i, features in enumerate(predicted):
             for found, expected in zip(features, used.features[start + 1 + i], strict=True):
                 assert torch.equal(found, expected)
@@ -287,7 +438,7 @@ def test_the_head_serves_runs_with_few_full_steps(from_full):
     def codes(full_steps, predictor):
         settings = Settings(num_steps=8, full_steps=full_steps)
         return generate(
-            teacher(),
+            model(),
             conditions,
             settings,
             seed=1,

@@ -23,9 +23,11 @@ from shortcut_pack.shortcut.noise import seeded
 from shortcut_pack.shortcut.operations import count_operations
 from shortcut_pack.shortcut.prompts import TASKS, load_tokenizer
 from shortcut_pack.shortcut.schedule import Settings
+from shortcut_pack.shortcut.train.evaluate import evaluate, held_out_runs
 from shortcut_pack.shortcut.train.fit import Recipe
-from shortcut_pack.shortcut.train.head import Teaching, evaluate, held_out_runs
+from shortcut_pack.shortcut.train.head import Teaching, initialised
 from shortcut_pack.shortcut.train.loss import feature_mse
+from shortcut_pack.shortcut.train.teacher import Teacher
 from torch import Tensor, nn
 
 GRID = (4, 3)
@@ -339,10 +341,14 @@ def test_a_trained_head_is_nearer_to_the_teacher_than_its_last_features(tmp_path
 
 
 def test_an_untrained_head_is_reuse() -> None:
-    model, head = teacher(), train_text_head.initialised(HEAD, 0)
+    model, head = teacher(), initialised(HEAD, 0)
     draw = train_text_head.caption_conditions(tokenizer(), CONFIG, 20)
     teaching = replace(TEACHING, runs=(replace(SETTINGS, num_steps=6),))
-    (run,) = held_out_runs(model, draw, RECIPE, teaching, num_tokens=model.num_tokens)
+    (run,) = held_out_runs(
+        Teacher(model=model, draw_conditions=draw, settings=SETTINGS, num_tokens=model.num_tokens),
+        RECIPE,
+        teaching,
+    )
     for row in evaluate(head, model, run, 2):
         assert row["error"] == pytest.approx(1)
         assert row["kl"] == pytest.approx(row["kl_reuse"])

@@ -10,17 +10,16 @@ from torch import nn
 
 from ..heads.maskgit import Config
 from ..schedule import Settings
+from ..train.evaluate import evaluate, held_out_runs
 from ..train.fit import Recipe
 from ..train.head import (
     Teaching,
-    evaluate,
     fit_to_embeddings,
-    held_out_runs,
     initialised,
     train_head,
 )
 from ..train.loss import Objective
-from ..train.teacher import class_conditions
+from ..train.teacher import Teacher, class_conditions
 from .train_base import CONFIG as MODEL
 
 # From the last full pass: one step alone changes so little that a head of this size learned next to nothing
@@ -55,20 +54,19 @@ OBJECTIVE = Objective(mse=1.0, guided_kl=0.3)
 
 def train(directory: Path, model: Any) -> tuple[nn.Module, dict[str, Any]]:
     """Trains with checkpoints in `directory`. Returns the averaged head and how it did on runs that it never saw."""
-    draw_conditions = class_conditions(MODEL.num_classes)
+    teacher = Teacher(
+        model=model,
+        draw_conditions=class_conditions(MODEL.num_classes),
+        settings=TEACHING.runs[0],
+        num_tokens=MODEL.num_tokens,
+        autocast=RECIPE.autocast,
+    )
     network = initialised(CONFIG, RECIPE.seed)
     fit_to_embeddings(network, model)
     head = train_head(
-        model,
-        network,
-        draw_conditions,
-        RECIPE,
-        TEACHING,
-        OBJECTIVE,
-        num_tokens=MODEL.num_tokens,
-        checkpoint=directory / "head.ckpt",
+        teacher, network, RECIPE, TEACHING, OBJECTIVE, checkpoint=directory / "head.ckpt"
     )
-    held_out = held_out_runs(model, draw_conditions, RECIPE, TEACHING, num_tokens=MODEL.num_tokens)
+    held_out = held_out_runs(teacher, RECIPE, TEACHING)
     figures = {
         f"{len(run.steps)} steps": evaluate(head, model, run, TEACHING.max_chain)
         for run in held_out

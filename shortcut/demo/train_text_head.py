@@ -15,14 +15,14 @@ from torch import nn
 
 from .. import weights
 from ..checkpoint import Checkpoint
-from ..heads.lumina import Config, LuminaHead
+from ..heads.lumina import Config
 from ..models.lumina import Config as ModelConfig
 from ..schedule import Settings
-from ..train.cpu import sdpa_float32
+from ..train.evaluate import evaluate, held_out_runs
 from ..train.fit import Recipe
-from ..train.head import Teaching, evaluate, held_out_runs, train_head
+from ..train.head import Teaching, initialised, train_head
 from ..train.loss import Objective
-from ..train.teacher import DrawConditions, text_conditions
+from ..train.teacher import DrawConditions, Teacher, text_conditions
 from .scene_words import caption
 from .scenes import compose_varied
 from .train_text import CONFIG as MODEL
@@ -73,19 +73,6 @@ def caption_conditions(
     return text_conditions(tokenizer, config, captions)
 
 
-def initialised(config: Config, seed: int) -> LuminaHead:
-    """A head with a bottleneck that hands its input through: training starts at "reuse".
-
-    The global random state is left alone.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        head = LuminaHead(config, attention=sdpa_float32)
-    for parameter in head.proj_out.parameters():
-        nn.init.zeros_(parameter)
-    return head
-
-
 def train(
     directory: Path, model_file: Checkpoint, tokenizer: Any
 ) -> tuple[nn.Module, dict[str, Any]]:
@@ -116,17 +103,22 @@ def learn(
         settings: of the teacher's runs, but for the steps.
     """
     teaching = replace(teaching, runs=tuple(replace(settings, num_steps=n) for n in num_steps))
+    teacher = Teacher(
+        model=model,
+        draw_conditions=draw_conditions,
+        settings=settings,
+        num_tokens=model.num_tokens,
+        autocast=recipe.autocast,
+    )
     head = train_head(
-        model,
+        teacher,
         initialised(config, recipe.seed),
-        draw_conditions,
         recipe,
         teaching,
         OBJECTIVE,
-        num_tokens=model.num_tokens,
         checkpoint=checkpoint,
     )
-    held_out = held_out_runs(model, draw_conditions, recipe, teaching, num_tokens=model.num_tokens)
+    held_out = held_out_runs(teacher, recipe, teaching)
     figures = {
         f"{len(run.steps)} steps": evaluate(head, model, run, teaching.max_chain)
         for run in held_out

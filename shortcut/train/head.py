@@ -1,53 +1,57 @@
-"""Trains a shortcut head while its teacher runs, on the few most recent runs.
+"""Trains a shortcut head on the few most recent runs of its teacher, made meanwhile or read from a dataset.
 
 Which runs are kept and what is drawn from them depends on (seed, iteration) alone, so a resumed
-training goes through the same numbers.
+training goes through the same numbers. Of several processes each has its share of the images of every
+run; together they draw as one with all of them where a window has all images of a run, and else evenly
+from every share.
 
 Source: arXiv 2602.23996, section 3 (features now + tokens just revealed -> next features).
-Differs: trajectories are made on the way, not stored; the head learns several steps after a full pass,
-as it is used: applied to its own predictions in a row, or (`from_full`) once for all tokens since then.
+Differs: trajectories need not be stored; the head learns several steps after a full pass, as it is
+used: applied to its own predictions in a row, or (`from_full`) once for all tokens since then.
 
     B  images
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Model, guided
-from ..heads.maskgit import Config, MaskGITHead
-from ..noise import seeded
+from .. import weights
+from ..denoiser import Model
+from ..heads.maskgit import MaskGITHead
+from ..models.layers import Attention
+from ..processes import ALONE, World
 from ..schedule import Settings
 from .cpu import sdpa_float32
-from .fit import Recipe, fit
+from .fit import Figures, Recipe, fit
 from .loss import (
     Objective,
     Window,
-    divergence,
     feature_mse,
-    image_features,
     last_step,
     mean,
-    predict,
     window,
     window_loss,
 )
-from .record import Trajectories, record
-from .teacher import DrawConditions
+from .record import Trajectories
+from .teacher import RUNS, Teacher
 
-# Streams of random numbers beside that of the batches, which is (seed, iteration).
-_RUNS, _HELD_OUT = 1, 2
+CPU = torch.device("cpu")
+
+
+# Run number -> this process's images of it. A number always gives the same run.
+Source = Callable[[int], Trajectories]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Teaching:
-    """What the teacher shows and how it is learned from."""
+    """What the teacher shows and how it is learned from. Numbers of images are of all processes together."""
 
     runs: tuple[
         Settings, ...
@@ -59,17 +63,39 @@ class Teaching:
     images_per_window: int = 8
     max_chain: int = 4  # steps from a full pass to the last that is predicted, drawn from 1 .. this
 
+    def check(self) -> None:
+        """Raises ValueError for the first figure that is out of range."""
+        for name, value in (
+            (item.name, getattr(self, item.name)) for item in fields(self) if item.name != "runs"
+        ):
+            if value < 1:
+                raise ValueError(f"{name.replace('_', ' ')} must be at least 1, got {value}.")
+        if not self.runs or min(settings.num_steps for settings in self.runs) < 2:
+            raise ValueError(
+                "a head learns to go from step to step: the teacher's runs need at least 2 steps, got "
+                f"{[settings.num_steps for settings in self.runs]}."
+            )
+
 
 class Replay:
     """The teacher runs kept.
 
     At iteration i: number i // `iterations_per_run` and the `runs_kept` - 1 after it.
+
+    Args:
+        device: where windows go to; None = where the runs are.
     """
 
     def __init__(
-        self, make_run: Callable[[int], Trajectories], teaching: Teaching, from_full: bool
+        self,
+        source: Source,
+        teaching: Teaching,
+        from_full: bool,
+        world: World = ALONE,
+        device: torch.device | None = None,
     ):
-        self.make_run, self.teaching, self.from_full = make_run, teaching, from_full
+        self.source, self.teaching, self.from_full = source, teaching, from_full
+        self.world, self.device = world, device
         self.runs: dict[int, Trajectories] = {}
 
     def advance(self, iteration: int) -> None:
@@ -79,7 +105,7 @@ class Replay:
         self.runs = {n: run for n, run in self.runs.items() if n in wanted}
         for n in wanted:
             if n not in self.runs:
-                self.runs[n] = self.make_run(n)
+                self.runs[n] = self.source(n)
 
     def draw(self, generator: torch.Generator) -> list[Window]:
         """Windows of one batch; the first of them is early in its run, the last late."""
@@ -92,22 +118,29 @@ class Replay:
         num_starts = len(run.steps) - 1
         start = int((place + u_start) / teaching.windows_per_batch * num_starts)
         length = 1 + int(u_length * min(teaching.max_chain, num_starts - start))
-        images = torch.randperm(run.num_images, generator=generator)[: teaching.images_per_window]
-        part = window(run, start, length, images.to(run.masked_index[0].device))
+        images = self._picked(run.num_images, generator).to(run.codes_BL.device)
+        part = window(run, start, length, images, self.device)
         return last_step(part) if self.from_full else part
 
+    def _picked(self, num_images: int, generator: torch.Generator) -> Tensor:
+        """This process's images of a window, by their rows among the `num_images` that it has of the run."""
+        order = torch.randperm(num_images * self.world.size, generator=generator)
+        mine = order[order // num_images == self.world.rank] % num_images
+        return mine[: self.teaching.images_per_window // self.world.size]
 
-def initialised(config: Config, seed: int) -> MaskGITHead:
-    """A head that hands its input through: training starts at "reuse".
+
+def initialised(config: Any, seed: int, attention: Attention = sdpa_float32) -> Any:
+    """A head of this configuration that hands its input through: training starts at "reuse".
 
     The global random state is left alone.
     """
+    network = next(f.network for f in weights.FORMATS.values() if f.config is type(config))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        head = MaskGITHead(config, attention=sdpa_float32)
-    last: list[nn.Module] = [head.proj_out]
+        head: Any = network(config, attention=attention)
+    last = [head.proj_out]
     if isinstance(head.proj_out, nn.Identity):
-        last = [head.last_layer[-1]]
+        last = [head.last_layer[-1] if isinstance(head, MaskGITHead) else head.final_norm]
         if head.time is not None:
             last.append(head.time.modulation)
     for module in last:
@@ -127,47 +160,59 @@ def fit_to_embeddings(head: MaskGITHead, model: Any) -> None:
         return
     projection: Any = head.new_token_proj_in
     config = model.config
-    codes_1N = torch.arange(config.num_codes).unsqueeze(0)
+    codes_1N = torch.arange(config.num_codes, device=projection.weight.device).unsqueeze(0)
     embedded_1ND = model.embed(codes_1N, codes_1N % config.num_tokens)
     projection.weight.div_(projection(embedded_1ND.to(head.dtype)).float().std())
 
 
 def train_head(
-    model: Any,
+    teacher: Teacher,
     head: Any,
-    draw_conditions: DrawConditions,
     recipe: Recipe,
     teaching: Teaching,
     objective: Objective,
     *,
-    num_tokens: int,
+    source: Source | None = None,
+    world: World = ALONE,
     checkpoint: Path | None = None,
-    on_log: Callable[[dict[str, float]], None] | None = None,
+    about: Mapping[str, Any] | None = None,
+    one_by_one: bool = False,
+    on_iteration: Callable[[int], None] | None = None,
+    on_log: Callable[[Figures], None] | None = None,
+    log_every: int = 50,
 ) -> nn.Module:
-    """Trains `head` for `model`, which is only read. Returns the averaged head.
+    """Trains `head` for the teacher's model, which is only read. Returns the averaged head.
 
     Args:
-        model: on the grid of the images; its weights take no gradients, as `weights.build` gives it.
-        recipe: `autocast` is also the teacher's.
-        num_tokens: tokens of one image.
-        checkpoint: file to resume from and to save to.
-        on_log: called with the figures of `fit`: the parts of the loss, and `reuse`, the mean
+        head: on the teacher's device.
+        source: where runs come from; None = the teacher makes them meanwhile.
+        world, checkpoint, about: as for `fit`.
+        one_by_one: True: windows go through the head one after the other, which takes less memory.
+        on_iteration: called before each iteration with the number of those done; an exception ends
+            the training and keeps its state.
+        on_log, log_every: as for `fit`. The figures are the parts of the loss, and `reuse`, the mean
             squared error of the window's first features unchanged, to hold against `mse`.
+
+    Raises:
+        FloatingPointError, ValueError: as `fit`; also if images cannot be shared out evenly.
     """
-    device = next(head.parameters()).device
+    teaching.check()
+    world.share(teaching.images_per_window, "images in a window")
+    images = world.share(teaching.images_per_run, "images in a run")
+    model = teacher.model
 
-    def make_run(number: int) -> Trajectories:
-        return teacher_run(
-            model,
-            draw_conditions,
-            recipe,
-            teaching,
-            (_RUNS, number),
-            num_tokens=num_tokens,
-            device=device,
-        )
+    def made_meanwhile(number: int) -> Trajectories:
+        seed = (recipe.seed, RUNS, number)
+        return teacher.run(teaching.runs, teaching.images_per_run, seed, images, keep_on=CPU)
 
-    replay = Replay(make_run, teaching, head.config.from_full)
+    replay = Replay(
+        source or made_meanwhile, teaching, head.config.from_full, world, teacher.device
+    )
+
+    def before_batch(iteration: int) -> None:
+        if on_iteration is not None:
+            on_iteration(iteration)
+        replay.advance(iteration)
 
     def loss_of(network: nn.Module, windows: list[Window]) -> tuple[Tensor, dict[str, Tensor]]:
         results = [window_loss(network, model, w, objective) for w in windows]
@@ -181,107 +226,13 @@ def train_head(
         loss_of,
         recipe,
         checkpoint=checkpoint,
-        before_batch=replay.advance,
+        about=about,
+        parts_of=(lambda windows: [[w] for w in windows]) if one_by_one else None,
+        world=world,
+        before_batch=before_batch,
         on_log=on_log,
+        log_every=log_every,
     )
-
-
-def teacher_run(
-    model: Any,
-    draw_conditions: DrawConditions,
-    recipe: Recipe,
-    teaching: Teaching,
-    stream: tuple[int, ...],
-    *,
-    num_tokens: int,
-    device: torch.device | str = "cpu",
-) -> Trajectories:
-    """One recorded run whose settings, conditions and noise follow from (recipe.seed, *stream)."""
-    generator = seeded(recipe.seed, *stream)
-    settings = teaching.runs[int(torch.randint(len(teaching.runs), (), generator=generator))]
-    conditions = draw_conditions(teaching.images_per_run, generator)
-    seed = int(torch.randint(2**62, (), generator=generator))
-    return record(
-        model,
-        conditions,
-        settings,
-        seed=seed,
-        num_tokens=num_tokens,
-        autocast=recipe.autocast,
-        device=device,
-    )
-
-
-def held_out_runs(
-    model: Any,
-    draw_conditions: DrawConditions,
-    recipe: Recipe,
-    teaching: Teaching,
-    *,
-    num_tokens: int,
-) -> list[Trajectories]:
-    """One run for each of `teaching.runs`, none of which a head of this recipe saw."""
-    return [
-        teacher_run(
-            model,
-            draw_conditions,
-            recipe,
-            Teaching(runs=(settings,), images_per_run=teaching.images_per_run),
-            (_HELD_OUT, number),
-            num_tokens=num_tokens,
-        )
-        for number, settings in enumerate(teaching.runs)
-    ]
-
-
-@torch.no_grad()
-def evaluate(
-    head: Any, model: Model, run: Trajectories, max_chain: int, stride: int = 1
-) -> list[dict[str, float]]:
-    """How well `head` follows `run`: one entry for each number of steps in a row, 1 .. `max_chain`.
-
-    Each entry has, over positions still masked: `error`, squared error as a share of that of the
-    window's first features unchanged ("reuse"); `cosine` of the first branch's features with the
-    teacher's; `kl`, divergence after guidance from the teacher's, and `kl_reuse`, that of reuse.
-
-    Args:
-        stride: steps between the windows' starts.
-    """
-    totals = [torch.zeros(6, dtype=torch.float64) for _ in range(max_chain)]
-    last = len(run.steps) - 1
-    for start in range(0, last, stride):
-        part = window(run, start, min(max_chain, last - start))
-        for chain, estimate in enumerate(predict(head, model, part)):
-            totals[chain] += _compare(model, part, chain, estimate)
-    table = []
-    for chain, total in enumerate(totals, 1):
-        error, reuse, cosine, kl, kl_reuse, count = total.tolist()
-        row = {
-            "error": error / reuse,
-            "cosine": cosine / count,
-            "kl": kl / count,
-            "kl_reuse": kl_reuse / count,
-        }
-        table.append({"chain": chain, **row})
-    return table
-
-
-def _compare(model: Model, part: Window, chain: int, estimate: tuple[Tensor, ...]) -> Tensor:
-    """Sums for `evaluate`: error, error of reuse, cosine, divergence, divergence of reuse, 1."""
-    target, index, step = part.targets[chain], part.masked_index[chain], part.steps[chain]
-    error = mean(feature_mse(model, e, t, index) for e, t in zip(estimate, target, strict=True))
-    reuse = mean(
-        feature_mse(model, f, t, index) for f, t in zip(part.features, target, strict=True)
-    )
-    first = (image_features(model, f, index) for f in (estimate[0], target[0]))
-    cosine = torch.cosine_similarity(*first, dim=-1).mean()
-
-    def logits(features: tuple[Tensor, ...]) -> Tensor:
-        return guided([model.logits(f, index) for f in features], step.guidance)
-
-    wanted = logits(target)
-    kl, kl_reuse = divergence(logits(estimate), wanted), divergence(logits(part.features), wanted)
-    return torch.stack([error, reuse, cosine, kl, kl_reuse, torch.ones_like(error)]).double().cpu()
 
 
 @torch.no_grad()
