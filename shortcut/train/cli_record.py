@@ -33,7 +33,12 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill")
     parser.add_argument(
-        "--num", type=int, required=True, help="images in all; more than before adds the difference"
+        "--num",
+        "--num-images",  # torchrun, which reads all options, takes --num for the begin of one of its own
+        type=int,
+        required=True,
+        metavar="N",
+        help="images in all; more than before adds the difference. Under torchrun --num-images",
     )
     parser.add_argument(
         "--batch-size",
