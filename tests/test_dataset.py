@@ -19,6 +19,9 @@ from shortcut_pack.shortcut.prompts import load_tokenizer
 from shortcut_pack.shortcut.schedule import Settings
 from shortcut_pack.shortcut.train import dataset, recording
 from shortcut_pack.shortcut.train.dataset import Dataset, Recording, shard_path
+from shortcut_pack.shortcut.train.fit import Recipe
+from shortcut_pack.shortcut.train.head import Teaching, initialised, train_head
+from shortcut_pack.shortcut.train.loss import Objective
 from shortcut_pack.shortcut.train.record import Trajectories
 from shortcut_pack.shortcut.train.recording import make
 from shortcut_pack.shortcut.train.teacher import RUNS, Teacher, teacher_of
@@ -92,6 +95,30 @@ def test_what_is_read_is_what_training_without_a_dataset_would_learn_from(whole:
         assert live.features[0][0].dtype == torch.float16
     assert lengths == {3, 4}
     assert_same_run(data.run(4), data.run(1))  # after the last comes the first
+
+
+def test_training_from_disk_equals_training_meanwhile(whole: Path) -> None:
+    recipe = Recipe(iterations=6, seed=WANTED.seed, warmup=1)
+    teaching = Teaching(
+        runs=WANTED.runs,
+        images_per_run=4,
+        runs_kept=2,
+        iterations_per_run=3,
+        windows_per_batch=2,
+        images_per_window=4,
+        max_chain=2,
+    )
+
+    def trained(source: Any) -> dict[str, torch.Tensor]:
+        head = initialised(builders.HEAD_CONFIG, 0)
+        return train_head(
+            teacher(), head, recipe, teaching, Objective(), source=source
+        ).state_dict()
+
+    meanwhile, from_disk = trained(None), trained(opened(whole).run)
+    assert all(torch.equal(tensor, from_disk[name]) for name, tensor in meanwhile.items())
+    untrained = initialised(builders.HEAD_CONFIG, 0).state_dict()
+    assert not all(torch.equal(tensor, from_disk[name]) for name, tensor in untrained.items())
 
 
 def test_a_process_reads_its_rows_alone(whole: Path) -> None:
