@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shortcut_pack.shortcut.chart import SIZE
 from shortcut_pack.shortcut.demo import classifier, quality, quality_measure
 from shortcut_pack.shortcut.demo.frechet import Gaussian, frechet_distance
 from shortcut_pack.shortcut.demo.quality_measure import Kit, Row, measure
-from shortcut_pack.shortcut.demo.quality_report import WIDTH, Line, chart, markdown, ticks
+from shortcut_pack.shortcut.demo.quality_report import Line, markdown, quality_chart
 from shortcut_pack.shortcut.demo.scenes import ATTRIBUTE_SIZES
 from shortcut_pack.shortcut.schedule import Settings
 
@@ -224,7 +225,7 @@ def test_the_command_prints_a_table_and_writes_figures_and_chart(files, tmp_path
     assert reuse["operations"] < shortcut["operations"]
     assert all(len(row["distances"]) == 2 and row["distance"] >= 0 for row in rows)
     with Image.open(tmp_path / "q.png") as picture:
-        assert picture.size[0] == WIDTH
+        assert picture.size == SIZE
 
 
 def test_an_interrupted_run_continues_where_it_stopped(files, monkeypatch, capsys):
@@ -329,14 +330,7 @@ def test_a_chart_shows_every_kind_in_its_colour():
         line("vanilla", num_steps=8, num_full=8, operations=10**10),
         line("shortcut", num_steps=8, num_full=2, operations=10**9),
     ]
-    colours = {colour for _, colour in chart(lines).getcolors(1 << 20)}
+    colours = {colour for _, colour in quality_chart(lines).getcolors(1 << 20)}
     assert {(96, 104, 122), (214, 84, 44)} <= colours
     with pytest.raises(ValueError, match="at least one sampled row"):
-        chart(lines[:1])
-
-
-@pytest.mark.parametrize("top", [0.0007, 0.9, 1.0, 6.9, 7.0, 58.6, 1234.0])
-def test_an_axis_ends_just_above_its_greatest_value(top):
-    values = ticks(top)
-    assert values[0] == 0 and values[-2] <= top < values[-1]
-    assert 3 <= len(values) <= 8
+        quality_chart(lines[:1])

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 from shortcut_pack.shortcut import shipped, weights
+from shortcut_pack.shortcut.chart import SIZE
 from shortcut_pack.shortcut.demo import text_judge, text_measure, text_quality
-from shortcut_pack.shortcut.demo.quality_report import WIDTH
 from shortcut_pack.shortcut.demo.quality_rows import Row
 from shortcut_pack.shortcut.demo.scene_facts import facts_of, holds
 from shortcut_pack.shortcut.demo.scenes import compose_varied
@@ -145,7 +145,7 @@ def test_the_command_prints_tables_and_writes_figures_and_chart(
     assert all(0 <= row["accuracy"] <= 1 and len(row["accuracies"]) == 2 for row in rows)
     assert vanilla_2["seconds"] > 0
     with Image.open(tmp_path / "q.png") as picture:
-        assert picture.size[0] == WIDTH
+        assert picture.size == SIZE
     before = (tmp_path / "rows.jsonl").read_text()
     assert options.run(options) == 0  # nothing is measured again
     assert capsys.readouterr().out == printed

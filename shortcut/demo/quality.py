@@ -22,7 +22,7 @@ from ..classes import class_branches
 from . import classifier
 from .frechet import Gaussian
 from .quality_measure import NUM_CLASSES, judge_scenes, measure
-from .quality_report import Line, chart, markdown
+from .quality_report import Line, markdown, quality_chart
 from .quality_rows import (
     DTYPES,
     Figures,
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     ]
     setting = setting_of(options, kit, num=options.num, num_reference=options.num_reference)
     print(markdown(lines, setting))
-    write(options, setting, lines, partial(chart, lines))
+    write(options, setting, lines, partial(quality_chart, lines))
     return 0
 
 

@@ -24,7 +24,7 @@ from ..pipeline import needed_branches
 from ..prompts import SOURCE_GUIDANCE, load_tokenizer
 from ..tokenizer_files import NEEDED, tokenizer_folder
 from . import text_judge
-from .quality_report import WORK_COLUMNS, Work, chart, head_share, table
+from .quality_report import WORK_COLUMNS, Work, head_share, quality_chart, table
 from .quality_rows import (
     DTYPES,
     Figures,
@@ -125,7 +125,7 @@ def run(options: argparse.Namespace) -> int:
     print(markdown(lines, setting))
     title = "accuracy, mean over the tasks (higher is better)"
     picture = partial(
-        chart, lines, lambda line: line.accuracies, title, top=0.9, is_higher_better=True
+        quality_chart, lines, lambda line: line.accuracies, title, is_higher_better=True
     )
     write(options, setting, lines, picture)
     return 0
