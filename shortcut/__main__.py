@@ -1,4 +1,4 @@
-"""The command line: python -m shortcut generate | convert | info | download | cost | record."""
+"""The command line: python -m shortcut generate | convert | info | download | cost | record | train."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import sys
 
 from . import convert, cost, download, generate
-from .train import cli_record
+from .train import cli_record, cli_train
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,6 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     download.add_parser(commands)
     cost.add_parser(commands)
     cli_record.add_parser(commands)
+    cli_train.add_parser(commands)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     options = parser.parse_args(arguments)
     try:

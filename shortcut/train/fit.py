@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -115,7 +115,7 @@ def fit(
     lesson: Any = _Lesson(network, loss_of)
     if world.size > 1:
         lesson = DistributedDataParallel(lesson)
-    log = _Log(state.done, recipe.iterations, world)
+    start, begun = state.done, time.perf_counter()
     network.train()
     try:
         for iteration in range(state.done, recipe.iterations):
@@ -124,12 +124,16 @@ def fit(
             batch = draw_batch(seeded(recipe.seed, iteration))
             parts = [batch] if parts_of is None else parts_of(batch)
             state.optimizer.zero_grad(set_to_none=True)
-            log.add(_add_up_gradients(lesson, parts, recipe.autocast, state.device))
-            state.step(recipe)
+            figures = _add_up_gradients(lesson, parts, recipe.autocast, state.device)
+            state.step(recipe, figures)
             is_last = state.done == recipe.iterations
             if state.done % log_every == 0 or is_last:
-                means = log.means(state.done)
+                means = state.take_means(world)
+                means["iteration"] = state.done
+                seconds = (time.perf_counter() - begun) / (state.done - start)
+                means["seconds_per_iteration"] = round(seconds, 4)
                 file.write_log(means)
+                logger.info("%s", in_words(means, recipe.iterations))
                 if on_log is not None:
                     on_log(means)
             if state.done % recipe.checkpoint_every == 0 or is_last:
@@ -178,6 +182,8 @@ class _State:
     parameters: list[nn.Parameter]
     done: int = 0  # iterations
     is_whole: bool = True  # False: an exception came in the middle of a step
+    logged: int = 0  # iterations at the last log
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of the figures since then
 
     @classmethod
     def initial(cls, network: nn.Module, recipe: Recipe) -> _State:
@@ -195,8 +201,8 @@ class _State:
     def device(self) -> torch.device:
         return self.parameters[0].device
 
-    def step(self, recipe: Recipe) -> None:
-        """One iteration, by the gradients that are there."""
+    def step(self, recipe: Recipe, figures: Mapping[str, Tensor]) -> None:
+        """One iteration, by the gradients that are there; `figures` are its own."""
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
         if not norm.isfinite():
             raise FloatingPointError(
@@ -207,48 +213,36 @@ class _State:
         self.optimizer.step()
         self.schedule.step()
         self.average.update_parameters(self.network)
+        self.sums = {
+            n: value + self.sums[n] if self.sums else value for n, value in figures.items()
+        }
         self.done += 1
         self.is_whole = True
 
+    def take_means(self, world: World) -> Figures:
+        """Means of the figures since the last log, over all processes."""
+        values = torch.stack(list(self.sums.values()))
+        if world.size > 1:
+            torch.distributed.all_reduce(values)
+        values = values / (world.size * (self.done - self.logged))
+        means: Figures = dict(zip(self.sums, values.tolist(), strict=True))
+        self.sums, self.logged = {}, self.done
+        return means
+
     def dump(self) -> dict[str, Any]:
         parts = {name: getattr(self, name).state_dict() for name in _PARTS}
-        return {**parts, "iteration": self.done}
+        return {**parts, "iteration": self.done, "logged": self.logged, "sums": self.sums}
 
     def load(self, saved: Mapping[str, Any]) -> None:
         for name in _PARTS:
             getattr(self, name).load_state_dict(saved[name])
         self.done = saved["iteration"]
+        # A checkpoint from before these were kept has none.
+        self.logged = saved.get("logged", self.done)
+        self.sums = {n: value.to(self.device) for n, value in saved.get("sums", {}).items()}
 
 
 _PARTS = ("network", "optimizer", "schedule", "average")
-
-
-class _Log:
-    """Means of the figures since the last time."""
-
-    def __init__(self, done: int, iterations: int, world: World):
-        self.iterations, self.world = iterations, world
-        self.begun, self.start, self.last = time.perf_counter(), done, done
-        self.sums: dict[str, Tensor] = {}
-
-    def add(self, figures: Mapping[str, Tensor]) -> None:
-        """Notes one iteration."""
-        for name, value in figures.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
-
-    def means(self, done: int) -> Figures:
-        """Over all processes."""
-        values = torch.stack(list(self.sums.values()))
-        if self.world.size > 1:
-            torch.distributed.all_reduce(values)
-        values = values / (self.world.size * (done - self.last))
-        means: Figures = dict(zip(self.sums, values.tolist(), strict=True))
-        seconds = (time.perf_counter() - self.begun) / (done - self.start)
-        text = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
-        left = (self.iterations - done) * seconds
-        logger.info("%d/%d  %s  %.0f s left", done, self.iterations, text, left)
-        self.sums, self.last = {}, done
-        return {**means, "iteration": done, "seconds_per_iteration": round(seconds, 4)}
 
 
 @dataclass(slots=True)
@@ -314,6 +308,13 @@ class _File:
 
     def _stated(self) -> dict[str, str]:
         return {name: str(value) for name, value in sorted(self.described.items())}
+
+
+def in_words(means: Figures, iterations: int) -> str:
+    """Figures as `fit` logs them, with the time left."""
+    left = (iterations - means["iteration"]) * means["seconds_per_iteration"]
+    figures = "  ".join(f"{name} {v:.4g}" for name, v in means.items() if name != "iteration")
+    return f"{means['iteration']}/{iterations}  {figures}  {left:.0f} s left"
 
 
 def log_of(checkpoint: Path) -> Path:

@@ -1,0 +1,34 @@
+"""The chart of a training: how the loss fell, and the error of the head against that of keeping the features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image
+
+from ..chart import Series, chart
+from .fit import Figures
+
+SHOWN = {
+    "loss": "loss",
+    "mse": "squared error",
+    "reuse": "squared error of keeping the features",
+    "kl": "divergence",
+    "guided_kl": "divergence of guided codes",
+}
+
+
+def loss_chart(logs: Sequence[Figures]) -> Image.Image:
+    """A picture of the figures that `fit` logged, at least once."""
+    series = [
+        Series(
+            name=title,
+            points=[(figures["iteration"], figures[name]) for figures in logs],
+            has_dots=len(logs) == 1,
+        )
+        for name, title in SHOWN.items()
+        if name in logs[0]
+    ]
+    return chart(
+        series, "iterations", "loss and its parts, mean since the point before", y_low=None
+    )

@@ -1,0 +1,258 @@
+"""The command `train`: options -> teacher and plan -> a trained head, its card, log and chart."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from .. import weights
+from ..checkpoint import Checkpoint
+from ..files import written_whole
+from ..grid import usual_grid
+from ..locate import OURS
+from ..processes import World, meeting
+from ..tools import advice_on_memory, checked_device
+from .card import save_head
+from .chart import loss_chart
+from .cli_options import add_model, add_sampling, add_where, load_teacher, runs_of
+from .cpu import keep_memory
+from .dataset import GB, Dataset
+from .fit import Figures, read_log
+from .learn import HeadPlan, head_config, learn, recipe_for, teaching_for
+from .loss import Objective
+from .teacher import Teacher
+
+SAMPLING = ("steps", "cfg", "temperature", "choice_temperature", "schedule")
+
+
+def add_parser(commands: Any) -> None:
+    """Adds `train` to the command line."""
+    parser = commands.add_parser(
+        "train",
+        help="train a shortcut head",
+        description=f"{__doc__} Run again, it goes on where it stopped; under torchrun every batch is shared out.",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="HEAD.safetensors")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="what `record` wrote; default: the model makes its runs meanwhile",
+    )
+    parser.add_argument("--iterations", type=int, default=3500, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--start",
+        type=Path,
+        metavar="HEAD",
+        help="a head to go on from, such as that of the base of a fine-tune",
+    )
+    head = parser.add_argument_group("the head; default: in proportion to the model")
+    head.add_argument("--blocks", type=int, help="cross- and self-attention blocks")
+    head.add_argument("--bottleneck", type=float, help="the model's width by the head's")
+    head.add_argument(
+        "--stepwise",
+        action="store_true",
+        help="predict from the step before, as the paper does; default: from the last full pass",
+    )
+    how = parser.add_argument_group("how it learns")
+    how.add_argument("--lr", type=float, help="peak learning rate; default: by the head's width")
+    how.add_argument(
+        "--batch-size",
+        type=int,
+        help="images in a run, all processes together; default: what fits the replay memory, at most 16",
+    )
+    how.add_argument(
+        "--rollout",
+        type=int,
+        help="steps from a full pass to the last that is learned; default: 7; at use it should be no shorter than the "
+        "stretches between full passes",
+    )
+    how.add_argument(
+        "--kl", type=float, help="weight of the divergence of guided codes; default: 0.3"
+    )
+    how.add_argument(
+        "--all-positions",
+        action="store_true",
+        help="squared error at all positions; default: where tokens are still masked",
+    )
+    how.add_argument(
+        "--replay-memory",
+        type=float,
+        default=4.0,
+        metavar="GB",
+        help="for runs kept in main memory; default: %(default)s",
+    )
+    add_model(parser)
+    add_sampling(parser)
+    add_where(parser)
+    parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="log there too")
+    parser.add_argument("--json", action="store_true", help="one JSON line last: head and figures")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains. Returns the exit status; errors are exceptions whose text is for the user."""
+    check_out(options.out)
+    keep_memory()
+    world, checkpoint = World.here(), checkpoint_of(options.out)
+    with meeting(world, checked_device(options.device).type):
+        teacher, model_file = load_teacher(options)
+        dataset = open_dataset(options, model_file)
+        plan = plan_of(options, teacher, model_file, dataset)
+        images = world.share(plan.teaching.images_per_run, "images in a run (--batch-size)")
+        hidden = None if world.rank == 0 else True  # None: shown on a terminal
+        with (
+            tqdm(total=plan.recipe.iterations, disable=hidden, file=sys.stderr) as bar,
+            advice_on_memory(),
+        ):
+            try:
+                head = learn(
+                    teacher,
+                    model_file,
+                    plan,
+                    source=dataset and (lambda number: dataset.run(number, images)),
+                    data=""
+                    if dataset is None
+                    else f"{dataset.recording.num_images} images recorded",
+                    world=world,
+                    checkpoint=checkpoint,
+                    on_log=reporter(options, bar) if world.rank == 0 else None,
+                )
+            except KeyboardInterrupt:
+                if checkpoint.exists():
+                    print(f"{checkpoint} is kept: the same command goes on", file=sys.stderr)
+                raise
+    if world.rank == 0:
+        save_head(options.out, head, model_file)
+        figures = {"head": str(options.out), **head.metadata.trained["last"]}
+        print(json.dumps(figures) if options.json else f"wrote {options.out} and its card")
+    return 0
+
+
+def check_out(out: Path) -> None:
+    """Raises ValueError before hours of work if the head could not be written in the end."""
+    if out.suffix.lower() not in OURS:
+        raise ValueError(f"{out} has the suffix {out.suffix!r}, expected {OURS[0]}.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def checkpoint_of(out: Path) -> Path:
+    """Where the state of a training lies, beside its head."""
+    return out.with_suffix(".ckpt")
+
+
+def open_dataset(options: argparse.Namespace, model_file: Checkpoint) -> Dataset | None:
+    """The dataset that the options name, if they do.
+
+    Raises:
+        FileNotFoundError, ValueError: as `Dataset.open`; settings are given that it has itself.
+    """
+    if options.data is None:
+        return None
+    given = [name for name in (*SAMPLING, "batch_size") if getattr(options, name) is not None]
+    if given:
+        option = f"--{given[0].replace('_', '-')}"
+        raise ValueError(
+            f"{option} is for runs made meanwhile: those in {options.data} have theirs."
+        )
+    return Dataset.open(options.data, model_file, options.grid or usual_grid(model_file))
+
+
+def plan_of(
+    options: argparse.Namespace, teacher: Teacher, model_file: Checkpoint, dataset: Dataset | None
+) -> HeadPlan:
+    """What the options ask for.
+
+    Raises:
+        FileNotFoundError, ValueError: a figure is out of range, or the head to start from is none.
+    """
+    start = None if options.start is None else weights.load(options.start, kind="head")
+    if start is None:
+        config = head_config(
+            model_file,
+            num_blocks=options.blocks,
+            bottleneck=options.bottleneck,
+            from_full=not options.stepwise,
+        )
+    else:
+        config = start.config
+    recorded = dataset and dataset.recording
+    runs = recorded.runs if recorded else runs_of(options, teacher.settings)
+    recipe = recipe_for(config, options.iterations, options.seed)
+    is_float32 = teacher.model.dtype == torch.float32
+    teaching = teaching_for(
+        model_file,
+        runs,
+        options.grid or usual_grid(model_file),
+        images_per_run=recorded.images_per_run if recorded else options.batch_size,
+        replay_bytes=int(options.replay_memory * GB),
+    )
+    if recorded:
+        teaching = replace(teaching, runs_kept=min(teaching.runs_kept, recorded.num_runs))
+    return HeadPlan(
+        config=config,
+        recipe=replace(
+            recipe,
+            lr=recipe.lr if options.lr is None else options.lr,
+            autocast=teacher.autocast or (None if is_float32 else torch.bfloat16),
+        ),
+        teaching=replace(
+            teaching, max_chain=teaching.max_chain if options.rollout is None else options.rollout
+        ),
+        objective=Objective(
+            mse=1.0,
+            guided_kl=0.3 if options.kl is None else options.kl,
+            only_masked=not options.all_positions,
+        ),
+        start=start,
+    )
+
+
+def reporter(options: argparse.Namespace, bar: Any) -> Callable[[Figures], None]:
+    """Shows each log: in the bar with the time left, as a chart beside the head, in TensorBoard."""
+    write_scalars = scalar_writer(options.tensorboard)
+    checkpoint = checkpoint_of(options.out)
+
+    def report(figures: Figures) -> None:
+        iteration = int(figures["iteration"])
+        bar.set_postfix_str(f"loss {figures['loss']:.4g}", refresh=False)
+        bar.update(iteration - bar.n)
+        with written_whole(options.out.with_suffix(".png")) as partial:
+            loss_chart(read_log(checkpoint)).save(partial, format="PNG")
+        write_scalars(figures, iteration)
+
+    return report
+
+
+def scalar_writer(folder: Path | None) -> Callable[[Figures, int], None]:
+    """What writes figures for TensorBoard to `folder`; nothing without one.
+
+    Raises:
+        ValueError: TensorBoard is not installed.
+    """
+    if folder is None:
+        return lambda figures, iteration: None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError(
+            "--tensorboard needs TensorBoard: pip install tensorboard. Without it the log is a .jsonl file beside the "
+            "head."
+        ) from error
+    writer = SummaryWriter(str(folder))
+
+    def write(figures: Figures, iteration: int) -> None:
+        for name, value in figures.items():
+            writer.add_scalar(name, value, iteration)
+        writer.flush()
+
+    return write

@@ -1,0 +1,261 @@
+"""The command `train`: a head that `generate` takes, resumed, shared out among processes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import builders
+import pytest
+import torch
+from PIL import Image
+from shortcut_pack.shortcut import weights
+from shortcut_pack.shortcut.__main__ import main
+from shortcut_pack.shortcut.models import lumina, maskgit
+from shortcut_pack.shortcut.train import cli_train
+from shortcut_pack.shortcut.train.learn import HeadPlan, head_config
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+ITERATIONS = 12
+HOW = ("--steps", "3,4", "--batch-size", "4", "--iterations", str(ITERATIONS))
+
+
+@dataclass
+class Place:
+    """A folder with a tiny model, and the command line to train heads for it."""
+
+    folder: Path
+    capsys: Any = None
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model.safetensors"
+
+    def arguments(self, name: str, *more: str) -> list[str]:
+        out = str(self.folder / name)
+        return ["train", "--model", str(self.model), "--out", out, *HOW, *more]
+
+    def train(self, name: str, *more: str) -> Path:
+        assert main(self.arguments(name, *more)) == 0
+        return self.folder / name
+
+    def error(self, name: str, *more: str) -> str:
+        """What a command that fails says."""
+        assert main(self.arguments(name, *more)) == 1
+        return self.capsys.readouterr().err
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        return dict(weights.load(self.folder / name, kind="head").tensors)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """With one head trained: head.safetensors."""
+    place = Place(tmp_path_factory.mktemp("train"))
+    builders.write(place.model, builders.model(title="Tiny"))
+    builders.write(place.folder / "vq.safetensors", builders.vq())
+    place.train("head.safetensors")
+    return place
+
+
+@pytest.fixture
+def place(made: Place, capsys: pytest.CaptureFixture[str]) -> Place:
+    return Place(made.folder, capsys)
+
+
+def test_a_trained_head_makes_pictures(place: Place) -> None:
+    files = ["--model", place.model, "--vq", place.folder / "vq.safetensors"]
+    head, out = place.folder / "head.safetensors", place.folder / "picture.png"
+    how = ["--head", head, "--class", "1", "--steps", "4", "--full-steps", "2", "--out", out]
+    assert main(["generate", *map(str, files), *map(str, how), "--json"]) == 0
+    assert json.loads(place.capsys.readouterr().out)["full_steps"] == 2
+
+
+def test_a_head_says_what_it_is(place: Place) -> None:
+    head = weights.load(place.folder / "head.safetensors", kind="head")
+    base = weights.load(place.model)
+    assert weights.check_head(head, base) is None
+    assert head.dtype == torch.float16
+    trained = head.metadata.trained
+    assert trained["recipe"]["iterations"] == ITERATIONS
+    assert trained["teaching"]["steps"] == [3, 4]
+    assert trained["last"]["iteration"] == ITERATIONS and trained["last"]["mse"] > 0
+    assert [row["chain"] for row in trained["held_out"]["4 steps"]] == [1, 2, 3]
+    card = (place.folder / "head.md").read_text()
+    assert base.fingerprint in card and "| recipe: iterations | 12 |" in card
+    assert str(place.folder) not in card
+
+
+def test_the_log_and_its_chart_lie_beside_the_head(place: Place) -> None:
+    lines = (place.folder / "head.jsonl").read_text().splitlines()
+    logged = [json.loads(line) for line in lines]
+    assert [figures["iteration"] for figures in logged] == list(range(1, ITERATIONS + 1))
+    assert {"loss", "mse", "guided_kl", "reuse", "seconds_per_iteration"} < logged[0].keys()
+    with Image.open(place.folder / "head.png") as chart:
+        assert len(chart.convert("RGB").getcolors(2**20)) > 20
+
+
+def interrupt(place: Place, monkeypatch: pytest.MonkeyPatch, name: str, iteration: int) -> None:
+    """Interrupts a training after an iteration."""
+
+    def interrupted(logs: list[Any]) -> Any:
+        if logs[-1]["iteration"] == iteration:
+            raise KeyboardInterrupt
+        return Image.new("RGB", (1, 1))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli_train, "loss_chart", interrupted)
+        assert main(place.arguments(name)) == 130
+    assert "the same command goes on" in place.capsys.readouterr().err
+    assert not (place.folder / name).exists()
+
+
+def test_an_interrupted_training_goes_on_to_the_same_file(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(place, monkeypatch, "again.safetensors", 5)
+    again = place.train("again.safetensors")
+    assert again.read_bytes() == (place.folder / "head.safetensors").read_bytes()
+    assert place.train("other.safetensors", "--seed", "1").read_bytes() != again.read_bytes()
+
+
+def test_two_processes_go_on_where_one_stopped(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And end, but for rounding, with the head of one process, which had batches twice as large as each of theirs."""
+    interrupt(place, monkeypatch, "shared.safetensors", 3)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run(
+        [sys.executable, *launcher, "-m", "shortcut", *place.arguments("shared.safetensors")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        timeout=600,
+        check=True,
+    )
+    alone, shared = (place.tensors(f"{name}.safetensors") for name in ("head", "shared"))
+    for name, tensor in alone.items():
+        torch.testing.assert_close(shared[name], tensor, rtol=2e-3, atol=2e-4)
+    lines = (place.folder / "shared.jsonl").read_text().splitlines()
+    logged = [json.loads(line) for line in lines]
+    expected = (place.folder / "head.jsonl").read_text().splitlines()
+    for found, line in zip(logged, expected, strict=True):
+        for name in ("iteration", "loss", "mse", "reuse"):
+            assert found[name] == pytest.approx(json.loads(line)[name], rel=1e-3)
+
+
+def test_training_from_a_dataset(place: Place) -> None:
+    """The dataset holds the runs that a training without it makes, so the head is the same."""
+    data = place.folder / "data"
+    recorded = ["--num", "100", "--batch-size", "4", "--steps", "3,4"]
+    assert main(["record", "--model", str(place.model), "--out", str(data), *recorded]) == 0
+    alone = place.tensors("head.safetensors")
+    command = ["train", "--model", str(place.model), "--data", str(data), "--iterations", "12"]
+    out = place.folder / "from_data.safetensors"
+    assert main([*command, "--out", str(out)]) == 0
+    found = place.tensors(out.name)
+    assert all(torch.equal(found[name], tensor) for name, tensor in alone.items())
+    assert "100 images recorded" in out.with_suffix(".md").read_text()
+    assert "--steps is for runs made meanwhile" in place.error("x.safetensors", "--data", str(data))
+    other = builders.write(place.folder / "base.safetensors", builders.model(seed=9))
+    command = ["train", "--model", str(other), "--data", str(data), "--iterations", "12"]
+    assert main([*command, "--out", str(place.folder / "x.safetensors")]) == 1
+    assert "was recorded of model.safetensors" in place.capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--iterations", "0"], "iterations must be at least 1, got 0"),
+        (["--batch-size", "0"], "images per run must be at least 1, got 0"),
+        (["--rollout", "0"], "max chain must be at least 1, got 0"),
+        (["--steps", "1"], "at least 2 steps, got [1]"),
+        (["--lr", "-1"], "lr must be a number above 0"),
+        (["--blocks", "0"], "at least 1 block"),
+        (["--autocast", "float16"], "Use bfloat16 or float32"),
+        (["--out", "head.pth"], "expected .safetensors"),
+        (["--data", "nowhere"], "--steps is for runs made meanwhile"),
+        (["--start", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
+        (["--prompts", __file__], "knows no prompts"),
+        (["--tensorboard", "runs"], "pip install tensorboard"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_it_begins(
+    place: Place, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert message in place.error("refused.safetensors", *options)
+    assert not list(place.folder.glob("refused*"))
+
+
+def test_a_checkpoint_of_another_model_or_plan_is_refused(place: Place) -> None:
+    shutil.copy(place.folder / "head.ckpt", place.folder / "mine.ckpt")
+    said = place.error("mine.safetensors", "--bottleneck", "2")
+    assert "mine.ckpt was made by another recipe (head width 8, now 16" in said
+    other = builders.write(place.folder / "fine.safetensors", builders.model(seed=8))
+    command = place.arguments("mine.safetensors")
+    assert main([*command, "--model", str(other)]) == 1
+    assert "another recipe (model" in place.capsys.readouterr().err
+
+
+def test_a_head_goes_on_from_that_of_another_base(place: Place) -> None:
+    base = builders.write(place.folder / "tuned.safetensors", builders.model(seed=7))
+    start = ["--start", str(place.folder / "head.safetensors"), "--model", str(base)]
+    out = place.train("tuned_head.safetensors", *start, "--lr", "1e-9")
+    head = weights.load(out, kind="head")
+    assert weights.check_head(head, weights.load(base)) is None
+    for name, tensor in place.tensors("head.safetensors").items():
+        torch.testing.assert_close(head.tensors[name], tensor, rtol=1e-3, atol=1e-4)
+    fresh = place.tensors(place.train("fresh.safetensors", "--lr", "1e-9").name)
+    assert any(not torch.allclose(fresh[n], t, atol=1e-2) for n, t in head.tensors.items())
+
+
+def test_a_head_of_a_text_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    folder = builders.write_text(tmp_path / "text")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red house\ntrees\nsnow\n\n")
+    place = Place(folder, capsys)
+    assert "give --prompts FILE" in place.error("mine.safetensors")
+    head = place.train("mine.safetensors", "--prompts", str(prompts), "--json")
+    report = json.loads(capsys.readouterr().out)
+    assert report["head"] == str(head) and report["mse"] < 2 * report["reuse"]
+    out = tmp_path / "picture.png"
+    how = ["--prompt", "trees", "--steps", "4", "--full-steps", "2", "--out", str(out), "--json"]
+    command = ["generate", "--model", str(place.model), "--head", str(head), *how]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["full_steps"] == 2
+
+
+def test_a_plan_suits_the_published_models() -> None:
+    """The head has the published sizes, the rate is its authors', and memory holds the runs kept."""
+    sizes = maskgit.Config(
+        grid=32, width=768, depth=24, num_heads=16, mlp_width=3072, num_codes=1024, num_classes=1000
+    )
+    text = lumina.Config(
+        width=4096,
+        depth=32,
+        num_heads=32,
+        num_kv_heads=32,
+        mlp_width=12288,
+        num_text_ids=126_356,
+        num_codes=8192,
+        rope_theta=5e5,
+        norm_eps=1e-5,
+    )
+    for format, config in ((maskgit.FORMAT, sizes), (lumina.FORMAT, text)):
+        model_file = weights.Checkpoint(format, config, {}, "f")
+        plan = HeadPlan.default(model_file)
+        plan.recipe.check()
+        plan.teaching.check()
+        assert plan.config.width == config.width // 2 and plan.config.num_blocks == 1
+    assert plan.recipe.lr == pytest.approx(1e-4, rel=0.2)
+    assert (plan.teaching.images_per_run, plan.teaching.runs_kept) == (1, 2)
+    assert head_config(model_file, bottleneck=1).width == 4096
