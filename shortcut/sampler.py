@@ -55,10 +55,7 @@ def sample(
         index_BN = positions(is_masked_BL, step.num_masked)
         denoised = denoise(step, codes_BL, is_masked_BL, index_BN, revealed)
         is_finite &= denoised.logits_BNV.isfinite().all()
-        drawn_BN = draw_codes(denoised.logits_BNV, step, index_BN, noise)
-        score_BN = confidence(denoised.logits_BNV, drawn_BN, step, index_BN, noise)
-        chosen_BK = score_BN.topk(step.num_revealed).indices.sort().values
-        revealed = Revealed(drawn_BN.gather(1, chosen_BK), index_BN.gather(1, chosen_BK))
+        revealed = decide(denoised.logits_BNV, step, index_BN, noise)
         codes_BL = codes_BL.scatter(1, revealed.index_BK, revealed.codes_BK)
         is_masked_BL = is_masked_BL.scatter(1, revealed.index_BK, False)
         if on_step is not None:
@@ -75,6 +72,14 @@ def sample(
 def positions(is_masked_BL: Tensor, num_masked: int) -> Tensor:
     """Indices (B, N) of the masked positions in ascending order; each image has `num_masked` of them."""
     return (~is_masked_BL).to(torch.uint8).argsort(dim=1, stable=True)[:, :num_masked]
+
+
+def decide(logits_BNV: Tensor, step: Step, index_BN: Tensor, noise: Noise) -> Revealed:
+    """The tokens that a step reveals, given the logits at all masked positions `index_BN`."""
+    drawn_BN = draw_codes(logits_BNV, step, index_BN, noise)
+    score_BN = confidence(logits_BNV, drawn_BN, step, index_BN, noise)
+    chosen_BK = score_BN.topk(step.num_revealed).indices.sort().values
+    return Revealed(drawn_BN.gather(1, chosen_BK), index_BN.gather(1, chosen_BK))
 
 
 def draw_codes(logits_BNV: Tensor, step: Step, index_BN: Tensor, noise: Noise) -> Tensor:

@@ -1,16 +1,21 @@
-"""How well a shortcut head follows its teacher, on runs that it never saw.
+"""How well a shortcut head follows its teacher: on the teacher's runs, and in runs of its own.
 
-B  images    N  positions that count
+B  images    L  image tokens    N  positions still masked    K  tokens revealed by a step
+C  numbers of steps in a row
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..denoiser import Model, guided
+from ..denoiser import Features, Model, guided
+from ..noise import Noise
+from ..sampler import Trace, decide, positions
 from .fit import Recipe
 from .head import Teaching
 from .loss import Window, divergence, feature_mse, image_features, mean, predict, window
@@ -29,7 +34,18 @@ def held_out_runs(teacher: Teacher, recipe: Recipe, teaching: Teaching) -> list[
     ]
 
 
-@torch.no_grad()
+class Keeps:
+    """The head that predicts no change: what a head is held against."""
+
+    config = SimpleNamespace(from_full=False)
+
+    def next_features(
+        self, model: Any, features: Features, conditions: Any, revealed: Any, mask_ratio: float
+    ) -> Features:
+        """`features` as they are."""
+        return features
+
+
 def evaluate(
     head: Any, model: Model, run: Trajectories, max_chain: int, stride: int = 1
 ) -> list[dict[str, float]]:
@@ -42,15 +58,37 @@ def evaluate(
     Args:
         stride: steps between the windows' starts.
     """
-    totals = [torch.zeros(6, dtype=torch.float64) for _ in range(max_chain)]
+    return by_chain(compared(head, model, run, max_chain, stride))
+
+
+@torch.no_grad()
+def compared(
+    head: Any,
+    model: Model,
+    run: Trajectories,
+    max_chain: int,
+    stride: int = 1,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Sums (C, 6) of what `evaluate` has, for each number of steps in a row; those of several runs can be added up.
+
+    Args:
+        device: where to compute; None = where the run is kept.
+    """
+    totals_C6 = torch.zeros(max_chain, 6, dtype=torch.float64)
     last = len(run.steps) - 1
     for start in range(0, last, stride):
-        part = window(run, start, min(max_chain, last - start))
+        part = window(run, start, min(max_chain, last - start), device=device)
         for chain, estimate in enumerate(predict(head, model, part)):
-            totals[chain] += _compare(model, part, chain, estimate)
+            totals_C6[chain] += _compare(model, part, chain, estimate)
+    return totals_C6
+
+
+def by_chain(totals_C6: Tensor) -> list[dict[str, float]]:
+    """What `evaluate` has, of sums from `compared`."""
     table = []
-    for chain, total in enumerate(totals, 1):
-        error, reuse, cosine, kl, kl_reuse, count = total.tolist()
+    for chain, total in enumerate(totals_C6.tolist(), 1):
+        error, reuse, cosine, kl, kl_reuse, count = total
         row = {
             "error": error / reuse,
             "cosine": cosine / count,
@@ -77,3 +115,40 @@ def _compare(model: Model, part: Window, chain: int, estimate: tuple[Tensor, ...
     wanted = logits(target)
     kl, kl_reuse = divergence(logits(estimate), wanted), divergence(logits(part.features), wanted)
     return torch.stack([error, reuse, cosine, kl, kl_reuse, torch.ones_like(error)]).double().cpu()
+
+
+class Oversight:
+    """A step hook that asks the model, in every step that is no full pass, what it would have done itself.
+
+    The model sees the same tokens and draws with the same noise, so a token counts as the same if it would have
+    revealed that position then, with that code.
+
+    Args:
+        conditions, noise: those of the run.
+    """
+
+    def __init__(self, model: Any, conditions: Sequence[Tensor], noise: Noise):
+        self.model, self.conditions, self.noise = model, conditions, noise
+        self.num_same = self.num_predicted = self.num_steps = 0
+        self.cosine = 0.0  # of the first branch's features, summed over the steps
+
+    def __call__(self, trace: Trace) -> None:
+        if trace.denoised.was_full:
+            return
+        step, revealed = trace.step, trace.revealed
+        is_masked_BL = trace.is_masked_BL.scatter(1, revealed.index_BK, True)
+        index_BN = positions(is_masked_BL, step.num_masked)
+        features = self.model.features(trace.codes_BL, is_masked_BL, self.conditions)
+        logits = guided([self.model.logits(f, index_BN) for f in features], step.guidance)
+        wanted = decide(logits, step, index_BN, self.noise)
+        wanted_BL = torch.full_like(trace.codes_BL, -1)
+        wanted_BL.scatter_(1, wanted.index_BK, wanted.codes_BK)
+        is_same_BK = wanted_BL.gather(1, revealed.index_BK) == revealed.codes_BK
+        first = (
+            image_features(self.model, f, index_BN).float()
+            for f in (trace.denoised.features[0], features[0])
+        )
+        self.num_same += int(is_same_BK.sum())
+        self.num_predicted += is_same_BK.numel()
+        self.num_steps += 1
+        self.cosine += float(torch.cosine_similarity(*first, dim=-1).mean())
