@@ -111,9 +111,12 @@ def run(options: argparse.Namespace) -> int:
         images = world.share(plan.teaching.images_per_run, "images in a run (--batch-size)")
         hidden = None if world.rank == 0 else True  # None: shown on a terminal
         with (
-            tqdm(total=plan.recipe.iterations, disable=hidden, file=sys.stderr) as bar,
+            tqdm(
+                total=plan.recipe.iterations, disable=hidden, file=sys.stderr, smoothing=0.05
+            ) as bar,
             advice_on_memory(),
         ):
+            report = Report(options, bar) if world.rank == 0 else None
             try:
                 head = learn(
                     teacher,
@@ -125,7 +128,8 @@ def run(options: argparse.Namespace) -> int:
                     else f"{dataset.recording.num_images} images recorded",
                     world=world,
                     checkpoint=checkpoint,
-                    on_log=reporter(options, bar) if world.rank == 0 else None,
+                    on_iteration=report and report.on_iteration,
+                    on_log=report and report.on_log,
                 )
             except KeyboardInterrupt:
                 if checkpoint.exists():
@@ -193,6 +197,7 @@ def plan_of(
         model_file,
         runs,
         options.grid or usual_grid(model_file),
+        options.iterations,
         images_per_run=recorded.images_per_run if recorded else options.batch_size,
         replay_bytes=int(options.replay_memory * GB),
     )
@@ -217,20 +222,31 @@ def plan_of(
     )
 
 
-def reporter(options: argparse.Namespace, bar: Any) -> Callable[[Figures], None]:
-    """Shows each log: in the bar with the time left, as a chart beside the head, in TensorBoard."""
-    write_scalars = scalar_writer(options.tensorboard)
-    checkpoint = checkpoint_of(options.out)
+class Report:
+    """Shows a training: a bar with the time left; at each log a chart beside the head, and TensorBoard."""
 
-    def report(figures: Figures) -> None:
-        iteration = int(figures["iteration"])
-        bar.set_postfix_str(f"loss {figures['loss']:.4g}", refresh=False)
-        bar.update(iteration - bar.n)
-        with written_whole(options.out.with_suffix(".png")) as partial:
-            loss_chart(read_log(checkpoint)).save(partial, format="PNG")
-        write_scalars(figures, iteration)
+    def __init__(self, options: argparse.Namespace, bar: Any):
+        self.chart, self.checkpoint = options.out.with_suffix(".png"), checkpoint_of(options.out)
+        self.bar, self.has_begun = bar, False
+        self.write_scalars = scalar_writer(options.tensorboard)
 
-    return report
+    def on_iteration(self, done: int) -> None:
+        """Called before each iteration; the first has runs of the teacher to wait for."""
+        if not self.has_begun:
+            self.bar.initial = self.bar.n = self.bar.last_print_n = done
+            self.bar.set_description("first runs")
+        else:
+            self.bar.set_description(None, refresh=False)
+            self.bar.update(done - self.bar.n)
+        self.has_begun = True
+
+    def on_log(self, figures: Figures) -> None:
+        """Called with means every few iterations."""
+        self.bar.set_postfix_str(f"loss {figures['loss']:.4g}", refresh=False)
+        self.bar.update(figures["iteration"] - self.bar.n)
+        with written_whole(self.chart) as partial:
+            loss_chart(read_log(self.checkpoint)).save(partial, format="PNG")
+        self.write_scalars(figures, int(figures["iteration"]))
 
 
 def scalar_writer(folder: Path | None) -> Callable[[Figures, int], None]:

@@ -207,7 +207,7 @@ class _State:
         if not norm.isfinite():
             raise FloatingPointError(
                 f"the loss or its gradient is not finite in iteration {self.done + 1} of {recipe.iterations}. The "
-                f"weights before it are kept. Train with a lower learning rate (now {recipe.lr})."
+                f"checkpoint keeps the weights before it. Train anew with a lower learning rate (now {recipe.lr})."
             )
         self.is_whole = False
         self.optimizer.step()

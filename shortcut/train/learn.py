@@ -70,7 +70,10 @@ class HeadPlan:
             config=config,
             recipe=recipe_for(config, iterations, seed),
             teaching=teaching_for(
-                model_file, runs or (weights.settings(model_file),), grid or usual_grid(model_file)
+                model_file,
+                runs or (weights.settings(model_file),),
+                grid or usual_grid(model_file),
+                iterations,
             ),
         )
 
@@ -147,11 +150,12 @@ def teaching_for(
     model_file: Checkpoint,
     runs: Sequence[Settings],
     grid: Grid,
+    iterations: int,
     *,
     images_per_run: int | None = None,
     replay_bytes: int = REPLAY_BYTES,
 ) -> Teaching:
-    """As many runs in memory as fit there, each used equally often.
+    """As many runs in memory as fit there and a training of so many iterations makes use of.
 
     Args:
         images_per_run: of all processes together; None = 16, or fewer where they are large.
@@ -164,11 +168,13 @@ def teaching_for(
     if images_per_run is None:
         images_per_run = max(1, min(16, num_images // 4))
     windows = 4
+    iterations_per_run = max(1, round(USES_OF_A_STEP * num_steps / windows))
+    num_runs = iterations // iterations_per_run  # made on the way, beside those that it begins with
     return Teaching(
         runs=tuple(runs),
         images_per_run=images_per_run,
-        runs_kept=max(2, min(16, num_images // max(1, images_per_run))),
-        iterations_per_run=max(1, round(USES_OF_A_STEP * num_steps / windows)),
+        runs_kept=max(2, min(16, num_images // max(1, images_per_run), num_runs // 2)),
+        iterations_per_run=iterations_per_run,
         windows_per_batch=windows,
         images_per_window=images_per_run,
         max_chain=min(7, max(1, num_steps - 1)),
