@@ -8,8 +8,17 @@ from .condition import ClassCondition, TextCondition
 from .folders import register_folders
 from .load import LoadHead, LoadMIGM
 from .sample import MaskedSampler
+from .train import SaveHead, TrainHead
 
-NODES: list[type[io.ComfyNode]] = [LoadMIGM, LoadHead, ClassCondition, TextCondition, MaskedSampler]
+NODES: list[type[io.ComfyNode]] = [
+    LoadMIGM,
+    LoadHead,
+    ClassCondition,
+    TextCondition,
+    MaskedSampler,
+    TrainHead,
+    SaveHead,
+]
 
 
 class ShortcutExtension(ComfyExtension):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 import comfy.utils
@@ -17,6 +17,7 @@ from ..shortcut.formats import Kind
 from ..shortcut.shards import SHARD_PATTERN
 
 EXTENSIONS = (".safetensors", ".pth", ".ckpt", ".pt")
+TRAININGS = "shortcut_training"  # in the output folder, which outlives a restart as temp does not
 INDEX = "model.safetensors.index.json"  # of a model in several files
 SHIPPED = "scenes (shipped)"
 # A folder stands for the only file of that kind in it.
@@ -88,6 +89,37 @@ def _advice(category: str, name: str) -> str:
                 f"huggingface.co/{source.repository} into {place}. Then press R."
             )
     return "Choose a file that is there, or put it there and press R."
+
+
+def checked_name(name: str) -> str:
+    """A name for a file to write, perhaps in folders, with / between them.
+
+    Raises:
+        ValueError: there is none, or it leads out of the folder it is meant for, or into a hidden one.
+    """
+    path = PureWindowsPath(name.strip())  # which takes both / and \
+    if not path.parts or path.anchor or any(part.startswith(".") for part in path.parts):
+        raise ValueError(
+            f"{name!r} is no name for a file. Give one such as my_head or heads/my_head, without '.' in front."
+        )
+    return path.as_posix()
+
+
+def training_file(name: str) -> Path:
+    """Where the training of that name is kept. Raises ValueError as `checked_name`."""
+    return Path(folder_paths.get_output_directory(), TRAININGS, f"{checked_name(name)}.ckpt")
+
+
+def new_head_file(prefix: str) -> Path:
+    """A file in models/migm_heads that is not there yet, numbered as ComfyUI numbers what it saves.
+
+    Raises:
+        ValueError: as `checked_name`.
+    """
+    folder, name, number, *_ = folder_paths.get_save_image_path(
+        checked_name(prefix), os.path.join(folder_paths.models_dir, HEADS)
+    )
+    return Path(folder, f"{name}_{number:05}_.safetensors")
 
 
 def stamp(path: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import comfy.latent_formats
@@ -171,7 +172,8 @@ def build_head(checkpoint: weights.Checkpoint, weight_dtype: str) -> Any:
     network = checkpoint.format.network
     head = network(**config.unet_config, device=offload_device, operations=operations).eval()
     mm.archive_model_dtypes(head)
-    head.checkpoint = checkpoint.without_tensors()
+    # Without values, but with the types that the file has, whatever they are in memory.
+    head.checkpoint = replace(checkpoint, tensors=checkpoint.layout())
     patcher = comfy.model_patcher.CoreModelPatcher(head, device, offload_device)
     head.load_state_dict(dict(checkpoint.tensors), assign=patcher.is_dynamic())
     return patcher

@@ -172,7 +172,6 @@ class ProgressBar:
 
 def _contents() -> dict[str, dict[str, Any]]:
     """What the stand-ins hold, by module."""
-    from shortcut_pack.shortcut.formats import Bare
     from shortcut_pack.shortcut.models.layers import sdpa
 
     cpu = torch.device("cpu")
@@ -222,7 +221,7 @@ def _contents() -> dict[str, dict[str, Any]]:
             "is_oom": lambda error: isinstance(error, torch.OutOfMemoryError),
         },
         "comfy.model_patcher": {"CoreModelPatcher": Patcher},
-        "comfy.ops": {"manual_cast": Bare, "pick_operations": _pick_operations},
+        "comfy.ops": {"manual_cast": _operations(), "pick_operations": _pick_operations},
         "comfy.sample": {"fix_empty_latent_channels": lambda model, samples, _: samples},
         "comfy.sd": {"VAE": VAE},
         "comfy.supported_models_base": {"BASE": ModelConfig},
@@ -235,6 +234,8 @@ def _contents() -> dict[str, dict[str, Any]]:
         "comfy_api.latest": {"ComfyExtension": ComfyExtension, "io": io},
         "folder_paths": {
             "models_dir": models_dir,
+            "get_output_directory": lambda: models_dir,
+            "get_save_image_path": _get_save_image_path,
             "folder_names_and_paths": {},
             "add_model_folder_path": _add_model_folder_path,
             "get_filename_list": lambda category: [],
@@ -250,11 +251,28 @@ def _load_safetensors(path: str) -> dict[str, torch.Tensor]:
     return load_file(path)
 
 
-def _pick_operations(*_: Any, model_config: Any) -> Any:
+def _operations() -> Any:
     from shortcut_pack.shortcut.formats import Bare
+
+    class Operations(Bare):
+        """comfy.ops.disable_weight_init"""
+
+        class Linear(Bare.Linear):
+            weight_function: tuple[Any, ...] = ()
+
+            def forward(self, input: torch.Tensor) -> torch.Tensor:
+                weight = self.weight
+                for function in self.weight_function:
+                    weight = function(weight)
+                return torch.nn.functional.linear(input, weight, self.bias)
+
+    return Operations
+
+
+def _pick_operations(*_: Any, model_config: Any) -> Any:
     from shortcut_pack.shortcut.quantized import Operations
 
-    return Operations if model_config.quant_config else Bare
+    return Operations if model_config.quant_config else _operations()
 
 
 def _detect_layer_quantization(tensors: dict[str, Any], prefix: str) -> dict[str, bool] | None:
@@ -269,3 +287,10 @@ def _get_folder_paths(category: str) -> list[str]:
 def _add_model_folder_path(name: str, path: str) -> None:
     folders = sys.modules["folder_paths"].folder_names_and_paths
     folders.setdefault(name, ([], set()))[0].append(path)
+
+
+def _get_save_image_path(prefix: str, output_dir: str) -> tuple[str, str, int]:
+    path = Path(output_dir, prefix)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    numbers = [int(found.stem.split("_")[-2]) for found in path.parent.glob(f"{path.name}_*_.*")]
+    return str(path.parent), path.name, max(numbers, default=0) + 1

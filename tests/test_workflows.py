@@ -75,7 +75,7 @@ def test_there_are_templates_for_what_a_user_does_first():
     names = {path.stem for path in TEMPLATES}
     assert names >= {"class_to_image", "vanilla_vs_shortcut", "inpainting"}
     assert names >= {"text_to_image_lumina_dimoo", "speed_against_quality", "text_inpainting"}
-    assert names >= {"text_outpainting", "instruction_edit", "style_reference"}
+    assert names >= {"text_outpainting", "instruction_edit", "style_reference", "train_a_head"}
 
 
 def test_every_node_is_in_a_template():

@@ -1,0 +1,321 @@
+"""The nodes that make heads: a MODEL's own runs -> a trained SHORTCUT_HEAD and the chart of its loss -> a file.
+
+ComfyUI runs nodes in inference mode, where nothing can be learned: a training is outside of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.utils
+import numpy as np
+import torch
+from comfy_api.latest import io
+from PIL import Image
+from torch import Tensor, nn
+
+from ..shortcut import weights
+from ..shortcut.checkpoint import Checkpoint
+from ..shortcut.grid import usual_grid
+from ..shortcut.train.chart import loss_chart
+from ..shortcut.train.fit import Figures, read_log
+from ..shortcut.train.learn import HeadPlan, learn
+from ..shortcut.train.teacher import RUNS, Teacher, teacher_of
+from . import folders
+from .host import PREVIEW_SIZE, advice_on_memory
+from .load import Head
+from .native import MARGIN, MaskedImageModel, build_head, model_of
+
+MEMORY_ADVICE = (
+    "A training needs the model, its passes and the head's gradients at once. Set weight_dtype of "
+    "Load MIGM to bfloat16 or float8_e4m3fn, or train on the command line with smaller images: "
+    "python -m shortcut train --grid."
+)
+
+
+class TrainHead(io.ComfyNode):
+    """A shortcut head, learned from runs that the model makes meanwhile."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ShortcutTrainHead",
+            display_name="Train Shortcut Head",
+            category="shortcut",
+            description="Makes a shortcut head for the loaded model, such as a fine-tune: the "
+            "model makes pictures, and the head learns to predict their steps. Interrupt it "
+            "whenever you like; queued again, it goes on.",
+            search_aliases=["train", "learn", "fine-tune", "migm shortcut", "accelerate", "head"],
+            inputs=[
+                io.Model.Input("model", tooltip="From Load MIGM: the model to accelerate."),
+                io.Int.Input(
+                    "iterations",
+                    default=1000,
+                    min=1,
+                    max=1_000_000,
+                    tooltip="How often the head is improved. More: better, slower. The shipped "
+                    "heads have 3500; 300 give a first impression.",
+                ),
+                io.Int.Input(
+                    "teacher_steps",
+                    default=0,
+                    min=0,
+                    max=1024,
+                    tooltip="Steps of the pictures that the head learns from: those that you will "
+                    "use it with. 0: as many as the model is used with (32 for MaskGIT, 64 for "
+                    "Lumina-DiMOO).",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Decides every random choice of the training. On a CPU the same seed "
+                    "gives the same head.",
+                ),
+                io.String.Input(
+                    "checkpoint_name",
+                    default="my_head",
+                    tooltip="The training is kept under this name in output/shortcut_training, so "
+                    "that it can go on after an interrupt or a restart. Another name starts "
+                    "another training; other settings need one.",
+                ),
+                io.String.Input(
+                    "prompts",
+                    multiline=True,
+                    dynamic_prompts=False,
+                    default="",
+                    optional=True,
+                    tooltip="What a text model shows meanwhile, one prompt a line, such as you "
+                    "will ask for later; a hundred or more are better than a few. Of no use to "
+                    "models of classes, which show all of them.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.00001,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How far an iteration moves the weights at most. 0: what suits the "
+                    "head's width, 0.003 for a small one, 0.00009 for Lumina-DiMOO's. Halve it if "
+                    "the loss is not finite.",
+                ),
+            ],
+            outputs=[
+                Head.Output(
+                    "head",
+                    display_name="head",
+                    tooltip="For the Shortcut Masked Sampler with this model, and for Save "
+                    "Shortcut Head.",
+                ),
+                io.Image.Output(
+                    "loss_chart",
+                    display_name="loss_chart",
+                    tooltip="The loss over the iterations. The same is shown on the node meanwhile.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        iterations: int,
+        teacher_steps: int,
+        seed: int,
+        checkpoint_name: str,
+        prompts: str = "",
+        learning_rate: float = 0.0,
+    ) -> io.NodeOutput:
+        masked_model, kept = model_of(model), folders.training_file(checkpoint_name)
+        lines = [line.strip() for line in prompts.splitlines() if line.strip()]
+        if masked_model.checkpoint.format.conditioning == "text" and not lines:
+            raise ValueError(
+                f"{masked_model.checkpoint.name} is a model of text, which needs prompts to show what "
+                "it does. Write some into prompts, one a line."
+            )
+        with torch.inference_mode(False):
+            plan = _plan(masked_model, iterations, teacher_steps, seed % 2**64, learning_rate)
+            teacher = _loaded_teacher(model, plan, lines)
+            report = TrainingReport(iterations, kept)
+            network = masked_model.diffusion_model
+            with (
+                masked_model.running(model),
+                _gradients_pass(network),
+                advice_on_memory(MEMORY_ADVICE),
+            ):
+                trained = learn(
+                    teacher,
+                    masked_model.checkpoint,
+                    plan,
+                    checkpoint=kept,
+                    on_iteration=report.on_iteration,
+                    on_log=report.on_log,
+                )
+        on_cpu = {name: tensor.cpu() for name, tensor in trained.tensors.items()}
+        head = build_head(replace(trained, tensors=on_cpu), "default")
+        return io.NodeOutput(head, _image(loss_chart(read_log(kept))))
+
+
+class SaveHead(io.ComfyNode):
+    """A head to a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ShortcutSaveHead",
+            display_name="Save Shortcut Head",
+            category="shortcut",
+            description="Writes a shortcut head to models/migm_heads, where Load Shortcut Head "
+            "finds it after R.",
+            search_aliases=["save head", "export", "migm shortcut"],
+            is_output_node=True,
+            inputs=[
+                Head.Input("head", tooltip="From Train Shortcut Head."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="my_head",
+                    tooltip="The file is NAME_00001_.safetensors; the number rises, so nothing is "
+                    "overwritten. Folders and ComfyUI's %year%, %month%, %day% work.",
+                ),
+            ],
+            outputs=[],
+        )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str) -> bool | str:
+        try:
+            folders.checked_name(filename_prefix)
+        except ValueError as error:  # told before hours of training, not after
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, head: Any, filename_prefix: str) -> io.NodeOutput:
+        path = folders.new_head_file(filename_prefix)
+        described: Checkpoint = head.model.checkpoint
+        tensors = head.model.state_dict()
+        weights.save(path, replace(described, tensors=tensors), dtype=described.dtype)
+        logging.info("Save Shortcut Head: wrote %s", path)
+        return io.NodeOutput()
+
+
+class TrainingReport:
+    """The hooks of a training: interruption, progress bar, live chart of the loss."""
+
+    def __init__(self, iterations: int, kept: Path):
+        self.iterations, self.kept = iterations, kept
+        self.bar = comfy.utils.ProgressBar(iterations)
+
+    def on_iteration(self, done: int) -> None:
+        mm.throw_exception_if_processing_interrupted()
+        self.bar.update_absolute(done, self.iterations, None)
+
+    def on_log(self, figures: Figures) -> None:
+        chart = ("JPEG", loss_chart(read_log(self.kept)), PREVIEW_SIZE)
+        self.bar.update_absolute(int(figures["iteration"]), self.iterations, chart)
+
+
+def _plan(
+    model: MaskedImageModel, iterations: int, teacher_steps: int, seed: int, learning_rate: float
+) -> HeadPlan:
+    """What suits the model, but for what the widgets say."""
+    settings = weights.settings(model.checkpoint)
+    if teacher_steps > 0:
+        settings = replace(settings, num_steps=teacher_steps)
+    plan = HeadPlan.default(model.checkpoint, runs=(settings,), iterations=iterations, seed=seed)
+    is_float32 = model.diffusion_model.compute_dtype == torch.float32
+    recipe = replace(
+        plan.recipe,
+        lr=learning_rate or plan.recipe.lr,
+        autocast=None if is_float32 else torch.bfloat16,
+    )
+    return replace(plan, recipe=recipe)
+
+
+def _loaded_teacher(model: Any, plan: HeadPlan, prompts: Sequence[str]) -> Teacher:
+    """The MODEL as a teacher, loaded with room for the training beside it."""
+    masked_model, device = model_of(model), model.load_device
+    network, checkpoint = masked_model.diffusion_model, masked_model.checkpoint
+    network.requires_grad_(False)
+    runs, num_images = plan.teaching.runs, plan.teaching.images_per_run
+    teacher = teacher_of(
+        checkpoint,
+        network,
+        settings=runs[0],
+        tokenizer=masked_model.tokenizer,
+        prompts=prompts,
+        device=device,
+    )
+    _, conditions, _ = teacher.draw(runs, num_images, (plan.recipe.seed, RUNS))
+    grid = usual_grid(checkpoint)
+    lengths = [condition.numel() // num_images for condition in conditions]
+    sequences = [teacher.model.num_positions(condition) for condition in conditions]
+    needed = masked_model.activations(num_images, grid, lengths) + training_memory(
+        plan, checkpoint.config.num_codes, teacher.num_tokens, sequences
+    )
+    mm.load_models_gpu([model], memory_required=needed)
+    if len(lengths) > 1 and model.get_free_memory(device) < needed:
+        logging.info("Train Shortcut Head: memory is short, one guidance branch at a time")
+        return replace(teacher, model=network.on_grid(*grid, is_sequential=True))
+    return teacher
+
+
+def training_memory(
+    plan: HeadPlan, num_codes: int, num_tokens: int, sequences: Sequence[int]
+) -> float:
+    """Bytes that the head, its optimizer and a window of the training take.
+
+    Args:
+        num_codes, num_tokens: of the model and of one image.
+        sequences: length of the sequence of each guidance branch.
+    """
+    config: Any = plan.config
+    format = next(f for f in weights.FORMATS.values() if f.config is type(config))
+    head: nn.Module = format.network(config, device="meta")
+    num_parameters = sum(parameter.numel() for parameter in head.parameters())
+    # In float32: weights, gradient, two moments, average.
+    state = 5 * 4 * num_parameters
+    # What the backward pass needs of a position: of each half block its widths, of the rest features as they were, as
+    # predicted and as wanted.
+    mlp_width = getattr(config, "mlp_width", 4 * config.width)
+    of_blocks = config.num_blocks * 2 * (8 * config.width + 4 * mlp_width)
+    of_position = 4 * (of_blocks + 6 * config.model_width)
+    # Logits of branches and guided ones, of head and teacher, as they are and normalised.
+    logits = 4 * 8 * num_tokens * num_codes
+    window = plan.teaching.images_per_window * (sum(sequences) * of_position + logits)
+    return state + MARGIN * window
+
+
+@contextlib.contextmanager
+def _gradients_pass(network: Any) -> Iterator[None]:
+    """Lets gradients pass through the layer that logits come from, to the head's features.
+
+    For that, autograd keeps the layer's weights. It must not keep what was loaded in inference mode, nor what dynamic
+    VRAM may take back meanwhile: in here the layer works with a copy, by the means that ComfyUI has for patches.
+    """
+    # MaskGIT has no such layer: its logits come from embeddings, which are copies.
+    layer = getattr(network, "code_output", None)
+    if layer is None:
+        yield
+        return
+    before = layer.weight_function
+    layer.weight_function = [*before, torch.clone]
+    try:
+        yield
+    finally:
+        layer.weight_function = before
+
+
+def _image(picture: Image.Image) -> Tensor:
+    """IMAGE (1, Y, X, 3) in [0, 1]."""
+    return torch.from_numpy(np.asarray(picture.convert("RGB"), np.float32) / 255).unsqueeze(0)

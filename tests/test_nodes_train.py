@@ -1,0 +1,276 @@
+"""Train Shortcut Head and Save Shortcut Head, run as ComfyUI runs nodes: in inference mode.
+
+They run on stand-ins for ComfyUI, and on the real one if COMFY_DIR names its folder (see comfy_stubs.py).
+"""
+
+# ruff: noqa: E402 - ComfyUI, or what stands in for it, must be importable first
+# ruff: noqa: F811 - fixtures are imported and then named as arguments
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+import builders
+import comfy_stubs
+import pytest
+import torch
+
+comfy_stubs.install()
+import comfy.model_management as mm
+import comfy.utils
+import folder_paths
+import text_nodes
+from PIL import Image
+from shortcut_pack.nodes import folders, native, train
+from shortcut_pack.nodes.load import LoadHead
+from shortcut_pack.nodes.train import SaveHead, TrainHead
+from shortcut_pack.shortcut import weights
+from shortcut_pack.shortcut.memory import LiveTensors
+from test_nodes import Bar, Interrupted, empty, run
+from text_nodes import files, tokenizer  # noqa: F401
+
+WIDGETS = {"iterations": 6, "teacher_steps": 3, "seed": 1, "checkpoint_name": "tiny"}
+PROMPTS = "a red house\n\n  a hill under a full moon  \n"
+
+
+@pytest.fixture(autouse=True)
+def inference_mode():
+    """What ComfyUI runs every node in."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def output(tmp_path, monkeypatch):
+    """ComfyUI's output folder."""
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path / "output"))
+    return tmp_path / "output"
+
+
+@pytest.fixture
+def model():
+    """MODEL of the tiny class model."""
+    colours_V3 = torch.zeros(16, 3)
+    return native.build_model(builders.model(), "float32", native.CodeIds(2, colours_V3))
+
+
+@pytest.fixture
+def text_model(tokenizer):
+    return text_nodes.build(tokenizer)
+
+
+def train_head(model, **changes):
+    """(SHORTCUT_HEAD, IMAGE)"""
+    return TrainHead.execute(model=model, **(WIDGETS | changes)).result
+
+
+def weights_of(head):
+    return {name: tensor.clone() for name, tensor in head.model.state_dict().items()}
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+# ------------------------------------------------------------------------------------------- training
+
+
+def test_a_trained_head_goes_straight_into_the_sampler(model):
+    head, chart = train_head(model, iterations=20, learning_rate=0.01)
+    vanilla = run(model, empty(2))["samples"]
+    found = run(model, empty(2), head)["samples"]
+    assert found.shape == vanilla.shape and not torch.equal(found, vanilla)
+    described = head.model.checkpoint
+    assert described.metadata.model_fingerprint == model.model.checkpoint.fingerprint
+    assert described.metadata.trained["recipe"]["lr"] == 0.01
+    assert described.metadata.trained["teaching"]["steps"] == [3]
+    assert chart.ndim == 4 and chart.shape[0] == 1 and chart.shape[3] == 3
+    assert chart.dtype == torch.float32 and 0 <= chart.min() < chart.max() <= 1
+
+
+def test_training_makes_the_head_better_than_no_change(model):
+    head, _ = train_head(model, iterations=30, learning_rate=0.01)
+    last = head.model.checkpoint.metadata.trained["last"]
+    assert last["mse"] < 0.9 * last["reuse"]
+
+
+def test_the_model_is_only_read(model):
+    before = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+    train_head(model)
+    assert_equal(model.model.state_dict(), before)
+    assert all(parameter.grad is None for parameter in model.model.parameters())
+    assert model.model.attention.options == {}
+
+
+def test_a_text_model_learns_from_prompts(text_model):
+    head, _ = train_head(text_model, prompts=PROMPTS)
+    assert text_nodes.run(text_model, head=head)["samples"].shape == (1, 1, *text_nodes.GRID)
+    layer = text_model.model.diffusion_model.code_output
+    assert not layer.weight_function, "the layer must be as it was"
+
+
+def test_gradients_would_not_pass_weights_that_were_loaded_in_inference_mode(
+    text_model, monkeypatch
+):
+    monkeypatch.setattr(train, "_gradients_pass", contextlib.nullcontext)
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+        train_head(text_model, prompts=PROMPTS)
+
+
+def test_prompts_are_for_text_models_which_need_them(model, text_model):
+    with pytest.raises(ValueError, match=r"needs prompts to show what it does\. Write some"):
+        train_head(text_model, prompts=" \n")
+    with pytest.raises(ValueError, match="knows no prompts"):
+        train_head(model, prompts=PROMPTS)
+
+
+def test_room_is_made_for_the_training_beside_the_model(model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        mm, "load_models_gpu", lambda models, memory_required: asked.append(memory_required)
+    )
+    train_head(model)
+    run(model, empty(16))
+    learning, sampling = asked
+    assert learning > sampling
+
+
+def test_the_room_asked_for_is_that_of_a_training(model, monkeypatch):
+    asked = []
+    memory = train.training_memory
+    monkeypatch.setattr(
+        train, "training_memory", lambda *args: asked.append(memory(*args)) or asked[-1]
+    )
+    with LiveTensors() as tensors:
+        train_head(model, iterations=2)
+    assert tensors.peak > 0 and 0.3 < asked[0] / tensors.peak < 3
+
+
+# ------------------------------------------------------------------------------------------- interrupt
+
+
+def interrupt_at(patch, iteration):
+    """Presses ComfyUI's Interrupt when the bar stands there."""
+    pressed = []
+
+    class Watched(Bar):
+        def update_absolute(self, value, total, preview):
+            if value == iteration:
+                pressed.append(value)
+
+    def check():
+        if pressed:
+            raise Interrupted
+
+    patch.setattr(comfy.utils, "ProgressBar", Watched)
+    patch.setattr(mm, "throw_exception_if_processing_interrupted", check)
+
+
+def test_an_interrupted_training_goes_on_when_queued_again(model, monkeypatch, caplog):
+    expected = weights_of(train_head(model, checkpoint_name="whole")[0])
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 4)
+        with pytest.raises(Interrupted):
+            train_head(model)
+    assert model.model.attention.options == {}
+    with caplog.at_level(logging.INFO):
+        head, _ = train_head(model)
+    assert "resumed at iteration 4" in caplog.text
+    assert_equal(weights_of(head), expected)
+
+
+def test_another_seed_gives_another_head(model):
+    head, other = (weights_of(train_head(model, seed=s, checkpoint_name=f"{s}")[0]) for s in (1, 2))
+    assert any(not torch.equal(head[name], other[name]) for name in head)
+
+
+def test_a_finished_training_is_not_repeated(model, monkeypatch):
+    head, chart = train_head(model)
+    monkeypatch.setattr(comfy.utils, "ProgressBar", Bar)
+    again, same_chart = train_head(model)
+    assert Bar.last.calls == []
+    assert_equal(weights_of(again), weights_of(head))
+    assert torch.equal(same_chart, chart)
+
+
+def test_other_settings_need_another_name(model):
+    train_head(model)
+    with pytest.raises(ValueError, match=r"tiny\.ckpt was made by another recipe \(.*iterations 6"):
+        train_head(model, iterations=7)
+    train_head(model, iterations=7, checkpoint_name="tinier")
+
+
+def test_a_training_is_kept_where_a_restart_finds_it_and_no_list_shows_it(model, files, output):
+    train_head(model, checkpoint_name="mine/first")
+    assert (output / "shortcut_training" / "mine" / "first.ckpt").is_file()
+    assert folders.choices("migm_heads") == [*folders.SHIPPED_FILES]
+
+
+def test_progress_and_the_live_chart(model, monkeypatch, caplog):
+    monkeypatch.setattr(comfy.utils, "ProgressBar", Bar)
+    with caplog.at_level(logging.INFO):
+        train_head(model)
+    values = [value for value, _, _ in Bar.last.calls]
+    assert sorted(values) == values and {*values} == {*range(7)}
+    assert {total for _, total, _ in Bar.last.calls} == {6}
+    pictures = [preview for _, _, preview in Bar.last.calls if preview is not None]
+    assert pictures
+    for kind, picture, size in pictures:
+        assert kind == "JPEG" and isinstance(picture, Image.Image) and size == 512
+    assert "6/6  loss" in caplog.text and "0 s left" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------- files
+
+
+def test_a_saved_head_is_in_the_list_and_is_the_same(model, files):
+    head, _ = train_head(model)
+    SaveHead.execute(head, "mine/night")
+    name = "mine/night_00001_.safetensors"
+    assert folders.choices("migm_heads")[1:] == [name]
+    loaded = LoadHead.execute(name, "default").result[0]
+    assert_equal(weights_of(loaded), weights_of(head))
+    said = loaded.model.checkpoint.metadata.dump()
+    for field, text in head.model.checkpoint.metadata.dump().items():
+        assert said[field] == text
+    latent = run(model, empty(2), head)["samples"]
+    assert torch.equal(run(model, empty(2), loaded)["samples"], latent)
+
+
+def test_nothing_is_overwritten(model, files):
+    head, _ = train_head(model)
+    SaveHead.execute(head, "mine")
+    path = files / "migm_heads" / "mine_00001_.safetensors"
+    before = path.read_bytes()
+    other, _ = train_head(model, seed=2, checkpoint_name="other")
+    SaveHead.execute(other, "mine")
+    assert path.read_bytes() == before
+    assert (files / "migm_heads" / "mine_00002_.safetensors").read_bytes() != before
+
+
+def test_a_head_is_saved_in_the_type_it_was_made_in_whatever_it_is_in_memory(model, files):
+    head, _ = train_head(model)
+    SaveHead.execute(head, "mine")
+    file = files / "migm_heads" / "mine_00001_.safetensors"
+    assert weights.load(file, "head").dtype == torch.float16
+    SaveHead.execute(LoadHead.execute(file.name, "float32").result[0], "mine")
+    again = weights.load(files / "migm_heads" / "mine_00002_.safetensors", "head")
+    builders.assert_same(again, weights.load(file, "head"))
+
+
+@pytest.mark.parametrize(
+    "name", ["", "  ", ".", "..", "../out", "a/../../out", "/tmp/out", "C:out"]
+)
+@pytest.mark.parametrize("slash", ["/", "\\"])
+def test_no_name_leads_out_of_the_folder(model, files, output, name, slash):
+    name = name.replace("/", slash)
+    with pytest.raises(ValueError, match="is no name for a file"):
+        train_head(model, checkpoint_name=name)
+    message = SaveHead.validate_inputs(name)
+    assert isinstance(message, str) and "is no name for a file" in message
+    with pytest.raises(ValueError, match="is no name for a file"):
+        SaveHead.execute(None, name)
+    assert not output.exists()
+    assert SaveHead.validate_inputs("heads/mine") is True
