@@ -1,0 +1,72 @@
+"""The training loop for every network, on a line: what a recipe says is done, and what cannot work is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from shortcut_pack.shortcut.train.fit import Recipe, fit
+from torch import nn
+
+RECIPE = Recipe(iterations=60, seed=3, lr=5e-3, warmup=5, ema=0.9, checkpoint_every=20)
+
+
+def fit_a_line(recipe: Recipe, bad_iteration: int = -1, scale: float = 1.0, **options):
+    """Fits y = 2 x; the loss of one iteration is not a number."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Linear(1, 1)
+    iterations = iter(range(recipe.iterations))
+
+    def loss_of(network: nn.Module, x: torch.Tensor):
+        loss = (network(x) - 2 * x).square().mean() * scale
+        return (loss * float("nan") if next(iterations) == bad_iteration else loss), {}
+
+    return fit(
+        network, lambda generator: torch.rand(8, 1, generator=generator), loss_of, recipe, **options
+    )
+
+
+def test_a_loss_that_is_no_number_stops_and_the_last_good_weights_stay(tmp_path):
+    file = tmp_path / "line.ckpt"
+    with pytest.raises(FloatingPointError, match=r"in iteration 31 of 60\. .*lower learning rate"):
+        fit_a_line(RECIPE, bad_iteration=30, checkpoint=file)
+    saved = torch.load(file, weights_only=True)
+    assert saved["iteration"] == 30
+    assert all(tensor.isfinite().all() for tensor in saved["network"].values())
+
+
+def test_the_gradient_is_clipped_and_the_weights_are_averaged():
+    recipe = replace(RECIPE, iterations=20, lr=1e-2)
+    clipped = replace(recipe, clip=1e-4)
+    plain, small, large = fit_a_line(recipe), fit_a_line(clipped), fit_a_line(clipped, scale=3.0)
+    assert not torch.equal(small.weight, plain.weight)
+    torch.testing.assert_close(small.weight, large.weight, rtol=1e-5, atol=1e-6)
+    slow, last = fit_a_line(replace(recipe, ema=0.99)), fit_a_line(replace(recipe, ema=0.0))
+    assert last.weight.item() > slow.weight.item()  # the way to 2 is upwards
+
+
+def test_the_learning_rate_rises_then_falls_to_its_end():
+    recipe = Recipe(iterations=100, lr=1e-2, lr_end=1e-3, warmup=10)
+    rates = [recipe.lr * recipe.lr_factor(i) for i in range(100)]
+    assert rates[0] == pytest.approx(1e-3, rel=0.01)
+    assert max(rates) == pytest.approx(rates[9], rel=0.05)
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[-1] == pytest.approx(1e-3, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"iterations": 0}, "iterations must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"lr": 0.0}, "lr must be a number above 0"),
+        ({"lr": float("nan")}, "lr must be a number above 0"),
+        ({"ema": 1.0}, "ema must be at least 0 and below 1"),
+        ({"autocast": torch.float16}, "Use bfloat16 or float32"),
+    ],
+)
+def test_a_recipe_that_cannot_work_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        fit_a_line(replace(RECIPE, **changes))
