@@ -135,7 +135,7 @@ def test_another_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         text_judge.load(path)
     text_judge.save(tmp_path / "b.safetensors", text_judge.initialised(0, NARROW), {})
     monkeypatch.setitem(text_judge.GROUPS, "boats", ("green",))
-    with pytest.raises(ValueError, match=r"b.safetensors reads .* Train it again with"):
+    with pytest.raises(ValueError, match=r"b.safetensors reads the groups .* Make it with"):
         text_judge.load(tmp_path / "b.safetensors")
 
 

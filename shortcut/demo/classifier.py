@@ -8,7 +8,6 @@ pool features of Inception are for photographs (Heusel et al. 2017, section 4.1)
 
 from __future__ import annotations
 
-import json
 import logging
 from itertools import pairwise
 from pathlib import Path
@@ -16,19 +15,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..files import read, written_whole
 from ..train.fit import Recipe, fit
 from .data import load as load_pictures
 from .data import render, to_network
+from .judge_file import JudgeFile
 from .scenes import ATTRIBUTE_SIZES
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "shortcut scene judge"
-VERSION = "1"
+FILE = JudgeFile("shortcut scene judge", "judge", "attributes", ATTRIBUTE_SIZES)
 WIDTHS = (24, 48, 96, 128)
 NUM_FEATURES = 64
 RECIPE = Recipe(
@@ -169,37 +166,13 @@ def accuracy(
 
 def save(path: Path, judge: Judge, trained: dict[str, Any]) -> None:
     """Writes a safetensors file in half precision; `trained` says how and with what result."""
-    tensors = {name: tensor.half().contiguous() for name, tensor in judge.state_dict().items()}
-    config = {"widths": judge.widths, "attributes": ATTRIBUTE_SIZES}
-    about = {
-        "format": FORMAT,
-        "version": VERSION,
-        "config": json.dumps(config),
-        "trained": json.dumps(trained),
-    }
-    with written_whole(path) as partial:
-        save_file(tensors, partial, about)
+    FILE.save(path, judge, trained)
 
 
 def load(path: Path) -> Judge:
     """The network of a file made by `save`, in float32 and eval mode.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is another kind of file, or a judge of other attributes.
+        FileNotFoundError, ValueError: as `JudgeFile.load`.
     """
-    tensors, about = read(path)
-    if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
-        raise ValueError(
-            f"{path} has format {about.get('format')!r} version {about.get('version')!r}, "
-            f"expected {FORMAT!r} version {VERSION}. Make it with: python -m shortcut.demo judge"
-        )
-    config = json.loads(about["config"])
-    if config["attributes"] != ATTRIBUTE_SIZES:
-        raise ValueError(
-            f"{path} judges the attributes {config['attributes']}, but scenes have "
-            f"{ATTRIBUTE_SIZES}. Train it again with: python -m shortcut.demo judge"
-        )
-    judge = initialised(0, tuple(config["widths"]))
-    judge.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    return judge.eval().requires_grad_(False)
+    return FILE.load(path, lambda widths: initialised(0, widths))

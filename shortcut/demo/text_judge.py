@@ -8,7 +8,6 @@ kinds, colours and places follow, as `Facts`, on which the claims of a caption a
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,15 +17,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..files import read as read_file
-from ..files import written_whole
 from ..train.fit import Recipe, fit
 from .classifier import FIRST_TEST_SEED, Level, degraded
 from .data import load as load_pictures
 from .data import render, to_network
+from .judge_file import JudgeFile
 from .scene_facts import GROUPS, Facts, Thing, facts_of, holds
 from .scene_words import describe
 from .scenes import BIOMES, TIMES, Scene, compose_varied
@@ -34,8 +31,7 @@ from .scenes import BIOMES, TIMES, Scene, compose_varied
 logger = logging.getLogger(__name__)
 
 TRAIN_FOLDER = "text-train"  # of pictures of the varied scenes 0, 1, 2 ...
-FORMAT = "shortcut scene reader"
-VERSION = "1"
+FILE = JudgeFile("shortcut scene reader", "text-judge", "groups", GROUPS)
 WIDTHS = (24, 48, 64, 96, 96)
 STRIDES = ((2, 2), (2, 2), (2, 1), (2, 1), (2, 1))  # 96 x 96 pixels -> 3 rows, 24 columns
 NUM_COLUMNS = 24
@@ -229,36 +225,13 @@ def accuracy(
 
 def save(path: Path, reader: Reader, trained: dict[str, Any]) -> None:
     """Writes a safetensors file in half precision; `trained` says how and with what result."""
-    tensors = {name: tensor.half().contiguous() for name, tensor in reader.state_dict().items()}
-    about = {
-        "format": FORMAT,
-        "version": VERSION,
-        "config": json.dumps({"widths": reader.widths, "groups": GROUPS}),
-        "trained": json.dumps(trained),
-    }
-    with written_whole(path) as partial:
-        save_file(tensors, partial, about)
+    FILE.save(path, reader, trained)
 
 
 def load(path: Path) -> Reader:
     """The network of a file made by `save`, in float32 and eval mode.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is another kind of file, or a judge of other things.
+        FileNotFoundError, ValueError: as `JudgeFile.load`.
     """
-    tensors, about = read_file(path)
-    if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
-        raise ValueError(
-            f"{path} has format {about.get('format')!r} version {about.get('version')!r}, expected "
-            f"{FORMAT!r} version {VERSION}. Make it with: python -m shortcut.demo text-judge"
-        )
-    config = json.loads(about["config"])
-    if config["groups"] != {group: list(kinds) for group, kinds in GROUPS.items()}:
-        raise ValueError(
-            f"{path} reads {config['groups']}, but scenes have {GROUPS}. Train it again with: "
-            "python -m shortcut.demo text-judge"
-        )
-    reader = initialised(0, tuple(config["widths"]))
-    reader.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    return reader.eval().requires_grad_(False)
+    return FILE.load(path, lambda widths: initialised(0, widths))
