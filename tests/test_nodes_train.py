@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from types import SimpleNamespace
 
 import builders
 import comfy_stubs
@@ -25,8 +26,14 @@ from PIL import Image
 from shortcut_pack.nodes import folders, native, train
 from shortcut_pack.nodes.load import LoadHead
 from shortcut_pack.nodes.train import SaveHead, TrainHead
-from shortcut_pack.shortcut import weights
-from shortcut_pack.shortcut.memory import LiveTensors
+from shortcut_pack.shortcut import cost, weights
+from shortcut_pack.shortcut.denoiser import Revealed
+from shortcut_pack.shortcut.heads.lumina import LuminaHead
+from shortcut_pack.shortcut.memory import LiveTensors, fused
+from shortcut_pack.shortcut.models import lumina
+from shortcut_pack.shortcut.schedule import Settings, plan
+from shortcut_pack.shortcut.train.learn import head_config
+from shortcut_pack.shortcut.train.loss import Objective, Window, window_loss
 from test_nodes import Bar, Interrupted, empty, run
 from text_nodes import files, tokenizer  # noqa: F401
 
@@ -137,15 +144,36 @@ def test_room_is_made_for_the_training_beside_the_model(model, monkeypatch):
     assert learning > sampling
 
 
-def test_the_room_asked_for_is_that_of_a_training(model, monkeypatch):
-    asked = []
-    memory = train.training_memory
-    monkeypatch.setattr(
-        train, "training_memory", lambda *args: asked.append(memory(*args)) or asked[-1]
+@torch.inference_mode(False)
+def test_the_room_asked_for_is_that_of_a_training():
+    """Lumina-DiMOO as published at 512 x 512, without values."""
+    model_file = SimpleNamespace(config=cost.MODEL, format=lumina.FORMAT)
+    config, grid, lengths = head_config(model_file), (32, 32), (60, 14)
+    on_meta = {"device": "meta", "attention": fused}
+    network = lumina.LuminaDiMOO(cost.MODEL, **on_meta, dtype=torch.bfloat16)
+    model, head = network.requires_grad_(False).on_grid(*grid), LuminaHead(config, **on_meta)
+
+    def ids(count):
+        return torch.zeros(1, count, dtype=torch.long, device="meta")
+
+    prompts, num_tokens = tuple(map(ids, lengths)), model.num_tokens
+    sequences = [model.num_positions(prompt) for prompt in prompts]
+    with LiveTensors(network, head) as tensors:
+        features, target = (
+            tuple(torch.zeros(1, length, 4096, device="meta") for length in sequences)
+            for _ in range(2)
+        )
+        revealed, masked = Revealed(ids(100), ids(100)), ids(num_tokens - 100)
+        step = plan(Settings(num_steps=8), num_tokens, num_tokens)[1]
+        part = Window(prompts, features, [revealed], [step], [target], [masked], ids(num_tokens))
+        window_loss(head, model, part, Objective(mse=1.0, guided_kl=0.3))[0].backward()
+    # Beside the gradients, which were measured: weights, two moments, average.
+    measured = tensors.peak + 4 * 4 * sum(p.numel() for p in head.parameters())
+    teaching = SimpleNamespace(images_per_window=1)
+    asked = train.training_memory(
+        SimpleNamespace(config=config, teaching=teaching), 8192, num_tokens, sequences
     )
-    with LiveTensors() as tensors:
-        train_head(model, iterations=2)
-    assert tensors.peak > 0 and 0.3 < asked[0] / tensors.peak < 3
+    assert measured < asked < 1.5 * measured
 
 
 # ------------------------------------------------------------------------------------------- interrupt
