@@ -269,8 +269,8 @@ class _File:
         if wrong := [n for n in sorted({*found, *expected}) if found.get(n) != expected.get(n)]:
             told = "; ".join(f"{n} {found.get(n)}, now {expected.get(n)}" for n in wrong)
             raise ValueError(
-                f"{self.path} was made by another recipe ({told}). Train as it was started, or remove the file to "
-                "start again."
+                f"{self.path} was made by another recipe ({told}). Train as it was started, or give the new "
+                "training another name, or remove the file."
             )
         self.saved = state["iteration"]
         return state
