@@ -1,4 +1,4 @@
-"""The command line: python -m shortcut generate | convert | info | download | cost | record | train."""
+"""The command line: python -m shortcut generate | convert | info | download | cost | record | train | evaluate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import sys
 
 from . import convert, cost, download, generate
-from .train import cli_record, cli_train
+from .train import cli_evaluate, cli_record, cli_train
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     cost.add_parser(commands)
     cli_record.add_parser(commands)
     cli_train.add_parser(commands)
+    cli_evaluate.add_parser(commands)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     options = parser.parse_args(arguments)
     try:

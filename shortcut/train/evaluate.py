@@ -99,7 +99,7 @@ def by_chain(totals_C6: Tensor) -> list[dict[str, float]]:
     return table
 
 
-def _compare(model: Model, part: Window, chain: int, estimate: tuple[Tensor, ...]) -> Tensor:
+def _compare(model: Any, part: Window, chain: int, estimate: Features) -> Tensor:
     """Sums for `evaluate`: error, error of reuse, cosine, divergence, divergence of reuse, 1."""
     target, index, step = part.targets[chain], part.masked_index[chain], part.steps[chain]
     error = mean(feature_mse(model, e, t, index) for e, t in zip(estimate, target, strict=True))
@@ -109,8 +109,8 @@ def _compare(model: Model, part: Window, chain: int, estimate: tuple[Tensor, ...
     first = (image_features(model, f, index) for f in (estimate[0], target[0]))
     cosine = torch.cosine_similarity(*first, dim=-1).mean()
 
-    def logits(features: tuple[Tensor, ...]) -> Tensor:
-        return guided([model.logits(f, index) for f in features], step.guidance)
+    def logits(features: Features) -> Tensor:
+        return guided([model.logits(f.to(model.dtype), index) for f in features], step.guidance)
 
     wanted = logits(target)
     kl, kl_reuse = divergence(logits(estimate), wanted), divergence(logits(part.features), wanted)
@@ -130,7 +130,8 @@ class Oversight:
     def __init__(self, model: Any, conditions: Sequence[Tensor], noise: Noise):
         self.model, self.conditions, self.noise = model, conditions, noise
         self.num_same = self.num_predicted = self.num_steps = 0
-        self.cosine = 0.0  # of the first branch's features, summed over the steps
+        # Summed over the steps: of the first branch's features, and of the guided codes from the model's.
+        self.cosine = self.divergence = 0.0
 
     def __call__(self, trace: Trace) -> None:
         if trace.denoised.was_full:
@@ -152,3 +153,4 @@ class Oversight:
         self.num_predicted += is_same_BK.numel()
         self.num_steps += 1
         self.cosine += float(torch.cosine_similarity(*first, dim=-1).mean())
+        self.divergence += float(divergence(trace.denoised.logits_BNV, logits))
