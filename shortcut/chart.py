@@ -123,27 +123,26 @@ def chart(
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round values from just below `low` (0 if that is 0) to just above `high`, at most MAX_TICKS."""
+    """Round values from `low` or just below it to `high` or just above it, at most MAX_TICKS."""
     if not high > low:
         low, high = min(low, 0.0), max(high, 0.0) or 1.0
     magnitude = 10 ** math.floor(math.log10(high - low))
     for factor in (0.1, 0.2, 0.5, 1, 2, 5):
         step = factor * magnitude
         # A value that is round but for its last bit counts as round.
-        first, last = (math.floor(value / step + 1e-9) for value in (low, high))
-        last += 1
+        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
         if last - first < MAX_TICKS:
             break
     return [float(f"{i * step:.10g}") for i in range(first, last + 1)]
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round values above 0, evenly apart on paper, from `low` or below to above `high`; at most MAX_TICKS."""
+    """Round values above 0, about evenly apart on paper, around `low` and `high`; at most MAX_TICKS."""
     first, last = math.floor(math.log10(low)), math.floor(math.log10(high)) + 1
     fine = [factor * 10.0**exponent for exponent in range(first, last) for factor in (1, 2, 5)]
     fine = [float(f"{tick:.10g}") for tick in (*fine, 10.0**last)]
     begin = max(i for i, tick in enumerate(fine) if tick <= low)
-    end = min(i for i, tick in enumerate(fine) if tick > high)
+    end = min(i for i, tick in enumerate(fine) if tick >= high and i > begin)
     if end - begin < MAX_TICKS:
         return fine[begin : end + 1]
     stride = math.ceil((last - first) / (MAX_TICKS - 1))
