@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,8 +24,9 @@ from shortcut_pack.shortcut.demo import quality, text_quality
 from shortcut_pack.shortcut.demo.quality_rows import Row
 from shortcut_pack.shortcut.train.cli_evaluate import quality_commands
 
+ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[..., tuple[int, str, str]]
-HOW = ("--steps", "4", "--full-steps", "1", "2", "--num", "2", "--seeds", "1", "2")
+HOW = ("--steps", "4", "--full-steps", "1", "2", "--num-images", "2", "--seeds", "1", "2")
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +87,27 @@ def test_table_json_and_chart(run: Run, folder: Path, tmp_path: Path) -> None:
     assert all(0 <= row["same"] <= 1 and len(row["same_of_seeds"]) == 2 for row in found["rows"])
     with Image.open(tmp_path / "e.png") as picture:
         assert picture.size == SIZE
+
+
+def test_two_processes_share_the_images(run: Run, folder: Path) -> None:
+    how = ("--steps", "4", "--full-steps", "2", "--num-images", "3", "--batch-size", "1", "--json")
+    arguments = ["evaluate", *map(str, files(folder, "a")), *how]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "shortcut", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    together, alone = json.loads(done.stdout), json.loads(run(*arguments[1:])[1])
+    assert (together["setting"]["processes"], alone["setting"]["processes"]) == (2, 1)
+    for one, other in zip(together["rows"], alone["rows"], strict=True):
+        assert one["same_of_seeds"] == other["same_of_seeds"]
+        assert one["divergence"] == other["divergence"]
 
 
 def test_json_as_the_only_line_and_budgets_of_the_presets(run: Run, folder: Path) -> None:

@@ -60,7 +60,14 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="numbers of full passes, a row for each; default: the shares of the paper's presets",
     )
-    parser.add_argument("--num", type=int, default=16, help="images of each seed; default: 16")
+    parser.add_argument(
+        "--num",
+        "--num-images",  # torchrun, which reads all options, takes --num for the begin of one of its own
+        type=int,
+        default=16,
+        metavar="N",
+        help="images of each seed; default: 16. Under torchrun --num-images",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], help="default: 1 2")
     parser.add_argument(
         "--batch-size", type=int, help="images at a time; default: 8, or what takes 2 GB"
