@@ -243,14 +243,21 @@ def test_a_batch_without_known_codes_has_a_loss() -> None:
 
 def test_the_loss_falls_on_a_few_pictures() -> None:
     recipe = replace(RECIPE, iterations=120)
-    network = train_text.learn(lessons(), recipe)
+    trained = train_text.learn(lessons(), recipe)
     (batch,) = batches(1)
-    training = untrained(recipe.seed)
-    before = loss_of(training, batch)[1]
-    training.network = network
-    after = loss_of(training, batch)[1]
+    before = loss_of(untrained(recipe.seed), batch)[1]
+    after = loss_of(trained, batch)[1]
     assert after["masked"] < 0.7 * before["masked"]
     assert after["known"] < 0.1 * before["known"]
+
+
+def test_a_longer_training_goes_on_from_the_first() -> None:
+    first = train_text.learn(lessons(), RECIPE)
+    longer = replace(RECIPE, iterations=1, lr=1e-6, seed=1)
+    then = train_text.learn(lessons(), longer, start=first.train())
+    (batch,) = batches(1)
+    before, after = (loss_of(network, batch)[0] for network in (first, then))
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=0)
 
 
 class Killed(Exception):

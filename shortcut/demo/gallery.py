@@ -1,11 +1,12 @@
-"""The README's pictures: every class of the shipped model, vanilla above and with the shortcut head below.
+"""The README's pictures: every class of the shipped class model, and prompts of the shipped text model.
 
-B  images    h, w  rows, columns of codes
+B  images    L  image tokens
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,16 +14,26 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from .. import shipped, weights
 from ..classes import class_branches
 from ..files import written_whole
+from ..grid import Grid, usual_grid
 from ..image import to_pictures
 from ..pipeline import generate
 from ..predictors.head import ShortcutPredictor
-from ..schedule import Settings
+from ..prompts import conditions, load_tokenizer
 
 SCALE, GAP, BACKGROUND = 2, 6, (255, 255, 255)
+FULL_STEPS = 8  # of the class model's 32
+TEXT_FULL_STEPS = 14  # of the text model's 64: the preset "quality"
+PROMPTS = (
+    "two pine trees left of a red house at dusk under a full moon",
+    "a boat on the coast at dawn, three clouds in the sky",
+    "a snowy night with a blue house and a crescent moon",
+    "a desert by day with four palm trees and mountains behind them",
+)
 
 
 def add_parser(steps: Any) -> None:
@@ -34,35 +45,70 @@ def add_parser(steps: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes `scenes.png`, sixteen classes, and `side_by_side.png`, four of them both ways. Returns 0."""
-    vanilla = weights.settings(weights.load(shipped.MODEL, kind="model"))
-    fast = replace(vanilla, full_steps=8)
-    scenes = pictures(list(range(16)), fast, options.seed)
-    save(sheet(scenes, columns=8), options.out / "scenes.png")
+    """Writes `scenes.png` and `text.png`, and both ways of some in `side_by_side.png`. Returns 0."""
+    save(
+        sheet(class_pictures(range(16), FULL_STEPS, options.seed), columns=8),
+        options.out / "scenes.png",
+    )
     few = [1, 6, 8, 15]
-    rows = [picture for s in (vanilla, fast) for picture in pictures(few, s, options.seed)]
+    rows = [p for full in (None, FULL_STEPS) for p in class_pictures(few, full, options.seed)]
     save(sheet(rows, columns=len(few)), options.out / "side_by_side.png")
+    rows = [
+        p for full in (None, TEXT_FULL_STEPS) for p in text_pictures(PROMPTS, full, options.seed)
+    ]
+    save(sheet(rows, columns=len(PROMPTS)), options.out / "text.png")
     return 0
 
 
 @torch.no_grad()
-def pictures(classes: list[int], settings: Settings, seed: int) -> list[Image.Image]:
-    """One picture for each class, by the shipped model and head."""
-    model = weights.build(weights.load(shipped.MODEL, kind="model"), dtype=torch.float32)
-    head = weights.build(weights.load(shipped.HEAD, kind="head"), dtype=torch.float32)
-    vq = weights.build(weights.load(shipped.VQ, kind="vq"), dtype=torch.float32)
-    config: Any = model.config
+def class_pictures(classes: Sequence[int], full_steps: int | None, seed: int) -> list[Image.Image]:
+    """One picture for each class. `full_steps` None = vanilla."""
+    model_file = weights.load(shipped.MODEL, kind="model")
+    model, head = network(model_file), network(weights.load(shipped.HEAD, kind="head"))
+    settings, config = weights.settings(model_file), model_file.config
     result = generate(
         model,
         class_branches(torch.tensor(classes), config.num_classes, len(settings.guidance)),
-        settings,
+        replace(settings, full_steps=full_steps),
         seed=seed,
         image_indices=range(len(classes)),
         num_tokens=config.num_tokens,
         predictor=partial(ShortcutPredictor, head),
     )
-    decode: Any = vq.decode
-    return to_pictures(decode(result.codes_BL.unflatten(1, (config.grid, -1))))
+    return decoded(result.codes_BL, (config.grid, config.grid))
+
+
+@torch.no_grad()
+def text_pictures(prompts: Sequence[str], full_steps: int | None, seed: int) -> list[Image.Image]:
+    """One picture for each prompt. `full_steps` None = vanilla."""
+    model_file = weights.load(shipped.TEXT_MODEL, kind="model")
+    model, head = network(model_file), network(weights.load(shipped.TEXT_HEAD, kind="head"))
+    tokenizer = load_tokenizer(shipped.TEXT_FOLDER, model_file.config)
+    grid = usual_grid(model_file)
+    codes_1L = [
+        generate(
+            model.on_grid(*grid),
+            conditions(tokenizer, model_file.config, "text_to_image", prompt),
+            replace(weights.settings(model_file), full_steps=full_steps),
+            seed=seed,
+            image_indices=[place],
+            num_tokens=grid[0] * grid[1],
+            predictor=partial(ShortcutPredictor, head),
+        ).codes_BL
+        for place, prompt in enumerate(prompts)
+    ]
+    return decoded(torch.cat(codes_1L), grid)
+
+
+def network(file: weights.Checkpoint) -> Any:
+    """The network of a file, in float32."""
+    return weights.build(file, dtype=torch.float32)
+
+
+def decoded(codes_BL: Tensor, grid: Grid) -> list[Image.Image]:
+    """Pictures of codes, by the shipped VQ model."""
+    vq = network(weights.load(shipped.VQ, kind="vq"))
+    return to_pictures(vq.decode(codes_BL.unflatten(1, grid)))
 
 
 def sheet(images: list[Image.Image], columns: int) -> Image.Image:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ CONFIG = Config(
 )
 GRID = (12, 12)
 RECIPE = Recipe(
-    iterations=4500,
+    iterations=3000,
     lr=1.5e-3,
     warmup=200,
     betas=(0.9, 0.96),
@@ -61,6 +61,9 @@ RECIPE = Recipe(
     autocast=torch.bfloat16,
     checkpoint_every=250,
 )
+# Then more and smaller steps: words and what they stand for come together slowly.
+LONGER = replace(RECIPE, iterations=3500, seed=1, lr=1e-3, warmup=100)
+LONGER_PICTURES, LONGER_EDITS = 27, 5
 EDITS_FOLDER = "text-edits"  # of pictures of the altered scenes 0, 1, 2 ...
 SHARE_UNCONDITIONAL = 0.1  # of samples whose text is dropped, for guidance
 SHARE_WITHOUT_SOURCE = 0.1  # of edits whose source image is dropped, for its guidance
@@ -229,10 +232,19 @@ def initialised(config: Config, grid: Grid, seed: int) -> Training:
         return Training(network, grid)
 
 
-def learn(lessons: Lessons, recipe: Recipe, checkpoint: Path | None = None) -> LuminaDiMOO:
-    """Trains a network on `lessons`; returns the averaged one."""
-    training = initialised(lessons.config, lessons.grid, recipe.seed)
-    return fit(training, lessons.draw, loss_of, recipe, checkpoint=checkpoint).network
+def learn(
+    lessons: Lessons,
+    recipe: Recipe,
+    checkpoint: Path | None = None,
+    start: Training | None = None,
+) -> Training:
+    """Trains a network on `lessons`; returns the averaged one.
+
+    Args:
+        start: network to go on with; None = a new one.
+    """
+    training = start or initialised(lessons.config, lessons.grid, recipe.seed)
+    return fit(training, lessons.draw, loss_of, recipe, checkpoint=checkpoint)
 
 
 def train(directory: Path, vqgan: VQGAN, tokenizer: Any) -> LuminaDiMOO:
@@ -242,4 +254,6 @@ def train(directory: Path, vqgan: VQGAN, tokenizer: Any) -> LuminaDiMOO:
     lessons = Lessons(
         codes=codes, altered=altered_codes, tokenizer=tokenizer, config=CONFIG, grid=GRID
     )
-    return learn(lessons, RECIPE, directory / "text-base.ckpt")
+    first = learn(lessons, RECIPE, directory / "text-base.ckpt")
+    lessons = replace(lessons, num_pictures=LONGER_PICTURES, num_edits=LONGER_EDITS)
+    return learn(lessons, LONGER, directory / "text-longer.ckpt", first.train()).network
