@@ -30,5 +30,5 @@ def loss_chart(logs: Sequence[Figures]) -> Image.Image:
         if name in logs[0]
     ]
     return chart(
-        series, "iterations", "loss and its parts, mean since the point before", y_low=None
+        series, "iterations", "loss and its parts, mean since the point before", is_log=True
     )
