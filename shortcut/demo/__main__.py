@@ -1,4 +1,4 @@
-"""Remakes the shipped files and their table: python -m shortcut.demo data | vq | base | head | judge | quality.
+"""Remakes the shipped files and their tables: python -m shortcut.demo data | vq | base | head | judge | quality.
 
 Of the text model, which needs vq first: text-data | tokenizer | text-judge | text-base | text-head | text-quality.
 """
@@ -22,6 +22,7 @@ from ..models import lumina, maskgit, maskgit_vqgan
 from ..prompts import load_tokenizer
 from ..train.cpu import keep_memory
 from . import (
+    ablation,
     classifier,
     data,
     gallery,
@@ -70,6 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         step.set_defaults(run=run)
     quality.add_parser(steps)
+    ablation.add_parser(steps)
     text_quality.add_parser(steps)
     gallery.add_parser(steps)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

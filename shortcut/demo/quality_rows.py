@@ -99,8 +99,13 @@ class Kit:
         return (lambda model, conditions: Reuse()) if row.kind == "reuse" else None
 
 
-def add_arguments(parser: argparse.ArgumentParser, rows: Sequence[str], work: Path) -> None:
-    """Adds what all tables can be asked for."""
+def add_arguments(
+    parser: argparse.ArgumentParser,
+    rows: Sequence[str],
+    work: Path,
+    chart: str = "draw quality against operations",
+) -> None:
+    """Adds what all tables can be asked for. `chart` says what theirs shows."""
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batch", type=int, default=50, help="pictures sampled at a time")
     parser.add_argument(
@@ -111,9 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser, rows: Sequence[str], work: Pa
         "--rows", nargs="+", default=list(rows), metavar="ROW", help=f"default: {' '.join(rows)}"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
-    parser.add_argument(
-        "--chart", type=Path, metavar="FILE.png", help="draw quality against operations"
-    )
+    parser.add_argument("--chart", type=Path, metavar="FILE.png", help=chart)
     parser.add_argument("--work", type=Path, default=work, help="finished rows, to resume from")
 
 

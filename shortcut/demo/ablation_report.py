@@ -1,0 +1,112 @@
+"""The table of the ablation as Markdown and as a chart. It measures nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from ..chart import Level, Series, chart
+from .quality_report import Work, table
+
+CHAINS = (1, 3, 6)  # steps after a full pass at which a head is held against the model
+COLUMNS = (
+    "",
+    *(f"error {n}" for n in CHAINS),
+    *(f"divergence {n}" for n in CHAINS),
+    "distance (each seed)",
+    "both",
+    "GFLOP / image",
+    "head pass",
+)
+CHART_SIZE = (1100, 680)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AblationLine(Work):
+    """A row of the table."""
+
+    name: str
+    errors: list[float]  # by CHAINS, of reuse = 1; empty: the row's steps are all full passes
+    divergences: list[float]  # likewise
+    distance: float  # mean over the seeds
+    distances: list[float]  # of each seed
+    both: float  # share in [0, 1], mean over the seeds
+
+    @property
+    def head_share(self) -> float:
+        """Operations of a pass of the head as a share of those of a full pass; 0 = there is no head."""
+        if not self.operations_head:
+            return 0.0
+        full = self.operations_full / self.num_full
+        return self.operations_head / (self.num_steps - self.num_full) / full
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The row's text, by COLUMNS."""
+        followed = [f"{value:.3f}" for value in (*self.errors, *self.divergences)]
+        seeds = ", ".join(f"{distance:.1f}" for distance in self.distances)
+        return (
+            self.name,
+            *(followed or 2 * len(CHAINS) * [""]),
+            f"{self.distance:.1f} ({seeds})",
+            f"{self.both:.1%}",
+            f"{self.operations / 1e9:.2f}",
+            f"{self.head_share:.1%}" if self.head_share else "",
+        )
+
+
+def markdown(lines: Sequence[AblationLine], setting: dict[str, Any]) -> str:
+    """The table, what its rows are, and how it was measured."""
+    return "\n\n".join((table(COLUMNS, [line.cells for line in lines]), _ROWS, _how(setting)))
+
+
+# What the names of `ablation.CHANGES` and `ablation.REFERENCES` mean.
+_ROWS = (
+    "vanilla: the model alone, in as many steps; vanilla-N: in N steps; reuse: features of the last full pass, no "
+    "head. base: the recipe of the shipped head, that is 2 blocks, bottleneck 3.2, with time embedding, from the last "
+    "full pass, up to 6 steps from it (roll-out), squared error where tokens are masked + 0.3 x divergence of guided "
+    "codes, teacher's runs of 32, 32, 16 and 24 steps. Each other row changes one thing. another-seed: other random "
+    "numbers, so differences as small as its mean nothing. stepwise-N: from the step before, in roll-outs of up to N "
+    "of its own predictions; from-full-N: from the last full pass, up to N steps; all-positions: squared error also "
+    "where tokens are known; no-kl: squared error alone; kl-alone: divergence of guided codes alone, through the "
+    "model's output rows; teacher-N: teacher's runs of N steps."
+)
+
+
+def _how(setting: dict[str, Any]) -> str:
+    sampler = ", ".join(f"{name} {value}" for name, value in setting["sampler"].items())
+    steps, full = setting["num_steps"], setting["num_full"]
+    return (
+        f"Every head: {setting['iterations']} iterations. Error, divergence N steps after a full pass: on a run of "
+        f"{setting['num_held_out']} images in {steps} steps that no head saw, where tokens are still masked, the "
+        "squared error of features and the divergence of guided codes from the model's, each as a share of that of "
+        f"keeping the features. Distance: Frechet distance in the judge's features from {setting['num_reference']} "
+        "fresh scenes, mean (each seed), lower is better; both: share of pictures that show the time and biome asked "
+        f"for; of {setting['num']} pictures per row and seed, as many of every class, in {steps} steps of which {full} "
+        f"are full passes; seeds {setting['seeds']}. Head pass: its operations as a share of a full pass. {sampler}. "
+        f"{setting['hardware']}; torch {setting['torch']}, pictures in {setting['dtype']}, batch {setting['batch']}."
+    )
+
+
+def ablation_chart(lines: Sequence[AblationLine]) -> Image.Image:
+    """Distance of the pictures against the divergence in the middle of a stretch: a dot for each head."""
+    heads = [line for line in lines if line.operations_head]
+    middle = len(CHAINS) // 2
+    dots = Series(
+        name="heads, by what was changed",
+        points=[(line.divergences[middle], line.distance) for line in heads],
+        labels=[line.name for line in heads],
+        ranges=[(min(line.distances), max(line.distances)) for line in heads],
+        is_joined=False,
+    )
+    return chart(
+        [dots],
+        f"divergence {CHAINS[middle]} steps after a full pass (features reused = 1)",
+        "Frechet distance (lower is better)",
+        levels=[Level(line.name, line.distance) for line in lines if not line.operations_head],
+        y_low=None,
+        size=CHART_SIZE,
+    )
