@@ -35,6 +35,7 @@ from . import (
     train_text,
     train_text_head,
     train_vq,
+    weight_types,
 )
 from .scene_edits import altered
 from .scenes import CLASS_NAMES, compose_varied
@@ -43,7 +44,9 @@ NUM_TRAIN, NUM_FRESH, NUM_COLOURED = 40_000, 6_000, 2_000
 NUM_EDITS = 20_000  # of the training pictures of the text model that there is an altered one of
 FIRST_FRESH_SEED = 10_000_000  # no training picture has such a seed
 TITLE = "Procedural landscapes, 96 x 96"
+TEXT_TITLE = "Procedural landscapes by text, 96 x 96"
 DEFAULTS = {"num_steps": 32, "guidance": [2.8], "choice_temperature": train_head.CHOICE_TEMPERATURE}
+TEXT_DEFAULTS = {"guidance": [3.0], "temperature": 0.9, "choice_temperature": 4.0}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,8 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
         ("text-data", make_text_data, "render the pictures of the text model (2 minutes)"),
         ("tokenizer", make_tokenizer, "make the tokenizer of the text model (seconds)"),
         ("text-judge", make_text_judge, "train what reads the text model's pictures (4 minutes)"),
-        ("text-base", make_text_base, "train the text model (60 minutes on 2 cores)"),
-        ("text-head", make_text_head, "train its shortcut head (25 minutes)"),
+        ("text-base", make_text_base, "train the text model (2 hours on 2 cores)"),
+        ("text-head", make_text_head, "train its shortcut head (15 minutes)"),
     ):
         step = steps.add_parser(name, help=text)
         step.add_argument(
@@ -73,6 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     quality.add_parser(steps)
     ablation.add_parser(steps)
     text_quality.add_parser(steps)
+    weight_types.add_parser(steps)
     gallery.add_parser(steps)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     keep_memory()
@@ -155,7 +159,7 @@ def make_text_base(options: argparse.Namespace) -> int:
     vqgan: Any = weights.build(weights.load(shipped.VQ, kind="vq"), dtype=torch.float32)
     tokenizer = load_tokenizer(shipped.TEXT_FOLDER, train_text.CONFIG)
     network = train_text.train(options.dir, vqgan, tokenizer)
-    about = {"title": TITLE, "grid": train_text.GRID}
+    about = {"title": TEXT_TITLE, "grid": train_text.GRID, "defaults": TEXT_DEFAULTS}
     ship(network, shipped.TEXT_MODEL, lumina.FORMAT, **about)
     return 0
 
@@ -165,7 +169,7 @@ def make_text_head(options: argparse.Namespace) -> int:
     model_file = weights.load(shipped.TEXT_MODEL, kind="model")
     tokenizer = load_tokenizer(shipped.TEXT_FOLDER, model_file.config)
     head, figures = train_text_head.train(options.dir, model_file, tokenizer)
-    about = {"title": TITLE, "model_fingerprint": model_file.fingerprint, "trained": figures}
+    about = {"title": TEXT_TITLE, "model_fingerprint": model_file.fingerprint, "trained": figures}
     ship(head, shipped.TEXT_HEAD, lumina_head.FORMAT, **about)
     return 0
 
