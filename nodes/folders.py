@@ -19,10 +19,15 @@ from ..shortcut.shards import SHARD_PATTERN
 EXTENSIONS = (".safetensors", ".pth", ".ckpt", ".pt")
 TRAININGS = "shortcut_training"  # in the output folder, which outlives a restart as temp does not
 INDEX = "model.safetensors.index.json"  # of a model in several files
-SHIPPED = "scenes (shipped)"
+SHIPPED, SHIPPED_TEXT = "scenes (shipped)", "scenes text (shipped)"
 # A folder stands for the only file of that kind in it.
 SHIPPED_FILES: dict[str, dict[Kind, Path]] = {
     SHIPPED: {"model": shipped.MODEL, "vq": shipped.VQ, "head": shipped.HEAD},
+    SHIPPED_TEXT: {
+        "model": shipped.TEXT_FOLDER,
+        "vq": shipped.VQ,
+        "head": shipped.TEXT_FOLDER,
+    },
 }
 
 

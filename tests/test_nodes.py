@@ -148,9 +148,10 @@ def test_the_shipped_files_are_always_in_the_lists(monkeypatch):
         for node in (LoadMIGM, LoadHead)
         for item in node.define_schema().inputs
     }
-    assert by_id["model_name"]["options"] == [folders.SHIPPED, "migm.pth"]
-    assert by_id["vq_name"]["options"] == ["auto", folders.SHIPPED, "migm.pth"]
-    assert by_id["head_name"]["options"] == [folders.SHIPPED, "migm_heads.pth"]
+    both = [folders.SHIPPED, folders.SHIPPED_TEXT]
+    assert by_id["model_name"]["options"] == [*both, "migm.pth"]
+    assert by_id["vq_name"]["options"] == ["auto", *both, "migm.pth"]
+    assert by_id["head_name"]["options"] == [*both, "migm_heads.pth"]
     assert folders.path_of("migm", folders.SHIPPED, "vq") == shipped.VQ
 
 

@@ -14,14 +14,7 @@ TEMPLATES = sorted((ROOT / "workflows").glob("*.json"))
 INTERFACE = node_interface.frozen()
 FRONTEND_ONLY = {"MarkdownNote"}
 WIDGETS = {"COMBO", "STRING", "INT", "FLOAT", "BOOLEAN"}
-WITH_PUBLISHED_FILES = {
-    "instruction_edit",
-    "speed_against_quality",
-    "style_reference",
-    "text_inpainting",
-    "text_outpainting",
-    "text_to_image_lumina_dimoo",
-}
+WITH_PUBLISHED_FILES = {"style_reference", "text_to_image_lumina_dimoo"}
 # What `download` brings, as the loaders list it.
 PUBLISHED = {PurePosixPath(source.folder).name for source in SOURCES.values()} - {MODELS, HEADS}
 PUBLISHED |= {
@@ -73,7 +66,7 @@ def check_value(item, value, more_options=frozenset()):
 
 def test_there_are_templates_for_what_a_user_does_first():
     names = {path.stem for path in TEMPLATES}
-    assert names >= {"class_to_image", "vanilla_vs_shortcut", "inpainting"}
+    assert names >= {"class_to_image", "vanilla_vs_shortcut", "inpainting", "text_to_image"}
     assert names >= {"text_to_image_lumina_dimoo", "speed_against_quality", "text_inpainting"}
     assert names >= {"text_outpainting", "instruction_edit", "style_reference", "train_a_head"}
 
