@@ -152,7 +152,7 @@ def place(bare, monkeypatch) -> Place:
 
     def measure(row, seed, num, kit, reference) -> dict[str, float]:
         bare.measured.append((row.kind, seed))
-        return {"seconds": 0.1, "distance": float(seed), "both": 0.5}
+        return {"seconds": 0.1, "distance": float(seed)}
 
     monkeypatch.setattr(ablation, "learn", learn_nothing)
     monkeypatch.setattr(ablation, "measure", measure)

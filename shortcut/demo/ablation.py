@@ -122,12 +122,15 @@ def add_parser(steps: Any) -> None:
     about = "train heads by changed recipes and judge them: a table (hours)"
     parser = steps.add_parser("ablation", help=about, description=about)
     parser.add_argument("--iterations", type=int, default=600, help="of each training")
-    parser.add_argument("--num", type=int, default=2000, help="pictures per row and seed")
+    parser.add_argument("--num", type=int, default=1000, help="pictures per row and seed")
     parser.add_argument(
         "--num-reference", type=int, default=6000, help="fresh scenes to compare with"
     )
     add_arguments(
-        parser, ROWS, work=Path("output/ablation"), chart="draw the pictures' quality against error"
+        parser,
+        ROWS,
+        work=Path("output/ablation"),
+        chart="draw the pictures' quality against divergence",
     )
     for name in ("model", "vq", "judge"):
         parser.add_argument(
@@ -230,7 +233,6 @@ class Bench:
             divergences=[entry["kl"] / entry["kl_reuse"] for entry in chains],
             distance=mean(distances),
             distances=distances,
-            both=mean(figure["both"] for figure in figures),
         )
 
     def figures(self, name: str, plan: HeadPlan | None, row: Row) -> list[Figures]:

@@ -17,7 +17,6 @@ COLUMNS = (
     *(f"error {n}" for n in CHAINS),
     *(f"divergence {n}" for n in CHAINS),
     "distance (each seed)",
-    "both",
     "GFLOP / image",
     "head pass",
 )
@@ -33,7 +32,6 @@ class AblationLine(Work):
     divergences: list[float]  # likewise
     distance: float  # mean over the seeds
     distances: list[float]  # of each seed
-    both: float  # share in [0, 1], mean over the seeds
 
     @property
     def head_share(self) -> float:
@@ -52,7 +50,6 @@ class AblationLine(Work):
             self.name,
             *(followed or 2 * len(CHAINS) * [""]),
             f"{self.distance:.1f} ({seeds})",
-            f"{self.both:.1%}",
             f"{self.operations / 1e9:.2f}",
             f"{self.head_share:.1%}" if self.head_share else "",
         )
@@ -68,10 +65,10 @@ _ROWS = (
     "vanilla: the model alone, in as many steps; vanilla-N: in N steps; reuse: features of the last full pass, no "
     "head. base: the recipe of the shipped head, that is 2 blocks, bottleneck 3.2, with time embedding, from the last "
     "full pass, up to 6 steps from it (roll-out), squared error where tokens are masked + 0.3 x divergence of guided "
-    "codes, teacher's runs of 32, 32, 16 and 24 steps. Each other row changes one thing. another-seed: other random "
-    "numbers, so differences as small as its mean nothing. stepwise-N: from the step before, in roll-outs of up to N "
-    "of its own predictions; from-full-N: from the last full pass, up to N steps; all-positions: squared error also "
-    "where tokens are known; no-kl: squared error alone; kl-alone: divergence of guided codes alone, through the "
+    "codes, teacher's runs of 32, 32, 16 and 24 steps. Each other row changes what its name says. another-seed: other "
+    "random numbers; what differs no more than it does from base may be chance. stepwise-N: from the step before, in "
+    "roll-outs of up to N of its own predictions; from-full-N: from the last full pass, up to N steps; all-positions: "
+    "squared error also where tokens are known; no-kl: squared error alone; kl-alone: divergence alone, through the "
     "model's output rows; teacher-N: teacher's runs of N steps."
 )
 
@@ -84,27 +81,27 @@ def _how(setting: dict[str, Any]) -> str:
         f"{setting['num_held_out']} images in {steps} steps that no head saw, where tokens are still masked, the "
         "squared error of features and the divergence of guided codes from the model's, each as a share of that of "
         f"keeping the features. Distance: Frechet distance in the judge's features from {setting['num_reference']} "
-        "fresh scenes, mean (each seed), lower is better; both: share of pictures that show the time and biome asked "
-        f"for; of {setting['num']} pictures per row and seed, as many of every class, in {steps} steps of which {full} "
-        f"are full passes; seeds {setting['seeds']}. Head pass: its operations as a share of a full pass. {sampler}. "
-        f"{setting['hardware']}; torch {setting['torch']}, pictures in {setting['dtype']}, batch {setting['batch']}."
+        f"fresh scenes, mean (each seed), lower is better; of {setting['num']} pictures per row and seed, as many of "
+        f"every class, in {steps} steps of which {full} are full passes; seeds {setting['seeds']}. Head pass: its "
+        f"operations as a share of a full pass. {sampler}. {setting['hardware']}; torch {setting['torch']}, pictures "
+        f"in {setting['dtype']}, batch {setting['batch']}."
     )
 
 
 def ablation_chart(lines: Sequence[AblationLine]) -> Image.Image:
-    """Distance of the pictures against the divergence in the middle of a stretch: a dot for each head."""
+    """Distance of the pictures against how much nearer to the model a head keeps than reuse: a dot for each head."""
     heads = [line for line in lines if line.operations_head]
     middle = len(CHAINS) // 2
     dots = Series(
         name="heads, by what was changed",
-        points=[(line.divergences[middle], line.distance) for line in heads],
+        points=[(100 * (1 - line.divergences[middle]), line.distance) for line in heads],
         labels=[line.name for line in heads],
         ranges=[(min(line.distances), max(line.distances)) for line in heads],
         is_joined=False,
     )
     return chart(
         [dots],
-        f"divergence {CHAINS[middle]} steps after a full pass (features reused = 1)",
+        f"part of the divergence of reuse that is gone, {CHAINS[middle]} steps after a full pass (%)",
         "Frechet distance (lower is better)",
         levels=[Level(line.name, line.distance) for line in lines if not line.operations_head],
         y_low=None,
