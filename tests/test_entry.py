@@ -74,6 +74,8 @@ def test_loads_under_any_folder_name(folder_name, tmp_path):
         "ShortcutClassCondition",
         "ShortcutTextCondition",
         "ShortcutMaskedSampler",
+        "ShortcutTrainHead",
+        "ShortcutSaveHead",
     ]
     assert found["at_import"] == [], "importing the pack must not import its nodes"
     assert found["loaded_twice"] == []

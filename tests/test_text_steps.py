@@ -40,7 +40,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(demo.scene_tokenizer, "CAPTION_SEEDS", range(2000))
     lessons = partial(train_text.Lessons, num_pictures=2, num_edits=1)
     monkeypatch.setattr(train_text, "Lessons", lessons)
-    monkeypatch.setattr(train_text, "RECIPE", replace(train_text.RECIPE, iterations=2))
+    for stage in ("RECIPE", "LONGER"):
+        monkeypatch.setattr(train_text, stage, replace(getattr(train_text, stage), iterations=2))
+    monkeypatch.setattr(train_text, "LONGER_PICTURES", 3)
+    monkeypatch.setattr(train_text, "LONGER_EDITS", 1)
     recipe = replace(train_text_head.RECIPE, iterations=2)
     learn = partial(train_text_head.learn, recipe=recipe, teaching=TEACHING, num_steps=(4,))
     monkeypatch.setattr(train_text_head, "learn", learn)
