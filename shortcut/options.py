@@ -115,25 +115,35 @@ def add_how(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--cfg-image", type=float, help="the same with the images that a task starts from"
     )
-    how.add_argument("--temperature", type=float, help="of the codes; 0 = the most likely code")
-    how.add_argument("--choice-temperature", type=float, help="noise on the confidence; 0 = none")
-    how.add_argument("--schedule", choices=list(SCHEDULES), help="how the number of tokens grows")
+    add_draws(how)
+
+
+def add_draws(group: Any) -> None:
+    """Adds the options that say how codes and positions are drawn."""
+    group.add_argument("--temperature", type=float, help="of the codes; 0 = the most likely code")
+    group.add_argument("--choice-temperature", type=float, help="noise on the confidence; 0 = none")
+    group.add_argument("--schedule", choices=list(SCHEDULES), help="how the number of tokens grows")
+
+
+def add_device(group: Any) -> None:
+    """Adds the options that say where and in which type to compute."""
+    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="of the weights; default: float32, or the file's own if that would take more than 8 GB",
+    )
+    group.add_argument(
+        "--sequential",
+        action="store_true",
+        help="one guidance branch at a time: less memory, slower",
+    )
 
 
 def add_where(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say where to compute and what to report."""
     where = parser.add_argument_group("where")
-    where.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
-    where.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        help="of model and head; default: float32, or the file's own if that would take more than 8 GB",
-    )
-    where.add_argument(
-        "--sequential",
-        action="store_true",
-        help="one guidance branch at a time: less memory, slower",
-    )
+    add_device(where)
     where.add_argument(
         "--json",
         action="store_true",

@@ -9,6 +9,7 @@ as in Besnier and Chen 2023; 10 % of the classes dropped for guidance.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,16 +38,7 @@ RECIPE = Recipe(
 )
 # Then with places: after the first recipe the last features told rows (R2 0.89) but hardly columns (R2 0.29), and a
 # head cannot look for new tokens near a place that it does not know.
-PLACES_RECIPE = Recipe(
-    iterations=3600,
-    lr=1.2e-3,
-    warmup=100,
-    betas=(0.9, 0.96),
-    weight_decay=0.03,
-    ema=0.998,
-    autocast=torch.bfloat16,
-    checkpoint_every=250,
-)
+PLACES_RECIPE = replace(RECIPE, iterations=3600, lr=1.2e-3, warmup=100)
 PLACES_WEIGHT = 0.3
 # The original has its loss on known codes too: so the last features tell a head which tokens stand around.
 KNOWN_WEIGHT = 0.3

@@ -38,6 +38,7 @@ from .scenes import compose_varied
 from .text_judge import TRAIN_FOLDER
 from .text_prompts import FIRST_PROMPT_SEED
 from .train_base import KNOWN_WEIGHT, PLACES_WEIGHT, encode_all
+from .train_base import RECIPE as BASE_RECIPE
 
 CONFIG = Config(
     width=192,
@@ -51,16 +52,7 @@ CONFIG = Config(
     norm_eps=1e-5,
 )
 GRID = (12, 12)
-RECIPE = Recipe(
-    iterations=3000,
-    lr=1.5e-3,
-    warmup=200,
-    betas=(0.9, 0.96),
-    weight_decay=0.03,
-    ema=0.998,
-    autocast=torch.bfloat16,
-    checkpoint_every=250,
-)
+RECIPE = replace(BASE_RECIPE, iterations=3000)
 # Then more and smaller steps: words and what they stand for come together slowly.
 LONGER = replace(RECIPE, iterations=3500, seed=1, lr=1e-3, warmup=100)
 LONGER_PICTURES, LONGER_EDITS = 27, 5

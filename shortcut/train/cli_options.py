@@ -14,9 +14,9 @@ import torch
 from .. import shipped, weights
 from ..checkpoint import Checkpoint
 from ..grid import Grid
-from ..options import DTYPES
+from ..options import DTYPES, add_device, add_draws
 from ..prompts import load_tokenizer
-from ..schedule import SCHEDULES, Settings
+from ..schedule import Settings
 from ..tokenizer_files import tokenizer_folder
 from ..tools import checked_device, dtype_of
 from .teacher import Teacher, teacher_of
@@ -61,29 +61,17 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         help="steps, all full passes; of several numbers each run has one at random",
     )
     sampling.add_argument("--cfg", type=float, help="guidance; 0 = off: one branch alone")
-    sampling.add_argument("--temperature", type=float, help="of the codes")
-    sampling.add_argument("--choice-temperature", type=float, help="noise on the confidence")
-    sampling.add_argument("--schedule", choices=list(SCHEDULES), help="how many tokens a step has")
+    add_draws(sampling)
 
 
 def add_where(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say where and in which types to compute."""
     where = parser.add_argument_group("where")
-    where.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
-    where.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        help="of the model's weights; default: float32, or the file's own if that would take more than 8 GB",
-    )
+    add_device(where)
     where.add_argument(
         "--autocast",
         choices=DTYPES[1:],
         help="of the products of matrices; default: as the weights",
-    )
-    where.add_argument(
-        "--sequential",
-        action="store_true",
-        help="one guidance branch at a time: less memory, slower",
     )
 
 
