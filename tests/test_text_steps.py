@@ -38,12 +38,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(demo, "NUM_EDITS", 6)
     monkeypatch.setattr(demo, "keep_memory", lambda: None)
     monkeypatch.setattr(demo.scene_tokenizer, "CAPTION_SEEDS", range(2000))
-    lessons = partial(train_text.Lessons, num_pictures=2, num_edits=1)
-    monkeypatch.setattr(train_text, "Lessons", lessons)
-    for stage in ("RECIPE", "LONGER"):
-        monkeypatch.setattr(train_text, stage, replace(getattr(train_text, stage), iterations=2))
-    monkeypatch.setattr(train_text, "LONGER_PICTURES", 3)
-    monkeypatch.setattr(train_text, "LONGER_EDITS", 1)
+    stages = tuple(
+        replace(stage, recipe=replace(stage.recipe, iterations=2), num_pictures=2, num_edits=1)
+        for stage in train_text.STAGES
+    )
+    monkeypatch.setattr(train_text, "STAGES", stages)
     recipe = replace(train_text_head.RECIPE, iterations=2)
     learn = partial(train_text_head.learn, recipe=recipe, teaching=TEACHING, num_steps=(4,))
     monkeypatch.setattr(train_text_head, "learn", learn)

@@ -231,6 +231,8 @@ def test_the_loss_of_an_untrained_network_is_that_of_guessing() -> None:
     assert figures["masked"].item() == pytest.approx(torch.tensor(16.0).log().item(), abs=0.05)
     total = figures["masked"] + 0.3 * figures["known"] + 0.3 * figures["places"]
     torch.testing.assert_close(loss, total)
+    loss, figures = loss_of(training, batch, kinds_weight=2.0)
+    torch.testing.assert_close(loss, total + 2 * figures["kinds"])
 
 
 @torch.no_grad()
@@ -249,6 +251,16 @@ def test_the_loss_falls_on_a_few_pictures() -> None:
     after = loss_of(trained, batch)[1]
     assert after["masked"] < 0.7 * before["masked"]
     assert after["known"] < 0.1 * before["known"]
+
+
+def test_a_weight_on_kinds_teaches_what_stands_where() -> None:
+    recipe = replace(RECIPE, iterations=60)
+    (batch,) = batches(1)
+    plain, named = (
+        loss_of(train_text.learn(lessons(), recipe, kinds_weight=weight), batch)[1]["kinds"]
+        for weight in (0.0, 2.0)
+    )
+    assert named < 0.5 * plain
 
 
 def test_a_longer_training_goes_on_from_the_first() -> None:
@@ -271,11 +283,11 @@ def test_a_killed_and_resumed_training_gives_the_same_network(
     file = tmp_path / "text.ckpt"
     calls = []
 
-    def killed(*arguments: Any) -> Any:
+    def killed(*arguments: Any, **weights: float) -> Any:
         calls.append(1)
         if len(calls) == 25:
             raise Killed
-        return loss_of(*arguments)
+        return loss_of(*arguments, **weights)
 
     with monkeypatch.context() as patch:
         patch.setattr(train_text, "loss_of", killed)

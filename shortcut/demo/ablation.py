@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, cached_property, partial
@@ -87,6 +88,30 @@ def shown(*num_steps: int) -> Change:
     return change
 
 
+def smaller_batches(times: int) -> Change:
+    """Takes so many times as many iterations, each with as small a part of the windows."""
+
+    def change(plan: HeadPlan) -> HeadPlan:
+        recipe, teaching = plan.recipe, plan.teaching
+        return replace(
+            plan,
+            recipe=replace(
+                recipe,
+                iterations=recipe.iterations * times,
+                lr=recipe.lr / math.sqrt(times),
+                warmup=recipe.warmup * times,
+                ema=1 - (1 - recipe.ema) / times,
+            ),
+            teaching=replace(
+                teaching,
+                iterations_per_run=teaching.iterations_per_run * times,
+                windows_per_batch=teaching.windows_per_batch // times,
+            ),
+        )
+
+    return change
+
+
 CHANGES: dict[str, Change] = {
     "base": changed(),
     "another-seed": changed(recipe={"seed": 1}),
@@ -95,6 +120,7 @@ CHANGES: dict[str, Change] = {
         for n in (1, 2, 4, 8)
     },
     **{f"from-full-{n}": changed(teaching={"max_chain": n}) for n in (1, 2, 4, 8)},
+    "small-batches": smaller_batches(4),
     "all-positions": changed(objective={"only_masked": False}),
     "no-kl": changed(objective={"guided_kl": 0.0}),
     "kl-alone": changed(objective={"mse": 0.0, "guided_kl": 1.0}),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .scenes import BODY_KINDS, HOUSE_COLOURS, SAIL_COLOURS, Scene
+from .scenes import BODY_KINDS, HOUSE_COLOURS, SAIL_COLOURS, Scene, Tree
 
 TREE_KINDS = ("pine", "green round", "orange round", "cactus", "snowy pine", "palm")
 # Group -> what its things can be: species, or the colour of a house or a sail.
@@ -87,9 +87,8 @@ class Claim:
 
 def facts_of(scene: Scene) -> Facts:
     """What the picture of a scene shows."""
-    trees = [(t.species if t.species != "round" else f"{t.colour} round", t.x) for t in scene.trees]
     groups = {
-        "trees": trees,
+        "trees": [(tree_kind(tree), tree.x) for tree in scene.trees],
         "houses": [(house.colour, house.x) for house in scene.houses],
         "boats": [(boat.colour, boat.x) for boat in scene.boats],
         "clouds": [("cloud", cloud.x) for cloud in scene.clouds],
@@ -100,6 +99,11 @@ def facts_of(scene: Scene) -> Facts:
         for group, found in groups.items()
     }
     return Facts(scene.time, scene.biome, things)
+
+
+def tree_kind(tree: Tree) -> str:
+    """One of `TREE_KINDS`: round trees of another colour are of another kind."""
+    return f"{tree.colour} round" if tree.species == "round" else tree.species
 
 
 def holds(claim: Claim, facts: Facts, tolerance: float = TOLERANCE) -> bool:

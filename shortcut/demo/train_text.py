@@ -17,8 +17,9 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,9 +33,10 @@ from ..train.cpu import sdpa_float32
 from ..train.fit import Recipe, fit
 from .scene_edits import altered, instruction
 from .scene_facts import facts_of
+from .scene_places import KINDS, kinds_of
 from .scene_tokenizer import END_OF_TEXT_ID, NUM_TEXT_IDS
 from .scene_words import caption
-from .scenes import compose_varied
+from .scenes import Scene, compose_varied
 from .text_judge import TRAIN_FOLDER
 from .text_prompts import FIRST_PROMPT_SEED
 from .train_base import KNOWN_WEIGHT, PLACES_WEIGHT, encode_all
@@ -52,10 +54,6 @@ CONFIG = Config(
     norm_eps=1e-5,
 )
 GRID = (12, 12)
-RECIPE = replace(BASE_RECIPE, iterations=3000)
-# Then more and smaller steps: words and what they stand for come together slowly.
-LONGER = replace(RECIPE, iterations=3500, seed=1, lr=1e-3, warmup=100)
-LONGER_PICTURES, LONGER_EDITS = 27, 5
 EDITS_FOLDER = "text-edits"  # of pictures of the altered scenes 0, 1, 2 ...
 SHARE_UNCONDITIONAL = 0.1  # of samples whose text is dropped, for guidance
 SHARE_WITHOUT_SOURCE = 0.1  # of edits whose source image is dropped, for its guidance
@@ -63,13 +61,53 @@ SHARE_REGION = 0.25  # of pictures with a region to fill, whose other tokens are
 SHARE_UNSURE, SHARE_UNKNOWN = 0.1, 0.15  # of prompts with unknown words; of the words in them
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A part of the training; the next goes on with its averaged network."""
+
+    name: str  # of its checkpoint
+    recipe: Recipe
+    num_pictures: int  # of a batch
+    num_edits: int  # likewise; each takes twice the time of a picture
+    kinds_weight: float = 0.0  # of the loss on the kinds of things
+
+
+# Words and what they stand for come together slowly: more and smaller batches teach more in the same time. So does
+# naming the kinds of things: many codes look alike, and what tells a red house from a blue one is a small part of
+# their cross-entropy.
+_SMALL = replace(BASE_RECIPE, iterations=3500, seed=1, lr=1e-3, warmup=100)
+STAGES = (
+    Stage(
+        name="text-base",
+        recipe=replace(BASE_RECIPE, iterations=3000),
+        num_pictures=54,
+        num_edits=10,
+    ),
+    Stage(name="text-longer", recipe=_SMALL, num_pictures=27, num_edits=5),
+    Stage(
+        name="text-kinds",
+        recipe=replace(_SMALL, iterations=12000, seed=2),
+        num_pictures=13,
+        num_edits=3,
+        kinds_weight=2.0,
+    ),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Samples: the prompt of each, its picture, and where that is masked."""
+    """Samples: the prompt of each, its picture, where that is masked, and what it shows where."""
 
     prompts: list[Tensor]  # (1, P) in lengths of their own
     codes_BL: Tensor
     is_masked_BL: Tensor
+    kind_BL: Tensor  # numbers in `scene_places.KINDS`
+
+
+class _Sample(NamedTuple):
+    prompt_1P: Tensor
+    codes_L: Tensor
+    scene: Scene  # of the codes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +119,8 @@ class Lessons:
     tokenizer: Any
     config: Config
     grid: Grid
-    num_pictures: int = 54  # of a batch
-    num_edits: int = 10  # likewise; each takes twice the time of a picture
+    num_pictures: int  # of a batch
+    num_edits: int  # likewise
 
     def draw(self, generator: torch.Generator) -> Batch:
         """A batch that follows from the generator alone."""
@@ -91,31 +129,38 @@ class Lessons:
         samples += [self._edit(rng) for _ in range(self.num_edits)]
         has_region = [rng.random() < SHARE_REGION for _ in range(self.num_pictures)]
         has_region_B = torch.tensor(has_region + [False] * self.num_edits)
-        prompts = [with_unknown_words(prompt, self.config, generator) for prompt, _ in samples]
-        codes_BL = torch.stack([codes for _, codes in samples]).long()
-        return Batch(prompts, codes_BL, draw_masks(has_region_B, self.grid, generator))
+        prompts = [
+            with_unknown_words(sample.prompt_1P, self.config, generator) for sample in samples
+        ]
+        codes_BL = torch.stack([sample.codes_L for sample in samples]).long()
+        kind_BL = torch.stack([kinds_of(sample.scene, self.grid) for sample in samples])
+        return Batch(prompts, codes_BL, draw_masks(has_region_B, self.grid, generator), kind_BL)
 
-    def _picture(self, rng: random.Random) -> tuple[Tensor, Tensor]:
-        """A prompt (1, P), or the one that says nothing, and the codes (L,) of a picture of it."""
+    def _picture(self, rng: random.Random) -> _Sample:
+        """A picture behind a caption, or behind the prompt that says nothing."""
         seed = rng.randrange(len(self.codes))
-        text = caption(compose_varied(seed), rng.randrange(FIRST_PROMPT_SEED))
+        scene = compose_varied(seed)
+        text = caption(scene, rng.randrange(FIRST_PROMPT_SEED))
         wanted, unwanted = conditions(self.tokenizer, self.config, "text_to_image", text)
-        return unwanted if rng.random() < SHARE_UNCONDITIONAL else wanted, self.codes[seed]
+        prompt_1P = unwanted if rng.random() < SHARE_UNCONDITIONAL else wanted
+        return _Sample(prompt_1P, self.codes[seed], scene)
 
-    def _edit(self, rng: random.Random) -> tuple[Tensor, Tensor]:
-        """A prompt (1, P) with its source image, or without one of both, and the codes (L,) of the result."""
+    def _edit(self, rng: random.Random) -> _Sample:
+        """A result behind an instruction and its source image, or without one of both."""
         seed = rng.randrange(len(self.altered))
-        facts = facts_of(compose_varied(seed)), facts_of(altered(seed))
+        scenes = compose_varied(seed), altered(seed)
         codes = self.codes[seed], self.altered[seed]
         before, after = rng.sample((0, 1), 2)
-        asked = instruction(facts[before], facts[after], rng.randrange(FIRST_PROMPT_SEED))
+        asked = instruction(
+            facts_of(scenes[before]), facts_of(scenes[after]), rng.randrange(FIRST_PROMPT_SEED)
+        )
         source_1YX = codes[before].long().view(1, *self.grid)
         branches = conditions(
             self.tokenizer, self.config, "edit", asked.words.text, sources=[source_1YX]
         )
         shares = (1 - SHARE_UNCONDITIONAL - SHARE_WITHOUT_SOURCE, SHARE_UNCONDITIONAL)
-        (prompt,) = rng.choices(branches, (*shares, SHARE_WITHOUT_SOURCE))
-        return prompt, codes[after]
+        (prompt_1P,) = rng.choices(branches, (*shares, SHARE_WITHOUT_SOURCE))
+        return _Sample(prompt_1P, codes[after], scenes[after])
 
 
 def with_unknown_words(prompt_1P: Tensor, config: Config, generator: torch.Generator) -> Tensor:
@@ -169,12 +214,13 @@ def _between(low_B: Tensor, high_B: Tensor, size: int) -> Tensor:
 
 
 class Training(nn.Module):
-    """The network in training, with a linear reader of each position's row and column, which is not kept."""
+    """The network in training, with linear readers, not kept, of each position's row, column and kind of thing."""
 
     def __init__(self, network: LuminaDiMOO, grid: Grid):
         super().__init__()
         self.network, self.grid = network, grid
         self.reader = nn.Linear(network.config.width, sum(grid))
+        self.kind_reader = nn.Linear(network.config.width, len(KINDS))
 
     def image_features(self, batch: Batch) -> Tensor:
         """Last features (B, L, D) of the image tokens of all samples."""
@@ -188,8 +234,10 @@ class Training(nn.Module):
         return target_BSD[:, view.places(torch.arange(view.num_tokens), 0)]
 
 
-def loss_of(training: Training, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy of the masked codes, and with less weight of the known ones, of rows and of columns."""
+def loss_of(
+    training: Training, batch: Batch, kinds_weight: float = 0.0
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of the masked codes, and by weights of the known ones, of places and of kinds of things."""
     features_BLD = training.image_features(batch)
     logits_BLV = training.network.code_output(features_BLD).float()
     loss_BL = F.cross_entropy(logits_BLV.movedim(-1, 1), batch.codes_BL, reduction="none")
@@ -202,10 +250,13 @@ def loss_of(training: Training, batch: Batch) -> tuple[Tensor, dict[str, Tensor]
     places = F.cross_entropy(row_BVL, index_BL // columns) + F.cross_entropy(
         column_BVL, index_BL % columns
     )
+    kind_BKL = training.kind_reader(features_BLD).float().movedim(-1, 1)
+    kinds = F.cross_entropy(kind_BKL, batch.kind_BL)
     is_right_BL = (logits_BLV.argmax(-1) == batch.codes_BL).float()
-    figures = {"masked": masked, "known": known, "places": places}
+    figures = {"masked": masked, "known": known, "places": places, "kinds": kinds}
     figures["accuracy"] = _mean(is_right_BL, batch.is_masked_BL)
-    return masked + KNOWN_WEIGHT * known + PLACES_WEIGHT * places, figures
+    loss = masked + KNOWN_WEIGHT * known + PLACES_WEIGHT * places + kinds_weight * kinds
+    return loss, figures
 
 
 def _mean(value_BL: Tensor, is_counted_BL: Tensor) -> Tensor:
@@ -229,23 +280,34 @@ def learn(
     recipe: Recipe,
     checkpoint: Path | None = None,
     start: Training | None = None,
+    kinds_weight: float = 0.0,
 ) -> Training:
     """Trains a network on `lessons`; returns the averaged one.
 
     Args:
         start: network to go on with; None = a new one.
+        kinds_weight: of the loss on the kinds of things.
     """
     training = start or initialised(lessons.config, lessons.grid, recipe.seed)
-    return fit(training, lessons.draw, loss_of, recipe, checkpoint=checkpoint)
+    loss = partial(loss_of, kinds_weight=kinds_weight)
+    return fit(training, lessons.draw, loss, recipe, checkpoint=checkpoint)
 
 
 def train(directory: Path, vqgan: VQGAN, tokenizer: Any) -> LuminaDiMOO:
     """Trains on the pictures in `directory`, with checkpoints there. Returns the averaged network."""
     codes, _ = encode_all(vqgan, directory / TRAIN_FOLDER)
     altered_codes, _ = encode_all(vqgan, directory / EDITS_FOLDER)
-    lessons = Lessons(
-        codes=codes, altered=altered_codes, tokenizer=tokenizer, config=CONFIG, grid=GRID
-    )
-    first = learn(lessons, RECIPE, directory / "text-base.ckpt")
-    lessons = replace(lessons, num_pictures=LONGER_PICTURES, num_edits=LONGER_EDITS)
-    return learn(lessons, LONGER, directory / "text-longer.ckpt", first.train()).network
+    training = initialised(CONFIG, GRID, STAGES[0].recipe.seed)
+    for stage in STAGES:
+        lessons = Lessons(
+            codes=codes,
+            altered=altered_codes,
+            tokenizer=tokenizer,
+            config=CONFIG,
+            grid=GRID,
+            num_pictures=stage.num_pictures,
+            num_edits=stage.num_edits,
+        )
+        checkpoint = directory / f"{stage.name}.ckpt"
+        training = learn(lessons, stage.recipe, checkpoint, training.train(), stage.kinds_weight)
+    return training.network
