@@ -15,10 +15,12 @@ from PIL import Image
 from shortcut_pack.shortcut import shipped, weights
 from shortcut_pack.shortcut.demo import (
     ablation,
+    ablation_bench,
     ablation_report,
     classifier,
     quality_rows,
     train_head,
+    train_text_head,
 )
 from shortcut_pack.shortcut.train.learn import HeadPlan, learn
 
@@ -79,7 +81,7 @@ ONE_CHANGE = {
 
 
 def test_each_row_changes_what_it_says_and_nothing_else(model_file):
-    base = ablation.base_plan(model_file, 600)
+    base = ablation_bench.base_plan(model_file, 600)
     before = flat(base)
     found = {}
     for name, change in ablation.CHANGES.items():
@@ -95,14 +97,14 @@ def test_each_row_changes_what_it_says_and_nothing_else(model_file):
 
 
 def test_the_base_is_the_recipe_of_the_shipped_head_cut_to_fewer_iterations(model_file):
-    whole = ablation.base_plan(model_file, train_head.RECIPE.iterations)
+    whole = ablation_bench.base_plan(model_file, train_head.RECIPE.iterations)
     assert whole == HeadPlan(
         config=train_head.CONFIG,
         recipe=replace(train_head.RECIPE, ema=pytest.approx(train_head.RECIPE.ema)),
         teaching=train_head.TEACHING,
         objective=train_head.OBJECTIVE,
     )
-    cut = ablation.base_plan(model_file, 350)
+    cut = ablation_bench.base_plan(model_file, 350)
     assert cut.recipe == replace(whole.recipe, iterations=350, warmup=35, ema=pytest.approx(0.95))
     assert cut.teaching == replace(whole.teaching, runs_kept=2)
 
@@ -128,13 +130,20 @@ class Place:
         line = f"{sizes} {' '.join(files)} --work {self.folder / 'work'}"
         return parser.parse_args(["ablation", *line.split(), *named, *more])
 
-    def table(self, *rows: str, **how: Any) -> dict[str, list[str]]:
-        """Cells of the printed table, by its first column."""
+    def tables(self, *rows: str, **how: Any) -> list[dict[str, list[str]]]:
+        """Cells of the printed tables, by their first columns."""
         options = self.options(*rows, **how)
         assert options.run(options) == 0
-        printed = [line for line in self.capsys.readouterr().out.splitlines() if line[:1] == "|"]
-        cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed]
-        return {first: rest for first, *rest in cells}
+        tables = [part for part in self.capsys.readouterr().out.split("\n\n") if part[:1] == "|"]
+        cells = [
+            [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines()]
+            for part in tables
+        ]
+        return [{first: rest for first, *rest in lines} for lines in cells]
+
+    def table(self, *rows: str, **how: Any) -> dict[str, list[str]]:
+        """The first of the tables."""
+        return self.tables(*rows, **how)[0]
 
 
 @pytest.fixture
@@ -147,6 +156,7 @@ def bare(tmp_path, capsys, monkeypatch) -> Place:
     runs = tuple(replace(settings, num_steps=8) for settings in train_head.TEACHING.runs[:1])
     sizes = {"images_per_run": 4, "images_per_window": 2, "runs_kept": 2, "iterations_per_run": 4}
     monkeypatch.setattr(train_head, "TEACHING", replace(train_head.TEACHING, runs=runs, **sizes))
+    monkeypatch.setattr(ablation, "USED", (4, 8))
     return Place(tmp_path, capsys)
 
 
@@ -156,13 +166,14 @@ def place(bare, monkeypatch) -> Place:
 
     def learn_nothing(teacher, model_file, plan, *, checkpoint) -> weights.Checkpoint:
         bare.trained.append(plan)
-        return builders.head(plan.config, model_fingerprint=model_file.fingerprint)
+        build = builders.text_head if hasattr(plan.config, "sees_new") else builders.head
+        return build(plan.config, model_fingerprint=model_file.fingerprint)
 
     def measure(row, seed, num, kit, reference) -> dict[str, float]:
         bare.measured.append((row.kind, seed))
         return {"seconds": 0.1, "distance": float(seed)}
 
-    monkeypatch.setattr(ablation, "learn", learn_nothing)
+    monkeypatch.setattr(ablation_bench, "learn", learn_nothing)
     monkeypatch.setattr(ablation, "measure", measure)
 
     def work_of(row, seconds, *rest) -> dict[str, Any]:
@@ -171,7 +182,7 @@ def place(bare, monkeypatch) -> Place:
         return {"kind": row.kind, **sizes, **dict.fromkeys(parts, 1)}
 
     monkeypatch.setattr(ablation, "work_of", work_of)
-    monkeypatch.setattr(ablation.Bench, "reference", None)
+    monkeypatch.setattr(ablation.Pictures, "reference", None)
     return bare
 
 
@@ -203,7 +214,35 @@ def test_the_table_has_a_row_for_each_name_and_every_figure(place, tmp_path, mon
 
 
 def test_all_rows_are_made_by_default(place):
-    assert place.options().rows == list(ablation.ROWS) == [*ablation.REFERENCES, *ONE_CHANGE]
+    heads = [*ONE_CHANGE, "text", "text-blind"]
+    assert place.options().rows == list(ablation.ROWS) == [*ablation.REFERENCES, *heads]
+
+
+def test_heads_are_held_against_runs_of_other_steps_than_they_learned_from(place):
+    first, used = place.tables("base", "reuse", "teacher-64", "no-kl")
+    assert list(first)[2:] == ["base", "reuse", "teacher-64", "no-kl"]
+    assert used.pop("error at use in") == ["4 steps", "8 steps"]
+    assert list(used)[1:] == ["base", "teacher-64"]
+    assert len({value for name in ("base", "teacher-64") for value in used[name]}) > 1
+    place.trained.clear()
+    assert place.tables("base", "teacher-64")[1]["base"] == used["base"]
+    assert not place.trained
+
+
+def test_the_text_model_has_a_row_whose_head_does_not_see_new_tokens(place, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(ablation, "work_of", quality_rows.work_of)
+    monkeypatch.setattr(ablation, "NUM_STEPS", 8)
+    sizes = {"images_per_run": 2, "max_chain": 2}
+    monkeypatch.setattr(train_text_head, "TEACHING", replace(train_text_head.TEACHING, **sizes))
+    monkeypatch.setattr(train_text_head, "captions", lambda: ["two pine trees"])
+    found = place.table("reuse", "text", "text-blind")
+    of = {name: dict(zip(found[""], found[name], strict=True)) for name in ("text", "text-blind")}
+    assert [plan.config.sees_new for plan in place.trained] == [True, False]
+    assert all(not cells["distance (each seed)"] for cells in of.values())
+    assert all(float(cells["error 1"]) > 0 for cells in of.values())
+    shares = [float(of[name]["head pass"].rstrip("%")) for name in ("text-blind", "text")]
+    assert 0 < shares[0] != shares[1] > 0
 
 
 def test_what_is_finished_is_not_made_again(place):
@@ -258,7 +297,7 @@ def interrupted_at(iteration: int) -> Callable[..., Any]:
 
 def test_an_interrupted_training_goes_on_to_the_same_row(bare, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ablation, "learn", interrupted_at(4))
+        patch.setattr(ablation_bench, "learn", interrupted_at(4))
         bare.table("no-kl")
     work = bare.folder / "work"
     assert [path.stem.split("-")[:2] for path in work.glob("*.ckpt")] == [["no", "kl"]]

@@ -4,16 +4,16 @@ Each row trains a head of the class-conditional model by the recipe of the shipp
 --iterations, with one change. All are then judged alike: on a run of the model that no head saw, and by pictures at the
 same numbers of steps and full passes. Killed and started again, the command goes on where it stopped.
 
-No row has a head that is blind to the tokens just revealed: only heads of Lumina-DiMOO can be (`sees_new`).
+Only heads of Lumina-DiMOO can be blind to the tokens just revealed (`sees_new`), so that is tried on the text model, by
+runs alone. A second table holds the steps of the runs that a head learned from against those of the runs it is used in.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -24,13 +24,12 @@ import torch
 
 from .. import shipped, weights
 from ..checkpoint import Checkpoint
-from ..classes import class_branches
-from ..train.evaluate import Keeps, evaluate, held_out_runs
+from ..grid import usual_grid
+from ..train.evaluate import Keeps
 from ..train.head import initialised
-from ..train.learn import HeadPlan, learn
-from ..train.record import Trajectories
-from ..train.teacher import teacher_of
-from . import classifier, train_head
+from ..train.learn import HeadPlan
+from . import classifier
+from .ablation_bench import Bench
 from .ablation_report import CHAINS, AblationLine, ablation_chart, markdown
 from .frechet import Gaussian
 from .quality import FIRST_REFERENCE_SEED
@@ -52,7 +51,6 @@ logger = logging.getLogger(__name__)
 
 Change = Callable[[HeadPlan], HeadPlan]
 
-BOTTLENECK = 3.2  # of the shipped head
 NUM_STEPS, NUM_FULL = 32, 8  # at use
 
 
@@ -133,6 +131,11 @@ CHANGES: dict[str, Change] = {
     "teacher-32": shown(32),
     "teacher-64": shown(64),
 }
+# Of the text model's head.
+TEXT_CHANGES: dict[str, Change] = {
+    "text": changed(),
+    "text-blind": changed(config={"sees_new": False}),
+}
 # Rows without a head; the second takes about the work of a row with one.
 REFERENCES = {
     "vanilla": Row("vanilla", NUM_STEPS, NUM_STEPS),
@@ -140,7 +143,9 @@ REFERENCES = {
     "reuse": Row("reuse", NUM_STEPS, NUM_FULL),
 }
 SHORTCUT = Row("shortcut", NUM_STEPS, NUM_FULL)
-ROWS = (*REFERENCES, *CHANGES)
+ROWS = (*REFERENCES, *CHANGES, *TEXT_CHANGES)
+TAUGHT = ("base", "teacher-16", "teacher-32", "teacher-64")  # rows of the second table
+USED, USED_CHAIN = (16, 32, 64), 3  # its columns, steps at use; steps after a full pass
 
 
 def add_parser(steps: Any) -> None:
@@ -166,63 +171,44 @@ def add_parser(steps: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Makes and judges what is not there yet, prints the table, writes JSON and chart. Returns 0.
+    """Makes and judges what is not there yet, prints the tables, writes JSON and chart. Returns 0.
 
     Raises:
         ValueError: there is no such row, or the model is none of scenes.
     """
     if unknown := [name for name in options.rows if name not in ROWS]:
         raise ValueError(f"there is no row {unknown[0]!r}. Expected some of: {', '.join(ROWS)}.")
-    bench = Bench(options)
-    lines = [bench.line(name) for name in options.rows]
+    model_file = weights.load(options.model, kind="model")
+    pictures = Pictures(
+        options, Bench.of_classes(options, model_file), load_kit(options, model_file)
+    )
+    lines = [pictures.line(name) for name in options.rows if name not in TEXT_CHANGES]
+    if text_rows := [name for name in options.rows if name in TEXT_CHANGES]:
+        bench = Bench.of_text(options)
+        lines += [text_line(name, options, bench) for name in text_rows]
+    used = {name: pictures.used(name) for name in options.rows if name in TAUGHT}
     setting = setting_of(
         options,
-        bench.kit,
+        pictures.kit,
         num=options.num,
         num_reference=options.num_reference,
         iterations=options.iterations,
-        num_held_out=bench.base.teaching.images_per_run,
+        num_held_out=pictures.bench.base.teaching.images_per_run,
         num_steps=NUM_STEPS,
         num_full=NUM_FULL,
+        used_steps=USED,
+        used_chain=USED_CHAIN,
     )
-    print(markdown(lines, setting))
-    write(options, setting, lines, partial(ablation_chart, lines))
+    print(markdown(lines, setting, used))
+    write(options, {**setting, "errors_at_use": used}, lines, partial(ablation_chart, lines))
     return 0
 
 
-def base_plan(model_file: Checkpoint, iterations: int) -> HeadPlan:
-    """The recipe of the shipped head in fewer iterations: each recorded step is used as often, and shares stay."""
-    recipe, teaching = train_head.RECIPE, train_head.TEACHING
-    share = iterations / recipe.iterations
-    config = replace(train_head.CONFIG, model_width=model_file.config.width)
-    plan = HeadPlan(
-        config=config,
-        recipe=replace(
-            recipe,
-            iterations=iterations,
-            warmup=min(recipe.warmup, iterations // 10),
-            ema=max(0.0, 1 - (1 - recipe.ema) / share),
-        ),
-        teaching=replace(teaching, runs_kept=max(2, round(teaching.runs_kept * share))),
-        objective=train_head.OBJECTIVE,
-    )
-    return narrowed(BOTTLENECK)(plan)
+class Pictures:
+    """Judges heads of the class-conditional model, also by the pictures that they make."""
 
-
-class Bench:
-    """Where heads are trained and judged."""
-
-    def __init__(self, options: argparse.Namespace):
-        self.options = options
-        self.model_file = weights.load(options.model, kind="model")
-        self.kit = load_kit(options, self.model_file)
-        self.base = base_plan(self.model_file, options.iterations)
-        self.teacher = teacher_of(
-            self.model_file,
-            weights.build(self.model_file, dtype=torch.float32, device=options.device),
-            autocast=self.base.recipe.autocast,
-            device=options.device,
-        )
+    def __init__(self, options: argparse.Namespace, bench: Bench, kit: Kit):
+        self.options, self.bench, self.kit = options, bench, kit
 
     @cached_property
     def reference(self) -> Gaussian:
@@ -231,54 +217,30 @@ class Bench:
             judge_scenes(self.kit, FIRST_REFERENCE_SEED, self.options.num_reference)[0]
         )
 
-    @cached_property
-    def held_out(self) -> Trajectories:
-        """A run that no head saw, with the steps of use."""
-        settings = replace(self.kit.defaults, num_steps=NUM_STEPS)
-        teaching = replace(self.base.teaching, runs=(settings,))
-        return held_out_runs(self.teacher, self.base.recipe, teaching)[0]
-
     def line(self, name: str) -> AblationLine:
         """A row of the table; what is missing for it is made."""
-        plan = CHANGES[name](self.base) if name in CHANGES else None
-        row, kit = REFERENCES.get(name, SHORTCUT), self.kit
-        if plan is not None:
-            kit = replace(kit, head=initialised(plan.config, 0))  # its operations are counted
-        figures = self.figures(name, plan, row)
-        config = kit.model.config
-        classes = class_branches(
-            torch.zeros(1).long(), config.num_classes, len(kit.defaults.guidance)
-        )
-        seconds = mean(figure["seconds"] for figure in figures)
-        distances = [figure["distance"] for figure in figures]
-        chains = [entry for entry in figures[0]["chains"] if entry["chain"] in CHAINS]
-        return AblationLine(
-            **work_of(row, seconds, kit, classes, (config.grid, config.grid)),
-            name=name,
-            errors=[entry["error"] for entry in chains],
-            divergences=[entry["kl"] / entry["kl_reuse"] for entry in chains],
-            distance=mean(distances),
-            distances=distances,
-        )
+        plan = CHANGES[name](self.bench.base) if name in CHANGES else None
+        row = REFERENCES.get(name, SHORTCUT)
+        return line_of(name, row, plan, self.bench, self.kit, self.figures(name, plan, row))
 
     def figures(self, name: str, plan: HeadPlan | None, row: Row) -> list[Figures]:
         """Of each seed: what `quality_measure.measure` has, and `chains`, which are alike for all seeds."""
         options, kit = self.options, self.kit
-        files = options.model, options.vq, options.judge
-        setup = setup_of(files, kit, options, options.num, options.num_reference, plan)
+        setup = self._setup(plan)
 
         @cache
         def head(dtype: torch.dtype) -> Any:
             if plan is None:
                 return Keeps() if row.kind == "reuse" else None
-            return weights.build(self.trained(name, plan), dtype=dtype, device=kit.device)
+            trained = self.bench.trained(name, plan)
+            return weights.build(trained, dtype=dtype, device=kit.device)
 
         @cache
         def chains() -> list[dict[str, float]]:
             network = head(torch.float32)
             if network is None:
                 return []
-            return evaluate(network, self.teacher.model, self.held_out, max(CHAINS))
+            return self.bench.held_against(network, NUM_STEPS, max(CHAINS))
 
         def measure_row(row: Row, seed: int) -> Figures:
             logger.info("%s, seed %d", name, seed)
@@ -288,16 +250,78 @@ class Bench:
         found = measured_rows(options.work, setup, [row], options.seeds, measure_row)
         return [found[row.name, seed] for seed in options.seeds]
 
-    def trained(self, name: str, plan: HeadPlan) -> Checkpoint:
-        """The head of a row; if there is none in the folder of work, it is trained there."""
-        what = repr((self.model_file.fingerprint, plan))
-        mark = hashlib.sha256(what.encode()).hexdigest()[:8]
-        path = self.options.work / f"{name}-{mark}.safetensors"
-        if not path.exists():
-            logger.info("training %s", path.stem)
-            head = learn(self.teacher, self.model_file, plan, checkpoint=path.with_suffix(".ckpt"))
-            weights.save(path, head)
-        return weights.load(path, kind="head")
+    def used(self, name: str) -> list[float]:
+        """By `USED`: error of a row's head in runs of so many steps, `USED_CHAIN` after a full pass; of reuse = 1."""
+        plan = CHANGES[name](self.bench.base)
+
+        @cache
+        def head() -> Any:
+            trained = self.bench.trained(name, plan)
+            return weights.build(trained, dtype=torch.float32, device=self.kit.device)
+
+        def measure_row(row: Row, seed: int) -> Figures:
+            return {"chains": self.bench.held_against(head(), row.num_steps, USED_CHAIN, stride=3)}
+
+        rows = [Row("reuse", num_steps, 1) for num_steps in USED]  # named by their steps alone
+        setup = f"{self._setup(plan)} used"
+        found = measured_rows(self.options.work, setup, rows, [0], measure_row)
+        return [found[row.name, 0]["chains"][-1]["error"] for row in rows]
+
+    def _setup(self, plan: HeadPlan | None) -> str:
+        options = self.options
+        files = options.model, options.vq, options.judge
+        return setup_of(files, self.kit, options, options.num, options.num_reference, plan)
+
+
+def text_line(name: str, options: argparse.Namespace, bench: Bench) -> AblationLine:
+    """A row of the text model's head, by its errors alone."""
+    plan = TEXT_CHANGES[name](bench.base)
+    device = torch.device(options.device)
+    kit = Kit(
+        model=weights.build(bench.model_file, dtype=DTYPES[options.dtype], device=device),
+        head=None,
+        vq=None,
+        judge=None,
+        defaults=weights.settings(bench.model_file),
+        device=device,
+        batch_size=options.batch,
+    )
+
+    def measure_row(row: Row, seed: int) -> Figures:
+        head = weights.build(bench.trained(name, plan), dtype=torch.float32, device=device)
+        return {"chains": bench.held_against(head, NUM_STEPS, max(CHAINS)), "seconds": 0.0}
+
+    setup = setup_of((shipped.TEXT_MODEL,), kit, options, plan)
+    found = measured_rows(options.work, setup, [SHORTCUT], [0], measure_row)
+    return line_of(name, SHORTCUT, plan, bench, kit, [found[SHORTCUT.name, 0]])
+
+
+def line_of(
+    name: str,
+    row: Row,
+    plan: HeadPlan | None,
+    bench: Bench,
+    kit: Kit,
+    figures: Sequence[Figures],
+) -> AblationLine:
+    """A line of the table.
+
+    Args:
+        plan: of the head; None = the row has none.
+        figures: of each seed; `distance` only where pictures were made.
+    """
+    if plan is not None:
+        kit = replace(kit, head=initialised(plan.config, 0))  # its operations are counted
+    _, conditions, _ = bench.teacher.draw((kit.defaults,), 1, (0,))
+    seconds = mean(figure["seconds"] for figure in figures)
+    chains = [entry for entry in figures[0]["chains"] if entry["chain"] in CHAINS]
+    return AblationLine(
+        **work_of(row, seconds, kit, conditions, usual_grid(bench.model_file)),
+        name=name,
+        errors=[entry["error"] for entry in chains],
+        divergences=[entry["kl"] / entry["kl_reuse"] for entry in chains],
+        distances=[figure["distance"] for figure in figures if "distance" in figure],
+    )
 
 
 def load_kit(options: argparse.Namespace, model_file: Checkpoint) -> Kit:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 from PIL import Image
@@ -30,8 +31,7 @@ class AblationLine(Work):
     name: str
     errors: list[float]  # by CHAINS, of reuse = 1; empty: the row's steps are all full passes
     divergences: list[float]  # likewise
-    distance: float  # mean over the seeds
-    distances: list[float]  # of each seed
+    distances: list[float]  # of each seed; empty: no pictures were made
 
     @property
     def head_share(self) -> float:
@@ -42,22 +42,39 @@ class AblationLine(Work):
         return self.operations_head / (self.num_steps - self.num_full) / full
 
     @property
+    def distance(self) -> float:
+        """Mean over the seeds."""
+        return mean(self.distances)
+
+    @property
     def cells(self) -> tuple[str, ...]:
         """The row's text, by COLUMNS."""
         followed = [f"{value:.3f}" for value in (*self.errors, *self.divergences)]
         seeds = ", ".join(f"{distance:.1f}" for distance in self.distances)
+        distance = f"{self.distance:.1f} ({seeds})" if self.distances else ""
         return (
             self.name,
             *(followed or 2 * len(CHAINS) * [""]),
-            f"{self.distance:.1f} ({seeds})",
+            distance,
             f"{self.operations / 1e9:.2f}",
             f"{self.head_share:.1%}" if self.head_share else "",
         )
 
 
-def markdown(lines: Sequence[AblationLine], setting: dict[str, Any]) -> str:
-    """The table, what its rows are, and how it was measured."""
-    return "\n\n".join((table(COLUMNS, [line.cells for line in lines]), _ROWS, _how(setting)))
+def markdown(
+    lines: Sequence[AblationLine], setting: dict[str, Any], used: Mapping[str, Sequence[float]]
+) -> str:
+    """The table, what its rows are, how it was measured; and the table of steps taught against steps at use.
+
+    Args:
+        used: name of a row -> errors by `setting["used_steps"]`; empty = no second table.
+    """
+    parts = [table(COLUMNS, [line.cells for line in lines]), _ROWS, _how(setting)]
+    if used:
+        columns = ("error at use in", *(f"{n} steps" for n in setting["used_steps"]))
+        cells = [(name, *(f"{value:.3f}" for value in found)) for name, found in used.items()]
+        parts += [table(columns, cells), _USED.format(**setting)]
+    return "\n\n".join(parts)
 
 
 # What the names of `ablation.CHANGES` and `ablation.REFERENCES` mean.
@@ -70,7 +87,12 @@ _ROWS = (
     "before, in roll-outs of up to N of its own predictions; from-full-N: from the last full pass, up to N steps; "
     "small-batches: a quarter of the batch, four times the iterations; all-positions: squared error also where tokens"
     " are known; no-kl: squared error alone; kl-alone: divergence alone, through the model's output rows; teacher-N: "
-    "teacher's runs of N steps."
+    "teacher's runs of N steps. text: the text model's head by its own recipe; text-blind: one that does not see the "
+    "tokens just revealed (no cross-attention)."
+)
+_USED = (
+    "Squared error of features as a share of that of keeping them, {used_chain} steps after a full pass, in runs of so "
+    "many steps that no head saw. Left: the steps of the teacher's runs; base: 32, 32, 16 and 24."
 )
 
 
@@ -91,6 +113,7 @@ def _how(setting: dict[str, Any]) -> str:
 
 def ablation_chart(lines: Sequence[AblationLine]) -> Image.Image:
     """Distance of the pictures against how much nearer to the model a head keeps than reuse: a dot for each head."""
+    lines = [line for line in lines if line.distances]
     heads = [line for line in lines if line.operations_head]
     middle = len(CHAINS) // 2
     dots = Series(

@@ -71,8 +71,12 @@ def caption_conditions(
     tokenizer: Any, config: ModelConfig, num_captions: int = NUM_CAPTIONS
 ) -> DrawConditions:
     """Captions of the scenes, as `text_conditions` draws them."""
-    captions = [caption(compose_varied(seed), seed) for seed in range(num_captions)]
-    return text_conditions(tokenizer, config, captions)
+    return text_conditions(tokenizer, config, captions(num_captions))
+
+
+def captions(num: int = NUM_CAPTIONS) -> list[str]:
+    """A caption of each of the varied scenes 0, 1, 2 ..."""
+    return [caption(compose_varied(seed), seed) for seed in range(num)]
 
 
 def train(
