@@ -102,6 +102,11 @@ def test_the_log_and_its_chart_lie_beside_the_head(place: Place) -> None:
         assert len(chart.convert("RGB").getcolors(2**20)) > 20
 
 
+def test_a_log_that_is_gone_is_named() -> None:
+    with pytest.raises(ValueError, match=r"no log to draw.*Remove the \.ckpt"):
+        cli_train.loss_chart([])
+
+
 def interrupt(place: Place, monkeypatch: pytest.MonkeyPatch, name: str, iteration: int) -> None:
     """Interrupts a training after an iteration."""
 

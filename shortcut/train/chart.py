@@ -19,7 +19,15 @@ SHOWN = {
 
 
 def loss_chart(logs: Sequence[Figures]) -> Image.Image:
-    """A picture of the figures that `fit` logged, at least once."""
+    """A picture of the figures that `fit` logged.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not logs:
+        raise ValueError(
+            "this training has no log to draw: the .jsonl beside its .ckpt is gone. Remove the .ckpt too to train anew."
+        )
     series = [
         Series(
             name=title,
