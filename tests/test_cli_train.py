@@ -202,8 +202,8 @@ def test_what_cannot_work_is_refused_before_it_begins(
 
 def test_a_checkpoint_of_another_model_or_plan_is_refused(place: Place) -> None:
     shutil.copy(place.folder / "head.ckpt", place.folder / "mine.ckpt")
-    said = place.error("mine.safetensors", "--bottleneck", "2")
-    assert "mine.ckpt was made by another recipe (head width 8, now 16" in said
+    said = place.error("mine.safetensors", "--bottleneck", "4")
+    assert "mine.ckpt was made by another recipe (head width 16, now 8" in said
     other = builders.write(place.folder / "fine.safetensors", builders.model(seed=8))
     command = place.arguments("mine.safetensors")
     assert main([*command, "--model", str(other)]) == 1
