@@ -8,7 +8,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..shortcut import prompts, weights
+from ..shortcut import weights
 from ..shortcut.formats import PRESET_NAMES
 from ..shortcut.schedule import SCHEDULES, Settings
 
@@ -159,7 +159,7 @@ def settings_of(
     Raises:
         ValueError: one is out of range.
     """
-    usual = weights.settings(checkpoint)
+    usual = weights.settings(checkpoint, has_sources=num_branches == 3)
     if values["preset"] == CUSTOM:
         settings = replace(
             usual,
@@ -185,7 +185,6 @@ def settings_of(
             usual,
             num_steps=preset.num_steps,
             full_steps=preset.num_full,
-            guidance=usual.guidance if num_branches == 2 else prompts.SOURCE_GUIDANCE,
         )
     if not has_head:
         settings = replace(settings, full_steps=None)

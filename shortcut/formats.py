@@ -95,6 +95,9 @@ class Format:
     network: type[nn.Module]
     model: str | None = None  # of a head: the name of its model's format
     defaults: Mapping[str, Any] = field(default_factory=dict)  # Settings of the original sampler
+    source_guidance: tuple[
+        float, ...
+    ] = ()  # likewise; of text and source images, if it takes these
     conditioning: Literal["class", "text"] | None = None  # of a model: what its conditions say
     # Of a model that makes images of one size only: config -> (rows, columns) of their codes
     only_grid: Callable[[Any], tuple[int, int]] | None = None

@@ -40,7 +40,6 @@ MAX_TEXT_TOKENS = 1024
 # Of the published model: its text ids, and those of the system prompt of text to image.
 REAL_NUM_TEXT_IDS = 126_356
 REAL_SYSTEM_IDS = [36289, 289, 3972, 4631, 297, 268, 3019, 12166, 13]
-SOURCE_GUIDANCE = (2.5, 4.0)  # of the text and of the source images, as in the original
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -127,7 +126,7 @@ def conditions(
 
     The condition first, then what to guide away from: `negative` with the source images, and if there are any, the
     condition without them. So `Settings.guidance` has one weight without and two with source images: of the text and
-    of the images (`SOURCE_GUIDANCE`). A run without guidance takes the first branch alone.
+    of the images (`weights.settings`). A run without guidance takes the first branch alone.
 
     Args:
         tokenizer: from `load_tokenizer`.

@@ -125,7 +125,8 @@ def settings_of(tools: Tools, options: argparse.Namespace) -> Settings:
     Raises:
         ValueError: one is out of range, or does not go with another.
     """
-    usual = weights.settings(tools.model_file)
+    has_sources = options.task is not None and prompts.TASKS[options.task].num_sources > 0
+    usual = weights.settings(tools.model_file, has_sources=has_sources)
     given: dict[str, Any] = {
         name: getattr(options, name)
         for name in ("schedule", "temperature", "choice_temperature")
@@ -144,7 +145,7 @@ def settings_of(tools: Tools, options: argparse.Namespace) -> Settings:
         raise ValueError(
             f"{used} needs a shortcut head: without one every step is full. Add --head FILE."
         )
-    given["guidance"] = _guidance(options, usual.guidance)
+    given["guidance"] = _guidance(options, usual.guidance, has_sources)
     settings = replace(usual, **given)
     settings.check()
     return settings
@@ -163,10 +164,12 @@ def full_steps_of(text: str | None) -> int | tuple[int, ...] | None:
     return numbers if "," in text else numbers[0]
 
 
-def _guidance(options: argparse.Namespace, usual: tuple[float, ...]) -> tuple[float, ...]:
+def _guidance(
+    options: argparse.Namespace, usual: tuple[float, ...], has_sources: bool
+) -> tuple[float, ...]:
     """A weight for each branch to guide away from: one, or with source images two."""
-    if options.task is not None and prompts.TASKS[options.task].num_sources:
-        usual, given = prompts.SOURCE_GUIDANCE, (options.cfg, options.cfg_image)
+    if has_sources:
+        given = (options.cfg, options.cfg_image)
     elif options.cfg_image is None:
         usual, given = usual or (0.0,), (options.cfg,)
     else:

@@ -261,13 +261,19 @@ def check_head(head: Checkpoint, model: Checkpoint) -> str | None:
     )
 
 
-def settings(model: Checkpoint) -> Settings:
+def settings(model: Checkpoint, *, has_sources: bool = False) -> Settings:
     """The sampler settings that the model's file states; those of its original for the rest.
+
+    Args:
+        has_sources: True: for conditions with source images, which have two guidance weights.
 
     Raises:
         ValueError: the file states one that does not exist or is out of range.
     """
     stated = {k: tuple(v) if isinstance(v, list) else v for k, v in model.metadata.defaults.items()}
+    source_guidance = stated.pop("source_guidance", model.format.source_guidance)
+    if has_sources:
+        stated["guidance"] = source_guidance
     with naming(model.path):
         try:
             found = replace(Settings(), **{**model.format.defaults, **stated})

@@ -6,10 +6,12 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+import builders
 import pytest
 import torch
 from golden_sets import load
 from lumina_sets import head, network
+from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.denoiser import Revealed
 from shortcut_pack.shortcut.formats import Bare
 from shortcut_pack.shortcut.heads import lumina as lumina_head
@@ -228,3 +230,13 @@ def test_every_kind_of_head(width, sees_new, has_time):
     in_turn = next_features(net, replace(grid, is_sequential=True))
     for a_BSD, b_BSD in zip(base, in_turn, strict=True):
         torch.testing.assert_close(a_BSD, b_BSD, rtol=1e-4, atol=1e-4)
+
+
+def test_a_file_may_state_the_guidance_that_suits_source_images():
+    plain, own = (
+        builders.text_model(defaults=defaults)
+        for defaults in ({}, {"guidance": [3.0], "source_guidance": [2.0, 1.5]})
+    )
+    for model, guidance, with_sources in ((plain, (4.0,), (2.5, 4.0)), (own, (3.0,), (2.0, 1.5))):
+        assert weights.settings(model).guidance == guidance
+        assert weights.settings(model, has_sources=True).guidance == with_sources

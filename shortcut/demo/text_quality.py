@@ -21,7 +21,7 @@ import torch
 from .. import shipped, weights
 from ..grid import usual_grid
 from ..pipeline import needed_branches
-from ..prompts import SOURCE_GUIDANCE, load_tokenizer
+from ..prompts import load_tokenizer
 from ..tokenizer_files import NEEDED, tokenizer_folder
 from . import text_judge
 from .quality_report import WORK_COLUMNS, Work, head_share, quality_chart, table
@@ -153,8 +153,8 @@ def load_kit(options: argparse.Namespace, model_file: weights.Checkpoint) -> Kit
             f"{vq_file.name} has {vq_file.config.num_codes} codes, and {model_file.name} makes "
             f"{model_file.config.num_codes}. Give the VQ model that belongs to it."
         )
-    defaults = weights.settings(model_file)
-    guidance = SOURCE_GUIDANCE if options.task == "edit" else defaults.guidance
+    defaults = weights.settings(model_file, has_sources=options.task == "edit")
+    guidance = defaults.guidance
     if options.cfg is not None:
         if len(options.cfg) != len(guidance):
             raise ValueError(

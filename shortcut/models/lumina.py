@@ -281,6 +281,7 @@ FORMAT = Format(
     config=Config,
     read_config=read_config,
     network=LuminaDiMOO,
+    source_guidance=(2.5, 4.0),
     defaults={
         "num_steps": 64,
         "guidance": (4.0,),
