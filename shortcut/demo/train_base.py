@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,9 @@ from ..train.cpu import sdpa_float32
 from ..train.fit import Recipe, fit
 from ..weights import fingerprint
 from .data import load, to_network
+from .scene_places import kinds_of
+from .scene_readers import KINDS_WEIGHT, Readers
+from .scenes import compose
 
 CONFIG = Config(
     grid=12, width=192, depth=6, num_heads=3, mlp_width=768, num_codes=512, num_classes=16
@@ -36,14 +40,16 @@ RECIPE = Recipe(
     autocast=torch.bfloat16,
     checkpoint_every=250,
 )
-# Then with places: after the first recipe the last features told rows (R2 0.89) but hardly columns (R2 0.29), and a
-# head cannot look for new tokens near a place that it does not know.
+# Then with a reader of places (`scene_readers`); then with one of kinds too and small batches, which teach more in the
+# same time.
 PLACES_RECIPE = replace(RECIPE, iterations=3600, lr=1.2e-3, warmup=100)
-PLACES_WEIGHT = 0.3
+KINDS_RECIPE = replace(RECIPE, iterations=10_000, seed=1, lr=1e-3, warmup=100)
 # The original has its loss on known codes too: so the last features tell a head which tokens stand around.
 KNOWN_WEIGHT = 0.3
-BATCH_SIZE = 64
+BATCH_SIZE, SMALL_BATCH_SIZE = 64, 16
 DROP_CLASS = 0.1
+
+Codes = tuple[Tensor, Tensor, Tensor]  # codes (B, L), classes (B,), True = masked (B, L)
 
 
 @torch.no_grad()
@@ -64,9 +70,7 @@ def encode_all(vqgan: VQGAN, directory: Path, batch_size: int = 25) -> tuple[Ten
     return torch.cat(parts), class_B
 
 
-def loss_of(
-    network: MaskGIT, batch: tuple[Tensor, Tensor, Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
+def loss_of(network: MaskGIT, batch: Codes) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of the masked codes."""
     codes_BL, class_B, is_masked_BL = batch
     (features_BSD,) = network.features(codes_BL, is_masked_BL, [class_B])
@@ -84,36 +88,27 @@ def codes_loss(
     return F.cross_entropy(logits_MV, target_M), {"accuracy": accuracy}
 
 
-class Places(nn.Module):
-    """A MaskGIT in training with a linear reader of each position's row and column; the reader is not kept."""
+class Training(nn.Module):
+    """A MaskGIT in training with readers of its last features, which are not kept."""
 
     def __init__(self, network: MaskGIT):
         super().__init__()
         self.network = network
-        self.reader = nn.Linear(network.config.width, 2 * network.config.grid)
+        self.readers = Readers(network.config.width, (network.config.grid, network.config.grid))
 
 
-def places_loss(
-    training: Places, batch: tuple[Tensor, Tensor, Tensor]
+def loss_with_readers(
+    training: Training, batch: tuple[Codes, Tensor], kinds_weight: float = 0.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """As `loss_of`, plus the cross-entropies of what a head needs to see in the last features.
-
-    These are the row and the column of each position, and the codes that are known already.
-    """
-    codes_BL, class_B, is_masked_BL = batch
-    network, grid = training.network, training.network.config.grid
+    """As `loss_of`, plus the codes that are known already, and what the readers read."""
+    (codes_BL, class_B, is_masked_BL), kind_BL = batch
+    network = training.network
     (features_BSD,) = network.features(codes_BL, is_masked_BL, [class_B])
-    loss, figures = codes_loss(network, features_BSD, codes_BL, is_masked_BL)
+    masked, figures = codes_loss(network, features_BSD, codes_BL, is_masked_BL)
     known, _ = codes_loss(network, features_BSD, codes_BL, ~is_masked_BL)
-    row_logits, column_logits = (
-        training.reader(features_BSD[:, :-1]).float().flatten(0, 1).chunk(2, 1)
-    )
-    index_M = torch.arange(grid * grid).repeat(len(codes_BL))
-    places = F.cross_entropy(row_logits, index_M // grid) + F.cross_entropy(
-        column_logits, index_M % grid
-    )
-    figures |= {"places": places, "known": known}
-    return loss + PLACES_WEIGHT * places + KNOWN_WEIGHT * known, figures
+    features_BLD = features_BSD[:, : codes_BL.shape[1]]
+    read, read_figures = training.readers.loss(features_BLD, kind_BL, kinds_weight)
+    return masked + KNOWN_WEIGHT * known + read, figures | {"known": known} | read_figures
 
 
 def draw_masks(num_images: int, num_tokens: int, generator: torch.Generator) -> Tensor:
@@ -141,21 +136,41 @@ def train(directory: Path, vqgan: VQGAN) -> MaskGIT:
     """Trains on the codes of `directory`/train, with checkpoints in `directory`. Returns the averaged network."""
     codes, classes = encode_all(vqgan, directory / "train")
 
-    def draw_batch(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        index = torch.randint(len(codes), (BATCH_SIZE,), generator=generator)
-        is_dropped = torch.rand(BATCH_SIZE, generator=generator) < DROP_CLASS
+    def draw(generator: torch.Generator, size: int) -> tuple[Codes, Tensor]:
+        """A batch, and the seeds of its scenes."""
+        index = torch.randint(len(codes), (size,), generator=generator)
+        is_dropped = torch.rand(size, generator=generator) < DROP_CLASS
         class_B = classes[index].masked_fill(is_dropped, CONFIG.num_classes)
-        return codes[index].long(), class_B, draw_masks(BATCH_SIZE, CONFIG.num_tokens, generator)
+        is_masked_BL = draw_masks(size, CONFIG.num_tokens, generator)
+        return (codes[index].long(), class_B, is_masked_BL), index
+
+    def draw_codes(generator: torch.Generator) -> Codes:
+        return draw(generator, BATCH_SIZE)[0]
+
+    def draw_kinds(generator: torch.Generator, size: int) -> tuple[Codes, Tensor]:
+        batch, seed_B = draw(generator, size)
+        grid = CONFIG.grid, CONFIG.grid
+        return batch, torch.stack([kinds_of(compose(seed), grid) for seed in seed_B.tolist()])
 
     network = fit(
         initialised(CONFIG, RECIPE.seed),
-        draw_batch,
+        draw_codes,
         loss_of,
         RECIPE,
         checkpoint=directory / "base.ckpt",
     )
     with torch.random.fork_rng():
         torch.manual_seed(PLACES_RECIPE.seed)
-        training = Places(network)
-    checkpoint = directory / "places.ckpt"
-    return fit(training, draw_batch, places_loss, PLACES_RECIPE, checkpoint=checkpoint).network
+        training = Training(network)
+    for name, recipe, size, kinds_weight in (
+        ("base-places", PLACES_RECIPE, BATCH_SIZE, 0.0),
+        ("base-kinds", KINDS_RECIPE, SMALL_BATCH_SIZE, KINDS_WEIGHT),
+    ):
+        training = fit(
+            training.train(),
+            partial(draw_kinds, size=size),
+            partial(loss_with_readers, kinds_weight=kinds_weight),
+            recipe,
+            checkpoint=directory / f"{name}.ckpt",
+        )
+    return training.network

@@ -33,13 +33,14 @@ from ..train.cpu import sdpa_float32
 from ..train.fit import Recipe, fit
 from .scene_edits import altered, instruction
 from .scene_facts import facts_of
-from .scene_places import KINDS, kinds_of
+from .scene_places import kinds_of
+from .scene_readers import KINDS_WEIGHT, Readers
 from .scene_tokenizer import END_OF_TEXT_ID, NUM_TEXT_IDS
 from .scene_words import caption
 from .scenes import Scene, compose_varied
 from .text_judge import TRAIN_FOLDER
 from .text_prompts import FIRST_PROMPT_SEED
-from .train_base import KNOWN_WEIGHT, PLACES_WEIGHT, encode_all
+from .train_base import KNOWN_WEIGHT, encode_all
 from .train_base import RECIPE as BASE_RECIPE
 
 CONFIG = Config(
@@ -73,8 +74,7 @@ class Stage:
 
 
 # Words and what they stand for come together slowly: more and smaller batches teach more in the same time. So does
-# naming the kinds of things: many codes look alike, and what tells a red house from a blue one is a small part of
-# their cross-entropy.
+# naming the kinds of things.
 _SMALL = replace(BASE_RECIPE, iterations=3500, seed=1, lr=1e-3, warmup=100)
 STAGES = (
     Stage(
@@ -89,7 +89,7 @@ STAGES = (
         recipe=replace(_SMALL, iterations=12000, seed=2),
         num_pictures=13,
         num_edits=3,
-        kinds_weight=2.0,
+        kinds_weight=KINDS_WEIGHT,
     ),
 )
 
@@ -214,13 +214,12 @@ def _between(low_B: Tensor, high_B: Tensor, size: int) -> Tensor:
 
 
 class Training(nn.Module):
-    """The network in training, with linear readers, not kept, of each position's row, column and kind of thing."""
+    """The network in training, with readers of its last features, which are not kept."""
 
     def __init__(self, network: LuminaDiMOO, grid: Grid):
         super().__init__()
         self.network, self.grid = network, grid
-        self.reader = nn.Linear(network.config.width, sum(grid))
-        self.kind_reader = nn.Linear(network.config.width, len(KINDS))
+        self.readers = Readers(network.config.width, grid)
 
     def image_features(self, batch: Batch) -> Tensor:
         """Last features (B, L, D) of the image tokens of all samples."""
@@ -242,21 +241,11 @@ def loss_of(
     logits_BLV = training.network.code_output(features_BLD).float()
     loss_BL = F.cross_entropy(logits_BLV.movedim(-1, 1), batch.codes_BL, reduction="none")
     masked, known = (_mean(loss_BL, is_in) for is_in in (batch.is_masked_BL, ~batch.is_masked_BL))
-    rows, columns = training.grid
-    row_BVL, column_BVL = (
-        training.reader(features_BLD).float().movedim(-1, 1).split(training.grid, 1)
-    )
-    index_BL = torch.arange(rows * columns).expand(len(features_BLD), -1)
-    places = F.cross_entropy(row_BVL, index_BL // columns) + F.cross_entropy(
-        column_BVL, index_BL % columns
-    )
-    kind_BKL = training.kind_reader(features_BLD).float().movedim(-1, 1)
-    kinds = F.cross_entropy(kind_BKL, batch.kind_BL)
+    read, read_figures = training.readers.loss(features_BLD, batch.kind_BL, kinds_weight)
     is_right_BL = (logits_BLV.argmax(-1) == batch.codes_BL).float()
-    figures = {"masked": masked, "known": known, "places": places, "kinds": kinds}
+    figures = {"masked": masked, "known": known, **read_figures}
     figures["accuracy"] = _mean(is_right_BL, batch.is_masked_BL)
-    loss = masked + KNOWN_WEIGHT * known + PLACES_WEIGHT * places + kinds_weight * kinds
-    return loss, figures
+    return masked + KNOWN_WEIGHT * known + read, figures
 
 
 def _mean(value_BL: Tensor, is_counted_BL: Tensor) -> Tensor:
