@@ -98,8 +98,8 @@ def widgets() -> list[Any]:
             advanced=True,
             tooltip="Randomness of where tokens are revealed. Too low: flat, dull images; too "
             "high: incoherent ones. 0 = always the most certain. Typical: 4 to 12 for MaskGIT "
-            "and 30 for the shipped model, falling to 0 in the last step; 1 for Lumina-DiMOO, "
-            "where it stays. No effect on speed.",
+            "and 30 for the shipped class model, falling to 0 in the last step; 1 for "
+            "Lumina-DiMOO and 4 for the shipped text model, where it stays. No effect on speed.",
         ),
         io.Float.Input(
             "denoise",
@@ -140,7 +140,7 @@ def later_widgets() -> list[Any]:
             advanced=True,
             tooltip="Guidance towards the source images of Text Condition; without them it has no "
             "effect. Higher: closer to the image, less change. 0 = off, which saves a third of the "
-            "work. Typical: 4.",
+            "work. Typical: 4 for Lumina-DiMOO, 1.5 for the shipped text model.",
         ),
     ]
 

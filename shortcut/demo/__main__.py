@@ -46,7 +46,12 @@ FIRST_FRESH_SEED = 10_000_000  # no training picture has such a seed
 TITLE = "Procedural landscapes, 96 x 96"
 TEXT_TITLE = "Procedural landscapes by text, 96 x 96"
 DEFAULTS = {"num_steps": 32, "guidance": [2.8], "choice_temperature": train_head.CHOICE_TEMPERATURE}
-TEXT_DEFAULTS = {"guidance": [3.0], "temperature": 0.9, "choice_temperature": 4.0}
+TEXT_DEFAULTS = {
+    "guidance": [3.0],
+    "source_guidance": [2.5, 1.5],
+    "temperature": 0.9,
+    "choice_temperature": 4.0,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
