@@ -9,7 +9,8 @@ as in Besnier and Chen 2023; 10 % of the classes dropped for guidance.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -40,16 +41,46 @@ RECIPE = Recipe(
     autocast=torch.bfloat16,
     checkpoint_every=250,
 )
-# Then with a reader of places (`scene_readers`); then with one of kinds too and small batches, which teach more in the
-# same time.
-PLACES_RECIPE = replace(RECIPE, iterations=3600, lr=1.2e-3, warmup=100)
-KINDS_RECIPE = replace(RECIPE, iterations=10_000, seed=1, lr=1e-3, warmup=100)
 # The original has its loss on known codes too: so the last features tell a head which tokens stand around.
 KNOWN_WEIGHT = 0.3
-BATCH_SIZE, SMALL_BATCH_SIZE = 64, 16
 DROP_CLASS = 0.1
 
-Codes = tuple[Tensor, Tensor, Tensor]  # codes (B, L), classes (B,), True = masked (B, L)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A part of the training; the next goes on with its averaged network."""
+
+    name: str  # of its checkpoint
+    recipe: Recipe
+    batch_size: int
+    kinds_weight: float = 0.0  # of the loss on the kinds of things
+
+
+STAGES = (
+    Stage(name="base", recipe=RECIPE, batch_size=64),
+    Stage(
+        name="base-longer",
+        recipe=replace(RECIPE, iterations=3600, lr=1.2e-3, warmup=100),
+        batch_size=64,
+    ),
+    # Small batches teach more in the same time.
+    Stage(
+        name="base-kinds",
+        recipe=replace(RECIPE, iterations=10_000, seed=1, lr=1e-3, warmup=100),
+        batch_size=16,
+        kinds_weight=KINDS_WEIGHT,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pictures: their codes and classes, where they are masked, and what they show where."""
+
+    codes_BL: Tensor
+    class_B: Tensor
+    is_masked_BL: Tensor
+    kind_BL: Tensor  # numbers in `scene_places.KINDS`
 
 
 @torch.no_grad()
@@ -70,24 +101,6 @@ def encode_all(vqgan: VQGAN, directory: Path, batch_size: int = 25) -> tuple[Ten
     return torch.cat(parts), class_B
 
 
-def loss_of(network: MaskGIT, batch: Codes) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy of the masked codes."""
-    codes_BL, class_B, is_masked_BL = batch
-    (features_BSD,) = network.features(codes_BL, is_masked_BL, [class_B])
-    return codes_loss(network, features_BSD, codes_BL, is_masked_BL)
-
-
-def codes_loss(
-    network: MaskGIT, features_BSD: Tensor, codes_BL: Tensor, is_counted_BL: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy of the codes where `is_counted_BL` is True, from the last features."""
-    index_BL = torch.arange(codes_BL.shape[1]).expand_as(codes_BL)
-    logits_MV = network.logits(features_BSD, index_BL)[is_counted_BL].float()
-    target_M = codes_BL[is_counted_BL]
-    accuracy = (logits_MV.argmax(-1) == target_M).float().mean()
-    return F.cross_entropy(logits_MV, target_M), {"accuracy": accuracy}
-
-
 class Training(nn.Module):
     """A MaskGIT in training with readers of its last features, which are not kept."""
 
@@ -97,18 +110,33 @@ class Training(nn.Module):
         self.readers = Readers(network.config.width, (network.config.grid, network.config.grid))
 
 
-def loss_with_readers(
-    training: Training, batch: tuple[Codes, Tensor], kinds_weight: float = 0.0
+def loss_of(
+    training: Training, batch: Batch, kinds_weight: float = 0.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """As `loss_of`, plus the codes that are known already, and what the readers read."""
-    (codes_BL, class_B, is_masked_BL), kind_BL = batch
-    network = training.network
-    (features_BSD,) = network.features(codes_BL, is_masked_BL, [class_B])
-    masked, figures = codes_loss(network, features_BSD, codes_BL, is_masked_BL)
-    known, _ = codes_loss(network, features_BSD, codes_BL, ~is_masked_BL)
-    features_BLD = features_BSD[:, : codes_BL.shape[1]]
-    read, read_figures = training.readers.loss(features_BLD, kind_BL, kinds_weight)
-    return masked + KNOWN_WEIGHT * known + read, figures | {"known": known} | read_figures
+    """The loss of the codes, and by weights what the readers read."""
+    (features_BSD,) = training.network.features(batch.codes_BL, batch.is_masked_BL, [batch.class_B])
+    index_BL = torch.arange(batch.codes_BL.shape[1]).expand_as(batch.codes_BL)
+    logits_BLV = training.network.logits(features_BSD, index_BL)
+    loss, figures = codes_loss(logits_BLV, batch.codes_BL, batch.is_masked_BL)
+    features_BLD = features_BSD[:, : batch.codes_BL.shape[1]]
+    read, read_figures = training.readers.loss(features_BLD, batch.kind_BL, kinds_weight)
+    return loss + read, figures | read_figures
+
+
+def codes_loss(
+    logits_BLV: Tensor, codes_BL: Tensor, is_masked_BL: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of the masked codes, and by weight of the known ones."""
+    loss_BL = F.cross_entropy(logits_BLV.float().movedim(-1, 1), codes_BL, reduction="none")
+    masked, known = (_mean(loss_BL, is_in_BL) for is_in_BL in (is_masked_BL, ~is_masked_BL))
+    is_right_BL = (logits_BLV.argmax(-1) == codes_BL).float()
+    figures = {"masked": masked, "known": known, "accuracy": _mean(is_right_BL, is_masked_BL)}
+    return masked + KNOWN_WEIGHT * known, figures
+
+
+def _mean(value_BL: Tensor, is_counted_BL: Tensor) -> Tensor:
+    """Mean where `is_counted_BL` is True; 0 if that is nowhere."""
+    return (value_BL * is_counted_BL).sum() / is_counted_BL.sum().clamp(min=1)
 
 
 def draw_masks(num_images: int, num_tokens: int, generator: torch.Generator) -> Tensor:
@@ -118,7 +146,7 @@ def draw_masks(num_images: int, num_tokens: int, generator: torch.Generator) -> 
     return order_BL < (ratio_B1 * num_tokens).ceil().clamp(min=1)
 
 
-def initialised(config: Config, seed: int) -> MaskGIT:
+def initialised(config: Config, seed: int) -> Training:
     """A network with normal weights of deviation 0.02, zero biases; the global random state is left alone."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -129,48 +157,38 @@ def initialised(config: Config, seed: int) -> MaskGIT:
             if isinstance(module, torch.nn.Linear):
                 torch.nn.init.zeros_(module.bias)
         torch.nn.init.zeros_(network.output_bias.weight)
-    return network
+        return Training(network)
 
 
 def train(directory: Path, vqgan: VQGAN) -> MaskGIT:
     """Trains on the codes of `directory`/train, with checkpoints in `directory`. Returns the averaged network."""
     codes, classes = encode_all(vqgan, directory / "train")
+    return learn(codes, classes, CONFIG, STAGES, directory)
 
-    def draw(generator: torch.Generator, size: int) -> tuple[Codes, Tensor]:
-        """A batch, and the seeds of its scenes."""
-        index = torch.randint(len(codes), (size,), generator=generator)
-        is_dropped = torch.rand(size, generator=generator) < DROP_CLASS
-        class_B = classes[index].masked_fill(is_dropped, CONFIG.num_classes)
-        is_masked_BL = draw_masks(size, CONFIG.num_tokens, generator)
-        return (codes[index].long(), class_B, is_masked_BL), index
 
-    def draw_codes(generator: torch.Generator) -> Codes:
-        return draw(generator, BATCH_SIZE)[0]
+def learn(
+    codes: Tensor, classes: Tensor, config: Config, stages: Sequence[Stage], directory: Path
+) -> MaskGIT:
+    """Trains on codes (B, L) and classes (B,) of the scenes 0, 1, 2 ..., with checkpoints in `directory`."""
 
-    def draw_kinds(generator: torch.Generator, size: int) -> tuple[Codes, Tensor]:
-        batch, seed_B = draw(generator, size)
-        grid = CONFIG.grid, CONFIG.grid
-        return batch, torch.stack([kinds_of(compose(seed), grid) for seed in seed_B.tolist()])
+    def draw(generator: torch.Generator, size: int) -> Batch:
+        seed_B = torch.randint(len(codes), (size,), generator=generator)
+        is_dropped_B = torch.rand(size, generator=generator) < DROP_CLASS
+        grid = config.grid, config.grid
+        return Batch(
+            codes[seed_B].long(),
+            classes[seed_B].masked_fill(is_dropped_B, config.num_classes),
+            draw_masks(size, config.num_tokens, generator),
+            torch.stack([kinds_of(compose(seed), grid) for seed in seed_B.tolist()]),
+        )
 
-    network = fit(
-        initialised(CONFIG, RECIPE.seed),
-        draw_codes,
-        loss_of,
-        RECIPE,
-        checkpoint=directory / "base.ckpt",
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(PLACES_RECIPE.seed)
-        training = Training(network)
-    for name, recipe, size, kinds_weight in (
-        ("base-places", PLACES_RECIPE, BATCH_SIZE, 0.0),
-        ("base-kinds", KINDS_RECIPE, SMALL_BATCH_SIZE, KINDS_WEIGHT),
-    ):
+    training = initialised(config, stages[0].recipe.seed)
+    for stage in stages:
         training = fit(
             training.train(),
-            partial(draw_kinds, size=size),
-            partial(loss_with_readers, kinds_weight=kinds_weight),
-            recipe,
-            checkpoint=directory / f"{name}.ckpt",
+            partial(draw, size=stage.batch_size),
+            partial(loss_of, kinds_weight=stage.kinds_weight),
+            stage.recipe,
+            checkpoint=directory / f"{stage.name}.ckpt",
         )
     return training.network

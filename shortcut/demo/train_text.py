@@ -40,8 +40,8 @@ from .scene_words import caption
 from .scenes import Scene, compose_varied
 from .text_judge import TRAIN_FOLDER
 from .text_prompts import FIRST_PROMPT_SEED
-from .train_base import KNOWN_WEIGHT, encode_all
 from .train_base import RECIPE as BASE_RECIPE
+from .train_base import codes_loss, encode_all
 
 CONFIG = Config(
     width=192,
@@ -238,19 +238,10 @@ def loss_of(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of the masked codes, and by weights of the known ones, of places and of kinds of things."""
     features_BLD = training.image_features(batch)
-    logits_BLV = training.network.code_output(features_BLD).float()
-    loss_BL = F.cross_entropy(logits_BLV.movedim(-1, 1), batch.codes_BL, reduction="none")
-    masked, known = (_mean(loss_BL, is_in) for is_in in (batch.is_masked_BL, ~batch.is_masked_BL))
+    logits_BLV = training.network.code_output(features_BLD)
+    loss, figures = codes_loss(logits_BLV, batch.codes_BL, batch.is_masked_BL)
     read, read_figures = training.readers.loss(features_BLD, batch.kind_BL, kinds_weight)
-    is_right_BL = (logits_BLV.argmax(-1) == batch.codes_BL).float()
-    figures = {"masked": masked, "known": known, **read_figures}
-    figures["accuracy"] = _mean(is_right_BL, batch.is_masked_BL)
-    return masked + KNOWN_WEIGHT * known + read, figures
-
-
-def _mean(value_BL: Tensor, is_counted_BL: Tensor) -> Tensor:
-    """Mean where `is_counted_BL` is True; 0 if that is nowhere."""
-    return (value_BL * is_counted_BL).sum() / is_counted_BL.sum().clamp(min=1)
+    return loss + read, figures | read_figures
 
 
 def initialised(config: Config, grid: Grid, seed: int) -> Training:
