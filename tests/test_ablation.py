@@ -99,7 +99,7 @@ def test_each_row_changes_what_it_says_and_nothing_else(model_file):
 def test_the_base_is_the_recipe_of_the_shipped_head_cut_to_fewer_iterations(model_file):
     whole = ablation_bench.base_plan(model_file, train_head.RECIPE.iterations)
     assert whole == HeadPlan(
-        config=train_head.CONFIG,
+        config=replace(train_head.CONFIG, width=60, num_blocks=2, num_heads=4),
         recipe=replace(train_head.RECIPE, ema=pytest.approx(train_head.RECIPE.ema)),
         teaching=train_head.TEACHING,
         objective=train_head.OBJECTIVE,
