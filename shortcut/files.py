@@ -94,6 +94,17 @@ def parts(path: Path) -> list[Path]:
     return [path, *shards_of(path).values()] if path.name.endswith(INDEX_SUFFIX) else [path]
 
 
+def check_writable(path: Path) -> None:
+    """Raises OSError if no file can be written to `path`, its folders made if need be."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder. Give the name of a file in it.")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written: {there} is a file, not a folder.")
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"{path} cannot be written: {there} does not allow it.")
+
+
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """A path beside `path` to write to.

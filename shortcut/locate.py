@@ -39,7 +39,7 @@ def find(path: Path, formats: Iterable[Format]) -> Path:
         + (
             f"It holds {shards[0].name}, a part of one, but not the index that names all parts: "
             "download model.safetensors.index.json into it."
-            if shards
+            if shards and any(format.kind == "model" for format in formats)
             else f"Looked there and in its subfolders for {names} and for our own .safetensors. "
             "Give the file itself."
         )

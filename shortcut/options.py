@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .files import check_writable
 from .formats import PRESET_NAMES, Format
 from .prompts import TASKS
 from .schedule import SCHEDULES
@@ -105,7 +106,8 @@ def add_how(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--steps", type=int, help="sampling steps")
     how.add_argument(
-        "--full-steps", help="full passes: how many, or which (0,4,9); default: all without a head"
+        "--full-steps",
+        help="full passes: how many, or which (0,4,9); default: a share as of the preset balanced; all without a head",
     )
     how.add_argument(
         "--cfg",
@@ -152,12 +154,23 @@ def add_where(parser: argparse.ArgumentParser) -> None:
 
 
 def check_outputs(options: argparse.Namespace) -> None:
-    """Raises ValueError if the options do not say where to write, or say it twice."""
+    """Checks before a long run that its results have a place.
+
+    Raises:
+        ValueError: the options do not say where to write, or say it twice.
+        OSError: nothing can be written there.
+    """
     if options.prompts is None:
         if options.out is None:
             raise ValueError("nothing says where to write. Add --out FILE.png.")
         if options.out_dir is not None:
             raise ValueError("--out-dir is for --prompts. Give --out FILE.png instead.")
+        if options.out.suffix.lower() != ".png":
+            raise ValueError(
+                f"--out {options.out} is no PNG: pictures are PNG files. Name it .png."
+            )
+        for path in filter(None, (options.out, options.save_tokens)):
+            check_writable(path)
     else:
         if options.out_dir is None:
             raise ValueError("--prompts needs a folder to write to. Add --out-dir DIR.")
@@ -201,15 +214,18 @@ def with_line(options: argparse.Namespace, text: str) -> argparse.Namespace:
         raise ValueError(f"it is not JSON ({error}).") from error
     if not isinstance(line, Mapping):
         raise ValueError(f"it is {text[:80]!r}, expected a JSON object with a prompt.")
+    parser = _LineParser(allow_abbrev=False, add_help=False)
+    add_what(parser)
+    add_how(parser)
+    if unknown := [key for key in line if key != NAME and flag(key) not in parser.flags]:
+        known = ", ".join((NAME, *(known.lstrip("-") for known in parser.flags)))
+        raise ValueError(f"it has {unknown[0]!r}, which is no option. Known are: {known}.")
     name = line.get(NAME)
     if name is not None and (not isinstance(name, str) or name in ("", ".", "..") or "/" in name):
         raise ValueError(f"its name is {name!r}, expected that of a file, without a folder.")
     arguments = [
         f"{flag(key)}={_argument(key, value)}" for key, value in line.items() if key != NAME
     ]
-    parser = _LineParser(allow_abbrev=False, add_help=False)
-    add_what(parser)
-    add_how(parser)
     # What the namespace holds already stays where the line says nothing.
     return parser.parse_args(arguments, argparse.Namespace(**{**vars(options), NAME: name}))
 
@@ -224,6 +240,11 @@ def _argument(key: str, value: Any) -> str:
 
 class _LineParser(argparse.ArgumentParser):
     """A parser whose errors are exceptions."""
+
+    @property
+    def flags(self) -> list[str]:
+        """Its options as they are typed."""
+        return list(self._option_string_actions)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import prompts, weights
 from .classes import class_branches, class_id
+from .formats import Format
 from .grid import Grid
 from .operations import count_operations
 from .options import check_conditioning
@@ -23,6 +24,8 @@ from .sampler import Trace
 from .schedule import Settings, plan
 from .start import start_of
 from .tools import Tools, advice_on_memory
+
+USUAL_PRESET = "balanced"  # whose share of full steps a run with a head has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,13 +137,17 @@ def settings_of(tools: Tools, options: argparse.Namespace) -> Settings:
     }
     if options.steps is not None:
         given["num_steps"] = options.steps
-    given["full_steps"] = full_steps_of(options.full_steps)
+    if options.full_steps is not None:
+        given["full_steps"] = full_steps_of(options.full_steps)
     if options.preset is not None:
         if options.steps is not None or options.full_steps is not None:
             raise ValueError("--preset sets --steps and --full-steps. Leave them out, or --preset.")
         preset = tools.model_file.format.presets[options.preset]
         given |= {"num_steps": preset.num_steps, "full_steps": preset.num_full}
-    if tools.head is None and given["full_steps"] is not None:
+    if tools.head is not None and "full_steps" not in given:
+        num_steps = given.get("num_steps", usual.num_steps)
+        given["full_steps"] = usual_full_steps(tools.model_file.format, num_steps)
+    if tools.head is None and "full_steps" in given:
         used = "--full-steps" if options.preset is None else "--preset"
         raise ValueError(
             f"{used} needs a shortcut head: without one every step is full. Add --head FILE."
@@ -151,10 +158,14 @@ def settings_of(tools: Tools, options: argparse.Namespace) -> Settings:
     return settings
 
 
-def full_steps_of(text: str | None) -> int | tuple[int, ...] | None:
-    """How many steps are full ("8"), or which ("0,4,9"); None = all."""
-    if text is None:
-        return None
+def usual_full_steps(format: Format, num_steps: int) -> int:
+    """As large a share of full steps as the usual preset has."""
+    preset = format.presets[USUAL_PRESET]
+    return max(1, round(num_steps * preset.num_full / preset.num_steps))
+
+
+def full_steps_of(text: str) -> int | tuple[int, ...]:
+    """How many steps are full ("8"), or which ("0,4,9")."""
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:

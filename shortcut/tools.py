@@ -56,7 +56,8 @@ class Tools:
     @torch.no_grad()
     def encode(self, pixels_BCYX: Tensor) -> Tensor:
         """Codes (B, h, w) on the CPU of RGB pixels in [-1, 1]."""
-        return self.vq.encode(pixels_BCYX.to(self.device)).cpu()
+        with advice_on_memory():
+            return self.vq.encode(pixels_BCYX.to(self.device)).cpu()
 
     @torch.no_grad()
     def decode(self, codes_Bhw: Tensor) -> Tensor:
@@ -106,11 +107,20 @@ def advice_on_memory() -> Iterator[None]:
     """Says what to do when the device has no memory left."""
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise RuntimeError(
             f"the device is out of memory. Use --sequential, --dtype bfloat16, a smaller picture or --batch-size, or "
             f"convert the weights to float8. ({error})"
         ) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is exhausted: only CUDA has a type of its own for that."""
+    marks = "out of memory", "not enough memory", "alloc_cpu"
+    is_typed = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_typed or any(mark in str(error) for mark in marks)
 
 
 def checked_device(name: str) -> torch.device:

@@ -353,6 +353,11 @@ def test_a_folder_without_its_index(folder: Path) -> None:
     refused_folder(folder, match, FileNotFoundError)
 
 
+def test_a_folder_without_a_vq_model(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no .*VQ.* Looked there and in its sub"):
+        weights.load(folder, "vq")
+
+
 def test_a_folder_with_both_an_index_and_one_file(folder: Path) -> None:
     save_file(lumina_folder.raw(), folder / "model.safetensors")
     refused_folder(

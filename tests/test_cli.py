@@ -162,6 +162,37 @@ def test_wrong_input_ends_in_a_clear_error(
     assert codes is None and not list(tmp_path.glob("*.png")), "nothing is written"
 
 
+def test_a_head_is_used_without_being_asked_for_steps(run, folder: Path) -> None:
+    head = ("--head", str(folder / "head.safetensors"))
+    said = {
+        steps: json.loads(run(*head, "--steps", steps, "--json")[2]) for steps in ("2", "6", "16")
+    }
+    # In the proportion of "balanced", which is 9 of 32.
+    assert {steps: report["full_steps"] for steps, report in said.items()} == {
+        "2": 1,
+        "6": 2,
+        "16": 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("a.jpg", "a.jpg is no PNG"),
+        ("folder.png", "folder.png is a folder. Give the name of a file in it."),
+        ("file/a.png", "file is a file, not a folder"),
+    ],
+)
+def test_a_place_that_cannot_be_written_to_is_told_before_the_run(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, message: str
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("shortcut_pack.shortcut.requests.generate", pytest.fail)
+    status, codes, _, error = run(out=out)
+    assert status == 1 and codes is None and message in error
+
+
 def test_an_interrupt_writes_nothing(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(bar, trace) -> None:
         raise KeyboardInterrupt

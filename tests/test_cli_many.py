@@ -122,8 +122,11 @@ def test_several_images_of_a_line(run: Run, tmp_path: Path) -> None:
     [
         ("{", "it is not JSON"),
         ('["a"]', "expected a JSON object with a prompt"),
-        ({"prompt": "a", "colour": "red"}, "unrecognized arguments: --colour=red"),
-        ({"prompt": "a", "model": "x"}, "unrecognized arguments: --model=x"),
+        (
+            {"prompt": "a", "colour": "red"},
+            "it has 'colour', which is no option. Known are: name, class, prompt,",
+        ),
+        ({"prompt": "a", "model": "x"}, "it has 'model', which is no option"),
         ({"prompt": "a", "width": "wide"}, "argument --width: invalid int value: 'wide'"),
         ({"prompt": "a", "width": True}, "its width is True, expected a text, a number"),
         ({"prompt": "a", "width": 9}, "The nearest sizes are 8 or 10 wide and 8 high"),

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.image import to_pixels
+from shortcut_pack.shortcut.models.lumina import OnGrid
 from shortcut_pack.shortcut.tokenizer_files import copy_tokenizer
 from test_lumina_prompts import real_words, save_tokenizer, tags_of
 from torch import Tensor
@@ -293,13 +294,42 @@ def test_a_preset_without_a_head(run: Run) -> None:
     assert status == 1 and "--preset needs a shortcut head" in error
 
 
-def test_a_device_out_of_memory_is_told_with_what_to_do(
+@pytest.mark.parametrize(
+    "exhausted",
+    [
+        torch.OutOfMemoryError("tried to allocate 2 GiB"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 2 GiB"),
+        RuntimeError("MPS backend out of memory (2 GiB)"),
+        MemoryError("2 GiB"),
+    ],
+    ids=["cuda", "cpu", "mps", "python"],
+)
+def test_out_of_memory_in_the_middle_of_a_run(
+    run: Run, monkeypatch: pytest.MonkeyPatch, exhausted: Exception
+) -> None:
+    whole = run(*PROMPT)[1]
+    calls = []
+    features = OnGrid.features
+
+    def failing(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise exhausted
+        return features(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OnGrid, "features", failing)
+        status, codes, _, error = run(*PROMPT)
+    assert (status, codes, len(calls)) == (1, None, 3)
+    assert "the device is out of memory. Use --sequential" in error and "2 GiB" in error
+    assert torch.equal(run(*PROMPT)[1], whole)
+
+
+def test_any_other_error_of_the_device_is_told_as_it_is(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def exhausted(*args: Any, **kwargs: Any) -> None:
-        raise torch.cuda.OutOfMemoryError("tried to allocate 2 GiB")
+    def failing(*arguments: Any) -> None:
+        raise RuntimeError("the device was unplugged")
 
-    monkeypatch.setattr("shortcut_pack.shortcut.models.lumina.OnGrid.features", exhausted)
-    status, _, _, error = run(*PROMPT)
-    assert status == 1
-    assert "the device is out of memory. Use --sequential" in error and "2 GiB" in error
+    monkeypatch.setattr(OnGrid, "features", failing)
+    assert run(*PROMPT)[3].strip() == "error: the device was unplugged"

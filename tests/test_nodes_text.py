@@ -123,6 +123,22 @@ def test_vanilla_is_called_so_also_where_steps_reveal_nothing(model, caplog):
     assert "20 steps" in line and "20 full" not in line and line.endswith("(vanilla)")
 
 
+def test_nothing_is_left_of_a_run_in_those_after_it(model, head, vae):
+    """Other sizes, batches, prompts, heads and source images in between change nothing."""
+
+    def first():
+        return [run(model, empty(2), None)["samples"], run(model, empty(2), head)["samples"]]
+
+    fits = {"model_fingerprint": model.model.checkpoint.fingerprint}
+    other_head = native.build_head(builders.text_head(seed=1, **fits), "float32")
+    expected = first()
+    run(model, empty(grid=(6, 4)), head)
+    assert not torch.equal(run(model, empty(2), other_head)["samples"], expected[1])
+    run(model, empty(grid=(2, 7)), positive=cond(model, "a boat"))
+    run(model, positive=cond(model, "fog", "edit", vae=vae, image=pixels()), head=head)
+    assert all(torch.equal(now, before) for now, before in zip(first(), expected, strict=True))
+
+
 # ------------------------------------------------------------------------------------------- source images
 
 
