@@ -163,7 +163,7 @@ class TrainHead(io.ComfyNode):
                 )
         on_cpu = {name: tensor.cpu() for name, tensor in trained.tensors.items()}
         head = build_head(replace(trained, tensors=on_cpu), "default")
-        return io.NodeOutput(head, _image(loss_chart(read_log(kept))))
+        return io.NodeOutput(head, _image(report.chart()))
 
 
 class SaveHead(io.ComfyNode):
@@ -214,14 +214,19 @@ class TrainingReport:
 
     def __init__(self, iterations: int, kept: Path):
         self.iterations, self.kept = iterations, kept
+        self.logged: list[Figures] = []  # for the chart, should there be no file of them
         self.bar = comfy.utils.ProgressBar(iterations)
+
+    def chart(self) -> Image.Image:
+        return loss_chart(read_log(self.kept) or self.logged)
 
     def on_iteration(self, done: int) -> None:
         mm.throw_exception_if_processing_interrupted()
         self.bar.update_absolute(done, self.iterations, None)
 
     def on_log(self, figures: Figures) -> None:
-        chart = ("JPEG", loss_chart(read_log(self.kept)), PREVIEW_SIZE)
+        self.logged.append(figures)
+        chart = ("JPEG", self.chart(), PREVIEW_SIZE)
         self.bar.update_absolute(int(figures["iteration"]), self.iterations, chart)
 
 

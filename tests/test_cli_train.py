@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -129,6 +130,26 @@ def test_an_interrupted_training_goes_on_to_the_same_file(
     again = place.train("again.safetensors")
     assert again.read_bytes() == (place.folder / "head.safetensors").read_bytes()
     assert place.train("other.safetensors", "--seed", "1").read_bytes() != again.read_bytes()
+
+
+def test_a_full_disk_costs_chart_and_state_but_not_the_head(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise full
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", fail)
+        patch.setattr(torch, "save", fail)
+        head = place.train("full.safetensors")
+    assert head.read_bytes() == (place.folder / "head.safetensors").read_bytes()
+    assert "full.png could not be written" in caplog.text
+    assert "full.ckpt could not be written" in caplog.text
+    monkeypatch.setattr(cli_train, "save_head", fail)
+    said = place.error("full.safetensors")
+    assert "full.safetensors or its card could not" in said and "same command again" in said
 
 
 def test_two_processes_go_on_where_one_stopped(

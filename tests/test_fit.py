@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from shortcut_pack.shortcut.train import fit as fit_module
 from shortcut_pack.shortcut.train.fit import Recipe, fit
 from torch import nn
 
@@ -35,6 +39,59 @@ def test_a_loss_that_is_no_number_stops_and_the_last_good_weights_stay(tmp_path)
     saved = torch.load(file, weights_only=True)
     assert saved["iteration"] == 30
     assert all(tensor.isfinite().all() for tensor in saved["network"].values())
+
+
+def full_disk(state: dict, path: Path) -> None:
+    """Saves as torch does where there is no room: half of it, then an error of its own."""
+    path.write_bytes(b"half")
+    raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0\nmore")
+
+
+def free(num_bytes: int) -> Callable[[Path], SimpleNamespace]:
+    return lambda path: SimpleNamespace(free=num_bytes)
+
+
+def test_a_state_that_cannot_be_saved_is_named_and_the_last_one_stays(tmp_path, monkeypatch):
+    file = tmp_path / "line.ckpt"
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda *a: (full_disk if file.exists() else save)(*a))
+    monkeypatch.setattr(fit_module.shutil, "disk_usage", free(int(2e6)))
+    with pytest.raises(
+        OSError, match=r"line\.ckpt could not .*takes 0\.0 MB and 2\.0 MB"
+    ) as caught:
+        fit_a_line(RECIPE, checkpoint=file)
+    assert "Of the training iteration 20 is kept" in str(caught.value)
+    assert "partial" not in str(caught.value) and "\n" not in str(caught.value)
+    monkeypatch.setattr(fit_module.shutil, "disk_usage", free(5))
+    with pytest.raises(OSError, match=r"could not be written \(the disk is full\)"):
+        fit_a_line(RECIPE, checkpoint=file)
+    assert torch.load(file, weights_only=True)["iteration"] == 20
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_result_is_not_lost_where_nothing_can_be_written(tmp_path, monkeypatch, caplog):
+    expected = fit_a_line(RECIPE)
+    monkeypatch.setattr(torch, "save", full_disk)
+    log = tmp_path / "line.jsonl"
+    recipe = replace(RECIPE, checkpoint_every=100)
+    found = fit_a_line(
+        recipe,
+        checkpoint=tmp_path / "line.ckpt",
+        log_every=30,
+        before_batch=lambda iteration: log.mkdir(exist_ok=True),  # so that it cannot be opened
+    )
+    assert torch.equal(found.weight, expected.weight)
+    assert "line.ckpt could not be written" in caplog.text
+    assert "line.jsonl could not be written" in caplog.text
+
+
+def test_what_ended_a_training_is_told_though_its_state_cannot_be_saved(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(FloatingPointError, match="in iteration 11 of 60"):
+        fit_a_line(RECIPE, bad_iteration=10, checkpoint=tmp_path / "line.ckpt")
+    assert "line.ckpt could not be written" in caplog.text
 
 
 def test_the_gradient_is_clipped_and_the_weights_are_averaged():

@@ -230,6 +230,12 @@ def test_other_settings_need_another_name(model):
     train_head(model, iterations=7, checkpoint_name="tinier")
 
 
+def test_without_a_log_the_chart_shows_what_was_just_learned(model, monkeypatch):
+    expected = train_head(model)[1]
+    monkeypatch.setattr(train, "read_log", lambda kept: [])
+    assert torch.equal(train_head(model, checkpoint_name="full")[1], expected)
+
+
 def test_a_training_is_kept_where_a_restart_finds_it_and_no_list_shows_it(model, files, output):
     train_head(model, checkpoint_name="mine/first")
     assert (output / "shortcut_training" / "mine" / "first.ckpt").is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +30,8 @@ from .fit import Figures, read_log
 from .learn import HeadPlan, head_config, learn, recipe_for, teaching_for
 from .loss import Objective
 from .teacher import Teacher
+
+logger = logging.getLogger(__name__)
 
 SAMPLING = ("steps", "cfg", "temperature", "choice_temperature", "schedule")
 
@@ -136,7 +139,7 @@ def run(options: argparse.Namespace) -> int:
                     print(f"{checkpoint} is kept: the same command goes on", file=sys.stderr)
                 raise
     if world.rank == 0:
-        save_head(options.out, head, model_file)
+        write_head(options.out, head, model_file)
         figures = {"head": str(options.out), **head.metadata.trained["last"]}
         print(json.dumps(figures) if options.json else f"wrote {options.out} and its card")
     return 0
@@ -147,6 +150,17 @@ def check_out(out: Path) -> None:
     if out.suffix.lower() not in OURS:
         raise ValueError(f"{out} has the suffix {out.suffix!r}, expected {OURS[0]}.")
     out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def write_head(out: Path, head: Checkpoint, model_file: Checkpoint) -> None:
+    """As `save_head`; says how the head is not lost where that fails."""
+    try:
+        save_head(out, head, model_file)
+    except OSError as error:
+        raise OSError(
+            f"{out} or its card could not be written ({error}). Free some room there, or allow writing, and give the "
+            f"same command again: it goes on from what {checkpoint_of(out).name} has."
+        ) from error
 
 
 def checkpoint_of(out: Path) -> Path:
@@ -228,6 +242,7 @@ class Report:
     def __init__(self, options: argparse.Namespace, bar: Any):
         self.chart, self.checkpoint = options.out.with_suffix(".png"), checkpoint_of(options.out)
         self.bar, self.has_begun = bar, False
+        self.logged: list[Figures] = []  # for the chart, should there be no file of them
         self.write_scalars = scalar_writer(options.tensorboard)
 
     def on_iteration(self, done: int) -> None:
@@ -244,8 +259,12 @@ class Report:
         """Called with means every few iterations."""
         self.bar.set_postfix_str(f"loss {figures['loss']:.4g}", refresh=False)
         self.bar.update(figures["iteration"] - self.bar.n)
-        with written_whole(self.chart) as partial:
-            loss_chart(read_log(self.checkpoint)).save(partial, format="PNG")
+        self.logged.append(figures)
+        try:
+            with written_whole(self.chart) as partial:
+                loss_chart(read_log(self.checkpoint) or self.logged).save(partial, format="PNG")
+        except OSError as error:  # no reason to end a training
+            logger.warning("%s could not be written (%s)", self.chart, error)
         self.write_scalars(figures, int(figures["iteration"]))
 
 

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -92,7 +93,8 @@ def fit(
             process has as large a part.
         loss_of: (network, batch) -> (scalar loss, figures to log), means over the batch.
         checkpoint: file to resume from and to save to, also when an exception ends the training; its
-            log lies beside it as JSON lines.
+            log lies beside it as JSON lines. Where neither the log nor the last state can be written, that
+            is a warning alone.
         about: what else must be as it was, beside the recipe, when a training is resumed.
         parts_of: cuts a batch into parts of one size, whose gradients are added up one after the
             other: less memory. None = all at once.
@@ -103,6 +105,7 @@ def fit(
 
     Raises:
         FloatingPointError: the loss or its gradient is not finite; the weights before it are kept.
+        CheckpointError: the state cannot be saved while there is still something to learn.
         ValueError: a figure is out of range, or the checkpoint is damaged or of another training.
     """
     recipe.check()
@@ -136,12 +139,20 @@ def fit(
                 logger.info("%s", in_words(means, recipe.iterations))
                 if on_log is not None:
                     on_log(means)
-            if state.done % recipe.checkpoint_every == 0 or is_last:
+            if is_last:
+                file.save_if_possible(state)
+            elif state.done % recipe.checkpoint_every == 0:
                 file.save(state)
+    except CheckpointError:
+        raise
     except BaseException:
-        file.save(state)
+        file.save_if_possible(state)
         raise
     return cast(Network, state.average.module.eval())
+
+
+class CheckpointError(OSError):
+    """The state of a training cannot be saved."""
 
 
 class _Lesson(nn.Module):
@@ -276,26 +287,44 @@ class _File:
         return state
 
     def save(self, state: _State) -> None:
-        """Writes the state if it is newer than the file, whole or not at all."""
+        """Writes the state if it is newer than the file, whole or not at all.
+
+        Raises:
+            CheckpointError: it cannot be written; what was there stays.
+        """
         if self.path is None or not self.is_writing or not state.is_whole:
             return
         if state.done <= self.saved:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
+        partial, dumped = self.path.with_suffix(".partial"), state.dump()
         try:
-            torch.save(state.dump() | {"recipe": json.dumps(self._stated())}, partial)
-            os.replace(partial, self.path)
-        finally:
-            partial.unlink(missing_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                torch.save(dumped | {"recipe": json.dumps(self._stated())}, partial)
+                os.replace(partial, self.path)
+            finally:
+                partial.unlink(missing_ok=True)
+        except (OSError, RuntimeError) as error:  # torch gives the latter where the disk is full
+            raise CheckpointError(self._unsaved(num_bytes(dumped), error)) from error
         self.saved = state.done
 
+    def save_if_possible(self, state: _State) -> None:
+        """As `save`, where something else matters more: an error that ended the training, or its result."""
+        try:
+            self.save(state)
+        except CheckpointError as error:
+            logger.warning("%s", error)
+
     def write_log(self, means: Figures) -> None:
-        """Adds a line to the log."""
-        if self.path is not None and self.is_writing:
+        """Adds a line to the log, if possible."""
+        if self.path is None or not self.is_writing:
+            return
+        try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with log_of(self.path).open("a") as log:
                 log.write(json.dumps(means) + "\n")
+        except OSError as error:
+            logger.warning("%s could not be written (%s)", log_of(self.path), error)
 
     def cut_log(self, done: int) -> None:
         """Takes back what was logged after the checkpoint, which comes again."""
@@ -306,6 +335,20 @@ class _File:
         for means in kept:
             self.write_log(means)
 
+    def _unsaved(self, needed: int, error: Exception) -> str:
+        """What to say where a state of so many bytes cannot be written."""
+        assert self.path is not None
+        reason, room = (str(error).splitlines() or [type(error).__name__])[0], ""
+        with contextlib.suppress(OSError):
+            free = shutil.disk_usage(self.path.parent).free
+            room = f" and {free / 1e6:,.1f} MB are free"
+            reason = "the disk is full" if free < needed else reason
+        kept = f"iteration {self.saved} is kept" if self.saved else "nothing is kept"
+        return (
+            f"{self.path} could not be written ({reason}): it takes {needed / 1e6:,.1f} MB{room}. Of the training "
+            f"{kept} to go on from. Free some room there, or allow writing."
+        )
+
     def _stated(self) -> dict[str, str]:
         return {name: str(value) for name, value in sorted(self.described.items())}
 
@@ -315,6 +358,15 @@ def in_words(means: Figures, iterations: int) -> str:
     left = (iterations - means["iteration"]) * means["seconds_per_iteration"]
     figures = "  ".join(f"{name} {v:.4g}" for name, v in means.items() if name != "iteration")
     return f"{means['iteration']}/{iterations}  {figures}  {left:.0f} s left"
+
+
+def num_bytes(value: Any) -> int:
+    """Of all tensors in nested containers."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(map(num_bytes, value.values()))
+    return sum(map(num_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 def log_of(checkpoint: Path) -> Path:
