@@ -231,6 +231,16 @@ def test_a_checkpoint_of_another_model_or_plan_is_refused(place: Place) -> None:
     assert "another recipe (model" in place.capsys.readouterr().err
 
 
+def test_what_to_do_about_a_loss_that_is_no_number_can_be_done(place: Place) -> None:
+    said = place.error("steep.safetensors", "--lr", "1e30")
+    assert "not finite in iteration" in said and "lower learning rate (now 1e+30)" in said
+    assert "steep.ckpt first" in said and "Such as: --lr 5e+29 --out OTHER.safetensors" in said
+    assert "another recipe" in place.error("steep.safetensors", "--lr", "1e-3")
+    place.train("gentle.safetensors", "--lr", "1e-3")
+    (place.folder / "steep.ckpt").rename(place.folder / "kept.ckpt")
+    place.train("steep.safetensors", "--lr", "1e-3")
+
+
 def test_a_head_goes_on_from_that_of_another_base(place: Place) -> None:
     base = builders.write(place.folder / "tuned.safetensors", builders.model(seed=7))
     start = ["--start", str(place.folder / "head.safetensors"), "--model", str(base)]

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from shortcut_pack.shortcut.train import fit as fit_module
-from shortcut_pack.shortcut.train.fit import Recipe, fit
+from shortcut_pack.shortcut.train.fit import LossError, Recipe, fit
 from torch import nn
 
 RECIPE = Recipe(iterations=60, seed=3, lr=5e-3, warmup=5, ema=0.9, checkpoint_every=20)
@@ -34,11 +34,20 @@ def fit_a_line(recipe: Recipe, bad_iteration: int = -1, scale: float = 1.0, **op
 
 def test_a_loss_that_is_no_number_stops_and_the_last_good_weights_stay(tmp_path):
     file = tmp_path / "line.ckpt"
-    with pytest.raises(FloatingPointError, match=r"in iteration 31 of 60\. .*lower learning rate"):
+    told = r"in iteration 31 of 60\. .*lower learning rate \(now 0\.005\)\."
+    with pytest.raises(FloatingPointError, match=rf"{told} Delete or rename .*line\.ckpt first"):
         fit_a_line(RECIPE, bad_iteration=30, checkpoint=file)
     saved = torch.load(file, weights_only=True)
     assert saved["iteration"] == 30
     assert all(tensor.isfinite().all() for tensor in saved["network"].values())
+
+
+def test_where_there_is_no_state_none_is_to_be_deleted(tmp_path):
+    file = tmp_path / "line.ckpt"
+    for options in ({"bad_iteration": 0, "checkpoint": file}, {"bad_iteration": 9}):
+        with pytest.raises(LossError) as caught:
+            fit_a_line(RECIPE, **options)
+        assert "Delete" not in str(caught.value) and not file.exists()
 
 
 def full_disk(state: dict, path: Path) -> None:

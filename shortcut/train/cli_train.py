@@ -26,7 +26,7 @@ from .chart import loss_chart
 from .cli_options import add_model, add_sampling, add_where, load_teacher, runs_of
 from .cpu import keep_memory
 from .dataset import GB, Dataset
-from .fit import Figures, read_log
+from .fit import Figures, LossError, read_log
 from .learn import HeadPlan, head_config, learn, recipe_for, teaching_for
 from .loss import Objective
 from .teacher import Teacher
@@ -134,6 +134,9 @@ def run(options: argparse.Namespace) -> int:
                     on_iteration=report and report.on_iteration,
                     on_log=report and report.on_log,
                 )
+            except LossError as error:
+                how = f"Such as: --lr {plan.recipe.lr / 2:g} --out OTHER{options.out.suffix}"
+                raise LossError(f"{error} {how}") from error
             except KeyboardInterrupt:
                 if checkpoint.exists():
                     print(f"{checkpoint} is kept: the same command goes on", file=sys.stderr)

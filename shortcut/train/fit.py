@@ -104,7 +104,7 @@ def fit(
         on_log: called every `log_every` iterations with means since the last call.
 
     Raises:
-        FloatingPointError: the loss or its gradient is not finite; the weights before it are kept.
+        LossError: the loss or its gradient is not finite; the weights before it are kept.
         CheckpointError: the state cannot be saved while there is still something to learn.
         ValueError: a figure is out of range, or the checkpoint is damaged or of another training.
     """
@@ -128,7 +128,10 @@ def fit(
             parts = [batch] if parts_of is None else parts_of(batch)
             state.optimizer.zero_grad(set_to_none=True)
             figures = _add_up_gradients(lesson, parts, recipe.autocast, state.device)
-            state.step(recipe, figures)
+            try:
+                state.step(recipe, figures)
+            except LossError as error:
+                raise LossError(f"{error}{file.advice_to_start_anew(state)}") from None
             is_last = state.done == recipe.iterations
             if state.done % log_every == 0 or is_last:
                 means = state.take_means(world)
@@ -149,6 +152,10 @@ def fit(
         file.save_if_possible(state)
         raise
     return cast(Network, state.average.module.eval())
+
+
+class LossError(FloatingPointError):
+    """The loss or its gradient is not finite."""
 
 
 class CheckpointError(OSError):
@@ -216,9 +223,9 @@ class _State:
         """One iteration, by the gradients that are there; `figures` are its own."""
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
         if not norm.isfinite():
-            raise FloatingPointError(
-                f"the loss or its gradient is not finite in iteration {self.done + 1} of {recipe.iterations}. The "
-                f"checkpoint keeps the weights before it. Train anew with a lower learning rate (now {recipe.lr})."
+            raise LossError(
+                f"the loss or its gradient is not finite in iteration {self.done + 1} of {recipe.iterations}. Train "
+                f"anew with a lower learning rate (now {recipe.lr:g})."
             )
         self.is_whole = False
         self.optimizer.step()
@@ -334,6 +341,15 @@ class _File:
         log_of(self.path).unlink(missing_ok=True)
         for means in kept:
             self.write_log(means)
+
+    def advice_to_start_anew(self, state: _State) -> str:
+        """What another recipe needs where this training stopped; empty: nothing."""
+        if self.path is None or not state.done:
+            return ""
+        return (
+            f" Delete or rename {self.path} first, which keeps the weights before that iteration and goes on by the "
+            "same recipe only, or give the new training another name."
+        )
 
     def _unsaved(self, needed: int, error: Exception) -> str:
         """What to say where a state of so many bytes cannot be written."""
