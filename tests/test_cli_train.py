@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -108,18 +109,25 @@ def test_a_log_that_is_gone_is_named() -> None:
         cli_train.loss_chart([])
 
 
-def interrupt(place: Place, monkeypatch: pytest.MonkeyPatch, name: str, iteration: int) -> None:
+def interrupt(
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    iteration: int,
+    by: signal.Signals = signal.SIGINT,
+) -> None:
     """Interrupts a training after an iteration."""
 
     def interrupted(logs: list[Any]) -> Any:
         if logs[-1]["iteration"] == iteration:
-            raise KeyboardInterrupt
+            signal.raise_signal(by)
         return Image.new("RGB", (1, 1))
 
     with monkeypatch.context() as patch:
         patch.setattr(cli_train, "loss_chart", interrupted)
         assert main(place.arguments(name)) == 130
-    assert "the same command goes on" in place.capsys.readouterr().err
+    (said,) = place.capsys.readouterr().err.splitlines()
+    assert said.startswith("interrupted: the same command goes on from") and ".ckpt" in said
     assert not (place.folder / name).exists()
 
 
@@ -130,6 +138,15 @@ def test_an_interrupted_training_goes_on_to_the_same_file(
     again = place.train("again.safetensors")
     assert again.read_bytes() == (place.folder / "head.safetensors").read_bytes()
     assert place.train("other.safetensors", "--seed", "1").read_bytes() != again.read_bytes()
+
+
+def test_a_training_that_is_terminated_is_kept_as_if_interrupted(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    interrupt(place, monkeypatch, "ended.safetensors", 5, signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert torch.load(place.folder / "ended.ckpt", weights_only=True)["iteration"] == 5
 
 
 def test_a_full_disk_costs_chart_and_state_but_not_the_head(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from .teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
+INTERRUPTED = 130  # exit status, as of every command
 SAMPLING = ("steps", "cfg", "temperature", "choice_temperature", "schedule")
 
 
@@ -118,6 +121,7 @@ def run(options: argparse.Namespace) -> int:
                 total=plan.recipe.iterations, disable=hidden, file=sys.stderr, smoothing=0.05
             ) as bar,
             advice_on_memory(),
+            terminated_as_interrupted(),
         ):
             report = Report(options, bar) if world.rank == 0 else None
             try:
@@ -138,14 +142,33 @@ def run(options: argparse.Namespace) -> int:
                 how = f"Such as: --lr {plan.recipe.lr / 2:g} --out OTHER{options.out.suffix}"
                 raise LossError(f"{error} {how}") from error
             except KeyboardInterrupt:
-                if checkpoint.exists():
-                    print(f"{checkpoint} is kept: the same command goes on", file=sys.stderr)
-                raise
+                if not checkpoint.exists():
+                    raise
+                if world.rank == 0:
+                    print(
+                        f"interrupted: the same command goes on from {checkpoint}", file=sys.stderr
+                    )
+                return INTERRUPTED
     if world.rank == 0:
         write_head(options.out, head, model_file)
         figures = {"head": str(options.out), **head.metadata.trained["last"]}
         print(json.dumps(figures) if options.json else f"wrote {options.out} and its card")
     return 0
+
+
+@contextlib.contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Lets SIGTERM, as batch systems, `timeout` and torchrun send it, end the block as Ctrl-C does."""
+
+    def interrupt(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not end the saving
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def check_out(out: Path) -> None:
