@@ -22,6 +22,7 @@ from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.chart import SIZE
 from shortcut_pack.shortcut.demo import quality, text_quality
 from shortcut_pack.shortcut.demo.quality_rows import Row
+from shortcut_pack.shortcut.train import cli_evaluate
 from shortcut_pack.shortcut.train.cli_evaluate import quality_commands
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,6 +150,18 @@ def test_what_is_refused(
 def test_a_head_that_is_not_there(run: Run, folder: Path) -> None:
     status, _, error = run(*files(folder, "none"), *HOW)
     assert status == 1 and "none.safetensors" in error
+
+
+@pytest.mark.parametrize("option", ["--json", "--chart"])
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_loaded(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setattr(cli_evaluate, "load_teacher", None)
+    status, _, error = run(*files(folder, "a"), option, tmp_path)
+    assert status == 1 and f"{tmp_path} is a folder" in error
+    (tmp_path / "taken").touch()
+    status, _, error = run(*files(folder, "a"), option, tmp_path / "taken" / "e")
+    assert status == 1 and f"{tmp_path / 'taken'} is a file, not a folder" in error
 
 
 class Ruler:

@@ -16,6 +16,7 @@ import builders
 import pytest
 from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.__main__ import main
+from shortcut_pack.shortcut.train import cli_record
 from shortcut_pack.shortcut.train.dataset import Dataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,6 +117,16 @@ def test_what_is_refused(
     status, _, error = run("--model", model, "--out", tmp_path / "d", *given)
     assert status == 1 and message in error
     assert not (tmp_path / "d").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_loaded(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_record, "load_teacher", None)
+    (tmp_path / "taken").touch()
+    for out in (tmp_path / "taken", tmp_path / "taken" / "data"):
+        status, _, error = run("--model", model, "--out", out, "--num", "4")
+        assert status == 1 and f"{tmp_path / 'taken'} is a file, not a folder" in error
 
 
 @pytest.mark.parametrize(

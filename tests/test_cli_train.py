@@ -238,6 +238,24 @@ def test_what_cannot_work_is_refused_before_it_begins(
     assert not list(place.folder.glob("refused*"))
 
 
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("folder.safetensors", "folder.safetensors is a folder"),
+        ("state.safetensors", "state.ckpt is a folder"),
+        ("model.safetensors/head.safetensors", "model.safetensors is a file, not a folder"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_loaded(
+    place: Place, monkeypatch: pytest.MonkeyPatch, out: str, message: str
+) -> None:
+    for name in ("folder.safetensors", "state.ckpt"):
+        (place.folder / name).mkdir(exist_ok=True)
+    monkeypatch.setattr(cli_train, "load_teacher", None)
+    said = place.error(out)
+    assert message in said and str(place.folder) in said
+
+
 def test_a_checkpoint_of_another_model_or_plan_is_refused(place: Place) -> None:
     shutil.copy(place.folder / "head.ckpt", place.folder / "mine.ckpt")
     said = place.error("mine.safetensors", "--bottleneck", "4")

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from .. import prompts, shipped, weights
 from ..checkpoint import Checkpoint
-from ..files import written_whole
+from ..files import check_writable, written_whole
 from ..grid import usual_grid
 from ..processes import World, meeting
 from ..schedule import Settings
@@ -96,6 +96,8 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Judges. Returns the exit status; errors are exceptions whose text is for the user."""
+    for path in filter(None, (options.json, options.chart)):
+        check_writable(Path(path))
     world = World.here()
     with meeting(world) as gather:
         scores = load_scorer(options)

@@ -12,11 +12,12 @@ from typing import Any
 from tqdm import tqdm
 
 from ..checkpoint import Checkpoint
+from ..files import check_writable
 from ..grid import usual_grid
 from ..processes import World, meeting
 from ..tools import advice_on_memory
 from .cli_options import add_model, add_sampling, add_where, load_teacher, runs_of
-from .dataset import GB, Recording, in_gb
+from .dataset import GB, INDEX, Recording, in_gb
 from .recording import make, num_bytes
 from .teacher import RUNS, Teacher
 
@@ -63,6 +64,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Records. Returns the exit status; errors are exceptions whose text is for the user."""
+    check_writable(options.out / INDEX)
     world = World.here()
     limit = None if options.size_limit is None else options.size_limit * GB
     with meeting(world) as gather:

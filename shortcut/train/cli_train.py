@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .. import weights
 from ..checkpoint import Checkpoint
-from ..files import written_whole
+from ..files import check_writable, written_whole
 from ..grid import usual_grid
 from ..locate import OURS
 from ..processes import World, meeting
@@ -172,10 +172,16 @@ def terminated_as_interrupted() -> Iterator[None]:
 
 
 def check_out(out: Path) -> None:
-    """Raises ValueError before hours of work if the head could not be written in the end."""
+    """Checks before hours of work that the head can be written in the end.
+
+    Raises:
+        ValueError: another suffix.
+        OSError: nothing can be written there.
+    """
     if out.suffix.lower() not in OURS:
         raise ValueError(f"{out} has the suffix {out.suffix!r}, expected {OURS[0]}.")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    for path in (out, checkpoint_of(out)):
+        check_writable(path)
 
 
 def write_head(out: Path, head: Checkpoint, model_file: Checkpoint) -> None:
