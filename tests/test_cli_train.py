@@ -206,6 +206,14 @@ def test_training_from_a_dataset(place: Place) -> None:
     found = place.tensors(out.name)
     assert all(torch.equal(found[name], tensor) for name, tensor in alone.items())
     assert "100 images recorded" in out.with_suffix(".md").read_text()
+    another = ["--num", "100", "--batch-size", "4", "--steps", "3,4", "--cfg", "0.5"]
+    more = place.folder / "more"
+    assert main(["record", "--model", str(place.model), "--out", str(more), *another]) == 0
+    # Of runs that look alike, so that nothing but the shards tells them apart.
+    shutil.copy(data / "index.json", more)
+    resumed = [*command[:3], "--data", str(more), *command[5:], "--out", str(out)]
+    assert main(resumed) == 1
+    assert "another recipe (data 100 images recorded" in place.capsys.readouterr().err
     assert "--steps is for runs made meanwhile" in place.error("x.safetensors", "--data", str(data))
     other = builders.write(place.folder / "base.safetensors", builders.model(seed=9))
     command = ["train", "--model", str(other), "--data", str(data), "--iterations", "12"]

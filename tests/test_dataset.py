@@ -263,11 +263,42 @@ def test_a_shard_that_was_cut_off_is_recorded_again(
 ) -> None:
     before, path = files(whole), shard_path(whole, 2)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"shard-00002\.safetensors is a damaged.* Delete it"):
-        opened(whole).run(2)
+    data = opened(whole)
+    for use in (data.described, lambda: data.run(2)):
+        with pytest.raises(
+            ValueError, match=r"shard-00002\.safetensors is damaged.* Delete it"
+        ) as e:
+            use()
+        assert "ownload" not in str(e.value)
     assert make(whole, teacher(), WANTED).missing == [2]
     assert "shard-00002.safetensors is damaged and will be made again" in caplog.text
     assert files(whole) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "is empty. Delete it. The same"), (None, "is missing. The same")]
+)
+def test_a_shard_that_is_empty_or_gone_while_it_is_needed(
+    whole: Path, content: bytes | None, message: str
+) -> None:
+    data, path = opened(whole), shard_path(whole, 1)
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    for use in (data.described, lambda: data.run(1)):
+        with pytest.raises(ValueError, match=message) as caught:
+            use()
+        assert "ownload" not in str(caught.value)
+
+
+def test_recordings_are_told_apart(whole: Path, tmp_path: Path) -> None:
+    make(tmp_path / "same", teacher(), WANTED)
+    assert opened(tmp_path / "same").described() == opened(whole).described()
+    large = builders.model()
+    large.tensors["last_layer.3.weight"].mul_(1.5)  # of the same name and fingerprint, for once
+    make(tmp_path / "other", teacher_of(large, weights.build(large)), WANTED)
+    found = opened(tmp_path / "other").described()
+    assert found.startswith("12 images recorded") and found != opened(whole).described()
 
 
 def test_a_dataset_of_another_model_or_grid(whole: Path) -> None:

@@ -130,9 +130,7 @@ def run(options: argparse.Namespace) -> int:
                     model_file,
                     plan,
                     source=dataset and (lambda number: dataset.run(number, images)),
-                    data=""
-                    if dataset is None
-                    else f"{dataset.recording.num_images} images recorded",
+                    data="" if dataset is None else dataset.described(),
                     world=world,
                     checkpoint=checkpoint,
                     on_iteration=report and report.on_iteration,

@@ -21,6 +21,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ from torch import Tensor
 
 from ..checkpoint import Checkpoint
 from ..denoiser import Revealed
-from ..files import read, write_safetensors, written_whole
+from ..files import read, read_metadata, write_safetensors, written_whole
 from ..grid import Grid
 from ..sampler import positions
 from ..schedule import Settings, Step
@@ -150,6 +151,21 @@ class Dataset:
             )
         return cls(folder, recording)
 
+    def described(self) -> str:
+        """What it holds, in words; another recording has others.
+
+        Raises:
+            ValueError: a shard is missing or damaged.
+        """
+        value = zlib.crc32(json.dumps(self.recording.dump(), sort_keys=True).encode())
+        for number in range(self.recording.num_runs):
+            path = shard_path(self.folder, number)
+            checksum = read_metadata(path).get("checksum")
+            if checksum is None:
+                raise _unusable(path)
+            value = zlib.crc32(checksum.encode(), value)
+        return f"{self.recording.num_images} images recorded, checksum {value:08x}"
+
     def run(self, number: int, images: slice = slice(None)) -> Trajectories:
         """The rows `images` of run `number`, on the CPU, mapped from disk. After the last comes the first again.
 
@@ -161,7 +177,7 @@ class Dataset:
         try:
             tensors, metadata = read(path)
         except (FileNotFoundError, ValueError) as error:
-            raise ValueError(f"{error} Delete it. {SAME_COMMAND}.") from error
+            raise _unusable(path) from error
         if number not in self.checked:
             _check(tensors, metadata, path)
             self.checked.add(number)
@@ -295,6 +311,16 @@ def _trajectories(
 
 def _branches(tensors: Mapping[str, Any]) -> range:
     return range(sum(name.startswith("conditions/") for name in tensors))
+
+
+def _unusable(path: Path) -> ValueError:
+    """Of a shard that cannot be read."""
+    if not path.exists():
+        return ValueError(f"{path} is missing. {SAME_COMMAND}.")
+    if not os.access(path, os.R_OK):
+        return ValueError(f"{path} may not be read. Change its permissions.")
+    what = "damaged or cut off" if path.stat().st_size else "empty"
+    return ValueError(f"{path} is {what}. Delete it. {SAME_COMMAND}.")
 
 
 def _check(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
