@@ -72,6 +72,25 @@ def test_classes_steps_and_guidance_as_chosen(run: Run, model: Path, tmp_path: P
     assert "16 images in 4 files" in said and "0 files made now" in said
 
 
+@pytest.mark.parametrize(("num", "per_run"), [(40, 20), (32, 32), (3, 3), (37, 1)])
+def test_runs_are_as_large_as_they_can_be_filled(
+    run: Run,
+    model: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    num: int,
+    per_run: int,
+) -> None:
+    what = ("--model", model, "--out", tmp_path / "d", "--steps", "2", "--json")
+    status, out, _ = run(*what, "--num", num)
+    assert status == 0
+    assert ("--num 64 fills runs of 32" in caplog.text) == (per_run == 1)
+    assert json.loads(out)["files"] == num // per_run
+    # More images come in runs as they are there.
+    added = json.loads(run(*what, "--num", 2 * num)[1])
+    assert (added["files"], added["made"]) == (2 * num // per_run, num // per_run)
+
+
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
 def test_prompts(run: Run, text_folder: Path, tmp_path: Path, suffix: str) -> None:
     lines = ["a red house", "", "trees"]
@@ -95,10 +114,12 @@ def test_prompts(run: Run, text_folder: Path, tmp_path: Path, suffix: str) -> No
     [
         (
             ("--num", "5", "--batch-size", "4"),
-            "5 images do not fill whole runs of 4. Record 4 or 8",
+            "5 images do not fill whole runs of 4. Record 4 or 8, or give another --batch-size",
         ),
-        (("--num", "0"), "at least one image"),
-        (("--num", "4", "--seed", "-1"), "seed must be at least 0"),
+        (("--num", "0"), "--num must be at least 1, got 0."),
+        (("--num", "-3"), "--num must be at least 1, got -3."),
+        (("--num", "4", "--batch-size", "0"), "--batch-size must be at least 1, got 0."),
+        (("--num", "4", "--seed", "-1"), "--seed must be at least 0, got -1"),
         (("--num", "4", "--steps", "0"), "steps must be at least 1"),
         (("--num", "4", "--cfg", "-1"), "cfg must be"),
         (("--num", "4", "--grid", "5x4"), "4 x 4 codes only, got 5 x 4"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -15,11 +16,14 @@ from ..checkpoint import Checkpoint
 from ..files import check_writable
 from ..grid import usual_grid
 from ..processes import World, meeting
+from ..schedule import Settings
 from ..tools import advice_on_memory
 from .cli_options import add_model, add_sampling, add_where, load_teacher, runs_of
-from .dataset import GB, INDEX, Recording, in_gb
+from .dataset import GB, INDEX, Recording, in_gb, read_index
 from .recording import make, num_bytes
 from .teacher import RUNS, Teacher
+
+logger = logging.getLogger(__name__)
 
 IMAGES_PER_RUN = 32
 RUN_BYTES = 2 * GB  # that a run takes at most unless --batch-size says otherwise
@@ -44,7 +48,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--batch-size",
         type=int,
-        help=f"images in a run, which is a file; default: {IMAGES_PER_RUN}, or what takes {in_gb(RUN_BYTES)}",
+        help=f"images in a run, which is a file; default: up to {IMAGES_PER_RUN} and {in_gb(RUN_BYTES)}, so that "
+        "--num fills whole runs",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -102,14 +107,12 @@ def recording_of(
     Raises:
         ValueError: the images do not fill whole runs, or a setting is out of range.
     """
-    if options.seed < 0:
-        raise ValueError(f"seed must be at least 0, got {options.seed}.")
+    for option, least in (("num", 1), ("batch_size", 1), ("seed", 0)):
+        value = getattr(options, option)
+        if value is not None and value < least:
+            raise ValueError(f"--{option.replace('_', '-')} must be at least {least}, got {value}.")
     runs = runs_of(options, teacher.settings)
-    per_run = options.batch_size
-    if per_run is None:
-        _, conditions, _ = teacher.draw(runs, 1, (options.seed, RUNS))
-        one = num_bytes(teacher, conditions, max(settings.num_steps for settings in runs))
-        per_run = max(1, min(IMAGES_PER_RUN, options.num, RUN_BYTES // one))
+    per_run = options.batch_size or usual_batch(options, teacher, runs)
     weights, products = teacher.model.dtype, teacher.autocast or teacher.model.dtype
     recording = Recording(
         model=model_file.name,
@@ -123,6 +126,23 @@ def recording_of(
     )
     recording.check()
     return recording
+
+
+def usual_batch(options: argparse.Namespace, teacher: Teacher, runs: tuple[Settings, ...]) -> int:
+    """Images in a run: as in the recording that is there, or else as many as fit and fill whole runs."""
+    begun = read_index(options.out)
+    if begun is not None:
+        return begun.images_per_run
+    _, conditions, _ = teacher.draw(runs, 1, (options.seed, RUNS))
+    one = num_bytes(teacher, conditions, max(settings.num_steps for settings in runs))
+    most = max(1, min(IMAGES_PER_RUN, options.num, RUN_BYTES // one))
+    size = next(size for size in range(most, 0, -1) if options.num % size == 0)
+    if size < most / 2:
+        logger.warning(
+            "%d images fill runs of %d only, which training then has at a time. --num %d fills runs of %d.",
+            *(options.num, size, options.num + -options.num % most, most),
+        )
+    return size
 
 
 def progress(bar: Any, done: int, num_mine: int) -> None:

@@ -76,7 +76,7 @@ class Recording:
             below = self.num_images // self.images_per_run * self.images_per_run
             raise ValueError(
                 f"{self.num_images} images do not fill whole runs of {self.images_per_run}. Record "
-                f"{below or self.images_per_run} or {below + self.images_per_run}, or change the images per run."
+                f"{below or self.images_per_run} or {below + self.images_per_run}, or give another --batch-size."
             )
 
     def dump(self) -> dict[str, Any]:
