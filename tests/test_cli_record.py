@@ -16,7 +16,7 @@ import builders
 import pytest
 from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.__main__ import main
-from shortcut_pack.shortcut.train import cli_record
+from shortcut_pack.shortcut.train import cli_record, progress
 from shortcut_pack.shortcut.train.dataset import Dataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,6 +107,17 @@ def test_prompts(run: Run, text_folder: Path, tmp_path: Path, suffix: str) -> No
     lengths = {data.run(number).conditions[0].shape[1] for number in range(4)}
     assert len(lengths) == 2
     assert data.run(0).codes_BL.shape == (1, 6)
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what = ("--model", model, "--out", tmp_path / "d", "--steps", "2", "--batch-size", "1")
+    assert run(*what, "--num", "3")[2] == ""  # it takes less than the time to the first line
+    monkeypatch.setattr(progress, "SECONDS", 1e-9)
+    lines = run(*what, "--num", "6")[2].splitlines()
+    assert [line.split(",")[0] for line in lines[:3]] == ["1/3 runs", "2/3 runs", "3/3 runs"]
+    assert all(line.endswith(" left") for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,8 @@ def interrupt(
     with monkeypatch.context() as patch:
         patch.setattr(cli_train, "loss_chart", interrupted)
         assert main(place.arguments(name)) == 130
-    (said,) = place.capsys.readouterr().err.splitlines()
+    first, said = place.capsys.readouterr().err.splitlines()
+    assert first.startswith("first runs: 0/12 iterations")
     assert said.startswith("interrupted: the same command goes on from") and ".ckpt" in said
     assert not (place.folder / name).exists()
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from .. import prompts, shipped, weights
 from ..checkpoint import Checkpoint
@@ -30,6 +28,7 @@ from .cli_options import add_model, add_sampling, add_where, load_teacher, read_
 from .dataset import GB
 from .judging import Score, Trial, Verdict, judge
 from .judging_report import markdown, quality_chart
+from .progress import progress_bar
 from .recording import num_bytes
 from .scorers import SCORERS, Scores, score_of_codes
 from .teacher import Teacher
@@ -104,8 +103,7 @@ def run(options: argparse.Namespace) -> int:
         teacher, model_file = load_teacher(options)
         trial = trial_of(options, teacher, model_file)
         files, heads = load_heads(options, teacher, model_file)
-        hidden = None if world.rank == 0 else True  # None: shown on a terminal
-        with tqdm(unit="run", disable=hidden, file=sys.stderr) as bar, advice_on_memory():
+        with progress_bar(is_shown=world.rank == 0, unit="run") as bar, advice_on_memory():
 
             def on_run(done: int, num_runs: int) -> None:
                 bar.total = num_runs

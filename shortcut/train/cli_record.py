@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 import time
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from ..checkpoint import Checkpoint
 from ..files import check_writable
@@ -20,6 +17,7 @@ from ..schedule import Settings
 from ..tools import advice_on_memory
 from .cli_options import add_model, add_sampling, add_where, load_teacher, runs_of
 from .dataset import GB, INDEX, Recording, in_gb, read_index
+from .progress import progress_bar
 from .recording import make, num_bytes
 from .teacher import RUNS, Teacher
 
@@ -75,9 +73,8 @@ def run(options: argparse.Namespace) -> int:
     with meeting(world) as gather:
         teacher, model_file = load_teacher(options)
         recording = recording_of(options, teacher, model_file)
-        hidden = None if world.rank == 0 else True  # None: shown on a terminal
         begun = time.perf_counter()
-        with tqdm(unit="run", disable=hidden, file=sys.stderr) as bar, advice_on_memory():
+        with progress_bar(is_shown=world.rank == 0, unit="run") as bar, advice_on_memory():
             found = make(
                 options.out,
                 teacher,

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from .. import weights
 from ..checkpoint import Checkpoint
@@ -31,6 +30,7 @@ from .dataset import GB, Dataset
 from .fit import Figures, LossError, read_log
 from .learn import HeadPlan, head_config, learn, recipe_for, teaching_for
 from .loss import Objective
+from .progress import progress_bar
 from .teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -115,11 +115,9 @@ def run(options: argparse.Namespace) -> int:
         dataset = open_dataset(options, model_file)
         plan = plan_of(options, teacher, model_file, dataset)
         images = world.share(plan.teaching.images_per_run, "images in a run (--batch-size)")
-        hidden = None if world.rank == 0 else True  # None: shown on a terminal
+        is_first, total = world.rank == 0, plan.recipe.iterations
         with (
-            tqdm(
-                total=plan.recipe.iterations, disable=hidden, file=sys.stderr, smoothing=0.05
-            ) as bar,
+            progress_bar(is_shown=is_first, unit="iteration", total=total) as bar,
             advice_on_memory(),
             terminated_as_interrupted(),
         ):
@@ -142,6 +140,7 @@ def run(options: argparse.Namespace) -> int:
             except KeyboardInterrupt:
                 if not checkpoint.exists():
                     raise
+                bar.close()
                 if world.rank == 0:
                     print(
                         f"interrupted: the same command goes on from {checkpoint}", file=sys.stderr
