@@ -22,7 +22,7 @@ from shortcut_pack.shortcut.demo import (
     train_head,
     train_text_head,
 )
-from shortcut_pack.shortcut.train.learn import HeadPlan, learn
+from shortcut_pack.shortcut.train.learn import HeadPlan, head_config, learn
 
 MODEL_CONFIG = replace(builders.MODEL_CONFIG, num_classes=16, width=64)
 ITERATIONS = 6
@@ -73,6 +73,7 @@ ONE_CHANGE = {
     "blocks-3": {"config.num_blocks": 3},
     "bottleneck-2": {"config.width": 96},
     "bottleneck-4": {"config.width": 48},
+    "default": {"config.width": 96, "config.num_blocks": 1, "config.num_heads": 2},
     "no-time": {"config.has_time": False},
     "teacher-16": {"steps": (16,)},
     "teacher-32": {"steps": (32,)},
@@ -96,7 +97,14 @@ def test_each_row_changes_what_it_says_and_nothing_else(model_file):
     assert found == ONE_CHANGE
 
 
-def test_the_base_is_the_recipe_of_the_shipped_head_cut_to_fewer_iterations(model_file):
+def test_the_row_default_is_a_head_as_it_is_trained_unasked(model_file):
+    plan = ablation.CHANGES["default"](ablation_bench.base_plan(model_file, 600))
+    assert plan.config == head_config(model_file)
+
+
+def test_the_base_is_the_shipped_recipe_in_fewer_iterations_with_the_sizes_of_the_first_head(
+    model_file,
+):
     whole = ablation_bench.base_plan(model_file, train_head.RECIPE.iterations)
     assert whole == HeadPlan(
         config=replace(train_head.CONFIG, width=60, num_blocks=2, num_heads=4),

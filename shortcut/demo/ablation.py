@@ -1,8 +1,10 @@
 """What of a shortcut head's recipe matters: python -m shortcut.demo ablation
 
 Each row trains a head of the class-conditional model by the recipe of the shipped one (`train_head`), cut to
---iterations, with one change. All are then judged alike: on a run of the model that no head saw, and by pictures at the
-same numbers of steps and full passes. Killed and started again, the command goes on where it stopped.
+--iterations, with one change. What is changed has the sizes of the first head that was shipped: two blocks, width 60,
+four attention heads (`ablation_bench.base_plan`); the row "default" has those that heads are given since. All are then
+judged alike: on a run of the model that no head saw, and by pictures at the same numbers of steps and full passes.
+Killed and started again, the command goes on where it stopped.
 
 Only heads of Lumina-DiMOO can be blind to the tokens just revealed (`sees_new`), so that is tried on the text model, by
 runs alone. A second table holds the steps of the runs that a head learned from against those of the runs it is used in.
@@ -76,6 +78,11 @@ def narrowed(bottleneck: float) -> Change:
     return change
 
 
+def of_default_sizes(plan: HeadPlan) -> HeadPlan:
+    """Gives the head the sizes that `train.learn.head_config` gives: one block, wider, two attention heads."""
+    return changed(config={"num_blocks": 1, "num_heads": 2})(narrowed(2)(plan))
+
+
 def shown(*num_steps: int) -> Change:
     """Lets the teacher's runs have these numbers of steps."""
 
@@ -126,6 +133,7 @@ CHANGES: dict[str, Change] = {
     "blocks-3": changed(config={"num_blocks": 3}),
     "bottleneck-2": narrowed(2),
     "bottleneck-4": narrowed(4),
+    "default": of_default_sizes,
     "no-time": changed(config={"has_time": False}),
     "teacher-16": shown(16),
     "teacher-32": shown(32),
