@@ -22,7 +22,7 @@ from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.chart import SIZE
 from shortcut_pack.shortcut.demo import quality, text_quality
 from shortcut_pack.shortcut.demo.quality_rows import Row
-from shortcut_pack.shortcut.train import cli_evaluate
+from shortcut_pack.shortcut.train import cli_evaluate, pictures
 from shortcut_pack.shortcut.train.cli_evaluate import quality_commands
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -230,6 +230,41 @@ def test_a_scorer_that_is_not_installed(
     prompts = ("--prompts", text_folder / "prompts.txt", "--scorer", name)
     status, out, error = run("--model", text_folder, "--head", text_folder, *prompts)
     assert (status, out) == (1, "") and f"--scorer {name} needs" in error and package in error
+
+
+def test_pictures_of_the_shipped_model_are_looked_at(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "NUM_REFERENCE", 8)
+    how = ("--steps", "3", "--full-steps", "2", "--num", "1", "--seeds", "1", "--quality", "4")
+    status, out, error = run(*how, "--json", tmp_path / "e.json")
+    assert (status, error) == (0, "")
+    assert "| features reused, no head | 3 | 2 |" in out and "4 pictures per row" in out
+    assert "shortcut.demo" not in out
+    found = json.loads((tmp_path / "e.json").read_text())["quality"]
+    assert (found["images"], found["reference"]) == (4, 8)
+    assert [(row["name"], row["kind"], row["num_steps"]) for row in found["rows"]] == [
+        ("vanilla", "vanilla", 3),
+        ("vanilla", "vanilla", 2),
+        ("features reused, no head", "reuse", 3),
+        (shipped.HEAD.name, "shortcut", 3),
+    ]
+    assert all(row["distance"] > 0 and row["operations"] > 0 for row in found["rows"])
+    assert found["rows"][3]["operations_head"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--quality",), "not with --model"),
+        (("--quality", "1"), "at least 2 pictures, got 1"),
+    ],
+)
+def test_pictures_that_no_judge_knows(
+    run: Run, folder: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    status, out, error = run(*files(folder, "a"), *HOW, *arguments)
+    assert (status, out) == (1, "") and message in error
 
 
 def test_the_shipped_models_quality_tables_are_named_as_they_are_called() -> None:

@@ -28,6 +28,7 @@ from .cli_options import add_model, add_sampling, add_where, load_teacher, read_
 from .dataset import GB
 from .judging import Score, Trial, Verdict, judge
 from .judging_report import markdown, quality_chart
+from .pictures import Quality, measure_quality
 from .progress import progress_bar
 from .recording import num_bytes
 from .scorers import SCORERS, Scores, score_of_codes
@@ -76,6 +77,14 @@ def add_parser(commands: Any) -> None:
         choices=list(SCORERS),
         help="of a text model: score the pictures with a package installed beside this one",
     )
+    parser.add_argument(
+        "--quality",
+        nargs="?",
+        type=int,
+        const=500,
+        metavar="NUM",
+        help="of the shipped class model: look at NUM pictures of each row and seed too; default: %(const)s",
+    )
     parser.add_argument("--vq", type=Path, help="for --scorer; default: the one beside the model")
     parser.add_argument(
         "--json",
@@ -97,6 +106,7 @@ def run(options: argparse.Namespace) -> int:
     """Judges. Returns the exit status; errors are exceptions whose text is for the user."""
     for path in filter(None, (options.json, options.chart)):
         check_writable(Path(path))
+    check_quality(options)
     world = World.here()
     with meeting(world) as gather:
         scores = load_scorer(options)
@@ -121,8 +131,25 @@ def run(options: argparse.Namespace) -> int:
                 on_run=on_run,
             )
     if world.rank == 0:
-        report(options, verdict, setting_of(options, teacher, model_file, files, trial))
+        quality = None
+        if options.quality is not None:
+            with advice_on_memory():
+                quality = measure_quality(teacher, heads, trial, options.quality)
+        report(options, verdict, setting_of(options, teacher, model_file, files, trial), quality)
     return 0
+
+
+def check_quality(options: argparse.Namespace) -> None:
+    """Raises ValueError if pictures are to be looked at that the judge does not know."""
+    if options.quality is None:
+        return
+    if options.quality < 2:
+        raise ValueError(f"--quality needs at least 2 pictures, got {options.quality}.")
+    for name in ("model", "prompts", "classes", "autocast"):
+        if getattr(options, name) is not None:
+            raise ValueError(
+                f"--quality is of the shipped class model as it is used, not with --{name}. Leave one of them out."
+            )
 
 
 def trial_of(options: argparse.Namespace, teacher: Teacher, model_file: Checkpoint) -> Trial:
@@ -275,12 +302,19 @@ def device_name(device: torch.device) -> str:
     )
 
 
-def report(options: argparse.Namespace, verdict: Verdict, setting: dict[str, Any]) -> None:
+def report(
+    options: argparse.Namespace,
+    verdict: Verdict,
+    setting: dict[str, Any],
+    quality: Quality | None = None,
+) -> None:
     """Prints the tables; writes JSON and chart where they were asked for."""
     if options.chart is not None:
         with written_whole(options.chart) as partial:
             quality_chart(verdict, setting).save(partial, format="PNG")
     figures = {"setting": setting, **asdict(verdict)}
+    if quality is not None:
+        figures["quality"] = quality.dump()
     if options.json == "":
         print(json.dumps(figures))
         return
@@ -288,7 +322,9 @@ def report(options: argparse.Namespace, verdict: Verdict, setting: dict[str, Any
         with written_whole(Path(options.json)) as partial:
             partial.write_text(json.dumps(figures, indent=1))
     print(markdown(verdict, setting))
-    if options.model is None:
+    if quality is not None:
+        print(f"\n{quality.markdown()}")
+    elif options.model is None:
         print("\nQuality of the pictures, by judges that know the scenes:\n")
         for command in quality_commands(options, setting):
             print(f"    {command}")

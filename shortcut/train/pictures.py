@@ -1,0 +1,88 @@
+"""Quality of the pictures of the shipped class model, by the judge that knows its scenes.
+
+It is measured as `shortcut.demo quality` does. That package is loaded only when it is asked for this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from .. import shipped, weights
+from .judging import REUSE, VANILLA, Trial
+from .progress import progress_bar
+from .teacher import Teacher
+
+NUM_REFERENCE = 6000  # fresh scenes to compare with
+BATCH_SIZE = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """The table: names of rows and their lines."""
+
+    num_images: int  # of each row and seed
+    num_reference: int
+    names: list[str]
+    lines: list[Any]
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON."""
+        rows = [{"name": n, **asdict(line)} for n, line in zip(self.names, self.lines, strict=True)]
+        return {"images": self.num_images, "reference": self.num_reference, "rows": rows}
+
+    def markdown(self) -> str:
+        """For people."""
+        from ..demo.quality_report import COLUMNS, table
+
+        cells = [(n, *line.cells[1:]) for n, line in zip(self.names, self.lines, strict=True)]
+        return (
+            f"{table(COLUMNS, cells)}\n\nDistance: Frechet distance in the judge's features from {self.num_reference} "
+            "fresh scenes, mean (each seed), lower is better. Time, biome, both: share of pictures that show what was "
+            f"asked for. {self.num_images} pictures per row and seed, as many of every class."
+        )
+
+
+def measure_quality(
+    teacher: Teacher, heads: Mapping[str, Any], trial: Trial, num_images: int
+) -> Quality:
+    """Vanilla at the steps and in as few steps as there are full passes; reuse and every head at those.
+
+    Args:
+        num_images: of each row and seed.
+    """
+    from ..demo import classifier
+    from ..demo.frechet import Gaussian
+    from ..demo.quality import FIRST_REFERENCE_SEED, parse_rows, summary
+    from ..demo.quality_measure import judge_scenes, measure
+    from ..demo.quality_rows import Kit
+
+    kit = Kit(
+        model=teacher.model,
+        head=None,
+        vq=weights.build(
+            weights.load(shipped.VQ, "vq"), dtype=torch.float32, device=teacher.device
+        ),
+        judge=classifier.load(shipped.JUDGE).to(teacher.device),
+        defaults=trial.settings,
+        device=teacher.device,
+        batch_size=BATCH_SIZE,
+    )
+    steps, budgets = trial.settings.num_steps, trial.full_steps
+    wanted = [(VANILLA, None, f"vanilla-{n}") for n in (steps, *budgets)]
+    for n in budgets:
+        wanted.append((REUSE, None, f"reuse-{steps}-{n}"))
+        wanted += [(name, head, f"shortcut-{steps}-{n}") for name, head in heads.items()]
+    rows = parse_rows([row for _, _, row in wanted], kit)
+    reference = Gaussian.of(judge_scenes(kit, FIRST_REFERENCE_SEED, NUM_REFERENCE)[0])
+    lines = []
+    with progress_bar(is_shown=True, unit="row", total=len(rows)) as bar:
+        for row, (_, head, _) in zip(rows, wanted, strict=True):
+            tried = replace(kit, head=head)
+            figures = [measure(row, seed, num_images, tried, reference) for seed in trial.seeds]
+            lines.append(summary(row, figures, tried))
+            bar.update()
+    return Quality(num_images, NUM_REFERENCE, [name for name, _, _ in wanted], lines)
