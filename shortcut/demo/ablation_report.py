@@ -80,10 +80,10 @@ def markdown(
 # What the names of `ablation.CHANGES` and `ablation.REFERENCES` mean.
 _ROWS = (
     "vanilla: the model alone, in as many steps; vanilla-N: in N steps; reuse: features of the last full pass, no "
-    "head. base: the recipe of the shipped head, that is 2 blocks, bottleneck 3.2, with time embedding, from the last"
+    "head. base: the recipe of the shipped head with 2 blocks, bottleneck 3.2 and time embedding, from the last"
     " full pass, up to 6 steps from it (roll-out), squared error where tokens are masked + 0.3 x divergence of guided"
-    " codes, teacher's runs of 32, 32, 16 and 24 steps. Each other row changes what its name says. another-seed: "
-    "other random numbers; what differs no more than it does from base may be chance. stepwise-N: from the step "
+    " codes, teacher's runs of 32, 32, 16 and 24 steps. Each other row changes what its name says. default: the sizes "
+    "that heads have by default; another-seed: other random numbers; what differs no more than it does from base may be chance. stepwise-N: from the step "
     "before, in roll-outs of up to N of its own predictions; from-full-N: from the last full pass, up to N steps; "
     "small-batches: a quarter of the batch, four times the iterations; all-positions: squared error also where tokens"
     " are known; no-kl: squared error alone; kl-alone: divergence alone, through the model's output rows; teacher-N: "
