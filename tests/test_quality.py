@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.chart import SIZE
 from shortcut_pack.shortcut.demo import classifier, quality, quality_measure
 from shortcut_pack.shortcut.demo.frechet import Gaussian, frechet_distance
@@ -269,6 +270,19 @@ def test_figures_of_another_setup_are_not_taken_over(files, monkeypatch, capsys)
     )
     options.run(options)
     assert len(seen) == 2
+
+
+def test_another_head_is_measured_anew_and_only_it(files, monkeypatch):
+    options = command(files, "--rows", "real", "vanilla-4", "shortcut-4-2", "reuse-4-2")
+    options.run(options)
+    fits = {"model_fingerprint": weights.load(files["model"]).fingerprint}
+    builders.write(files["head"], builders.head(seed=9, **fits))
+    seen = []
+    monkeypatch.setattr(
+        quality, "measure", lambda row, *rest: seen.append(row.name) or measure(row, *rest)
+    )
+    options.run(options)
+    assert seen == ["shortcut-4-2"] * 2
 
 
 def test_the_same_seed_gives_the_same_figures_whatever_the_batch(files):

@@ -71,8 +71,6 @@ def run(options: argparse.Namespace) -> int:
     """Measures what is not measured yet, prints the table, writes JSON and chart. Returns 0."""
     kit = load_kit(options)
     rows = parse_rows(options.rows, kit)
-    files = options.model, options.head, options.vq, options.judge
-    setup = setup_of(files, kit, options, options.num, options.num_reference)
 
     @cache
     def reference() -> Gaussian:
@@ -81,7 +79,12 @@ def run(options: argparse.Namespace) -> int:
     def measure_row(row: Row, seed: int) -> Figures:
         return measure(row, seed, options.num, kit, reference())
 
-    measured = measured_rows(options.work, setup, rows, options.seeds, measure_row)
+    measured = {}
+    for heads in ((), (options.head,)):  # another head leaves the rows without one as they are
+        files = options.model, *heads, options.vq, options.judge
+        setup = setup_of(files, kit, options, options.num, options.num_reference)
+        alike = [row for row in rows if (row.kind == "shortcut") == bool(heads)]
+        measured |= measured_rows(options.work, setup, alike, options.seeds, measure_row)
     lines = [
         summary(row, [measured[row.name, seed] for seed in options.seeds], kit) for row in rows
     ]
