@@ -102,16 +102,11 @@ def test_the_row_default_is_a_head_as_it_is_trained_unasked(model_file):
     assert plan.config == head_config(model_file)
 
 
-def test_the_base_is_the_shipped_recipe_in_fewer_iterations_with_the_sizes_of_the_first_head(
-    model_file,
-):
-    whole = ablation_bench.base_plan(model_file, train_head.RECIPE.iterations)
-    assert whole == HeadPlan(
-        config=replace(train_head.CONFIG, width=60, num_blocks=2, num_heads=4),
-        recipe=replace(train_head.RECIPE, ema=pytest.approx(train_head.RECIPE.ema)),
-        teaching=train_head.TEACHING,
-        objective=train_head.OBJECTIVE,
-    )
+def test_the_base_is_the_recipe_of_the_first_head_in_fewer_iterations(model_file):
+    whole = ablation_bench.base_plan(model_file, 3500)
+    assert (whole.config.width, whole.config.num_blocks, whole.config.num_heads) == (60, 2, 4)
+    assert whole.recipe.ema == pytest.approx(train_head.RECIPE.ema)
+    assert (whole.teaching.runs_kept, whole.objective.guided_kl) == (24, 0.3)
     cut = ablation_bench.base_plan(model_file, 350)
     assert cut.recipe == replace(whole.recipe, iterations=350, warmup=35, ema=pytest.approx(0.95))
     assert cut.teaching == replace(whole.teaching, runs_kept=2)

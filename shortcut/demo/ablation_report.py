@@ -80,8 +80,8 @@ def markdown(
 # What the names of `ablation.CHANGES` and `ablation.REFERENCES` mean.
 _ROWS = (
     "vanilla: the model alone, in as many steps; vanilla-N: in N steps; reuse: features of the last full pass, no "
-    "head. base: the recipe of the shipped head with 2 blocks, bottleneck 3.2 and time embedding, from the last"
-    " full pass, up to 6 steps from it (roll-out), squared error where tokens are masked + 0.3 x divergence of guided"
+    "head. base: the recipe of the first head that shipped, that is 2 blocks, bottleneck 3.2, with time embedding, "
+    "from the last full pass, up to 6 steps from it (roll-out), squared error where tokens are masked + 0.3 x divergence of guided"
     " codes, teacher's runs of 32, 32, 16 and 24 steps. Each other row changes what its name says. default: the sizes "
     "that heads have by default; another-seed: other random numbers; what differs no more than it does from base "
     "may be chance. stepwise-N: from the step "
