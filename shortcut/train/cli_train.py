@@ -83,6 +83,12 @@ def add_parser(commands: Any) -> None:
         "stretches between full passes",
     )
     how.add_argument(
+        "--student-rollouts",
+        action="store_true",
+        help="after the first step of a roll-out the head draws the tokens, and the model says what features these "
+        "should give, as in the authors' code: one more full pass for each; default: the tokens of the model's run",
+    )
+    how.add_argument(
         "--kl", type=float, help="weight of the divergence of guided codes; default: 0.3"
     )
     how.add_argument(
@@ -254,7 +260,9 @@ def plan_of(
             autocast=teacher.autocast or (None if is_float32 else torch.bfloat16),
         ),
         teaching=replace(
-            teaching, max_chain=teaching.max_chain if options.rollout is None else options.rollout
+            teaching,
+            max_chain=teaching.max_chain if options.rollout is None else options.rollout,
+            student_rollouts=options.student_rollouts,
         ),
         objective=Objective(
             mse=1.0,

@@ -26,6 +26,7 @@ from .. import weights
 from ..denoiser import Model
 from ..heads.maskgit import MaskGITHead
 from ..models.layers import Attention
+from ..noise import Noise
 from ..processes import ALONE, World
 from ..schedule import Settings
 from .cpu import sdpa_float32
@@ -36,6 +37,7 @@ from .loss import (
     feature_mse,
     last_step,
     mean,
+    on_its_own,
     window,
     window_loss,
 )
@@ -62,11 +64,14 @@ class Teaching:
     windows_per_batch: int = 4  # places in the runs kept, spread over early and late steps
     images_per_window: int = 8
     max_chain: int = 4  # steps from a full pass to the last that is predicted, drawn from 1 .. this
+    # True: after a window's first step the head draws the tokens, and the model says its last target.
+    # False: tokens and targets are those of the teacher's run.
+    student_rollouts: bool = False
 
     def check(self) -> None:
         """Raises ValueError for the first figure that is out of range."""
         for name, value in (
-            (item.name, getattr(self, item.name)) for item in fields(self) if item.name != "runs"
+            (item.name, getattr(self, item.name)) for item in fields(self) if item.type == "int"
         ):
             if value < 1:
                 raise ValueError(f"{name.replace('_', ' ')} must be at least 1, got {value}.")
@@ -118,15 +123,21 @@ class Replay:
         num_starts = len(run.steps) - 1
         start = int((place + u_start) / teaching.windows_per_batch * num_starts)
         length = 1 + int(u_length * min(teaching.max_chain, num_starts - start))
-        images = self._picked(run.num_images, generator).to(run.codes_BL.device)
-        part = window(run, start, length, images, self.device)
-        return last_step(part) if self.from_full else part
+        images, places = self._picked(run.num_images, generator)
+        images, noise = images.to(run.codes_BL.device), None
+        if teaching.student_rollouts:
+            seed = int(torch.randint(2**62, (), generator=generator))
+            device = self.device or run.codes_BL.device
+            noise = Noise.draw(seed, places.tolist(), start + length, run.codes_BL.shape[1], device)
+        part = window(run, start, length, images, self.device, noise)
+        return last_step(part) if self.from_full and noise is None else part
 
-    def _picked(self, num_images: int, generator: torch.Generator) -> Tensor:
-        """This process's images of a window, by their rows among the `num_images` that it has of the run."""
+    def _picked(self, num_images: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """This process's images of a window: their rows among the `num_images` that it has, and in the whole run."""
         order = torch.randperm(num_images * self.world.size, generator=generator)
-        mine = order[order // num_images == self.world.rank] % num_images
-        return mine[: self.teaching.images_per_window // self.world.size]
+        mine = order[order // num_images == self.world.rank]
+        mine = mine[: self.teaching.images_per_window // self.world.size]
+        return mine % num_images, mine
 
 
 def initialised(config: Any, seed: int, attention: Attention = sdpa_float32) -> Any:
@@ -215,6 +226,9 @@ def train_head(
         replay.advance(iteration)
 
     def loss_of(network: nn.Module, windows: list[Window]) -> tuple[Tensor, dict[str, Tensor]]:
+        windows = [
+            w if w.noise is None else on_its_own(network, model, w, w.noise) for w in windows
+        ]
         results = [window_loss(network, model, w, objective) for w in windows]
         figures = {name: mean(parts[name] for _, parts in results) for name in results[0][1]}
         figures["reuse"] = mean(_reuse_mse(model, w, objective) for w in windows)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..denoiser import Denoised, Features, Model, Revealed, guided, merged
 from ..noise import Noise
+from ..predictors.head import ShortcutPredictor
 from ..sampler import Trace, positions, sample
 from ..schedule import Step
 from .record import Trajectories
@@ -44,6 +45,7 @@ class Window:
     targets: list[Features]  # the teacher's features in them
     masked_index: list[Tensor]  # (B, N) positions masked in them
     codes_BL: Tensor  # that the teacher's run ended with
+    noise: Noise | None = None  # None: the tokens are the teacher's. Else: for `on_its_own`
 
 
 def window(
@@ -52,11 +54,13 @@ def window(
     length: int,
     images: Tensor | slice = slice(None),
     device: torch.device | None = None,
+    noise: Noise | None = None,
 ) -> Window:
     """The window of steps `start` + 1 .. `start` + `length` of some `images` of a run, in float32.
 
     Args:
         device: where to; None = where the run is kept.
+        noise: of these images, where their tokens shall be the head's own.
 
     Raises:
         ValueError: the run has no such steps.
@@ -83,6 +87,7 @@ def window(
         [pick_features(run.features[t]) for t in after],
         [pick(run.masked_index[t]) for t in before],
         pick(run.codes_BL),
+        noise,
     )
 
 
@@ -140,14 +145,14 @@ def on_its_own(head: Any, model: Model, part: Window, noise: Noise) -> Window:
     last = traces[-1]
     with torch.no_grad():
         target = model.features(codes_BL, last.is_masked_BL, part.conditions)
-    masked_index = positions(last.is_masked_BL, last.step.num_masked_after)
+    revealed = [part.revealed[0], *(trace.revealed for trace in traces)]
     return Window(
         part.conditions,
-        student.features,
-        [last.revealed],
+        part.features if head.config.from_full else student.features,
+        [merged(revealed) if head.config.from_full else last.revealed],
         part.steps[-1:],
         [target],
-        [masked_index],
+        [positions(last.is_masked_BL, last.step.num_masked_after)],
         codes_BL,
     )
 
@@ -156,7 +161,9 @@ class _Student:
     """Answers the sampler with the head's features, from the first step of a window on."""
 
     def __init__(self, head: Any, model: Model, part: Window):
-        self.head, self.model, self.part = head, model, part
+        self.model, self.part = model, part
+        self.predictor = ShortcutPredictor(head, model, part.conditions)
+        self.predictor.observe(part.steps[0], part.features)
         self.features = part.features
 
     def __call__(
@@ -167,12 +174,8 @@ class _Student:
         index_BN: Tensor,
         revealed: Revealed | None,
     ) -> Denoised:
-        self.features = self.head.next_features(
-            self.model,
-            self.features,
-            self.part.conditions,
-            revealed or self.part.revealed[0],
-            step.mask_ratio,
+        self.features = self.predictor.predict(
+            step, self.features, revealed or self.part.revealed[0]
         )
         logits = [self.model.logits(f, index_BN) for f in self.features]
         return Denoised(guided(logits, step.guidance), self.features, False)
