@@ -220,6 +220,8 @@ def _in_published_layout(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
         no_place = "fewer rows than it has: the others were dropped on loading"
     if getattr(checkpoint.config, "from_full", False):
         no_place = "what tells that a head predicts from the last full pass"
+    if getattr(checkpoint.config, "kernel", 0):
+        no_place = "the part of a head that looks at the neighbourhood of new tokens"
     if no_place:
         raise ValueError(
             f"{path}: the published layout of a {format.title} has no place for {no_place}. Give the output the "

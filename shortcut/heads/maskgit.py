@@ -1,24 +1,29 @@
 """The shortcut head of MaskGIT: features now + tokens just revealed -> features of the next step.
 
 Source: arXiv 2602.23996; MIGM-Shortcut MaskGIT-Shortcut/Network/shortcut_model.py; facts in golden/README.md section 6.
-Differs: no dropout (the published figures were taken with a dropout of 0.1 still active).
+Differs: no dropout (the published figures were taken with a dropout of 0.1 still active); heads of our own may also see
+new tokens by a convolution (`heads.nearby`).
 
-    B  sequences (images x guidance branches)    S  sequence    D  width of the model    N  tokens just revealed
+    B  sequences (images x guidance branches)    S  sequence: image tokens, then the class    D  width of the model
+    N  tokens just revealed
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..formats import Format, Tensors, check_heads, count, given, sizes
 from ..models.layers import Attention, FeedForward, MultiHeadAttention, sdpa
 from ..models.maskgit import NUM_HEADS, MaskGIT
 from .embed import MaskRatioModulation
+from .nearby import Nearby, kernel_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,9 @@ class Config:
     num_heads: int
     has_time: bool  # True: modulated by the mask ratio
     from_full: bool = False  # True: predicts from the last full pass. False: from the step before
+    kernel: int = (
+        0  # side of the neighbourhood that `heads.nearby` looks at; 0 = none, as published
+    )
 
 
 class MaskGITHead(nn.Module):
@@ -69,16 +77,30 @@ class MaskGITHead(nn.Module):
             operations.LayerNorm(width, eps=1e-12, **tensor),
         )
         self.time = MaskRatioModulation(width, operations, **tensor) if config.has_time else None
+        self.nearby = None
+        if config.kernel:
+            self.nearby = Nearby(config.model_width, width, config.kernel, operations, **tensor)
 
-    def forward(self, features_BSD: Tensor, new_BND: Tensor, mask_ratio_B: Tensor) -> Tensor:
+    def forward(
+        self,
+        features_BSD: Tensor,
+        new_BND: Tensor,
+        mask_ratio_B: Tensor,
+        index_BN: Tensor | None = None,
+    ) -> Tensor:
         """Predicted features (B, S, D) of the next step.
 
         Args:
             features_BSD: of the last step, from a full pass or from this head.
             new_BND: the model's input embeddings of the tokens just revealed; N may be 0.
             mask_ratio_B: share of the image still masked now, in [0, 1].
+            index_BN: where the new tokens stand among the image tokens; only `nearby` asks.
         """
         x, new = self.proj_in(features_BSD), self.new_token_proj_in(new_BND)
+        if self.nearby is not None and index_BN is not None:
+            side = math.isqrt(x.shape[1])
+            near_BLD = self.nearby(new_BND, index_BN, side, side)
+            x = x + F.pad(near_BLD, (0, 0, 0, x.shape[1] - side**2))
         for block in self.blocks:
             x = block(x, new)
         x = self.last_layer(x)
@@ -99,7 +121,8 @@ class MaskGITHead(nn.Module):
         stacked_BSD = torch.cat(features)
         ratio_B = torch.full((len(stacked_BSD),), mask_ratio, device=stacked_BSD.device)
         new_BND = new_BND.repeat(len(features), 1, 1)
-        next_BSD = self(stacked_BSD.to(self.compute_dtype), new_BND, ratio_B)
+        index_BN = revealed.index_BK.repeat(len(features), 1)
+        next_BSD = self(stacked_BSD.to(self.compute_dtype), new_BND, ratio_B, index_BN)
         return next_BSD.to(stacked_BSD.dtype).chunk(len(features))
 
 
@@ -147,6 +170,7 @@ def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
         num_heads=check_heads(given(known, "num_heads", NUM_HEADS, model_width), width),
         has_time=count(tensors, "time.") > 0,
         from_full=bool(known.get("from_full", False)),
+        kernel=kernel_of(tensors),
     )
 
 

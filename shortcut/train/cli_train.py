@@ -69,6 +69,12 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="predict from the step before, as the paper does; default: from the last full pass",
     )
+    head.add_argument(
+        "--kernel",
+        type=int,
+        help="side of the neighbourhood of new tokens that the head is shown, in codes (odd; 0 = none, as published); "
+        "MaskGIT only; default: 7",
+    )
     how = parser.add_argument_group("how it learns")
     how.add_argument("--lr", type=float, help="peak learning rate; default: by the head's width")
     how.add_argument(
@@ -234,6 +240,7 @@ def plan_of(
             model_file,
             num_blocks=options.blocks,
             bottleneck=options.bottleneck,
+            kernel=options.kernel,
             from_full=not options.stepwise,
         )
     else:

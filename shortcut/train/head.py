@@ -162,18 +162,20 @@ def initialised(config: Any, seed: int, attention: Attention = sdpa_float32) -> 
 
 @torch.no_grad()
 def fit_to_embeddings(head: MaskGITHead, model: Any) -> None:
-    """Scales the head's projection of new tokens so that its outputs have unit size.
+    """Scales the head's projections of new tokens so that their outputs have unit size.
 
     Its keys and values are not normalised, and a model's embeddings are small (0.1 in the shipped one), so attention
     would start nearly blind to the new tokens.
     """
-    if isinstance(head.new_token_proj_in, nn.Identity):
-        return
-    projection: Any = head.new_token_proj_in
     config = model.config
-    codes_1N = torch.arange(config.num_codes, device=projection.weight.device).unsqueeze(0)
-    embedded_1ND = model.embed(codes_1N, codes_1N % config.num_tokens)
-    projection.weight.div_(projection(embedded_1ND.to(head.dtype)).float().std())
+    codes_1N = torch.arange(config.num_codes, device=model.token.weight.device).unsqueeze(0)
+    embedded_1ND = model.embed(codes_1N, codes_1N % config.num_tokens).to(head.dtype)
+    projections: list[Any] = [head.new_token_proj_in]
+    if head.nearby is not None:
+        projections.append(head.nearby.proj_in)
+    for projection in projections:
+        if not isinstance(projection, nn.Identity):
+            projection.weight.div_(projection(embedded_1ND).float().std())
 
 
 def train_head(

@@ -33,6 +33,7 @@ from .teacher import Teacher
 
 REPLAY_BYTES = 4 * GB  # of recorded runs kept in memory, by default
 LARGE_WIDTH = 512  # of models from which on a head is sized as the paper's
+KERNEL = 7  # of new heads of MaskGIT
 USES_OF_A_STEP = 3.6  # how often training comes back to each recorded step of an image
 HeadConfig = maskgit_head.Config | lumina_head.Config
 
@@ -86,6 +87,7 @@ def head_config(
     has_time: bool = True,
     sees_new: bool = True,
     from_full: bool = True,
+    kernel: int | None = None,
 ) -> HeadConfig:
     """Sizes of a head for a model: the paper's, with two attention heads where the model is small.
 
@@ -93,6 +95,8 @@ def head_config(
         num_blocks: None = 1. A second one gained nothing (`shortcut.demo ablation`).
         bottleneck: the model's width by the head's; None = 2.
         sees_new: False: blind to the tokens just revealed; Lumina-DiMOO only.
+        kernel: side of the neighbourhood that `heads.nearby` looks at, MaskGIT only; odd, 0 = as in the paper,
+            None = 7.
 
     Raises:
         ValueError: a size is out of range, or there is no head for such a model.
@@ -106,6 +110,8 @@ def head_config(
             f"a head needs at least 1 block and a bottleneck from 1 to {model.width}, got {num_blocks} and "
             f"{bottleneck}."
         )
+    if kernel is not None and (kernel < 0 or (kernel > 0 and kernel % 2 == 0)):
+        raise ValueError(f"the kernel must be odd, or 0 for none, got {kernel}.")
     # On CPUs the time of a small head goes by its attention heads more than by its operations.
     num_heads = model.num_heads if is_large else 2
     step = 2 * num_heads  # rotary embeddings turn pairs of channels
@@ -121,8 +127,12 @@ def head_config(
     if model_file.format.name == maskgit_head.FORMAT.model:
         if not sees_new:
             raise ValueError("only a head of Lumina-DiMOO can be blind to new tokens.")
-        return maskgit_head.Config(**shared)
+        return maskgit_head.Config(**shared, kernel=KERNEL if kernel is None else kernel)
     if model_file.format.name == lumina_head.FORMAT.model:
+        if kernel:
+            raise ValueError(
+                "only a head of MaskGIT can look at a neighbourhood. Leave out the kernel."
+            )
         return lumina_head.Config(
             **shared,
             num_kv_heads=model.num_kv_heads if is_large else shared["num_heads"],
