@@ -34,6 +34,11 @@ TAGS = {  # token -> its name in models.lumina.SPECIAL_IDS
     "</user>": "/user",
     UNCONDITION: "uncondition",
 }
+# Tokens that stand around images by their id, never in a text. Source: comments in train/train.py of the original,
+# which tokenizes </answer> too. Those of boi and eoi it writes in two ways (<Image>, <IMAGE>), that of the newline
+# nowhere; all are behind LLaDA's end of text (126081), where only special tokens are.
+MARKS = {"<|mdm_mask|>": "mask", "<answer>": "boa", "</answer>": "eoa"}
+NAMELESS = ("newline", "boi", "eoi")
 # Source: train/train.py of the original cuts what it trains on to this length. The 4,096 positions of its config.json
 # limit nothing: an image of 1024 x 1024 pixels has 4,164 tokens alone.
 MAX_TEXT_TOKENS = 1024
@@ -214,7 +219,9 @@ def load_tokenizer(folder: str | Path, config: Config) -> Any:
 def check_tokenizer(tokenizer: Any, config: Config) -> None:
     """Raises ValueError if the tokenizer's special tokens are not those of the model, or its words are not.
 
-    Words are compared only for the published vocabulary, whose unconditional prompt is known.
+    Tags are encoded. A token of `MARKS` may have another name, as those of small models do, but where its name is
+    known it has the model's id; and at the ids of marks there is a token that no word of a text becomes. Words are
+    compared only for the published vocabulary, whose unconditional prompt is known.
     """
     advice = "It is of another model: take the tokenizer files that lie beside the model's weights."
     for tag, name in TAGS.items():
@@ -222,6 +229,21 @@ def check_tokenizer(tokenizer: Any, config: Config) -> None:
         if found != [expected]:
             raise ValueError(
                 f"its tokenizer makes {found} of {tag}, expected [{expected}]. {advice}"
+            )
+    ids, added = tokenizer.get_vocab(), tokenizer.added_tokens_decoder
+    for token, name in MARKS.items():
+        found, expected = ids.get(token), config.special_id(name)
+        if found not in (None, expected):
+            raise ValueError(
+                f"its tokenizer has the token {token} as {found}, expected {expected}. {advice}"
+            )
+    for name in (*MARKS.values(), *NAMELESS):
+        expected = config.special_id(name)
+        if expected not in added:
+            word = tokenizer.convert_ids_to_tokens(expected)
+            found = "no token" if word is None else f"the word {word!r}"
+            raise ValueError(
+                f"its tokenizer has {found} at {expected}, expected a special token, the model's {name}. {advice}"
             )
     if config.num_text_ids == REAL_NUM_TEXT_IDS:
         system = TASKS["text_to_image"].system

@@ -187,6 +187,8 @@ def test_a_prompt_that_is_too_long():
 # --- tokenizers ---
 
 SYSTEM = TASKS["text_to_image"].system
+# Of tokens whose names in the published files we do not know.
+NAMELESS = {"<|reserved_token_0|>": "newline", "<Image>": "boi", "</Image>": "eoi"}
 
 
 def save_tokenizer(folder: Path, words: dict[str, int], tags: dict[str, int]) -> Path:
@@ -209,7 +211,9 @@ def real_words() -> dict[str, int]:
 
 
 def tags_of(config: lumina.Config) -> dict[str, int]:
-    return {tag: config.special_id(name) for tag, name in prompts.TAGS.items()}
+    """The special tokens of a tokenizer of the model."""
+    names = prompts.TAGS | prompts.MARKS | NAMELESS
+    return {token: config.special_id(name) for token, name in names.items()}
 
 
 def test_the_published_unconditional_prompt(tmp_path):
@@ -234,6 +238,35 @@ def test_a_tokenizer_of_another_model(tmp_path):
     folder = save_tokenizer(tmp_path / "plain", real_words(), {})
     with pytest.raises(ValueError, match=r"of <system>, expected \[126332\]. It is of another"):
         load_tokenizer(folder, REAL)
+
+
+@pytest.mark.parametrize("token", [*prompts.TAGS, *prompts.MARKS])
+def test_a_special_token_that_is_moved(tmp_path, token):
+    tags = tags_of(REAL)
+    expected, tags[token] = tags[token], 126345
+    folder = save_tokenizer(tmp_path, real_words(), tags)
+    with pytest.raises(ValueError, match=rf"126345\b.*, expected \[?{expected}\b") as error:
+        load_tokenizer(folder, REAL)
+    assert token in str(error.value)
+
+
+@pytest.mark.parametrize("token", [*prompts.MARKS, *NAMELESS])
+def test_at_the_id_of_a_mark_is_a_special_token_of_any_name(tmp_path, token):
+    tags = tags_of(REAL)
+    index = tags.pop(token)
+    load_tokenizer(save_tokenizer(tmp_path / "named", real_words(), tags | {"<x>": index}), REAL)
+    missing = save_tokenizer(tmp_path / "missing", real_words(), tags)
+    with pytest.raises(ValueError, match=rf"has no token at {index}, expected a special token"):
+        load_tokenizer(missing, REAL)
+    word = save_tokenizer(tmp_path / "word", real_words() | {"fox": index}, tags)
+    with pytest.raises(ValueError, match=rf"has the word 'fox' at {index}, .*It is of another"):
+        load_tokenizer(word, REAL)
+
+
+def test_words_of_a_small_model_are_not_compared(tmp_path):
+    small = replace(REAL, num_text_ids=400)
+    for words in ({"a": 1, "fox": 2}, {"a": 2, "fox": 1}):
+        load_tokenizer(save_tokenizer(tmp_path, words, tags_of(small)), small)
 
 
 def test_a_missing_or_damaged_tokenizer(tmp_path):
