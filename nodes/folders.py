@@ -19,16 +19,6 @@ from ..shortcut.shards import SHARD_PATTERN
 EXTENSIONS = (".safetensors", ".pth", ".ckpt", ".pt")
 TRAININGS = "shortcut_training"  # in the output folder, which outlives a restart as temp does not
 INDEX = "model.safetensors.index.json"  # of a model in several files
-SHIPPED, SHIPPED_TEXT = "scenes (shipped)", "scenes text (shipped)"
-# A folder stands for the only file of that kind in it.
-SHIPPED_FILES: dict[str, dict[Kind, Path]] = {
-    SHIPPED: {"model": shipped.MODEL, "vq": shipped.VQ, "head": shipped.HEAD},
-    SHIPPED_TEXT: {
-        "model": shipped.TEXT_FOLDER,
-        "vq": shipped.VQ,
-        "head": shipped.TEXT_FOLDER,
-    },
-}
 
 
 def register_folders() -> None:
@@ -52,7 +42,7 @@ def choices(category: str) -> list[str]:
         for name in folder_paths.get_filename_list(category)
         if not any(part.startswith(".") for part in PurePath(name).parts)
     ]
-    return [*SHIPPED_FILES, *dict.fromkeys(names)]
+    return [*shipped.CHOICES, *dict.fromkeys(names)]
 
 
 def _shown(name: str) -> str:
@@ -65,8 +55,8 @@ def _shown(name: str) -> str:
 
 def path_of(category: str, name: str, kind: Kind) -> Path:
     """The file or folder that a choice stands for. Raises FileNotFoundError if there is none."""
-    if name in SHIPPED_FILES:
-        return SHIPPED_FILES[name][kind]
+    if name in shipped.CHOICES:
+        return shipped.CHOICES[name][kind]
     inside = os.path.relpath(os.path.join("/", name), "/")  # no ".." leads out of the category
     for folder in folder_paths.get_folder_paths(category):
         if os.path.isdir(os.path.join(folder, inside)):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..shortcut import weights
+from ..shortcut import shipped, weights
 from ..shortcut.checkpoint import cast
 from ..shortcut.prompts import load_tokenizer
 from ..shortcut.quantized import FLOAT8
@@ -54,7 +54,7 @@ class LoadMIGM(io.ComfyNode):
                 io.Combo.Input(
                     "model_name",
                     options=folders.choices(MODELS),
-                    default=folders.SHIPPED,
+                    default=shipped.NAME,
                     tooltip="A shipped model, or what lies in models/migm: the folder "
                     "Lumina-DiMOO as published, MaskGIT_ImageNet_512.pth or _256.pth, or one of "
                     "this project's .safetensors.",
@@ -110,8 +110,8 @@ class LoadMIGM(io.ComfyNode):
             tokenizer = load_tokenizer(folder, checkpoint.config)
         if vq_name != AUTO:
             vq_path = folders.path_of(MODELS, vq_name, "vq")
-        elif model_name in folders.SHIPPED_FILES:
-            vq_path = folders.SHIPPED_FILES[model_name]["vq"]
+        elif model_name in shipped.CHOICES:
+            vq_path = shipped.CHOICES[model_name]["vq"]
         else:
             vq_path = checkpoint.path.parent
         vq = folders.load(vq_path, "vq")
@@ -146,7 +146,7 @@ class LoadHead(io.ComfyNode):
                 io.Combo.Input(
                     "head_name",
                     options=folders.choices(HEADS),
-                    default=folders.SHIPPED,
+                    default=shipped.NAME,
                     tooltip="The shipped head for the shipped model of the same name, or a file in "
                     "models/migm_heads such as dimoo-shortcut.pth or maskgit-shortcut.pth. The "
                     "sampler refuses a head of another model.",

@@ -13,3 +13,10 @@ TEXT_FOLDER = FOLDER / "scenes-lumina"  # the text model with its tokenizer and 
 TEXT_MODEL = TEXT_FOLDER / "scenes-lumina.safetensors"
 TEXT_HEAD = TEXT_FOLDER / "scenes-lumina-head.safetensors"
 TEXT_JUDGE = FOLDER / "scenes-text-judge.safetensors"
+
+# What the nodes list: name -> kind -> file, or a folder for the only file of that kind in it.
+NAME, TEXT_NAME = "scenes (shipped)", "scenes text (shipped)"
+CHOICES = {
+    NAME: {"model": MODEL, "vq": VQ, "head": HEAD},
+    TEXT_NAME: {"model": TEXT_FOLDER, "vq": VQ, "head": TEXT_FOLDER},
+}

@@ -24,9 +24,6 @@ from .tokenizer_files import tokenizer_folder
 
 logger = logging.getLogger(__name__)
 
-# Of model, VQ model and head.
-SHIPPED_FOR_CLASSES = (shipped.MODEL, shipped.VQ, shipped.HEAD)
-SHIPPED_FOR_TEXT = (shipped.TEXT_FOLDER, shipped.VQ, shipped.TEXT_FOLDER)
 LARGE = 2**33  # bytes of weights in float32 above which they keep the type of their file
 
 
@@ -73,7 +70,8 @@ def load(options: argparse.Namespace) -> Tools:
         FileNotFoundError, ValueError: as `weights.load`, `check_head`, `load_tokenizer`; no such device.
     """
     device = checked_device(options.device)
-    model, vq, head = SHIPPED_FOR_TEXT if given_text(options) else SHIPPED_FOR_CLASSES
+    files = shipped.CHOICES[shipped.TEXT_NAME if given_text(options) else shipped.NAME]
+    model, vq, head = files["model"], files["vq"], files["head"]
     if options.model is not None:
         model, vq, head = options.model, None, "none"
     model_file = weights.load(model, kind="model")

@@ -70,7 +70,7 @@ def files(tmp_path, monkeypatch):
     checkpoints["head"] = builders.head(model_fingerprint=checkpoints["model"].fingerprint)
     for kind, checkpoint in checkpoints.items():
         path = builders.write(tmp_path / "shipped" / f"{kind}.safetensors", checkpoint)
-        monkeypatch.setitem(folders.SHIPPED_FILES[folders.SHIPPED], kind, path)
+        monkeypatch.setitem(shipped.CHOICES[shipped.NAME], kind, path)
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
     monkeypatch.setattr(folder_paths, "get_filename_list", lambda category: [])
     monkeypatch.setattr(folder_paths, "get_folder_paths", lambda category: [])
@@ -148,11 +148,11 @@ def test_the_shipped_files_are_always_in_the_lists(monkeypatch):
         for node in (LoadMIGM, LoadHead)
         for item in node.define_schema().inputs
     }
-    both = [folders.SHIPPED, folders.SHIPPED_TEXT]
+    both = [shipped.NAME, shipped.TEXT_NAME]
     assert by_id["model_name"]["options"] == [*both, "migm.pth"]
     assert by_id["vq_name"]["options"] == ["auto", *both, "migm.pth"]
     assert by_id["head_name"]["options"] == [*both, "migm_heads.pth"]
-    assert folders.path_of("migm", folders.SHIPPED, "vq") == shipped.VQ
+    assert folders.path_of("migm", shipped.NAME, "vq") == shipped.VQ
 
 
 def test_folders_are_registered_beside_those_of_extra_model_paths(tmp_path, monkeypatch):
@@ -166,7 +166,7 @@ def test_folders_are_registered_beside_those_of_extra_model_paths(tmp_path, monk
 
 
 def test_load_migm_gives_a_model_and_a_vae_that_fit_each_other(files):
-    model, vae = LoadMIGM.execute(folders.SHIPPED, "auto", "float32").result
+    model, vae = LoadMIGM.execute(shipped.NAME, "auto", "float32").result
     latent_format = model.get_model_object("latent_format")
     assert latent_format.spacial_downscale_ratio == 2
     assert latent_format.colours_V3.shape == (NUM_CODES, 3)
@@ -176,7 +176,7 @@ def test_load_migm_gives_a_model_and_a_vae_that_fit_each_other(files):
 
 
 def test_vae_gives_code_ids_as_float32_also_when_tiled(files):
-    _, vae = LoadMIGM.execute(folders.SHIPPED, "auto", "default").result
+    _, vae = LoadMIGM.execute(shipped.NAME, "auto", "default").result
     pixels = torch.rand(2, 8, 8, 3, generator=torch.Generator().manual_seed(0))
     ids = vae.encode(pixels)
     assert ids.shape == (2, 1, GRID, GRID) and ids.dtype == torch.float32
@@ -197,23 +197,23 @@ def test_auto_finds_the_vq_beside_a_users_model(files, monkeypatch):
 
 def test_a_vq_of_another_model_is_refused(files):
     config = replace(builders.VQ_CONFIG, num_codes=8)
-    builders.write(folders.SHIPPED_FILES[folders.SHIPPED]["vq"], builders.vq(config))
+    builders.write(shipped.CHOICES[shipped.NAME]["vq"], builders.vq(config))
     with pytest.raises(ValueError, match=r"has 8 codes, but .* makes 16\. Choose the VQ model"):
-        LoadMIGM.execute(folders.SHIPPED, "auto", "default")
+        LoadMIGM.execute(shipped.NAME, "auto", "default")
 
 
 def test_a_replaced_file_is_loaded_again(files):
-    before = LoadHead.fingerprint_inputs(folders.SHIPPED, weight_dtype="default")
-    assert LoadHead.fingerprint_inputs(folders.SHIPPED, weight_dtype="default") == before
+    before = LoadHead.fingerprint_inputs(shipped.NAME, weight_dtype="default")
+    assert LoadHead.fingerprint_inputs(shipped.NAME, weight_dtype="default") == before
     config = replace(builders.HEAD_CONFIG, num_blocks=2)
-    builders.write(folders.SHIPPED_FILES[folders.SHIPPED]["head"], builders.head(config))
-    assert LoadHead.fingerprint_inputs(folders.SHIPPED, weight_dtype="default") != before
+    builders.write(shipped.CHOICES[shipped.NAME]["head"], builders.head(config))
+    assert LoadHead.fingerprint_inputs(shipped.NAME, weight_dtype="default") != before
 
 
 def test_a_missing_file_is_named(files):
-    folders.SHIPPED_FILES[folders.SHIPPED]["head"].unlink()
+    shipped.CHOICES[shipped.NAME]["head"].unlink()
     with pytest.raises(FileNotFoundError, match=r"head\.safetensors"):
-        LoadHead.execute(folders.SHIPPED, "default")
+        LoadHead.execute(shipped.NAME, "default")
 
 
 # ------------------------------------------------------------------------------------------- conditions
@@ -527,7 +527,7 @@ def partially_loaded(module):
 @pytest.mark.parametrize("part", ["model", "head", "vae"])
 def test_what_stays_behind_under_partial_offload_is_moved_on_use(part, model, head, files):
     if part == "vae":
-        module = LoadMIGM.execute(folders.SHIPPED, "auto", "default").result[1].first_stage_model
+        module = LoadMIGM.execute(shipped.NAME, "auto", "default").result[1].first_stage_model
     else:
         module = {"model": model.model.diffusion_model, "head": head.model}[part]
     left = 0
@@ -558,7 +558,7 @@ def test_a_native_empty_latent_fits_any_downscale(model):
 
 @needs_comfy
 def test_a_vae_is_made_without_a_warning_about_weights(files, caplog):
-    LoadMIGM.execute(folders.SHIPPED, "auto", "default")
+    LoadMIGM.execute(shipped.NAME, "auto", "default")
     assert "VAE weights" not in caplog.text
     logging.getLogger().warning("No VAE weights detected")
     assert "VAE weights" in caplog.text, "the filter must not outlive the loader"

@@ -25,7 +25,7 @@ import comfy.model_management as mm
 import comfy.utils
 from shortcut_pack.nodes import folders, native, sample
 from shortcut_pack.nodes.load import LoadHead, LoadMIGM
-from shortcut_pack.shortcut import cost, quantized, weights
+from shortcut_pack.shortcut import cost, quantized, shipped, weights
 from shortcut_pack.shortcut.checkpoint import cast
 from test_nodes import partially_loaded
 from text_nodes import (  # noqa: F401
@@ -61,7 +61,7 @@ def test_a_model_in_several_files_is_one_choice(files):
 
 def test_a_download_in_progress_is_no_choice(files):
     lumina_folder.write(files / "migm" / "Lumina-DiMOO" / ".download")
-    assert folders.choices("migm") == [*folders.SHIPPED_FILES]
+    assert folders.choices("migm") == [*shipped.CHOICES]
 
 
 def test_parts_that_lie_bare_are_one_choice(files):
@@ -125,7 +125,7 @@ def test_a_file_that_is_not_there_is_asked_for_by_name(files, category, name, wh
 def test_files_that_are_there_pass(files):
     put(files)
     assert LoadMIGM.validate_inputs("tiny.safetensors", "auto") is True
-    assert LoadHead.validate_inputs(folders.SHIPPED) is True
+    assert LoadHead.validate_inputs(shipped.NAME) is True
 
 
 # ------------------------------------------------------------------------------------------- float8

@@ -26,7 +26,7 @@ from PIL import Image
 from shortcut_pack.nodes import folders, native, train
 from shortcut_pack.nodes.load import LoadHead
 from shortcut_pack.nodes.train import SaveHead, TrainHead
-from shortcut_pack.shortcut import cost, weights
+from shortcut_pack.shortcut import cost, shipped, weights
 from shortcut_pack.shortcut.denoiser import Revealed
 from shortcut_pack.shortcut.heads.lumina import LuminaHead
 from shortcut_pack.shortcut.memory import LiveTensors, fused
@@ -239,7 +239,7 @@ def test_without_a_log_the_chart_shows_what_was_just_learned(model, monkeypatch)
 def test_a_training_is_kept_where_a_restart_finds_it_and_no_list_shows_it(model, files, output):
     train_head(model, checkpoint_name="mine/first")
     assert (output / "shortcut_training" / "mine" / "first.ckpt").is_file()
-    assert folders.choices("migm_heads") == [*folders.SHIPPED_FILES]
+    assert folders.choices("migm_heads") == [*shipped.CHOICES]
 
 
 def test_progress_and_the_live_chart(model, monkeypatch, caplog):
@@ -263,7 +263,7 @@ def test_a_saved_head_is_in_the_list_and_is_the_same(model, files):
     head, _ = train_head(model)
     SaveHead.execute(head, "mine/night")
     name = "mine/night_00001_.safetensors"
-    assert folders.choices("migm_heads") == [*folders.SHIPPED_FILES, name]
+    assert folders.choices("migm_heads") == [*shipped.CHOICES, name]
     loaded = LoadHead.execute(name, "default").result[0]
     assert_equal(weights_of(loaded), weights_of(head))
     said = loaded.model.checkpoint.metadata.dump()
