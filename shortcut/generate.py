@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     with tqdm(total=job.num_steps, unit="step", disable=None, file=sys.stderr) as bar:
         result = job.run(tools, lambda trace: progress(bar, trace))
     codes_Bhw = result.codes_BL.unflatten(1, job.grid)
-    write_pictures(options.out, tools.decode(codes_Bhw), job.about)
+    write_pictures(options.out, tools.decode(codes_Bhw), job.about, job.graph)
     if options.save_tokens is not None:
         write_tokens(options.save_tokens, codes_Bhw)
     if options.json:

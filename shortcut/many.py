@@ -92,7 +92,7 @@ def make(tools: Tools, lines: Mapping[int, Line], folder: Path, *, is_shown: boo
                 outcome.skipped.append(number)
                 continue
             codes_Bhw = job.run(tools).codes_BL.unflatten(1, job.grid)
-            write_pictures(out, tools.decode(codes_Bhw), job.about)
+            write_pictures(out, tools.decode(codes_Bhw), job.about, job.graph)
             outcome.made.append(number)
         except FAILURES as error:
             outcome.failed[number] = str(error)

@@ -16,6 +16,7 @@ from torch import Tensor
 from . import prompts, weights
 from .classes import class_branches, class_id
 from .formats import Format
+from .graph import Graph, graph_of
 from .grid import Grid
 from .operations import count_operations
 from .options import check_conditioning
@@ -37,6 +38,7 @@ class Job:
     settings: Settings
     what: dict[str, Any]
     about: dict[str, Any]  # what the pictures say about themselves, as JSON
+    graph: Graph | None  # the run as ComfyUI's nodes; None = they cannot express it
 
     @property
     def num_images(self) -> int:
@@ -98,6 +100,19 @@ def job_of(tools: Tools, options: argparse.Namespace) -> Job:
     settings = replace(settings, guidance=guidance)
     (rows, columns), downscale = start.grid, tools.downscale
     changed = ("image", "style_image", "mask", "outpaint", "denoise")
+    width, height = columns * downscale, rows * downscale
+    graph = None
+    if options.image is None:
+        graph = graph_of(
+            tools,
+            settings,
+            asked,
+            seed=options.seed,
+            width=width,
+            height=height,
+            num_images=num_images,
+            is_vq_chosen=options.vq is not None,
+        )
     about = {
         "model": tools.model_file.name,
         "model_fingerprint": tools.model_file.fingerprint,
@@ -106,8 +121,8 @@ def job_of(tools: Tools, options: argparse.Namespace) -> Job:
         "dtype": str(tools.model.dtype).removeprefix("torch."),
         **asked,
         **{name: str(given) for name in changed if (given := getattr(options, name)) is not None},
-        "width": columns * downscale,
-        "height": rows * downscale,
+        "width": width,
+        "height": height,
         "seed": options.seed,
         **asdict(settings),
     }
@@ -119,7 +134,14 @@ def job_of(tools: Tools, options: argparse.Namespace) -> Job:
         "is_editable_BL": _for_each_image(start.is_editable_1hw, num_images),
         "denoise": 1.0 if options.denoise is None else options.denoise,
     }
-    return Job(grid=start.grid, conditions=conditions, settings=settings, what=what, about=about)
+    return Job(
+        grid=start.grid,
+        conditions=conditions,
+        settings=settings,
+        what=what,
+        about=about,
+        graph=graph,
+    )
 
 
 def settings_of(tools: Tools, options: argparse.Namespace) -> Settings:

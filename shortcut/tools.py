@@ -35,6 +35,7 @@ class Tools:
     model: Any
     head_file: Checkpoint | None
     head: Any | None
+    vq_file: Checkpoint
     vq: Any
     tokenizer: Any | None  # of a text model
     device: torch.device
@@ -93,6 +94,7 @@ def load(options: argparse.Namespace) -> Tools:
         model=weights.build(model_file, dtype=dtype, device=device),
         head_file=head_file and head_file.without_tensors(),
         head=head_file and weights.build(head_file, dtype=dtype, device=device),
+        vq_file=vq_file.without_tensors(),
         vq=weights.build(vq_file, dtype=torch.float32, device=device),
         tokenizer=tokenizer,
         device=device,

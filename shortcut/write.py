@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .files import written_whole
+from .graph import CHUNK as GRAPH_CHUNK
+from .graph import Graph
 from .image import to_pictures
 
 CHUNK = "shortcut"  # the text chunk of a PNG that holds its settings as JSON
@@ -28,13 +30,22 @@ def paths_of(out: Path, num_images: int) -> list[Path]:
     return [out.with_name(f"{out.stem}-{index}{out.suffix}") for index in range(num_images)]
 
 
-def write_pictures(out: Path, pixels_BCYX: Tensor, about: Mapping[str, Any]) -> None:
-    """Writes PNG files, whole or not at all; `about` is what each says about itself."""
+def write_pictures(
+    out: Path, pixels_BCYX: Tensor, about: Mapping[str, Any], graph: Graph | None
+) -> None:
+    """Writes PNG files, whole or not at all.
+
+    Args:
+        about: what each says about itself.
+        graph: what ComfyUI's page opens when it is given one of them; None = nothing.
+    """
     for index, (path, picture) in enumerate(
         zip(paths_of(out, len(pixels_BCYX)), to_pictures(pixels_BCYX), strict=True)
     ):
         chunks = PngInfo()
         chunks.add_text(CHUNK, _described(about, index))
+        if graph is not None:
+            chunks.add_text(GRAPH_CHUNK, json.dumps(graph))
         with written_whole(path) as partial_path:
             picture.save(partial_path, format="PNG", pnginfo=chunks)
 
