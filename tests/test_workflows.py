@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import node_interface
 import pytest
+from PIL import Image
 from shortcut_pack.shortcut.download import HEADS, MODELS, SITE, SOURCES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,8 +21,6 @@ PUBLISHED = {PurePosixPath(source.folder).name for source in SOURCES.values()} -
 PUBLISHED |= {
     PurePosixPath(file).name for s in SOURCES.values() if not s.is_tree for file in s.files
 }
-# Their pictures need the published weights.
-WITHOUT_THUMBNAIL = WITH_PUBLISHED_FILES
 
 
 def read(path):
@@ -80,8 +79,9 @@ def test_every_node_is_in_a_template():
 def test_template_is_in_the_format_of_the_page_and_has_a_thumbnail(path):
     workflow = read(path)
     assert workflow["version"] == 0.4 and "nodes" in workflow and "links" in workflow
-    has_thumbnail = path.with_suffix(".jpg").is_file()  # the page shows NAME.jpg beside NAME.json
-    assert has_thumbnail == (path.stem not in WITHOUT_THUMBNAIL)
+    thumbnail = path.with_suffix(".jpg")  # the page shows it beside the template
+    with Image.open(thumbnail) as picture:
+        assert picture.size == (480, 480)
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
