@@ -22,7 +22,7 @@ from shortcut_pack.shortcut.demo import (
     train_head,
     train_text_head,
 )
-from shortcut_pack.shortcut.train.learn import HeadPlan, head_config, learn
+from shortcut_pack.shortcut.train.learn import HeadPlan, learn
 
 MODEL_CONFIG = replace(builders.MODEL_CONFIG, num_classes=16, width=64)
 ITERATIONS = 6
@@ -58,22 +58,29 @@ ONE_CHANGE = {
     "from-full-2": {"teaching.max_chain": 2},
     "from-full-4": {"teaching.max_chain": 4},
     "from-full-8": {"teaching.max_chain": 8},
+    "student-stepwise-4": {
+        "config.from_full": False,
+        "teaching.max_chain": 4,
+        "teaching.student_rollouts": True,
+    },
+    "student-from-full-4": {"teaching.max_chain": 4, "teaching.student_rollouts": True},
     "small-batches": {
         "recipe.iterations": 2400,
         "recipe.lr": 1.5e-3,
         "recipe.warmup": 240,
-        "recipe.ema": pytest.approx(1 - 0.005 * 3500 / 600 / 4),
-        "teaching.iterations_per_run": 240,
+        "recipe.ema": pytest.approx(1 - 0.002 * 8000 / 600 / 4),
+        "teaching.iterations_per_run": 480,
         "teaching.windows_per_batch": 1,
     },
     "all-positions": {"objective.only_masked": False},
     "no-kl": {"objective.guided_kl": 0.0},
-    "kl-alone": {"objective.mse": 0.0, "objective.guided_kl": 1.0},
-    "blocks-1": {"config.num_blocks": 1},
-    "blocks-3": {"config.num_blocks": 3},
-    "bottleneck-2": {"config.width": 96},
+    "kl-0.3": {"objective.guided_kl": 0.3},
+    "kl-alone": {"objective.mse": 0.0},
+    "no-kernel": {"config.kernel": 0},
+    "kernel-3": {"config.kernel": 3},
+    "blocks-2": {"config.num_blocks": 2},
+    "bottleneck-1.5": {"config.width": 128},
     "bottleneck-4": {"config.width": 48},
-    "default": {"config.width": 96, "config.num_blocks": 1, "config.num_heads": 2},
     "no-time": {"config.has_time": False},
     "teacher-16": {"steps": (16,)},
     "teacher-32": {"steps": (32,)},
@@ -97,18 +104,12 @@ def test_each_row_changes_what_it_says_and_nothing_else(model_file):
     assert found == ONE_CHANGE
 
 
-def test_the_row_default_is_a_head_as_it_is_trained_unasked(model_file):
-    plan = ablation.CHANGES["default"](ablation_bench.base_plan(model_file, 600))
-    assert plan.config == head_config(model_file)
-
-
-def test_the_base_is_the_recipe_of_the_first_head_in_fewer_iterations(model_file):
-    whole = ablation_bench.base_plan(model_file, 3500)
-    assert (whole.config.width, whole.config.num_blocks, whole.config.num_heads) == (60, 2, 4)
-    assert whole.recipe.ema == pytest.approx(train_head.RECIPE.ema)
-    assert (whole.teaching.runs_kept, whole.objective.guided_kl) == (24, 0.3)
-    cut = ablation_bench.base_plan(model_file, 350)
-    assert cut.recipe == replace(whole.recipe, iterations=350, warmup=35, ema=pytest.approx(0.95))
+def test_the_base_is_the_recipe_of_the_shipped_head_in_fewer_iterations(model_file):
+    whole = ablation_bench.base_plan(model_file, train_head.RECIPE.iterations)
+    assert (whole.config, whole.recipe) == (train_head.CONFIG, train_head.RECIPE)
+    assert (whole.teaching, whole.objective) == (train_head.TEACHING, train_head.OBJECTIVE)
+    cut = ablation_bench.base_plan(model_file, 800)
+    assert cut.recipe == replace(whole.recipe, iterations=800, ema=pytest.approx(0.98))
     assert cut.teaching == replace(whole.teaching, runs_kept=2)
 
 
@@ -167,7 +168,7 @@ def bare(tmp_path, capsys, monkeypatch) -> Place:
 def place(bare, monkeypatch) -> Place:
     """Heads are random, pictures are not made: their distance is the seed. Operations are not counted."""
 
-    def learn_nothing(teacher, model_file, plan, *, checkpoint) -> weights.Checkpoint:
+    def learn_nothing(teacher, model_file, plan, *, source, checkpoint) -> weights.Checkpoint:
         bare.trained.append(plan)
         build = builders.text_head if hasattr(plan.config, "sees_new") else builders.head
         return build(plan.config, model_fingerprint=model_file.fingerprint)
@@ -189,7 +190,7 @@ def place(bare, monkeypatch) -> Place:
     return bare
 
 
-SOME = ("vanilla", "vanilla-8", "reuse", "base", "blocks-1")
+SOME = ("vanilla", "vanilla-10", "reuse", "base", "blocks-2")
 
 
 def test_the_table_has_a_row_for_each_name_and_every_figure(place, tmp_path, monkeypatch):
@@ -206,14 +207,27 @@ def test_the_table_has_a_row_for_each_name_and_every_figure(place, tmp_path, mon
     assert {of["vanilla"][name] for name in followed} == {""}
     assert {of["reuse"][name] for name in followed} == {"1.000"}
     assert all(of["base"][name] not in ("", "1.000") for name in followed)
-    shares = [float(of[name]["head pass"].rstrip("%")) for name in ("blocks-1", "base")]
+    shares = [float(of[name]["head pass"].rstrip("%")) for name in ("base", "blocks-2")]
     assert shares[0] < shares[1]
     assert of["reuse"]["head pass"] == of["vanilla"]["head pass"] == ""
-    work = [float(of[name]["GFLOP / image"]) for name in ("vanilla-8", "base", "vanilla")]
+    work = [float(of[name]["GFLOP / image"]) for name in ("vanilla-10", "base", "vanilla")]
     assert work == sorted(work)
     assert json.loads((tmp_path / "a.json").read_text())["rows"][3]["name"] == "base"
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size == ablation_report.CHART_SIZE
+
+
+def test_heads_are_used_for_about_the_same_operations(place, tmp_path, monkeypatch):
+    """A larger head has fewer full passes."""
+    monkeypatch.setattr(ablation, "work_of", quality_rows.work_of)
+    rows = ("vanilla-10", "base", "bottleneck-4")
+    place.table(*rows, more=("--json", str(tmp_path / "a.json")))
+    lines = json.loads((tmp_path / "a.json").read_text())["rows"]
+    for line in lines:
+        full = line["operations_full"] / line["num_full"]
+        assert abs(line["operations"] - lines[0]["operations"]) <= full, line["name"]
+    counts = [line["num_full"] for line in lines[1:]]
+    assert counts == sorted(set(counts))
 
 
 def test_all_rows_are_made_by_default(place):
@@ -236,6 +250,7 @@ def test_the_text_model_has_a_row_whose_head_does_not_see_new_tokens(place, monk
     pytest.importorskip("transformers")
     monkeypatch.setattr(ablation, "work_of", quality_rows.work_of)
     monkeypatch.setattr(ablation, "NUM_STEPS", 8)
+    monkeypatch.setattr(ablation, "BUDGET", 4)
     sizes = {"images_per_run": 2, "max_chain": 2}
     monkeypatch.setattr(train_text_head, "TEACHING", replace(train_text_head.TEACHING, **sizes))
     monkeypatch.setattr(train_text_head, "captions", lambda: ["two pine trees"])
@@ -274,7 +289,7 @@ def test_heads_of_fewer_iterations_are_not_taken_over(place):
 
 
 def test_a_row_that_does_not_exist_is_named_before_anything_is_made(place):
-    with pytest.raises(ValueError, match=r"no row 'blocks-9'.*blocks-1, blocks-3"):
+    with pytest.raises(ValueError, match=r"no row 'blocks-9'.*blocks-2, bottleneck"):
         place.table("base", "blocks-9")
     assert not place.trained
 

@@ -1,10 +1,9 @@
 """What of a shortcut head's recipe matters: python -m shortcut.demo ablation
 
 Each row trains a head of the class-conditional model by the recipe of the shipped one (`train_head`), cut to
---iterations, with one change. What is changed has the sizes of the first head that was shipped: two blocks, width 60,
-four attention heads (`ablation_bench.base_plan`); the row "default" has those that heads are given since. All are then
-judged alike: on a run of the model that no head saw, and by pictures at the same numbers of steps and full passes.
-Killed and started again, the command goes on where it stopped.
+--iterations, with one change. All are then judged alike: on a run of the model that no head saw, and by pictures of
+as many steps for about the same operations, so that a larger head has fewer full passes. Killed and started again, the
+command goes on where it stopped.
 
 Only heads of Lumina-DiMOO can be blind to the tokens just revealed (`sees_new`), so that is tried on the text model, by
 runs alone. A second table holds the steps of the runs that a head learned from against those of the runs it is used in.
@@ -53,7 +52,8 @@ logger = logging.getLogger(__name__)
 
 Change = Callable[[HeadPlan], HeadPlan]
 
-NUM_STEPS, NUM_FULL = 32, 8  # at use
+NUM_STEPS = 32  # at use
+BUDGET = 10  # operations of a row with a head are about those of so many full passes
 
 
 def changed(**parts: Mapping[str, Any]) -> Change:
@@ -76,11 +76,6 @@ def narrowed(bottleneck: float) -> Change:
         return replace(plan, config=replace(plan.config, width=width))
 
     return change
-
-
-def of_default_sizes(plan: HeadPlan) -> HeadPlan:
-    """Gives the head the sizes that `train.learn.head_config` gives: one block, wider, two attention heads."""
-    return changed(config={"num_blocks": 1, "num_heads": 2})(narrowed(2)(plan))
 
 
 def shown(*num_steps: int) -> Change:
@@ -125,15 +120,20 @@ CHANGES: dict[str, Change] = {
         for n in (1, 2, 4, 8)
     },
     **{f"from-full-{n}": changed(teaching={"max_chain": n}) for n in (1, 2, 4, 8)},
+    "student-stepwise-4": changed(
+        config={"from_full": False}, teaching={"max_chain": 4, "student_rollouts": True}
+    ),
+    "student-from-full-4": changed(teaching={"max_chain": 4, "student_rollouts": True}),
     "small-batches": smaller_batches(4),
     "all-positions": changed(objective={"only_masked": False}),
     "no-kl": changed(objective={"guided_kl": 0.0}),
-    "kl-alone": changed(objective={"mse": 0.0, "guided_kl": 1.0}),
-    "blocks-1": changed(config={"num_blocks": 1}),
-    "blocks-3": changed(config={"num_blocks": 3}),
-    "bottleneck-2": narrowed(2),
+    "kl-0.3": changed(objective={"guided_kl": 0.3}),
+    "kl-alone": changed(objective={"mse": 0.0}),
+    "no-kernel": changed(config={"kernel": 0}),
+    "kernel-3": changed(config={"kernel": 3}),
+    "blocks-2": changed(config={"num_blocks": 2}),
+    "bottleneck-1.5": narrowed(1.5),
     "bottleneck-4": narrowed(4),
-    "default": of_default_sizes,
     "no-time": changed(config={"has_time": False}),
     "teacher-16": shown(16),
     "teacher-32": shown(32),
@@ -144,13 +144,12 @@ TEXT_CHANGES: dict[str, Change] = {
     "text": changed(),
     "text-blind": changed(config={"sees_new": False}),
 }
-# Rows without a head; the second takes about the work of a row with one.
+# Rows without a head; the others take the work of the second.
 REFERENCES = {
     "vanilla": Row("vanilla", NUM_STEPS, NUM_STEPS),
-    f"vanilla-{NUM_FULL}": Row("vanilla", NUM_FULL, NUM_FULL),
-    "reuse": Row("reuse", NUM_STEPS, NUM_FULL),
+    f"vanilla-{BUDGET}": Row("vanilla", BUDGET, BUDGET),
+    "reuse": Row("reuse", NUM_STEPS, BUDGET),
 }
-SHORTCUT = Row("shortcut", NUM_STEPS, NUM_FULL)
 ROWS = (*REFERENCES, *CHANGES, *TEXT_CHANGES)
 TAUGHT = ("base", "teacher-16", "teacher-32", "teacher-64")  # rows of the second table
 USED, USED_CHAIN = (16, 32, 64), 3  # its columns, steps at use; steps after a full pass
@@ -203,7 +202,7 @@ def run(options: argparse.Namespace) -> int:
         iterations=options.iterations,
         num_held_out=pictures.bench.base.teaching.images_per_run,
         num_steps=NUM_STEPS,
-        num_full=NUM_FULL,
+        budget=BUDGET,
         used_steps=USED,
         used_chain=USED_CHAIN,
     )
@@ -228,7 +227,7 @@ class Pictures:
     def line(self, name: str) -> AblationLine:
         """A row of the table; what is missing for it is made."""
         plan = CHANGES[name](self.bench.base) if name in CHANGES else None
-        row = REFERENCES.get(name, SHORTCUT)
+        row = REFERENCES[name] if plan is None else row_within(plan, self.bench, self.kit)
         return line_of(name, row, plan, self.bench, self.kit, self.figures(name, plan, row))
 
     def figures(self, name: str, plan: HeadPlan | None, row: Row) -> list[Figures]:
@@ -299,9 +298,18 @@ def text_line(name: str, options: argparse.Namespace, bench: Bench) -> AblationL
         head = weights.build(bench.trained(name, plan), dtype=torch.float32, device=device)
         return {"chains": bench.held_against(head, NUM_STEPS, max(CHAINS)), "seconds": 0.0}
 
-    setup = setup_of((shipped.TEXT_MODEL,), kit, options, plan)
-    found = measured_rows(options.work, setup, [SHORTCUT], [0], measure_row)
-    return line_of(name, SHORTCUT, plan, bench, kit, [found[SHORTCUT.name, 0]])
+    setup, row = setup_of((shipped.TEXT_MODEL,), kit, options, plan), row_within(plan, bench, kit)
+    found = measured_rows(options.work, setup, [row], [0], measure_row)
+    return line_of(name, row, plan, bench, kit, [found[row.name, 0]])
+
+
+def row_within(plan: HeadPlan, bench: Bench, kit: Kit) -> Row:
+    """The row of a head whose number of full passes brings its operations nearest to `BUDGET`."""
+    budget = _work(Row("vanilla", BUDGET, BUDGET), 0.0, None, bench, kit)["operations"]
+    tried = _work(Row("shortcut", NUM_STEPS, BUDGET), 0.0, plan, bench, kit)
+    in_head = tried["operations_head"] / (NUM_STEPS - BUDGET)
+    num_fewer = (tried["operations"] - budget) / (tried["operations_full"] / BUDGET - in_head)
+    return Row("shortcut", NUM_STEPS, max(1, BUDGET - round(num_fewer)))
 
 
 def line_of(
@@ -318,18 +326,25 @@ def line_of(
         plan: of the head; None = the row has none.
         figures: of each seed; `distance` only where pictures were made.
     """
-    if plan is not None:
-        kit = replace(kit, head=initialised(plan.config, 0))  # its operations are counted
-    _, conditions, _ = bench.teacher.draw((kit.defaults,), 1, (0,))
     seconds = mean(figure["seconds"] for figure in figures)
     chains = [entry for entry in figures[0]["chains"] if entry["chain"] in CHAINS]
     return AblationLine(
-        **work_of(row, seconds, kit, conditions, usual_grid(bench.model_file)),
+        **_work(row, seconds, plan, bench, kit),
         name=name,
         errors=[entry["error"] for entry in chains],
         divergences=[entry["kl"] / entry["kl_reuse"] for entry in chains],
         distances=[figure["distance"] for figure in figures if "distance" in figure],
     )
+
+
+def _work(
+    row: Row, seconds: float, plan: HeadPlan | None, bench: Bench, kit: Kit
+) -> dict[str, Any]:
+    """What a row with a head of this plan takes for an image, as the fields of `Work`."""
+    if plan is not None:
+        kit = replace(kit, head=initialised(plan.config, 0))
+    _, conditions, _ = bench.teacher.draw((kit.defaults,), 1, (0,))
+    return work_of(row, seconds, kit, conditions, usual_grid(bench.model_file))
 
 
 def load_kit(options: argparse.Namespace, model_file: Checkpoint) -> Kit:

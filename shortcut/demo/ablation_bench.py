@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import logging
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,10 @@ from ..prompts import load_tokenizer
 from ..train.evaluate import evaluate, held_out_runs
 from ..train.learn import HeadPlan, learn
 from ..train.record import Trajectories
-from ..train.teacher import Teacher, teacher_of
+from ..train.teacher import RUNS, Teacher, teacher_of
 from . import train_head, train_text_head
 
 logger = logging.getLogger(__name__)
-
-BOTTLENECK = 3.2  # of the head that rows change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +32,8 @@ class Bench:
     model_file: Checkpoint
     base: HeadPlan
     teacher: Teacher
-    runs: dict[int, Trajectories] = field(default_factory=dict)  # made so far, by their steps
+    runs: dict[int, Trajectories] = field(default_factory=dict)  # held out, by their steps
+    shown: dict[tuple[Any, ...], Trajectories] = field(default_factory=dict)  # to learn from
 
     @classmethod
     def of_classes(cls, options: argparse.Namespace, model_file: Checkpoint) -> Bench:
@@ -67,9 +67,20 @@ class Bench:
         path = self.work / f"{name}-{mark}.safetensors"
         if not path.exists():
             logger.info("training %s", path.stem)
-            head = learn(self.teacher, self.model_file, plan, checkpoint=path.with_suffix(".ckpt"))
+            checkpoint = path.with_suffix(".ckpt")
+            source = partial(self.shown_by, plan)
+            head = learn(self.teacher, self.model_file, plan, source=source, checkpoint=checkpoint)
             weights.save(path, head)
         return weights.load(path, kind="head")
+
+    def shown_by(self, plan: HeadPlan, number: int) -> Trajectories:
+        """A run to learn from; rows that are shown the same one share it."""
+        runs, num_images = plan.teaching.runs, plan.teaching.images_per_run
+        seed = (plan.recipe.seed, RUNS, number)
+        key = runs, num_images, seed
+        if key not in self.shown:
+            self.shown[key] = self.teacher.run(runs, num_images, seed)
+        return self.shown[key]
 
     def held_against(
         self, head: Any, num_steps: int, max_chain: int, stride: int = 1
@@ -83,19 +94,15 @@ class Bench:
 
 
 def base_plan(model_file: Checkpoint, iterations: int) -> HeadPlan:
-    """The recipe of the class head that shipped first, in fewer iterations."""
-    model_width = model_file.config.width
+    """The recipe of the shipped class head in fewer iterations, for a model of any width."""
+    shipped_head, model_width = train_head.CONFIG, model_file.config.width
+    share = shipped_head.width / shipped_head.model_width / shipped_head.num_heads
+    width = shipped_head.num_heads * round(model_width * share)
     plan = HeadPlan(
-        config=replace(
-            train_head.CONFIG,
-            model_width=model_width,
-            width=round(model_width / BOTTLENECK),
-            num_blocks=2,
-            num_heads=4,
-        ),
-        recipe=replace(train_head.RECIPE, iterations=3500),
-        teaching=replace(train_head.TEACHING, runs_kept=24),
-        objective=replace(train_head.OBJECTIVE, guided_kl=0.3),
+        config=replace(shipped_head, model_width=model_width, width=width),
+        recipe=train_head.RECIPE,
+        teaching=train_head.TEACHING,
+        objective=train_head.OBJECTIVE,
     )
     return cut(plan, iterations)
 

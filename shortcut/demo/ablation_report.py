@@ -18,6 +18,7 @@ COLUMNS = (
     *(f"error {n}" for n in CHAINS),
     *(f"divergence {n}" for n in CHAINS),
     "distance (each seed)",
+    "full",
     "GFLOP / image",
     "head pass",
 )
@@ -56,6 +57,7 @@ class AblationLine(Work):
             self.name,
             *(followed or 2 * len(CHAINS) * [""]),
             distance,
+            str(self.num_full),
             f"{self.operations / 1e9:.2f}",
             f"{self.head_share:.1%}" if self.head_share else "",
         )
@@ -80,15 +82,16 @@ def markdown(
 # What the names of `ablation.CHANGES` and `ablation.REFERENCES` mean.
 _ROWS = (
     "vanilla: the model alone, in as many steps; vanilla-N: in N steps; reuse: features of the last full pass, no "
-    "head. base: the recipe of the first head that shipped, that is 2 blocks, bottleneck 3.2, with time embedding, "
-    "from the last full pass, up to 6 steps from it (roll-out), squared error where tokens are masked + 0.3 x "
-    "divergence of guided codes, teacher's runs of 32, 32, 16 and 24 steps. Each other row changes what its name "
-    "says. default: the sizes that heads have by default; another-seed: other random numbers; what differs no more "
-    "than it does from base may be chance. stepwise-N: from the step before, in roll-outs of up to N of its own "
-    "predictions; from-full-N: from the last full pass, up to N steps; small-batches: a quarter of the batch, four "
-    "times the iterations; all-positions: squared error also where tokens are known; no-kl: squared error alone; "
-    "kl-alone: divergence alone, through the model's output rows; teacher-N: teacher's runs of N steps. text: the "
-    "text model's head by its own recipe; text-blind: one that does not see the tokens just revealed (no "
+    "head. base: the recipe of the shipped head (`shortcut.demo.train_head`): a neighbourhood of 7 x 7, one block, "
+    "with time embedding, from the last full pass, up to 6 steps from it (roll-out), squared error where tokens are "
+    "masked + 4 x divergence of guided codes, teacher's runs of 32, 32, 16 and 24 steps. Each other row changes "
+    "what its name says. another-seed: other random numbers; what differs no more than it does from base may be "
+    "chance. stepwise-N: from the step before, in roll-outs of up to N of its own predictions; from-full-N: from "
+    "the last full pass, up to N steps; student-...: in roll-outs the head draws the tokens; small-batches: a "
+    "quarter of the batch, four times the iterations; all-positions: squared error also where tokens are known; "
+    "no-kl: squared error alone; kl-0.3: with 0.3 x divergence; kl-alone: divergence alone, through the model's "
+    "output rows; no-kernel: the paper's head, without a neighbourhood; teacher-N: teacher's runs of N steps. text: "
+    "the text model's head by its own recipe; text-blind: one that does not see the tokens just revealed (no "
     "cross-attention)."
 )
 _USED = (
@@ -99,14 +102,15 @@ _USED = (
 
 def _how(setting: dict[str, Any]) -> str:
     sampler = ", ".join(f"{name} {value}" for name, value in setting["sampler"].items())
-    steps, full = setting["num_steps"], setting["num_full"]
+    steps = setting["num_steps"]
     return (
         f"Every head: {setting['iterations']} iterations. Error, divergence N steps after a full pass: on a run of "
         f"{setting['num_held_out']} images in {steps} steps that no head saw, where tokens are still masked, the "
         "squared error of features and the divergence of guided codes from the model's, each as a share of that of "
         f"keeping the features. Distance: Frechet distance in the judge's features from {setting['num_reference']} "
         f"fresh scenes, mean (each seed), lower is better; of {setting['num']} pictures per row and seed, as many of "
-        f"every class, in {steps} steps of which {full} are full passes; seeds {setting['seeds']}. Head pass: its "
+        f"every class, in {steps} steps, of which so many are full passes (full) that the operations of rows with a "
+        f"head are as near as can be to those of vanilla-{setting['budget']}; seeds {setting['seeds']}. Head pass: its "
         f"operations as a share of a full pass. {sampler}. {setting['hardware']}; torch {setting['torch']}, pictures "
         f"in {setting['dtype']}, batch {setting['batch']}."
     )
