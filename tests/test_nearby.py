@@ -1,0 +1,91 @@
+"""Heads of MaskGIT that see the neighbourhood of new tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import builders
+import pytest
+import torch
+from shortcut_pack.shortcut import weights
+from shortcut_pack.shortcut.__main__ import main
+from shortcut_pack.shortcut.denoiser import Revealed
+from shortcut_pack.shortcut.heads.nearby import Nearby
+from shortcut_pack.shortcut.models.maskgit import MaskGIT
+from shortcut_pack.shortcut.train.learn import head_config
+from torch import nn
+
+GRID, KERNEL = 6, 3
+CONFIG = replace(builders.HEAD_CONFIG, kernel=KERNEL)
+
+
+def changed_places(index: int) -> set[tuple[int, int]]:
+    """Where the part says something else when a token is revealed at an image position."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        part = Nearby(8, 4, KERNEL, nn)
+    token_BND, at_BN = torch.ones(1, 1, 8), torch.tensor([[index]])
+    nothing_BLD = part(token_BND[:, :0], at_BN[:, :0], GRID, GRID)
+    changed_BL = (part(token_BND, at_BN, GRID, GRID) != nothing_BLD).any(-1)
+    return {divmod(place, GRID) for place in changed_BL[0].nonzero().flatten().tolist()}
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (2, 3), (3, 5), (5, 0)])
+def test_a_token_is_seen_around_its_place_and_nowhere_else(row, column):
+    """Not across the edges of the grid: the end of a row is no neighbour of the next one's start."""
+    around = {(row + y, column + x) for y in (-1, 0, 1) for x in (-1, 0, 1)}
+    inside = {place for place in around if all(0 <= n < GRID for n in place)}
+    assert changed_places(row * GRID + column) == inside
+
+
+def test_the_head_asks_it():
+    """Without any other way for new tokens, features change around them alone."""
+    model: MaskGIT = weights.build(builders.model())
+    head = weights.build(builders.head(CONFIG))
+    for block in head.blocks:
+        for attention in (block.cross_attention, block.self_attention):
+            nn.init.zeros_(attention.out.weight)
+    grid = model.config.grid
+    features_BSD = torch.randn(1, grid**2 + 1, 32, generator=torch.Generator().manual_seed(1))
+    codes_BN, index_BN = torch.tensor([[3]]), torch.tensor([[grid + 1]])
+
+    def after(code: int) -> torch.Tensor:
+        revealed = Revealed(torch.full_like(codes_BN, code), index_BN)
+        return head.next_features(model, (features_BSD,), None, revealed, 0.5)[0]
+
+    changed_S = (after(3) != after(4)).any(-1)[0]
+    found = {divmod(place, grid) for place in changed_S.nonzero().flatten().tolist()}
+    assert found == {(y, x) for y in (0, 1, 2) for x in (0, 1, 2)}
+
+
+def test_our_files_say_the_kernel_and_the_published_layout_has_no_place_for_it(tmp_path, capsys):
+    source = builders.write(tmp_path / "head.safetensors", builders.head(CONFIG))
+    assert weights.load(source, kind="head").config.kernel == KERNEL
+    assert main(["convert", str(source), str(tmp_path / "head.pth")]) == 1
+    assert "no place for the part of a head that looks at" in capsys.readouterr().err
+    assert not (tmp_path / "head.pth").exists()
+
+
+@pytest.mark.parametrize("shape", [(16, 1, 4, 4), (16, 1, 3, 5)])
+def test_a_file_with_an_impossible_kernel_is_refused(tmp_path, shape):
+    head = builders.head(CONFIG)
+    tensors = {**head.tensors, "nearby.around.weight": torch.zeros(shape)}
+    source = builders.write(tmp_path / "head.safetensors", replace(head, tensors=tensors))
+    with pytest.raises(ValueError, match=r"looks at . x . codes, expected a square of an odd side"):
+        weights.load(source, kind="head")
+
+
+@pytest.mark.parametrize(("kernel", "expected"), [(None, 7), (0, 0), (5, 5)])
+def test_new_heads_of_maskgit_have_a_neighbourhood_unless_told_otherwise(kernel, expected):
+    assert head_config(builders.model(), kernel=kernel).kernel == expected
+
+
+@pytest.mark.parametrize("kernel", [4, -1])
+def test_another_kernel_is_refused(kernel):
+    with pytest.raises(ValueError, match=rf"must be odd, or 0 for none, got {kernel}"):
+        head_config(builders.model(), kernel=kernel)
+
+
+def test_heads_of_lumina_have_none():
+    with pytest.raises(ValueError, match="only a head of MaskGIT"):
+        head_config(builders.text_model(), kernel=7)
