@@ -35,7 +35,7 @@ CONFIG = Config(
     kernel=7,
 )
 RECIPE = Recipe(
-    iterations=8000,
+    iterations=6500,
     lr=3e-3,
     warmup=60,
     betas=(0.9, 0.98),
