@@ -24,8 +24,8 @@ from ..shortcut import weights
 from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.grid import usual_grid
 from ..shortcut.train.chart import loss_chart
-from ..shortcut.train.fit import Figures, read_log
 from ..shortcut.train.learn import HeadPlan, learn
+from ..shortcut.train.log import Figures, read_log
 from ..shortcut.train.teacher import RUNS, Teacher, teacher_of
 from . import folders
 from .host import PREVIEW_SIZE, advice_on_memory
@@ -210,15 +210,15 @@ class SaveHead(io.ComfyNode):
 
 
 class TrainingReport:
-    """The hooks of a training: interruption, progress bar, live chart of the loss."""
+    """The hooks of a training: interruption, progress bar, live chart of the loss with the time left."""
 
     def __init__(self, iterations: int, kept: Path):
         self.iterations, self.kept = iterations, kept
         self.logged: list[Figures] = []  # for the chart, should there be no file of them
         self.bar = comfy.utils.ProgressBar(iterations)
 
-    def chart(self) -> Image.Image:
-        return loss_chart(read_log(self.kept) or self.logged)
+    def chart(self, iterations: int | None = None) -> Image.Image:
+        return loss_chart(read_log(self.kept) or self.logged, iterations)
 
     def on_iteration(self, done: int) -> None:
         mm.throw_exception_if_processing_interrupted()
@@ -226,7 +226,7 @@ class TrainingReport:
 
     def on_log(self, figures: Figures) -> None:
         self.logged.append(figures)
-        chart = ("JPEG", self.chart(), PREVIEW_SIZE)
+        chart = ("JPEG", self.chart(self.iterations), PREVIEW_SIZE)
         self.bar.update_absolute(int(figures["iteration"]), self.iterations, chart)
 
 

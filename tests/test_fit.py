@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from shortcut_pack.shortcut.train import fit as fit_module
 from shortcut_pack.shortcut.train.fit import LossError, Recipe, fit
+from shortcut_pack.shortcut.train.log import time_left
 from torch import nn
 
 RECIPE = Recipe(iterations=60, seed=3, lr=5e-3, warmup=5, ema=0.9, checkpoint_every=20)
@@ -101,6 +103,37 @@ def test_what_ended_a_training_is_told_though_its_state_cannot_be_saved(
     with pytest.raises(FloatingPointError, match="in iteration 11 of 60"):
         fit_a_line(RECIPE, bad_iteration=10, checkpoint=tmp_path / "line.ckpt")
     assert "line.ckpt could not be written" in caplog.text
+
+
+def test_a_line_of_the_log_that_was_cut_off_is_made_again(tmp_path):
+    file, log = tmp_path / "line.ckpt", tmp_path / "line.jsonl"
+    recipe = replace(RECIPE, iterations=40)
+    stopped = KeyboardInterrupt()
+
+    def stop(iteration):
+        if iteration == 35:
+            raise stopped
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_a_line(recipe, checkpoint=file, log_every=10, before_batch=stop)
+    log.write_text(log.read_text() + '{"loss": 0.')
+    fit_a_line(recipe, checkpoint=file, log_every=10)
+    lines = log.read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [10, 20, 30, 40]
+
+
+@pytest.mark.parametrize(
+    ("done", "seconds", "said"),
+    [
+        (60, 5.0, "0 s left"),
+        (59, 80.2, "80 s left"),
+        (50, 30.0, "5 min left"),
+        (0, 90.0, "1 h 30 min left"),
+        (0, 3600.0, "60 h 0 min left"),
+    ],
+)
+def test_the_time_left_is_said_in_units_that_are_read_at_a_glance(done, seconds, said):
+    assert time_left({"iteration": done, "seconds_per_iteration": seconds}, 60) == said
 
 
 def test_the_gradient_is_clipped_and_the_weights_are_averaged():

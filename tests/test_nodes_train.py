@@ -32,6 +32,7 @@ from shortcut_pack.shortcut.heads.lumina import LuminaHead
 from shortcut_pack.shortcut.memory import LiveTensors, fused
 from shortcut_pack.shortcut.models import lumina
 from shortcut_pack.shortcut.schedule import Settings, plan
+from shortcut_pack.shortcut.train import chart
 from shortcut_pack.shortcut.train.learn import head_config
 from shortcut_pack.shortcut.train.loss import Objective, Window, window_loss
 from test_nodes import Bar, Interrupted, empty, run
@@ -254,6 +255,22 @@ def test_progress_and_the_live_chart(model, monkeypatch, caplog):
     for kind, picture, size in pictures:
         assert kind == "JPEG" and isinstance(picture, Image.Image) and size == 512
     assert "6/6  loss" in caplog.text and "0 s left" in caplog.text
+
+
+def test_the_live_chart_says_the_time_left_and_the_last_one_does_not(model, monkeypatch):
+    titles, draw = [], chart.chart
+
+    def chart_of(series, x_title, *arguments, **options):
+        titles.append(x_title)
+        return draw(series, x_title, *arguments, **options)
+
+    monkeypatch.setattr(chart, "chart", chart_of)
+    train_head(model)
+    *live, last = titles
+    assert [title.partition(", ")[0] for title in live] == [
+        f"iterations: {n} of 6" for n in range(1, 7)
+    ]
+    assert all(title.endswith(" s left") for title in live) and last == "iterations"
 
 
 # ------------------------------------------------------------------------------------------- files

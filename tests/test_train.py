@@ -18,13 +18,14 @@ from shortcut_pack.shortcut.predictors.reuse import Reuse
 from shortcut_pack.shortcut.processes import World
 from shortcut_pack.shortcut.schedule import Settings
 from shortcut_pack.shortcut.train.evaluate import evaluate, held_out_runs
-from shortcut_pack.shortcut.train.fit import Recipe, log_of, read_log
+from shortcut_pack.shortcut.train.fit import Recipe
 from shortcut_pack.shortcut.train.head import (
     Replay,
     Teaching,
     initialised,
     train_head,
 )
+from shortcut_pack.shortcut.train.log import log_of, read_log
 from shortcut_pack.shortcut.train.loss import Objective, Window, predict, window, window_loss
 from shortcut_pack.shortcut.train.record import Recorder, Trajectories, generation_order
 from shortcut_pack.shortcut.train.teacher import RUNS, Teacher, class_conditions

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from ..chart import Series, chart
-from .fit import Figures
+from .log import Figures, time_left
 
 SHOWN = {
     "loss": "loss",
@@ -18,8 +18,11 @@ SHOWN = {
 }
 
 
-def loss_chart(logs: Sequence[Figures]) -> Image.Image:
+def loss_chart(logs: Sequence[Figures], iterations: int | None = None) -> Image.Image:
     """A picture of the figures that `fit` logged.
+
+    Args:
+        iterations: of a training that goes on, whose time left it then says; None = it has ended.
 
     Raises:
         ValueError: there are none.
@@ -37,6 +40,7 @@ def loss_chart(logs: Sequence[Figures]) -> Image.Image:
         for name, title in SHOWN.items()
         if name in logs[0]
     ]
-    return chart(
-        series, "iterations", "loss and its parts, mean since the point before", is_log=True
-    )
+    done, x_title = int(logs[-1]["iteration"]), "iterations"
+    if iterations is not None:
+        x_title = f"iterations: {done} of {iterations}, {time_left(logs[-1], iterations)}"
+    return chart(series, x_title, "loss and its parts, mean since the point before", is_log=True)

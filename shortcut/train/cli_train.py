@@ -27,8 +27,9 @@ from .chart import loss_chart
 from .cli_options import add_model, add_sampling, add_where, load_teacher, runs_of
 from .cpu import keep_memory
 from .dataset import GB, Dataset
-from .fit import Figures, LossError, read_log
+from .fit import LossError
 from .learn import HeadPlan, head_config, learn, recipe_for, teaching_for
+from .log import Figures, read_log
 from .loss import Objective
 from .progress import progress_bar
 from .teacher import Teacher

@@ -24,14 +24,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..files import written_whole
 from ..noise import seeded
 from ..processes import ALONE, World, from_first
+from .log import Figures, in_words, log_of, read_log
 
 logger = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=nn.Module)
 Batch = TypeVar("Batch")
-Figures = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,10 +338,15 @@ class _File:
         """Takes back what was logged after the checkpoint, which comes again."""
         if self.path is None or not self.is_writing:
             return
+        log = log_of(self.path)
+        if not log.exists():
+            return
         kept = [means for means in read_log(self.path) if means["iteration"] <= done]
-        log_of(self.path).unlink(missing_ok=True)
-        for means in kept:
-            self.write_log(means)
+        try:
+            with written_whole(log) as partial:
+                partial.write_text("".join(json.dumps(means) + "\n" for means in kept))
+        except OSError as error:
+            logger.warning("%s could not be written (%s)", log, error)
 
     def advice_to_start_anew(self, state: _State) -> str:
         """What another recipe needs where this training stopped; empty: nothing."""
@@ -369,13 +375,6 @@ class _File:
         return {name: str(value) for name, value in sorted(self.described.items())}
 
 
-def in_words(means: Figures, iterations: int) -> str:
-    """Figures as `fit` logs them, with the time left."""
-    left = (iterations - means["iteration"]) * means["seconds_per_iteration"]
-    figures = "  ".join(f"{name} {v:.4g}" for name, v in means.items() if name != "iteration")
-    return f"{means['iteration']}/{iterations}  {figures}  {left:.0f} s left"
-
-
 def num_bytes(value: Any) -> int:
     """Of all tensors in nested containers."""
     if isinstance(value, Tensor):
@@ -383,17 +382,3 @@ def num_bytes(value: Any) -> int:
     if isinstance(value, Mapping):
         return sum(map(num_bytes, value.values()))
     return sum(map(num_bytes, value)) if isinstance(value, list | tuple) else 0
-
-
-def log_of(checkpoint: Path) -> Path:
-    """Where the log of a training lies: JSON lines."""
-    return checkpoint.with_suffix(".jsonl")
-
-
-def read_log(checkpoint: Path) -> list[Figures]:
-    """The figures logged so far; a line that was cut off does not count."""
-    path, logged = log_of(checkpoint), []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            logged.append(json.loads(line))
-    return logged

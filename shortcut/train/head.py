@@ -30,7 +30,8 @@ from ..noise import Noise
 from ..processes import ALONE, World
 from ..schedule import Settings
 from .cpu import sdpa_float32
-from .fit import Figures, Recipe, fit
+from .fit import Recipe, fit
+from .log import Figures
 from .loss import (
     Objective,
     Window,

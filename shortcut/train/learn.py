@@ -26,8 +26,9 @@ from ..schedule import Settings
 from .cpu import sdpa_float32
 from .dataset import GB
 from .evaluate import evaluate, held_out_runs
-from .fit import Figures, Recipe, read_log
+from .fit import Recipe
 from .head import Source, Teaching, fit_to_embeddings, initialised, train_head
+from .log import Figures, read_log
 from .loss import Objective
 from .teacher import Teacher
 
