@@ -28,6 +28,33 @@ ROOT = Path(__file__).resolve().parents[1]
 ITERATIONS = 12
 HOW = ("--steps", "3,4", "--batch-size", "4", "--iterations", str(ITERATIONS))
 
+# A process that has half written what follows iteration 6 when it is killed.
+KILLED = """
+import json, os, signal, sys, torch
+from shortcut.__main__ import main
+from shortcut.train import fit
+
+def die_half_way(path):
+    os.truncate(path, path.stat().st_size - 20)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def save(state, path):
+    write(state, path)
+    if state["iteration"] == 6 and moment == "state":
+        die_half_way(path)
+
+def write_log(file, means):
+    add(file, means)
+    if means["iteration"] == 6 and moment == "log":
+        die_half_way(fit.log_of(file.path))
+
+moment, *arguments = sys.argv[1:]
+write, torch.save = torch.save, save
+add, fit._File.write_log = fit._File.write_log, write_log
+fit.SAVE_SECONDS = 0.0  # a state after every iteration
+main(arguments)
+"""
+
 
 @dataclass
 class Place:
@@ -148,6 +175,33 @@ def test_a_training_that_is_terminated_is_kept_as_if_interrupted(
     interrupt(place, monkeypatch, "ended.safetensors", 5, signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
     assert torch.load(place.folder / "ended.ckpt", weights_only=True)["iteration"] == 5
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+@pytest.mark.parametrize("moment", ["state", "log"])
+def test_a_training_that_was_killed_while_writing_goes_on_to_the_same_file(
+    place: Place, moment: str
+) -> None:
+    """By SIGKILL, which leaves no time to save or to tidy up."""
+    name = f"killed_{moment}.safetensors"
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, moment, *place.arguments(name)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        timeout=600,
+        check=False,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    file, log = place.folder / f"killed_{moment}.ckpt", place.folder / f"killed_{moment}.jsonl"
+    assert file.with_suffix(".partial").exists() == (moment == "state")
+    assert log.read_text().endswith("\n") == (moment == "state")
+    assert torch.load(file, weights_only=True)["iteration"] == 5
+    head = place.train(name)
+    assert head.read_bytes() == (place.folder / "head.safetensors").read_bytes()
+    assert not file.with_suffix(".partial").exists()
+    logged = [json.loads(line)["iteration"] for line in log.read_text().splitlines()]
+    assert logged == list(range(1, ITERATIONS + 1))
 
 
 def test_a_full_disk_costs_chart_and_state_but_not_the_head(

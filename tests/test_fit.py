@@ -105,6 +105,20 @@ def test_what_ended_a_training_is_told_though_its_state_cannot_be_saved(
     assert "line.ckpt could not be written" in caplog.text
 
 
+def test_slow_iterations_are_saved_by_the_clock(tmp_path, monkeypatch):
+    """Else a kill would cost hours of a large model."""
+    file, hour, now = tmp_path / "line.ckpt", 3600.0, [0.0]
+    monkeypatch.setattr(fit_module.time, "perf_counter", lambda: now[0])
+    found = []
+
+    def before_batch(iteration):
+        now[0] += hour / 10  # six minutes
+        found.append(torch.load(file, weights_only=True)["iteration"] if file.exists() else 0)
+
+    fit_a_line(replace(RECIPE, iterations=9), checkpoint=file, before_batch=before_batch)
+    assert found == [0, 0, 2, 2, 4, 4, 6, 6, 8]
+
+
 def test_a_line_of_the_log_that_was_cut_off_is_made_again(tmp_path):
     file, log = tmp_path / "line.ckpt", tmp_path / "line.jsonl"
     recipe = replace(RECIPE, iterations=40)

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=nn.Module)
 Batch = TypeVar("Batch")
+SAVE_SECONDS = 600.0  # of work that a kill may cost where iterations are slow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ class Recipe:
     clip: float = 1.0  # largest norm of the gradient
     ema: float = 0.999  # decay of the averaged weights, which are the result
     autocast: torch.dtype | None = None  # None trains in the weights' own type
-    checkpoint_every: int = 500
+    checkpoint_every: int = 500  # or after SAVE_SECONDS
 
     def check(self) -> None:
         """Raises ValueError for the first figure that is out of range."""
@@ -145,7 +146,7 @@ def fit(
                     on_log(means)
             if is_last:
                 file.save_if_possible(state)
-            elif state.done % recipe.checkpoint_every == 0:
+            elif state.done % recipe.checkpoint_every == 0 or file.is_due():
                 file.save(state)
     except CheckpointError:
         raise
@@ -272,6 +273,11 @@ class _File:
     described: Mapping[str, Any]  # the training
     is_writing: bool
     saved: int = 0  # iterations in the file
+    saved_at: float = field(default_factory=lambda: time.perf_counter())
+
+    def is_due(self) -> bool:
+        """Whether the file is so old that a kill would cost much."""
+        return time.perf_counter() - self.saved_at >= SAVE_SECONDS
 
     def read(self) -> dict[str, Any] | None:
         """The state in the file, checked to be of this training; None = there is none."""
@@ -314,7 +320,7 @@ class _File:
                 partial.unlink(missing_ok=True)
         except (OSError, RuntimeError) as error:  # torch gives the latter where the disk is full
             raise CheckpointError(self._unsaved(num_bytes(dumped), error)) from error
-        self.saved = state.done
+        self.saved, self.saved_at = state.done, time.perf_counter()
 
     def save_if_possible(self, state: _State) -> None:
         """As `save`, where something else matters more: an error that ended the training, or its result."""
