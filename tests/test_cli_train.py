@@ -284,6 +284,9 @@ def test_training_from_a_dataset(place: Place) -> None:
         (["--rollout", "0"], "max chain must be at least 1, got 0"),
         (["--steps", "1"], "at least 2 steps, got [1]"),
         (["--lr", "-1"], "lr must be a number above 0"),
+        (["--kl", "-1"], "weight of guided kl in the loss must be a finite number of at least 0"),
+        (["--kl-branches", "nan"], "weight of kl in the loss must be a finite number"),
+        (["--kl-temperature", "0"], "kl temperature must be a finite number above 0, got 0.0"),
         (["--blocks", "0"], "at least 1 block"),
         (["--autocast", "float16"], "Use bfloat16 or float32"),
         (["--out", "head.pth"], "expected .safetensors"),
@@ -327,6 +330,17 @@ def test_a_checkpoint_of_another_model_or_plan_is_refused(place: Place) -> None:
     command = place.arguments("mine.safetensors")
     assert main([*command, "--model", str(other)]) == 1
     assert "another recipe (model" in place.capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", [[], ["--all-positions"]])
+def test_the_loss_may_be_the_one_of_the_authors(place: Place, where: list[str]) -> None:
+    """Squared error and divergence of each branch; of nothing else."""
+    loss = ["--kl", "0", "--kl-branches", "0.5", "--kl-temperature", "2", *where]
+    head = weights.load(place.train(f"authors{len(where)}.safetensors", *loss), kind="head")
+    stated, last = (head.metadata.trained[name] for name in ("loss", "last"))
+    assert stated["only_masked"] is (not where) and "guided_kl" not in last
+    assert last["loss"] == pytest.approx(last["mse"] + 0.5 * 2**2 * last["kl"])
+    assert last["kl"] > 0
 
 
 def test_what_to_do_about_a_loss_that_is_no_number_can_be_done(place: Place) -> None:

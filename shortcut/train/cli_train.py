@@ -96,12 +96,30 @@ def add_parser(commands: Any) -> None:
         "should give, as in the authors' code: one more full pass for each; default: the tokens of the model's run",
     )
     how.add_argument(
-        "--kl", type=float, help="weight of the divergence of guided codes; default: 0.3"
+        "--kl",
+        type=float,
+        default=0.3,
+        help="weight of the divergence of guided codes; default: %(default)s",
+    )
+    how.add_argument(
+        "--kl-branches",
+        type=float,
+        default=0.0,
+        metavar="KL",
+        help="weight of the divergence of the codes of each guidance branch by itself, as in the authors' code; "
+        "default: %(default)s",
+    )
+    how.add_argument(
+        "--kl-temperature",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="what --kl-branches divides logits by; it counts T x T times as much; default: %(default)s",
     )
     how.add_argument(
         "--all-positions",
         action="store_true",
-        help="squared error at all positions; default: where tokens are still masked",
+        help="squared error and --kl-branches at all positions; default: where tokens are still masked",
     )
     how.add_argument(
         "--replay-memory",
@@ -274,7 +292,9 @@ def plan_of(
         ),
         objective=Objective(
             mse=1.0,
-            guided_kl=0.3 if options.kl is None else options.kl,
+            kl=options.kl_branches,
+            kl_temperature=options.kl_temperature,
+            guided_kl=options.kl,
             only_masked=not options.all_positions,
         ),
         start=start,

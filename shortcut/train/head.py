@@ -211,6 +211,7 @@ def train_head(
         FloatingPointError, ValueError: as `fit`; also if images cannot be shared out evenly.
     """
     teaching.check()
+    objective.check()
     world.share(teaching.images_per_window, "images in a window")
     images = world.share(teaching.images_per_run, "images in a run")
     model = teacher.model

@@ -6,6 +6,7 @@ V  codebook size    L  image tokens
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +33,24 @@ class Objective:
     only_masked: bool = (
         True  # True: positions still masked count. False: all of the sequence (`mse`, `kl`)
     )
+
+    def check(self) -> None:
+        """Raises ValueError for the first figure that is out of range, or if nothing has a weight."""
+        weights = {name: getattr(self, name) for name in ("mse", "kl", "guided_kl")}
+        for name, value in weights.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(
+                    f"the weight of {name.replace('_', ' ')} in the loss must be a finite number of at least 0, got "
+                    f"{value}."
+                )
+        if not any(weights.values()):
+            raise ValueError(
+                f"no part of the loss has a weight. Give one of {', '.join(weights)} one above 0."
+            )
+        if not 0 < self.kl_temperature < math.inf:
+            raise ValueError(
+                f"kl temperature must be a finite number above 0, got {self.kl_temperature}."
+            )
 
 
 @dataclass(frozen=True, slots=True)
