@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..shortcut import weights
 from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.grid import usual_grid
+from ..shortcut.sampler import Trace
 from ..shortcut.train.chart import loss_chart
 from ..shortcut.train.learn import HeadPlan, learn
 from ..shortcut.train.log import Figures, read_log
@@ -154,7 +155,7 @@ class TrainHead(io.ComfyNode):
                 advice_on_memory(MEMORY_ADVICE),
             ):
                 trained = learn(
-                    teacher,
+                    replace(teacher, on_step=report.on_step),
                     masked_model.checkpoint,
                     plan,
                     checkpoint=kept,
@@ -219,6 +220,10 @@ class TrainingReport:
 
     def chart(self, iterations: int | None = None) -> Image.Image:
         return loss_chart(read_log(self.kept) or self.logged, iterations)
+
+    def on_step(self, trace: Trace) -> None:
+        """Called after each step of the model's runs: those before the first iteration take minutes."""
+        mm.throw_exception_if_processing_interrupted()
 
     def on_iteration(self, done: int) -> None:
         mm.throw_exception_if_processing_interrupted()

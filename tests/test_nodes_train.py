@@ -210,6 +210,29 @@ def test_an_interrupted_training_goes_on_when_queued_again(model, monkeypatch, c
     assert_equal(weights_of(head), expected)
 
 
+@pytest.mark.parametrize("step", [1, 4])
+def test_an_interrupt_ends_the_runs_before_the_first_iteration_within_a_step(
+    model, monkeypatch, step, output
+):
+    """Of a large model they take minutes."""
+    expected, checks = weights_of(train_head(model, checkpoint_name="whole")[0]), []
+
+    def check():
+        if Bar.last.calls:  # the first iteration is about to begin
+            checks.append(1)
+        if len(checks) == step:
+            raise Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(comfy.utils, "ProgressBar", Bar)
+        patch.setattr(Bar, "last", Bar(0), raising=False)
+        patch.setattr(mm, "throw_exception_if_processing_interrupted", check)
+        train_head(model)
+    assert len(checks) == step
+    assert not (output / "shortcut_training" / "tiny.ckpt").exists()
+    assert_equal(weights_of(train_head(model)[0]), expected)
+
+
 def test_another_seed_gives_another_head(model):
     head, other = (weights_of(train_head(model, seed=s, checkpoint_name=f"{s}")[0]) for s in (1, 2))
     assert any(not torch.equal(head[name], other[name]) for name in head)

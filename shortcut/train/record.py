@@ -8,7 +8,7 @@ It knows neither the model nor the sampler's arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -89,6 +89,7 @@ def record(
     autocast: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     keep_on: torch.device | None = None,
+    on_step: Callable[[Trace], None] | None = None,
 ) -> Trajectories:
     """Runs the model for one batch of images and records it.
 
@@ -99,9 +100,16 @@ def record(
         dtype: of the recorded features.
         autocast: type of the model's arithmetic; None = that of its weights.
         keep_on: where the record is kept; None = on `device`.
+        on_step: called after each step is recorded; an exception from it ends the run.
     """
     conditions = tuple(c.to(device) for c in conditions)
     recorder = Recorder(conditions, dtype, keep_on)
+
+    def after_step(trace: Trace) -> None:
+        recorder(trace)
+        if on_step is not None:
+            on_step(trace)
+
     with torch.autocast(torch.device(device).type, autocast, enabled=autocast is not None):
         generate(
             model,
@@ -111,7 +119,7 @@ def record(
             image_indices=range(len(conditions[0])) if image_indices is None else image_indices,
             num_tokens=num_tokens,
             device=device,
-            on_step=recorder,
+            on_step=after_step,
         )
     return recorder.trajectories()
 

@@ -22,6 +22,7 @@ from ..grid import Grid, usual_grid
 from ..models.lumina import Config as LuminaConfig
 from ..noise import seeded
 from ..prompts import conditions
+from ..sampler import Trace
 from ..schedule import Settings
 from .record import Trajectories, record
 
@@ -42,6 +43,9 @@ class Teacher:
     num_tokens: int  # of one image
     autocast: torch.dtype | None = None  # None = arithmetic in the type of the weights
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
+    on_step: Callable[[Trace], None] | None = (
+        None  # after each step of a run; an exception from it ends the run
+    )
 
     def draw(
         self, runs: Sequence[Settings], num_images: int, seed: tuple[int, ...]
@@ -83,6 +87,7 @@ class Teacher:
             autocast=self.autocast,
             device=self.device,
             keep_on=keep_on,
+            on_step=self.on_step,
         )
 
 
