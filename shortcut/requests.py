@@ -6,6 +6,7 @@ B  images    L  image tokens    h, w  rows, columns of codes
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -25,6 +26,8 @@ from .sampler import Trace
 from .schedule import Settings, plan
 from .start import start_of
 from .tools import Tools, advice_on_memory
+
+logger = logging.getLogger(__name__)
 
 USUAL_PRESET = "balanced"  # whose share of full steps a run with a head has
 
@@ -134,7 +137,7 @@ def job_of(tools: Tools, options: argparse.Namespace) -> Job:
         "is_editable_BL": _for_each_image(start.is_editable_1hw, num_images),
         "denoise": 1.0 if options.denoise is None else options.denoise,
     }
-    return Job(
+    job = Job(
         grid=start.grid,
         conditions=conditions,
         settings=settings,
@@ -142,6 +145,13 @@ def job_of(tools: Tools, options: argparse.Namespace) -> Job:
         about=about,
         graph=graph,
     )
+    if options.steps is not None and job.num_steps < options.steps:
+        logger.warning(
+            "--steps %d is more than the tokens to make: it takes %d, one for each.",
+            options.steps,
+            job.num_steps,
+        )
+    return job
 
 
 def settings_of(tools: Tools, options: argparse.Namespace) -> Settings:

@@ -75,6 +75,18 @@ def test_a_picture_with_its_settings_and_tokens(run, folder: Path, tmp_path: Pat
     assert described["seed"] == 5 and described["full_steps"] == 2
 
 
+def test_more_steps_than_tokens_are_not_taken_and_that_is_said(
+    run, caplog: pytest.LogCaptureFixture
+) -> None:
+    status, _, out, _ = run("--steps", str(SIDE**2 + 1), "--json")
+    assert status == 0 and json.loads(out)["steps"] == SIDE**2
+    assert (
+        f"--steps {SIDE**2 + 1} is more than the tokens to make: it takes {SIDE**2}" in caplog.text
+    )
+    caplog.clear()
+    assert run("--steps", str(SIDE**2))[0] == 0 and not caplog.text
+
+
 def test_full_steps_equal_to_steps_is_vanilla(run, folder: Path) -> None:
     head = str(folder / "head.safetensors")
     vanilla = run("--head", "none")[1]
