@@ -212,6 +212,9 @@ def test_two_processes_share_the_runs(model: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["made"] == 6
     assert files(tmp_path / "two") == files(tmp_path / "alone")
+    for folder in ("two", "alone"):  # which one process goes on with
+        main([*command(model, tmp_path / folder), "--num", "16"])
+    assert files(tmp_path / "two") == files(tmp_path / "alone")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
