@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import builders
@@ -302,6 +303,24 @@ def test_what_cannot_work_is_refused_before_it_begins(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert message in place.error("refused.safetensors", *options)
     assert not list(place.folder.glob("refused*"))
+
+
+def test_figures_go_to_tensorboard_too(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: dict[str, list[int]] = {}
+
+    class Writer:
+        def __init__(self, folder: str):
+            assert folder == str(place.folder / "board")
+
+        def add_scalar(self, name: str, value: float, iteration: int) -> None:
+            written.setdefault(name, []).append(iteration)
+
+        def flush(self) -> None: ...
+
+    board = SimpleNamespace(SummaryWriter=Writer)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    place.train("board.safetensors", "--tensorboard", str(place.folder / "board"))
+    assert written["loss"] == written["guided_kl"] == list(range(1, ITERATIONS + 1))
 
 
 @pytest.mark.parametrize(
