@@ -236,8 +236,15 @@ def test_pictures_of_the_shipped_model_are_looked_at(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pictures, "NUM_REFERENCE", 8)
+    drawn, draw = [], pictures.chart
+
+    def chart(series: Any, *arguments: Any, **options: Any) -> Any:
+        drawn.extend(series)
+        return draw(series, *arguments, **options)
+
+    monkeypatch.setattr(pictures, "chart", chart)
     how = ("--steps", "3", "--full-steps", "2", "--num", "1", "--seeds", "1", "--quality", "4")
-    status, out, error = run(*how, "--json", tmp_path / "e.json")
+    status, out, error = run(*how, "--json", tmp_path / "e.json", "--chart", tmp_path / "e.png")
     assert (status, error) == (0, "")
     assert "| features reused, no head | 3 | 2 |" in out and "4 pictures per row" in out
     assert "shortcut.demo" not in out
@@ -251,6 +258,17 @@ def test_pictures_of_the_shipped_model_are_looked_at(
     ]
     assert all(row["distance"] > 0 and row["operations"] > 0 for row in found["rows"])
     assert found["rows"][3]["operations_head"] > 0
+    (cheap, whole), head, reuse = (series.points for series in drawn)
+    two, three = found["rows"][1], found["rows"][0]
+    assert cheap == (two["operations"] / 1e9, pytest.approx(two["distance"]))
+    assert whole == (three["operations"] / 1e9, pytest.approx(three["distance"]))
+    assert [series.name for series in drawn[1:]] == [
+        shipped.HEAD.name,
+        "features reused, no head",
+    ]
+    assert (len(head), len(reuse)) == (1, 1)
+    with Image.open(tmp_path / "e.png") as picture:
+        assert picture.size == SIZE
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,11 @@ def add_parser(commands: Any) -> None:
         help="all figures as JSON: as the last line, or into FILE",
     )
     parser.add_argument(
-        "--chart", type=Path, metavar="FILE.png", help="draw quality against operations"
+        "--chart",
+        type=Path,
+        metavar="FILE.png",
+        help="draw quality against operations: with --quality the distance, with --scorer the score, else the tokens "
+        "decided as the model decides them",
     )
     add_model(parser)
     add_sampling(parser)
@@ -311,7 +315,8 @@ def report(
     """Prints the tables; writes JSON and chart where they were asked for."""
     if options.chart is not None:
         with written_whole(options.chart) as partial:
-            quality_chart(verdict, setting).save(partial, format="PNG")
+            picture = quality_chart(verdict, setting) if quality is None else quality.chart()
+            picture.save(partial, format="PNG")
     figures = {"setting": setting, **asdict(verdict)}
     if quality is not None:
         figures["quality"] = quality.dump()

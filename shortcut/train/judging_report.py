@@ -48,29 +48,33 @@ def quality_chart(verdict: Verdict, setting: dict[str, Any]) -> Image.Image:
         scores = row.score_of_seeds
         return scores if scores is not None else [100 * share for share in row.same_of_seeds]
 
+    series = series_of(
+        [(row.name, row.operations / size, row.num_full, quality(row)) for row in verdict.rows]
+    )
+    title += f"; at the points: full passes of {verdict.rows[0].num_steps} steps"
+    return chart(series, f"operations per image ({unit})", title, y_low=None)
+
+
+def series_of(points: Sequence[tuple[str, float, int, Sequence[float]]]) -> list[Series]:
+    """A line for each name, with numbers of full passes at its points.
+
+    Args:
+        points: name, operations, full passes and quality for each seed.
+    """
     series = []
     # Reuse comes last, as in the order of colours.
-    for name in dict.fromkeys(
-        row.name for row in sorted(verdict.rows, key=lambda r: r.name == REUSE)
-    ):
-        of_name = sorted(
-            (row for row in verdict.rows if row.name == name), key=lambda row: row.operations
-        )
-        values = [quality(row) for row in of_name]
+    for name in dict.fromkeys(name for name, *_ in sorted(points, key=lambda p: p[0] == REUSE)):
+        of_name = sorted((p for p in points if p[0] == name), key=lambda p: p[1])
         series.append(
             Series(
                 name=name,
-                points=[
-                    (row.operations / size, sum(v) / len(v))
-                    for row, v in zip(of_name, values, strict=True)
-                ],
-                labels=[str(row.num_full) for row in of_name],
-                ranges=[(min(v), max(v)) for v in values],
+                points=[(operations, sum(v) / len(v)) for _, operations, _, v in of_name],
+                labels=[str(num_full) for _, _, num_full, _ in of_name],
+                ranges=[(min(v), max(v)) for *_, v in of_name],
                 is_below=name != VANILLA,
             )
         )
-    title += f"; at the points: full passes of {verdict.rows[0].num_steps} steps"
-    return chart(series, f"operations per image ({unit})", title, y_low=None)
+    return series
 
 
 def _cells(row: Row, vanilla: int, size: float) -> tuple[Any, ...]:

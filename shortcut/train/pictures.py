@@ -10,9 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from PIL import Image
 
 from .. import shipped, weights
+from ..chart import chart
 from .judging import REUSE, VANILLA, Trial
+from .judging_report import series_of
 from .progress import progress_bar
 from .teacher import Teacher
 
@@ -33,6 +36,15 @@ class Quality:
         """As JSON."""
         rows = [{"name": n, **asdict(line)} for n, line in zip(self.names, self.lines, strict=True)]
         return {"images": self.num_images, "reference": self.num_reference, "rows": rows}
+
+    def chart(self) -> Image.Image:
+        """Distance against operations: vanilla, reuse and every head, with numbers of full passes at the points."""
+        points = [
+            (name, line.operations / 1e9, line.num_full, line.distances)
+            for name, line in zip(self.names, self.lines, strict=True)
+        ]
+        title = "Frechet distance to fresh scenes (lower is better); at the points: full passes"
+        return chart(series_of(points), "operations per image (GFLOP)", title, y_low=None)
 
     def markdown(self) -> str:
         """For people."""
