@@ -22,7 +22,7 @@ from .requests import job_of
 from .tools import Tools
 from .write import are_finished, write_pictures
 
-# What a picture can fail with: bad input, files, logits that are not finite, the device.
+# What a picture is expected to fail with: bad input, files, logits that are not finite, the device.
 FAILURES = (ValueError, OSError, FloatingPointError, RuntimeError)
 
 
@@ -60,7 +60,9 @@ def read_lines(options: argparse.Namespace) -> dict[int, Line]:
     """
     lines: dict[int, Line] = {}
     names: set[str] = set()
-    for number, text in enumerate(options.prompts.read_text(encoding="utf-8").splitlines(), 1):
+    # Not splitlines(): a JSON text may hold U+2028 and the like as they are. The mark in front is of Windows' editors.
+    texts = options.prompts.read_text(encoding="utf-8-sig").split("\n")
+    for number, text in enumerate(texts, 1):
         if not text.strip():
             continue
         try:
@@ -96,6 +98,8 @@ def make(tools: Tools, lines: Mapping[int, Line], folder: Path, *, is_shown: boo
             outcome.made.append(number)
         except FAILURES as error:
             outcome.failed[number] = str(error)
+        except Exception as error:  # our mistake, but no reason to lose the other lines
+            outcome.failed[number] = f"{type(error).__name__}: {error}"
     return outcome
 
 

@@ -163,11 +163,18 @@ def prompt_tokens(
     """The tokens of `prompt_string`, without source images.
 
     Raises:
-        ValueError: there is no such task, or there are more than `MAX_TEXT_TOKENS`.
+        ValueError: there is no such task, the text holds half of a character, or there are more than `MAX_TEXT_TOKENS`.
     """
+    what = "negative prompt" if negative else "prompt"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the {what} has {text[error.start]!r} at place {error.start}, which is half of a character (a surrogate), "
+            "expected whole ones. Type that character anew."
+        ) from error
     ids = _encoded(tokenizer, prompt_string(task, text, negative=negative))
     if len(ids) > MAX_TEXT_TOKENS:
-        what = "negative prompt" if negative else "prompt"
         raise ValueError(
             f"the {what} has {len(ids)} tokens with its system prompt, expected at most {MAX_TEXT_TOKENS}, the most "
             f"that the model was trained on. Shorten it by {len(ids) - MAX_TEXT_TOKENS} tokens, about "

@@ -70,13 +70,16 @@ def open_picture(path: Path, mode: str = "RGB") -> Image.Image:
     """The picture in a file, upright.
 
     Raises:
-        OSError: there is none.
+        OSError: there is none, or it is damaged or larger than Pillow reads.
     """
     try:
         with Image.open(path) as picture:
             return ImageOps.exif_transpose(picture).convert(mode)
-    except OSError as error:  # also of a file that is no picture
-        raise OSError(f"{path} cannot be read as a picture ({error}).") from error
+    except Exception as error:  # a damaged file can raise anything
+        raise OSError(
+            f"{path} cannot be read as a picture ({error}). Give a PNG or JPEG file, saved anew if it is damaged and "
+            "smaller if it is very large."
+        ) from error
 
 
 def _picture_options(options: argparse.Namespace) -> list[Path]:

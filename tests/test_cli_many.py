@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(folder: Path, tmp_path: Path, lines: list[Any], *arguments: str) -> list[str]:
     """The arguments of `generate` for these lines: objects, or text as it stands."""
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(texts) + "\n")
+    (tmp_path / "prompts.jsonl").write_text("\n".join(texts) + "\n", encoding="utf-8")
     files = ["--model", str(folder), "--prompts", str(tmp_path / "prompts.jsonl")]
     return [
         *("generate", *files, "--out-dir", str(tmp_path / "out")),
@@ -136,6 +136,10 @@ def test_several_images_of_a_line(run: Run, tmp_path: Path) -> None:
         ({"seed": 1}, "needs --prompt TEXT"),
         ({"prompt": "a", "class": 1}, "--class is for class models"),
         ({"prompt": "a", "steps": 0}, "steps must be at least 1"),
+        (
+            {"prompt": "a \ud800"},
+            "the prompt has '\\ud800' at place 2, which is half of a character",
+        ),
     ],
 )
 def test_a_line_that_fails_does_not_stop_the_others(
@@ -152,8 +156,12 @@ def test_a_line_that_fails_does_not_stop_the_others(
     assert list(files(tmp_path)) == ["good.png", "last.png"]
 
 
-def test_a_device_that_fails_is_the_line_s_failure(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [(RuntimeError("no memory"), "no memory"), (KeyError("bug"), "KeyError: 'bug'")],
+)
+def test_whatever_fails_is_the_failure_of_its_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, failure: Exception, message: str
 ) -> None:
     from shortcut_pack.shortcut.models.lumina import OnGrid
 
@@ -162,12 +170,12 @@ def test_a_device_that_fails_is_the_line_s_failure(
     def exhausted(self: OnGrid, *arguments: Any):
         calls.append(1)
         if len(calls) == 1:
-            raise RuntimeError("no memory")
+            raise failure
         return features(self, *arguments)
 
     monkeypatch.setattr(OnGrid, "features", exhausted)
     status, outcome, _ = run(THREE)
-    assert status == 1 and outcome["made"] == [2, 4] and outcome["failed"] == {"1": "no memory"}
+    assert status == 1 and outcome["made"] == [2, 4] and outcome["failed"] == {"1": message}
 
 
 @pytest.mark.parametrize(
@@ -180,6 +188,13 @@ def test_a_device_that_fails_is_the_line_s_failure(
 def test_options_of_one_picture(run: Run, arguments: tuple[str, ...], message: str) -> None:
     status, _, error = run(THREE, *arguments)
     assert status == 1 and message in error
+
+
+def test_lines_end_where_json_lines_end(run: Run, tmp_path: Path) -> None:
+    text = "a\u2028red\x85house"
+    status, outcome, _ = run(["\ufeff" + json.dumps({"prompt": text}, ensure_ascii=False), *THREE])
+    assert status == 0 and outcome["made"] == [1, 2, 3, 5]
+    assert inside(tmp_path, "00001.png")["prompt"] == text
 
 
 def test_an_empty_file(run: Run) -> None:

@@ -271,6 +271,17 @@ def test_wrong_input_ends_in_a_clear_error(
     assert codes is None and not list(tmp_path.glob("*.png")), "nothing is written"
 
 
+def test_pictures_that_pillow_does_not_open(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (12, 8)).save(folder / "damaged.png", exif=b"Exif\0\0no Exif")
+    status, _, _, error = run(*EDIT, "--image", "damaged.png")
+    assert status == 1 and "damaged.png cannot be read as a picture (not a TIFF file" in error
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 12 * 8 // 3)
+    status, _, _, error = run(*EDIT)
+    assert status == 1 and "picture.png cannot be read as a picture (Image size (96" in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -175,6 +175,11 @@ def test_bad_requests():
         conditions(Bytes(), REAL, "text_to_image", "x", sources=[codes_BYX])
 
 
+def test_half_of_a_character():
+    with pytest.raises(ValueError, match=r"the negative prompt has '\\ud83e' at place 2, which is"):
+        conditions(Bytes(), REAL, "text_to_image", "a \U0001f98a", negative="a \ud83e")
+
+
 def test_a_prompt_that_is_too_long():
     fits = prompts.MAX_TEXT_TOKENS - len(prompts.prompt_tokens(Bytes(), "text_to_image", "a")) + 1
     assert conditions(Bytes(), REAL, "text_to_image", "a" * fits)[0].shape == (1, 1024)
