@@ -13,7 +13,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..shortcut.grid import Grid
+from ..shortcut.grid import Grid, check_multiples
 from ..shortcut.image import covered
 
 
@@ -26,9 +26,12 @@ def samples_of(latent: dict[str, Any], patcher: Any, only_grid: Grid | None) -> 
     Raises:
         ValueError: they are of another kind or size.
     """
-    samples = comfy.sample.fix_empty_latent_channels(
-        patcher, latent["samples"], latent.get("downscale_ratio_spacial")
-    )
+    samples, ratio = latent["samples"], latent.get("downscale_ratio_spacial")
+    downscale = patcher.get_model_object("latent_format").spacial_downscale_ratio
+    if ratio is not None and not samples.any():
+        # ComfyUI would round to whole codes, up or down, and say nothing.
+        check_multiples(samples.shape[-1] * ratio, samples.shape[-2] * ratio, downscale)
+    samples = comfy.sample.fix_empty_latent_channels(patcher, samples, ratio)
     if samples.ndim != 4 or samples.shape[1] != 1:
         raise ValueError(
             f"LATENT has shape {tuple(samples.shape)}, expected (images, 1, rows, columns): it is "
@@ -37,7 +40,6 @@ def samples_of(latent: dict[str, Any], patcher: Any, only_grid: Grid | None) -> 
         )
     grid = tuple(samples.shape[2:])
     if min(grid) < 1 or (only_grid is not None and grid != only_grid):
-        downscale = patcher.get_model_object("latent_format").spacial_downscale_ratio
         found = _pixels(grid, downscale)
         size = _pixels(only_grid or (1, 1), downscale)
         expected = f"{size} only" if only_grid else f"{size} or more"

@@ -81,6 +81,13 @@ def test_any_size_is_made(model, head, grid):
     assert run(model, empty(grid=grid), head)["samples"].shape == (1, 1, *grid)
 
 
+def test_an_empty_latent_off_the_grid_is_refused(model):
+    latent = {"samples": torch.zeros(1, 4, 3, 5), "downscale_ratio_spacial": 3}
+    nearest = r"codes of 2 x 2 pixels\. The nearest sizes are 14 or 16 wide and 8 or 10 high"
+    with pytest.raises(ValueError, match=rf"an image of 15 x 9 pixels does not fit the {nearest}"):
+        run(model, latent)
+
+
 def test_the_prompt_matters_and_the_negative_too(model):
     plain = run(model)["samples"]
     assert not torch.equal(run(model, positive=cond(model, "a boat"))["samples"], plain)
