@@ -184,8 +184,8 @@ def check_device(device: torch.device | str) -> None:
         sample.to(torch.float8_e4m3fn).to(sample.dtype)
     except (RuntimeError, TypeError) as error:  # torch has both for a type that a device lacks
         raise ValueError(
-            f"its weights are float8, which the device {device} cannot hold ({error}). Convert it: python -m shortcut "
-            "convert IN OUT.safetensors --dtype float16"
+            f"its weights are float8, which the device {device} cannot hold ({error}). Choose another type for them; "
+            "if the file itself is float8, convert it: python -m shortcut convert IN OUT.safetensors --dtype float16"
         ) from error
 
 
