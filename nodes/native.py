@@ -253,6 +253,21 @@ class CodeVAE(comfy.sd.VAE):
     def vae_output_dtype(self) -> torch.dtype:
         return torch.float32
 
+    def encode(self, pixel_samples: Tensor) -> Tensor:
+        """Code ids (B, 1, h, w) of IMAGEs (B, Y, X, C), cropped to whole codes by ComfyUI.
+
+        Raises:
+            ValueError: nothing would be left of them.
+        """
+        height, width = pixel_samples.shape[1:3]
+        side = self.checkpoint.config.downscale
+        if min(height, width) < side:
+            raise ValueError(
+                f"an image of {width} x {height} pixels is smaller than one code, expected at least {side} x {side}. "
+                "Scale it up."
+            )
+        return super().encode(pixel_samples)
+
     def encode_tiled(self, pixel_samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As `encode`: ComfyUI would blend the ids where tiles overlap."""
         return self.encode(pixel_samples)

@@ -210,6 +210,11 @@ def test_an_image_needs_the_vae_of_the_model(model, vae, found):
         cond(model, "at night", "edit", vae=vae, image=pixels())
 
 
+def test_an_image_smaller_than_a_code_is_refused(vae):
+    with pytest.raises(ValueError, match=r"an image of 4 x 1 pixels is .* at least 2 x 2\. Scale"):
+        vae.encode(torch.zeros(1, 1, 4, 3))
+
+
 def test_as_many_source_images_as_images_or_one(model, vae):
     positive = cond(model, "at night", "edit", vae=vae, image=pixels(3))
     with pytest.raises(ValueError, match="positive has 3 source images, but latent_image 2"):
