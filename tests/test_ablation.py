@@ -109,7 +109,9 @@ def test_the_base_is_the_recipe_of_the_shipped_head_in_fewer_iterations(model_fi
     assert (whole.config, whole.recipe) == (train_head.CONFIG, train_head.RECIPE)
     assert (whole.teaching, whole.objective) == (train_head.TEACHING, train_head.OBJECTIVE)
     cut = ablation_bench.base_plan(model_file, 800)
-    assert cut.recipe == replace(whole.recipe, iterations=800, ema=pytest.approx(1 - 0.002 * 6500 / 800))
+    assert cut.recipe == replace(
+        whole.recipe, iterations=800, ema=pytest.approx(1 - 0.002 * 6500 / 800)
+    )
     assert cut.teaching == replace(whole.teaching, runs_kept=2)
 
 
