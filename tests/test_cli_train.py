@@ -241,7 +241,7 @@ def test_two_processes_go_on_where_one_stopped(
     )
     alone, shared = (place.tensors(f"{name}.safetensors") for name in ("head", "shared"))
     for name, tensor in alone.items():
-        torch.testing.assert_close(shared[name], tensor, rtol=2e-3, atol=2e-4)
+        torch.testing.assert_close(shared[name], tensor, rtol=2e-3, atol=1e-3)
     lines = (place.folder / "shared.jsonl").read_text().splitlines()
     logged = [json.loads(line) for line in lines]
     expected = (place.folder / "head.jsonl").read_text().splitlines()
