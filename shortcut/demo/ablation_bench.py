@@ -121,9 +121,8 @@ def text_plan(model_file: Checkpoint, iterations: int) -> HeadPlan:
 
 
 def cut(plan: HeadPlan, iterations: int) -> HeadPlan:
-    """The plan in fewer iterations: each recorded step is used as often, and shares stay."""
-    recipe, teaching = plan.recipe, plan.teaching
-    share = iterations / recipe.iterations
+    """The plan in fewer iterations; as many runs are kept, for with few of them a head learns those by heart."""
+    recipe, share = plan.recipe, iterations / plan.recipe.iterations
     return replace(
         plan,
         recipe=replace(
@@ -132,5 +131,4 @@ def cut(plan: HeadPlan, iterations: int) -> HeadPlan:
             warmup=min(recipe.warmup, iterations // 10),
             ema=max(0.0, 1 - (1 - recipe.ema) / share),
         ),
-        teaching=replace(teaching, runs_kept=max(2, round(teaching.runs_kept * share))),
     )
