@@ -39,7 +39,7 @@ from .quality_rows import (
 
 ROWS = (
     *("real", "vq"),
-    *("vanilla-8", "vanilla-12", "vanilla-16", "vanilla-32"),
+    *("vanilla-8", "vanilla-10", "vanilla-12", "vanilla-16", "vanilla-32"),
     *("shortcut-32-6", "shortcut-32-8", "shortcut-32-12", "shortcut-16-5", "shortcut-16-8"),
     "reuse-32-8",
 )
