@@ -138,7 +138,7 @@ def floor(settings: Settings, prompts: Sequence[Tensor], grid: Grid) -> Operatio
     return Operations(
         full=2 * per_full * sum(step.is_full for step in steps),
         head=2 * in_head,
-        logits=2 * num_masked * len(prompts) * MODEL.width * MODEL.num_codes,
+        logits=2 * num_masked * MODEL.width * MODEL.num_codes,
         rest=0,
     )
 
@@ -200,6 +200,7 @@ def run_peaks(grid: Grid, prompts: Sequence[Tensor], *, is_sequential: bool) -> 
     with LiveTensors(network, head) as memory:
         watched: Any = SimpleNamespace(
             features=memory.during("full pass", model.features),
+            image_places=model.image_places,
             logits=memory.during("logits, guidance, choice of tokens", model.logits),
         )
         watched_predictor: Any = SimpleNamespace(

@@ -8,7 +8,7 @@ It knows the model only by two calls, and the predictor by its protocol.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -54,8 +54,12 @@ class Model(Protocol):
         """One full pass for each of the branches' `conditions`."""
         ...
 
-    def logits(self, features_BSD: Tensor, index_BN: Tensor) -> Tensor:
-        """Float32 logits (B, N, V) of one branch at image positions `index_BN`."""
+    def image_places(self, index_BN: Tensor, num_tokens: int) -> Tensor:
+        """Where image positions `index_BN` stand in a sequence of so many tokens."""
+        ...
+
+    def logits(self, features_BND: Tensor, index_BN: Tensor) -> Tensor:
+        """Float32 logits (B, N, V), linear but for a constant, from the features of image positions `index_BN`."""
         ...
 
 
@@ -108,21 +112,30 @@ class Denoiser:
             if self.predictor is not None:
                 self.predictor.observe(step, features)
         self.features = features
-        return Denoised(self._guided(features, step, index_BN), features, was_full)
-
-    def _guided(self, features: Features, step: Step, index_BN: Tensor) -> Tensor:
-        pairs = zip(features[1:], step.guidance, strict=True)
-        needed = [(branch, weight) for branch, weight in pairs if weight != 0]
-        branches = (features[0], *(branch for branch, _ in needed))
-        # One branch's logits at a time: they are large.
-        logits = (self.model.logits(branch, index_BN) for branch in branches)
-        return guided(logits, [weight for _, weight in needed])
+        logits_BNV = guided_logits(self.model, features, step.guidance, index_BN)
+        return Denoised(logits_BNV, features, was_full)
 
 
-def guided(logits: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
-    """Logits of the first branch, moved away from those of every other by its weight."""
-    rest = iter(logits)
-    first = result = next(rest)
-    for other, weight in zip(rest, weights, strict=True):
-        result = result + weight * (first - other)
-    return result
+def guided_logits(
+    model: Model, features: Features, weights: Sequence[float], index_BN: Tensor
+) -> Tensor:
+    """Float32 logits (B, N, V) at image positions: those of the first branch, moved away from every other's.
+
+    Logits are linear in the features, so these are moved, in float32: one product serves all branches, and in half
+    precision it is rounded once, not multiplied by the weights after rounding.
+
+    Args:
+        weights: of each branch but the first; one of 0 is not looked at.
+    """
+    first_BND = guided_BND = image_features(model, features[0], index_BN).float()
+    for branch_BSD, weight in zip(features[1:], weights, strict=True):
+        if weight != 0:
+            other_BND = image_features(model, branch_BSD, index_BN).float()
+            guided_BND = guided_BND + weight * (first_BND - other_BND)
+    return model.logits(guided_BND.to(features[0].dtype), index_BN)
+
+
+def image_features(model: Model, features_BSD: Tensor, index_BN: Tensor) -> Tensor:
+    """Features (B, N, D) of the image positions `index_BN` of one branch."""
+    place_BN = model.image_places(index_BN, features_BSD.shape[1])
+    return features_BSD.gather(1, place_BN.unsqueeze(-1).expand(-1, -1, features_BSD.shape[-1]))

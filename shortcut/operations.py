@@ -105,7 +105,8 @@ class _FullPasses:
     """A model that counts its full passes instead of making them: they are all alike."""
 
     def __init__(self, model: Any, features: Features):
-        self.logits, self.known, self.count = model.logits, features, 0
+        self.logits, self.image_places = model.logits, model.image_places
+        self.known, self.count = features, 0
 
     def features(
         self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Any]

@@ -40,7 +40,7 @@ def test_guidance_of_weight_zero_costs_no_logits_and_changes_nothing():
     settings = Settings(num_steps=4, guidance=(0.0,))
     model = varied(2, L, V)
     guided, traces = run(model, [torch.tensor([0]), torch.tensor([1])], settings, num_tokens=L)
-    assert model.num_logits == len(traces) == 4
+    assert model.num_branches == len(traces) == 4
     alone = varied(2, L, V)
     unguided, _ = run(alone, [torch.tensor([0])], Settings(num_steps=4, **UNGUIDED), num_tokens=L)
     assert torch.equal(guided, unguided)

@@ -37,7 +37,7 @@ def head_by_hand(config: maskgit_head.Config, length: int, num_new: int, sequenc
 
 def logits_by_hand(config: maskgit.Config, settings: Settings, images: int) -> int:
     steps = plan(settings, config.num_tokens, config.num_tokens)
-    rows = sum(step.num_masked * (1 + sum(g != 0 for g in step.guidance)) for step in steps)
+    rows = sum(step.num_masked for step in steps)  # guidance comes before: one branch is left
     return images * rows * config.width * config.num_codes
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from golden_sets import GoldenSet, load
 from lumina_sets import head, network
-from shortcut_pack.shortcut.denoiser import Denoised, Denoiser
+from shortcut_pack.shortcut.denoiser import Denoised, Denoiser, guided_logits
 from shortcut_pack.shortcut.heads.lumina import LuminaHead
 from shortcut_pack.shortcut.models import lumina
 from shortcut_pack.shortcut.models.lumina_block import Places
@@ -121,7 +121,7 @@ class Run:
             if prefix + f"{name}_last_feat" in golden:
                 golden.assert_close(branch_BSD, prefix + f"{name}_last_feat")
             if prefix + f"{name}_logits" in golden:
-                raw_BNV = self.model.logits(branch_BSD, index_BN)
+                raw_BNV = guided_logits(self.model, (branch_BSD,), (), index_BN)
                 golden.assert_close(raw_BNV, prefix + f"{name}_logits")
         if prefix + "logits" in golden:
             golden.assert_close(logits_BNV, prefix + "logits")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from fakes import run
 from golden_sets import GoldenSet, load, tiny_maskgit
-from shortcut_pack.shortcut.denoiser import Denoiser
+from shortcut_pack.shortcut.denoiser import Denoiser, guided_logits
 from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
 from shortcut_pack.shortcut.sampler import Trace, confidence, positions, sample
 from shortcut_pack.shortcut.schedule import Settings, Step, plan
@@ -82,7 +82,10 @@ class Run:
             golden.assert_close(torch.cat(trace.denoised.features), prefix + "feat")
         if prefix + "raw_logit" in golden:
             everywhere_BL = torch.arange(NUM_TOKENS).expand(len(was_masked_BL), -1)
-            raw = [self.model.logits(branch, everywhere_BL) for branch in trace.denoised.features]
+            raw = [
+                guided_logits(self.model, (branch,), (), everywhere_BL)
+                for branch in trace.denoised.features
+            ]
             golden.assert_close(torch.cat(raw), prefix + "raw_logit")
         if prefix + "logit" in golden:
             expected_BNV = golden[prefix + "logit"].gather(

@@ -17,6 +17,7 @@ from shortcut_pack.shortcut.demo.scene_edits import altered, instruction
 from shortcut_pack.shortcut.demo.scene_facts import facts_of
 from shortcut_pack.shortcut.demo.scenes import compose_varied
 from shortcut_pack.shortcut.demo.train_text import Batch, Lessons, Training, draw_masks, loss_of
+from shortcut_pack.shortcut.denoiser import guided_logits
 from shortcut_pack.shortcut.heads.lumina import LuminaHead
 from shortcut_pack.shortcut.models import lumina
 from shortcut_pack.shortcut.noise import seeded
@@ -217,11 +218,13 @@ def test_samples_side_by_side_have_the_features_that_a_run_sees() -> None:
     for i, prompt_1P in enumerate(batch.prompts):
         codes, is_masked = batch.codes_BL[i : i + 1], batch.is_masked_BL[i : i + 1]
         (alone,) = view.features(codes, is_masked, [prompt_1P])
-        wanted = view.logits(alone, index_1L)
+        wanted = guided_logits(view, (alone,), (), index_1L)
         logits = training.network.code_output(found_BLD[i : i + 1])
         torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-5)
         (shifted,) = view.features(codes, ~is_masked, [prompt_1P])  # the control
-        assert not torch.allclose(logits, view.logits(shifted, index_1L), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(
+            logits, guided_logits(view, (shifted,), (), index_1L), rtol=1e-4, atol=1e-5
+        )
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ import torch
 from builders import KINDS, assert_same
 from safetensors.torch import load_file, save_file
 from shortcut_pack.shortcut import weights
+from shortcut_pack.shortcut.denoiser import guided_logits
 from shortcut_pack.shortcut.heads import maskgit as head_file
 from shortcut_pack.shortcut.models import maskgit, maskgit_vqgan
 
@@ -51,7 +52,7 @@ def backbone(raw: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     is_masked_BL = codes_BL == golden.info["token_ids"]["mask"]
     (features_BSD,) = network.features(codes_BL, is_masked_BL, [class_B])
     index_BL = torch.arange(codes_BL.shape[1]).expand_as(codes_BL)
-    return network.logits(features_BSD, index_BL), features_BSD
+    return guided_logits(network, (features_BSD,), (), index_BL), features_BSD
 
 
 def test_a_published_model_computes_what_the_original_did() -> None:

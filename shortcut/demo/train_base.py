@@ -116,9 +116,9 @@ def loss_of(
     """The loss of the codes, and by weights what the readers read."""
     (features_BSD,) = training.network.features(batch.codes_BL, batch.is_masked_BL, [batch.class_B])
     index_BL = torch.arange(batch.codes_BL.shape[1]).expand_as(batch.codes_BL)
-    logits_BLV = training.network.logits(features_BSD, index_BL)
-    loss, figures = codes_loss(logits_BLV, batch.codes_BL, batch.is_masked_BL)
     features_BLD = features_BSD[:, : batch.codes_BL.shape[1]]
+    logits_BLV = training.network.logits(features_BLD, index_BL)
+    loss, figures = codes_loss(logits_BLV, batch.codes_BL, batch.is_masked_BL)
     read, read_figures = training.readers.loss(features_BLD, batch.kind_BL, kinds_weight)
     return loss + read, figures | read_figures
 

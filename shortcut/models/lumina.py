@@ -166,11 +166,9 @@ class OnGrid:
             return tuple(self.model([tokens_BS])[0] for tokens_BS in sequences)
         return self.model(sequences)
 
-    def logits(self, features_BSD: Tensor, index_BN: Tensor) -> Tensor:
-        """Float32 logits (B, N, V) of the codebook entries at the image positions `index_BN`."""
-        place_BN = self.image_places(index_BN, features_BSD.shape[1])
-        place_BND = place_BN.unsqueeze(-1).expand(-1, -1, features_BSD.shape[-1])
-        return self.model.code_output(features_BSD.gather(1, place_BND)).float()
+    def logits(self, features_BND: Tensor, index_BN: Tensor) -> Tensor:
+        """Float32 logits (B, N, V) of the codebook entries from the features of image positions, wherever these are."""
+        return self.model.code_output(features_BND).float()
 
     def logits_everywhere(self, features_BSD: Tensor) -> Tensor:
         """As `logits`, for the whole sequence: (B, S, V)."""

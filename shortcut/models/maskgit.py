@@ -150,12 +150,11 @@ class MaskGIT(nn.Module):
         """Where the image positions `index_BN` stand in a sequence of so many tokens: its codes come first."""
         return index_BN
 
-    def logits(self, features_BSD: Tensor, index_BN: Tensor) -> Tensor:
-        """Float32 logits (B, N, V) of the codebook entries at the image positions `index_BN`."""
-        ids_V = torch.arange(self.config.num_codes, device=features_BSD.device)
-        index_BND = index_BN.unsqueeze(-1).expand(-1, -1, features_BSD.shape[-1])
-        codebook_VD = self.token(ids_V).to(features_BSD.dtype)
-        logits_BNV = (features_BSD.gather(1, index_BND) @ codebook_VD.T).float()
+    def logits(self, features_BND: Tensor, index_BN: Tensor) -> Tensor:
+        """Float32 logits (B, N, V) of the codebook entries from the features of the image positions `index_BN`."""
+        ids_V = torch.arange(self.config.num_codes, device=features_BND.device)
+        codebook_VD = self.token(ids_V).to(features_BND.dtype)
+        logits_BNV = (features_BND @ codebook_VD.T).float()
         return logits_BNV + self.output_bias(index_BN)[..., : self.config.num_codes].float()
 
     def logits_everywhere(self, features_BSD: Tensor) -> Tensor:

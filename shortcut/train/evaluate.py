@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoiser import Features, Model, guided
+from ..denoiser import Features, Model, guided_logits, image_features
 from ..noise import Noise
 from ..sampler import Trace, decide, positions
 from .fit import Recipe
 from .head import Teaching
-from .loss import Window, divergence, feature_mse, image_features, mean, predict, window
+from .loss import Window, divergence, feature_mse, mean, predict, window
 from .record import Trajectories
 from .teacher import Teacher
 
@@ -110,7 +110,8 @@ def _compare(model: Any, part: Window, chain: int, estimate: Features) -> Tensor
     cosine = torch.cosine_similarity(*first, dim=-1).mean()
 
     def logits(features: Features) -> Tensor:
-        return guided([model.logits(f.to(model.dtype), index) for f in features], step.guidance)
+        in_model_type = tuple(f.to(model.dtype) for f in features)
+        return guided_logits(model, in_model_type, step.guidance, index)
 
     wanted = logits(target)
     kl, kl_reuse = divergence(logits(estimate), wanted), divergence(logits(part.features), wanted)
@@ -140,7 +141,7 @@ class Oversight:
         is_masked_BL = trace.is_masked_BL.scatter(1, revealed.index_BK, True)
         index_BN = positions(is_masked_BL, step.num_masked)
         features = self.model.features(trace.codes_BL, is_masked_BL, self.conditions)
-        logits = guided([self.model.logits(f, index_BN) for f in features], step.guidance)
+        logits = guided_logits(self.model, features, step.guidance, index_BN)
         wanted = decide(logits, step, index_BN, self.noise)
         wanted_BL = torch.full_like(trace.codes_BL, -1)
         wanted_BL.scatter_(1, wanted.index_BK, wanted.codes_BK)

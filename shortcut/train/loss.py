@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..denoiser import Denoised, Features, Model, Revealed, guided, merged
+from ..denoiser import Denoised, Features, Model, Revealed, guided_logits, image_features, merged
 from ..noise import Noise
 from ..predictors.head import ShortcutPredictor
 from ..sampler import Trace, positions, sample
@@ -196,8 +196,8 @@ class _Student:
         self.features = self.predictor.predict(
             step, self.features, revealed or self.part.revealed[0]
         )
-        logits = [self.model.logits(f, index_BN) for f in self.features]
-        return Denoised(guided(logits, step.guidance), self.features, False)
+        logits_BNV = guided_logits(self.model, self.features, step.guidance, index_BN)
+        return Denoised(logits_BNV, self.features, False)
 
 
 def window_loss(
@@ -254,9 +254,9 @@ def step_losses(
             _feature_divergence(model, e, t, index, objective.kl_temperature) for e, t in pairs
         )
     if objective.guided_kl != 0:
-        found = guided([model.logits(e, masked_index_BN) for e in estimate], step.guidance)
+        found = guided_logits(model, estimate, step.guidance, masked_index_BN)
         with torch.no_grad():
-            wanted = guided([model.logits(t, masked_index_BN) for t in target], step.guidance)
+            wanted = guided_logits(model, target, step.guidance, masked_index_BN)
         parts["guided_kl"] = divergence(found, wanted)
     return parts
 
@@ -273,7 +273,7 @@ def _feature_divergence(
     def logits(features_BSD: Tensor) -> Tensor:
         if index_BN is None:
             return model.logits_everywhere(features_BSD)
-        return model.logits(features_BSD, index_BN)
+        return model.logits(image_features(model, features_BSD, index_BN), index_BN)
 
     with torch.no_grad():
         wanted_BNV = logits(target_BSD)
@@ -289,12 +289,6 @@ def feature_mse(
             image_features(model, f, index_BN) for f in (estimate_BSD, target_BSD)
         )
     return F.mse_loss(estimate_BSD.float(), target_BSD.float())
-
-
-def image_features(model: Any, features_BSD: Tensor, index_BN: Tensor) -> Tensor:
-    """Features (B, N, D) of the image positions `index_BN`."""
-    place_BN = model.image_places(index_BN, features_BSD.shape[1])
-    return features_BSD.gather(1, place_BN.unsqueeze(-1).expand(-1, -1, features_BSD.shape[-1]))
 
 
 def divergence(logits_BNV: Tensor, wanted_BNV: Tensor, temperature: float = 1.0) -> Tensor:
