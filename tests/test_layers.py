@@ -104,6 +104,7 @@ def test_a_model_imports_no_other_model_and_nothing_above_it(path):
 def test_a_head_knows_only_its_model(path):
     allowed = (
         "shortcut.heads.embed",
+        "shortcut.heads.nearby",
         "shortcut.models.layers",
         "shortcut.formats",
         f"shortcut.models.{path.stem}",
