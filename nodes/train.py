@@ -300,7 +300,7 @@ def training_memory(
     mlp_width = getattr(config, "mlp_width", 4 * config.width)
     of_blocks = config.num_blocks * 2 * (8 * config.width + 4 * mlp_width)
     of_position = 4 * (of_blocks + 6 * config.model_width)
-    # Logits of branches and guided ones, of head and teacher, as they are and normalised.
+    # Guided logits of head and teacher, as they are and normalised, with their gradients.
     logits = 4 * 8 * num_tokens * num_codes
     window = plan.teaching.images_per_window * (sum(sequences) * of_position + logits)
     return state + MARGIN * window

@@ -1,6 +1,6 @@
 """From codes to guided logits: a full pass of the model or the predicted features, then guidance.
 
-It knows the model only by two calls, and the predictor by its protocol.
+It knows the model and the predictor by their protocols only.
 
     B  images    S  sequence of one guidance branch    D  width    L  image tokens
     N  positions asked for    K  tokens revealed by the step before    V  codebook size

@@ -351,6 +351,23 @@ def test_a_checkpoint_of_another_model_or_plan_is_refused(place: Place) -> None:
     assert "another recipe (model" in place.capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("asked", "kernel", "weight", "by_student"),
+    [
+        ([], 7, 4.0, False),
+        (["--kernel", "0", "--stepwise", "--student-rollouts"], 0, 0.3, True),
+    ],
+)
+def test_a_head_of_ours_is_made_unless_that_of_the_authors_is_asked_for(
+    place: Place, asked: list[str], kernel: int, weight: float, by_student: bool
+) -> None:
+    head = weights.load(place.train(f"kind{kernel}.safetensors", *asked), kind="head")
+    trained = head.metadata.trained
+    assert (head.config.kernel, head.config.from_full) == (kernel, kernel > 0)
+    assert trained["loss"]["guided_kl"] == weight
+    assert trained["teaching"]["student_rollouts"] is by_student
+
+
 @pytest.mark.parametrize("where", [[], ["--all-positions"]])
 def test_the_loss_may_be_the_one_of_the_authors(place: Place, where: list[str]) -> None:
     """Squared error and divergence of each branch; of nothing else."""

@@ -36,7 +36,7 @@ def test_guidance_moves_the_logits_away_from_every_other_branch():
     torch.testing.assert_close(traces[0].denoised.logits_BNV[0], expected_LV)
 
 
-def test_guidance_of_weight_zero_costs_no_logits_and_changes_nothing():
+def test_guidance_of_weight_zero_looks_at_no_branch_and_changes_nothing():
     settings = Settings(num_steps=4, guidance=(0.0,))
     model = varied(2, L, V)
     guided, traces = run(model, [torch.tensor([0]), torch.tensor([1])], settings, num_tokens=L)

@@ -12,6 +12,7 @@ from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.denoiser import Revealed
 from shortcut_pack.shortcut.heads.nearby import Nearby
 from shortcut_pack.shortcut.models.maskgit import MaskGIT
+from shortcut_pack.shortcut.train.head import fit_to_embeddings, initialised
 from shortcut_pack.shortcut.train.learn import head_config
 from torch import nn
 
@@ -56,6 +57,21 @@ def test_the_head_asks_it():
     changed_S = (after(3) != after(4)).any(-1)[0]
     found = {divmod(place, grid) for place in changed_S.nonzero().flatten().tolist()}
     assert found == {(y, x) for y in (0, 1, 2) for x in (0, 1, 2)}
+
+
+def test_training_begins_with_new_tokens_of_unit_size():
+    """Else the convolution would see next to nothing of a model whose embeddings are small."""
+    model: MaskGIT = weights.build(builders.model())
+    (
+        model.token.weight.mul_(0.3),
+        model.position.weight.mul_(0.3),
+    )  # about 0.1, as in the shipped one
+    head = initialised(CONFIG, 0)
+    fit_to_embeddings(head, model)
+    codes_1N = torch.arange(model.config.num_codes).unsqueeze(0)
+    new_1ND = model.embed(codes_1N, codes_1N % model.config.num_tokens)
+    for projection in (head.new_token_proj_in, head.nearby.proj_in):
+        assert 0.4 < projection(new_1ND).std().item() < 2  # without: 0.1
 
 
 def test_our_files_say_the_kernel_and_the_published_layout_has_no_place_for_it(tmp_path, capsys):

@@ -7,50 +7,33 @@ from dataclasses import replace
 import pytest
 import torch
 from shortcut_pack.shortcut.noise import Noise, seeded
-from shortcut_pack.shortcut.pipeline import generate
-from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
 from shortcut_pack.shortcut.processes import World
-from shortcut_pack.shortcut.schedule import Settings
 from shortcut_pack.shortcut.train.evaluate import evaluate
-from shortcut_pack.shortcut.train.head import Replay, initialised
+from shortcut_pack.shortcut.train.head import Replay
 from shortcut_pack.shortcut.train.loss import on_its_own, window
-from shortcut_pack.shortcut.train.record import Recorder
 from shortcut_pack.shortcut.train.teacher import RUNS
 from test_train import (
     HEAD,
-    NUM_CLASSES,
     NUM_TOKENS,
     RECIPE,
     TEACHING,
     held_out,
     is_same,
+    loud_head,
     model,
     run,
     teacher,
     train,
+    used_run,
 )
-from torch import nn
 
 ALONE = replace(TEACHING, student_rollouts=True)
 
 
 @pytest.mark.parametrize("from_full", [False, True])
 def test_a_student_rollout_goes_where_a_run_with_that_head_goes(from_full):
-    head = initialised(replace(HEAD, from_full=from_full), 0)
-    nn.init.normal_(head.proj_out.weight, generator=torch.Generator().manual_seed(1))
-    conditions = (torch.tensor([0, 1]), torch.full((2,), NUM_CLASSES))
-    recorder = Recorder(conditions, dtype=torch.float32)
-    generate(
-        model(),
-        conditions,
-        Settings(num_steps=6, full_steps=(0,)),
-        seed=5,
-        image_indices=range(2),
-        num_tokens=NUM_TOKENS,
-        predictor=lambda model, c: ShortcutPredictor(head, model, c),
-        on_step=recorder,
-    )
-    used = recorder.trajectories()
+    head = loud_head(from_full)
+    used = used_run(head, 6, (0,), seed=5)
 
     def end(seed: int):
         noise = Noise.draw(seed, range(2), 6, NUM_TOKENS, "cpu")
@@ -63,7 +46,7 @@ def test_a_student_rollout_goes_where_a_run_with_that_head_goes(from_full):
     assert torch.equal(part.codes_BL[known_BL], used.codes_BL[known_BL])
     num_shown = sum(step.num_revealed for step in used.steps[:4])
     assert last.codes_BK.shape[1] == (num_shown if from_full else used.steps[3].num_revealed)
-    wanted = model().features(used.codes_BL, ~known_BL, conditions)
+    wanted = model().features(used.codes_BL, ~known_BL, used.conditions)
     assert all(torch.equal(f, w) for f, w in zip(part.targets[0], wanted, strict=True))
     started = used.features[0 if from_full else 3]
     assert all(torch.equal(f, s) for f, s in zip(part.features, started, strict=True))

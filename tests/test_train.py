@@ -341,23 +341,36 @@ def shown_before(recorded: Trajectories, end: int, length: int) -> int:
     return sum(counts[-length:]) if length <= end else -1
 
 
-@pytest.mark.parametrize("from_full", [False, True])
-def test_training_asks_the_head_as_a_run_does(from_full):
-    head = initialised(replace(HEAD, from_full=from_full), 0)
-    nn.init.normal_(head.proj_out.weight, generator=torch.Generator().manual_seed(1))
+def used_run(
+    head: nn.Module, num_steps: int, full_steps: tuple[int, ...], seed: int
+) -> Trajectories:
+    """What a run with a head in the steps that are not full did."""
     conditions = (torch.tensor([0, 1]), torch.full((2,), NUM_CLASSES))
     recorder = Recorder(conditions, dtype=torch.float32)
     generate(
         model(),
         conditions,
-        Settings(num_steps=6, full_steps=(0, 4)),
-        seed=0,
+        Settings(num_steps=num_steps, full_steps=full_steps),
+        seed=seed,
         image_indices=range(2),
         num_tokens=NUM_TOKENS,
         predictor=lambda model, c: ShortcutPredictor(head, model, c),
         on_step=recorder,
     )
-    used = recorder.trajectories()
+    return recorder.trajectories()
+
+
+def loud_head(from_full: bool) -> nn.Module:
+    """A random head that changes what it is given."""
+    head = initialised(replace(HEAD, from_full=from_full), 0)
+    nn.init.normal_(head.proj_out.weight, generator=torch.Generator().manual_seed(1))
+    return head
+
+
+@pytest.mark.parametrize("from_full", [False, True])
+def test_training_asks_the_head_as_a_run_does(from_full):
+    head = loud_head(from_full)
+    used = used_run(head, 6, (0, 4), seed=0)
     for start, length in ((0, 3), (4, 1)):
         predicted = predict(head, model(), window(used, start, length))
         for i, features in enumerate(predicted):

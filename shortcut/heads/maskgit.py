@@ -94,10 +94,11 @@ class MaskGITHead(nn.Module):
             features_BSD: of the last step, from a full pass or from this head.
             new_BND: the model's input embeddings of the tokens just revealed; N may be 0.
             mask_ratio_B: share of the image still masked now, in [0, 1].
-            index_BN: where the new tokens stand among the image tokens; only `nearby` asks.
+            index_BN: where the new tokens stand among the image tokens; a head with `nearby` needs it.
         """
         x, new = self.proj_in(features_BSD), self.new_token_proj_in(new_BND)
-        if self.nearby is not None and index_BN is not None:
+        if self.nearby is not None:
+            assert index_BN is not None
             side = math.isqrt(x.shape[1])
             near_BLD = self.nearby(new_BND, index_BN, side, side)
             x = x + F.pad(near_BLD, (0, 0, 0, x.shape[1] - side**2))
