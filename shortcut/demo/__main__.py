@@ -27,6 +27,7 @@ from . import (
     data,
     gallery,
     quality,
+    real_sizes,
     scene_tokenizer,
     text_judge,
     text_quality,
@@ -82,6 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     ablation.add_parser(steps)
     text_quality.add_parser(steps)
     weight_types.add_parser(steps)
+    real_sizes.add_parser(steps)
     gallery.add_parser(steps)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     keep_memory()

@@ -214,12 +214,8 @@ def work_of(
 
 def setting_of(options: argparse.Namespace, kit: Kit, **more: Any) -> dict[str, Any]:
     """What the figures were measured with, for the line under the table."""
-    if kit.device.type == "cuda":
-        hardware = torch.cuda.get_device_name(kit.device)
-    else:
-        hardware = f"{_cpu_name()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
     return {
-        "hardware": hardware,
+        "hardware": hardware_of(kit.device),
         "torch": torch.__version__,
         "dtype": options.dtype,
         "batch": options.batch,
@@ -229,6 +225,13 @@ def setting_of(options: argparse.Namespace, kit: Kit, **more: Any) -> dict[str, 
             k: v for k, v in asdict(kit.defaults).items() if k not in ("num_steps", "full_steps")
         },
     }
+
+
+def hardware_of(device: torch.device) -> str:
+    """What computes there, for the line under a table."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_name()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
 
 
 def _cpu_name() -> str:

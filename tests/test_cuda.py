@@ -1,0 +1,200 @@
+"""The shipped models on an NVIDIA GPU: the same pictures as on a CPU, no waiting inside a step, nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from shortcut_pack.shortcut import shipped, weights
+from shortcut_pack.shortcut.classes import class_branches
+from shortcut_pack.shortcut.denoiser import Denoiser
+from shortcut_pack.shortcut.grid import usual_grid
+from shortcut_pack.shortcut.noise import Noise
+from shortcut_pack.shortcut.pipeline import Result, generate
+from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
+from shortcut_pack.shortcut.prompts import conditions, load_tokenizer
+from shortcut_pack.shortcut.sampler import Trace, sample
+from shortcut_pack.shortcut.schedule import Settings, plan
+from shortcut_pack.shortcut.tools import advice_on_memory
+from shortcut_pack.shortcut.train.learn import HeadPlan, learn
+from shortcut_pack.shortcut.train.teacher import teacher_of
+from torch import Tensor
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
+NAMES = ("classes", "text")
+NUM_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """A shipped model with its head on one device."""
+
+    model: Any
+    head: Any
+    vq: Any
+    conditions: tuple[Tensor, ...]
+    settings: Settings
+    num_tokens: int
+    device: torch.device
+
+    @property
+    def predictor(self) -> partial[ShortcutPredictor]:
+        return partial(ShortcutPredictor, self.head)
+
+    def run(self, images: Sequence[int] = range(NUM_IMAGES), **more: Any) -> Result:
+        return generate(
+            self.model,
+            [c[list(images)] for c in self.conditions],
+            self.settings,
+            seed=3,
+            image_indices=images,
+            num_tokens=self.num_tokens,
+            predictor=self.predictor,
+            device=self.device,
+            **more,
+        )
+
+
+def case(name: str, device: str, dtype: torch.dtype = torch.float32) -> Case:
+    """16 steps of which 5 are full passes."""
+    is_text = name == "text"
+    model_file = weights.load(shipped.TEXT_MODEL if is_text else shipped.MODEL, kind="model")
+    head_file = weights.load(shipped.TEXT_HEAD if is_text else shipped.HEAD, kind="head")
+    settings = replace(weights.settings(model_file), num_steps=16, full_steps=5)
+    if is_text:
+        tokenizer = load_tokenizer(shipped.TEXT_FOLDER, model_file.config)
+        branches = conditions(tokenizer, model_file.config, "text_to_image", "two pines at dawn")
+        branches = tuple(c.expand(NUM_IMAGES, -1) for c in branches)
+    else:
+        branches = class_branches(torch.arange(NUM_IMAGES), model_file.config.num_classes, 1)
+    rows, columns = usual_grid(model_file)
+    return Case(
+        model=weights.build(model_file, dtype=dtype, device=device).on_grid(rows, columns),
+        head=weights.build(head_file, dtype=dtype, device=device),
+        vq=weights.build(weights.load(shipped.VQ, kind="vq"), dtype=torch.float32, device=device),
+        conditions=branches,
+        settings=settings,
+        num_tokens=rows * columns,
+        device=torch.device(device),
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_logits_and_predictions_are_those_of_a_cpu(name: str):
+    traces: dict[str, list[Trace]] = {}
+    for device in ("cpu", "cuda"):
+        traces[device] = []
+        case(name, device).run(on_step=traces[device].append)
+    for here, there in zip(traces["cpu"][:2], traces["cuda"][:2], strict=True):
+        assert here.denoised.was_full == there.denoised.was_full
+        for expected, found in zip(here.denoised.features, there.denoised.features, strict=True):
+            torch.testing.assert_close(found.cpu(), expected, atol=2e-4, rtol=2e-4)
+        torch.testing.assert_close(
+            there.denoised.logits_BNV.cpu(), here.denoised.logits_BNV, atol=2e-3, rtol=2e-3
+        )
+        assert torch.equal(there.codes_BL.cpu(), here.codes_BL)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_seed_gives_the_pictures_of_a_cpu_but_for_rounding(name: str):
+    codes = {device: case(name, device).run().codes_BL.cpu() for device in ("cpu", "cuda")}
+    assert (codes["cpu"] == codes["cuda"]).float().mean() > 0.9
+    pixels = [
+        case(name, d).vq.decode(codes["cpu"].to(d).unflatten(1, (12, 12))).cpu() for d in codes
+    ]
+    torch.testing.assert_close(*pixels, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_runs_repeat_bit_for_bit_and_leave_the_random_state(name: str, dtype: torch.dtype):
+    made, state = case(name, "cuda", dtype), torch.cuda.get_rng_state()
+    first = made.run().codes_BL
+    assert torch.equal(made.run().codes_BL, first)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    assert int(first.min()) >= 0 and int(first.max()) < made.model.config.num_codes
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    made = case("classes", "cuda")
+    together = made.run().codes_BL
+    alone = torch.cat([made.run([image]).codes_BL for image in range(NUM_IMAGES)])
+    assert (alone == together).float().mean() > 0.9  # kernels round by the size of the batch
+
+
+@contextlib.contextmanager
+def no_waiting() -> Iterator[None]:
+    """Raises RuntimeError where the host waits for the device."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_host_waits_for_nothing_between_the_first_step_and_the_last(name: str):
+    made = case(name, "cuda")
+    made.run()  # the first calls of some kernels wait
+    steps = plan(made.settings, made.num_tokens, made.num_tokens)
+    noise = Noise.draw(0, range(NUM_IMAGES), len(steps), made.num_tokens, made.device)
+    given = [c.to(made.device) for c in made.conditions]
+    denoiser = Denoiser(made.model, given, made.predictor(made.model, given))
+    shape = NUM_IMAGES, made.num_tokens
+    codes_BL = torch.zeros(shape, dtype=torch.long, device="cuda")
+    is_masked_BL = torch.ones(shape, dtype=torch.bool, device="cuda")
+    stopped = []
+
+    def before_the_last(trace: Trace) -> None:
+        if trace.step.index == len(steps) - 1:
+            stopped.append(True)
+            torch.cuda.set_sync_debug_mode("default")  # the check for NaN after the loop waits
+
+    with no_waiting():
+        sample(denoiser, codes_BL, is_masked_BL, steps, noise, before_the_last)
+    assert stopped
+    with pytest.raises(RuntimeError), no_waiting():
+        codes_BL.sum().item()  # the control
+
+
+def test_nothing_stays_on_the_device():
+    made = case("classes", "cuda")
+    made.run()
+    before = torch.cuda.memory_allocated()
+    made.run()
+    assert torch.cuda.memory_allocated() == before
+
+
+def test_too_little_memory_says_what_to_do_and_the_next_run_works():
+    made = case("classes", "cuda")
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(
+        (torch.cuda.memory_reserved() + 2**20) / torch.cuda.get_device_properties(0).total_memory
+    )
+    try:
+        with (
+            pytest.raises(RuntimeError, match=r"out of memory\. Use --sequential"),
+            advice_on_memory(),
+        ):
+            torch.zeros(2**30, device="cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    made.run()
+
+
+def test_a_head_learns_there_as_on_a_cpu():
+    model_file = weights.load(shipped.MODEL, kind="model")
+    whole = HeadPlan.default(model_file, iterations=20)
+    few = replace(whole.teaching, images_per_run=8, images_per_window=8, runs_kept=2)
+    errors = []
+    for device in ("cpu", "cuda"):
+        network = weights.build(model_file, dtype=torch.float32, device=device)
+        teacher = teacher_of(model_file, network, device=device)
+        head = learn(teacher, model_file, replace(whole, teaching=few))
+        errors.append([x["error"] for x in head.metadata.trained["held_out"]["32 steps"]])
+    assert errors[1] == pytest.approx(errors[0], rel=0.02)
