@@ -76,7 +76,8 @@ ONE_CHANGE = {
     "no-kl": {"objective.guided_kl": 0.0},
     "kl-0.3": {"objective.guided_kl": 0.3},
     "kl-alone": {"objective.mse": 0.0},
-    "no-kernel": {"config.kernel": 0},
+    "no-kernel": {"config.kernel": 0, "config.attends": True},
+    "self-attention": {"config.attends": True},
     "kernel-3": {"config.kernel": 3},
     "blocks-2": {"config.num_blocks": 2},
     "bottleneck-1.5": {"config.width": 128},
@@ -222,7 +223,7 @@ def test_the_table_has_a_row_for_each_name_and_every_figure(place, tmp_path, mon
 def test_heads_are_used_for_about_the_same_operations(place, tmp_path, monkeypatch):
     """A larger head has fewer full passes."""
     monkeypatch.setattr(ablation, "work_of", quality_rows.work_of)
-    rows = ("vanilla-10", "base", "bottleneck-4")
+    rows = ("vanilla-10", "no-kernel", "bottleneck-4")
     place.table(*rows, more=("--json", str(tmp_path / "a.json")))
     lines = json.loads((tmp_path / "a.json").read_text())["rows"]
     for line in lines:

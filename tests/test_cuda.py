@@ -21,6 +21,7 @@ from shortcut_pack.shortcut.prompts import conditions, load_tokenizer
 from shortcut_pack.shortcut.sampler import Trace, sample
 from shortcut_pack.shortcut.schedule import Settings, plan
 from shortcut_pack.shortcut.tools import advice_on_memory
+from shortcut_pack.shortcut.train.head import place_of_runs
 from shortcut_pack.shortcut.train.learn import HeadPlan, learn
 from shortcut_pack.shortcut.train.teacher import teacher_of
 from torch import Tensor
@@ -189,12 +190,25 @@ def test_too_little_memory_says_what_to_do_and_the_next_run_works():
 
 def test_a_head_learns_there_as_on_a_cpu():
     model_file = weights.load(shipped.MODEL, kind="model")
-    whole = HeadPlan.default(model_file, iterations=20)
-    few = replace(whole.teaching, images_per_run=8, images_per_window=8, runs_kept=2)
+    whole = HeadPlan.default(model_file, iterations=10)
+    runs = tuple(replace(settings, num_steps=6) for settings in whole.teaching.runs)
+    few = replace(
+        whole.teaching, runs=runs, images_per_run=8, images_per_window=8, runs_kept=2, max_chain=3
+    )
     errors = []
     for device in ("cpu", "cuda"):
         network = weights.build(model_file, dtype=torch.float32, device=device)
         teacher = teacher_of(model_file, network, device=device)
         head = learn(teacher, model_file, replace(whole, teaching=few))
-        errors.append([x["error"] for x in head.metadata.trained["held_out"]["32 steps"]])
+        errors.append([x["error"] for x in head.metadata.trained["held_out"]["6 steps"]])
     assert errors[1] == pytest.approx(errors[0], rel=0.02)
+
+
+def test_runs_are_kept_there_where_they_fit(monkeypatch: pytest.MonkeyPatch):
+    model_file = weights.load(shipped.MODEL, kind="model")
+    network = weights.build(model_file, dtype=torch.float32, device="cuda")
+    teacher = teacher_of(model_file, network, device="cuda")
+    teaching = HeadPlan.default(model_file, iterations=10).teaching
+    assert place_of_runs(teacher, teaching).type == "cuda"
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**20, 2**40))
+    assert place_of_runs(teacher, teaching).type == "cpu"

@@ -26,8 +26,8 @@ def changed_places(index: int) -> set[tuple[int, int]]:
         torch.manual_seed(0)
         part = Nearby(8, 4, KERNEL, nn)
     token_BND, at_BN = torch.ones(1, 1, 8), torch.tensor([[index]])
-    nothing_BLD = part(token_BND[:, :0], at_BN[:, :0], GRID, GRID)
-    changed_BL = (part(token_BND, at_BN, GRID, GRID) != nothing_BLD).any(-1)
+    nothing_BLD = part.of(token_BND[:, :0], at_BN[:, :0], GRID, GRID)
+    changed_BL = (part.of(token_BND, at_BN, GRID, GRID) != nothing_BLD).any(-1)
     return {divmod(place, GRID) for place in changed_BL[0].nonzero().flatten().tolist()}
 
 
@@ -59,6 +59,26 @@ def test_the_head_asks_it():
     assert found == {(y, x) for y in (0, 1, 2) for x in (0, 1, 2)}
 
 
+@torch.no_grad()
+def test_in_place_of_self_attention_features_see_their_neighbourhood_alone():
+    """Not beyond it, and not the class."""
+    head = weights.build(builders.head(replace(CONFIG, attends=False)))
+    grid, (row, column) = 4, (1, 0)
+    x_BSD = torch.randn(1, grid**2 + 1, 32, generator=torch.Generator().manual_seed(1))
+    other_BSD = x_BSD.clone()
+    other_BSD[:, row * grid + column] += 1
+    other_BSD[:, -1] += 1
+    nothing_BND, nowhere_BN = torch.zeros(1, 0, 32), torch.zeros(1, 0, dtype=torch.long)
+
+    def after(features_BSD: torch.Tensor) -> torch.Tensor:
+        return head(features_BSD, nothing_BND, torch.tensor([0.5]), nowhere_BN) - features_BSD
+
+    changed_S = ((after(x_BSD) - after(other_BSD)).abs() > 1e-6).any(-1)[0]
+    assert changed_S[-1]
+    found = {divmod(place, grid) for place in changed_S[:-1].nonzero().flatten().tolist()}
+    assert found == {(y, x) for y in (0, 1, 2) for x in (0, 1)}
+
+
 def test_training_begins_with_new_tokens_of_unit_size():
     """Else the convolution would see next to nothing of a model whose embeddings are small."""
     model: MaskGIT = weights.build(builders.model())
@@ -76,10 +96,24 @@ def test_training_begins_with_new_tokens_of_unit_size():
 
 def test_our_files_say_the_kernel_and_the_published_layout_has_no_place_for_it(tmp_path, capsys):
     source = builders.write(tmp_path / "head.safetensors", builders.head(CONFIG))
-    assert weights.load(source, kind="head").config.kernel == KERNEL
+    assert weights.load(source, kind="head").config == CONFIG
     assert main(["convert", str(source), str(tmp_path / "head.pth")]) == 1
     assert "no place for the part of a head that looks at" in capsys.readouterr().err
     assert not (tmp_path / "head.pth").exists()
+
+
+def test_our_files_say_that_features_see_their_neighbourhood_alone(tmp_path):
+    config = replace(CONFIG, attends=False)
+    source = builders.write(tmp_path / "head.safetensors", builders.head(config))
+    assert weights.load(source, kind="head").config == config
+
+
+def test_a_head_that_sees_features_around_but_no_tokens_is_refused(tmp_path):
+    head = builders.head(replace(CONFIG, attends=False))
+    tensors = {name: t for name, t in head.tensors.items() if not name.startswith("nearby.")}
+    source = builders.write(tmp_path / "head.safetensors", replace(head, tensors=tensors))
+    with pytest.raises(ValueError, match=r"nearby\.around\.weight"):
+        weights.load(source, kind="head")
 
 
 @pytest.mark.parametrize("shape", [(16, 1, 4, 4), (16, 1, 3, 5)])
@@ -93,7 +127,8 @@ def test_a_file_with_an_impossible_kernel_is_refused(tmp_path, shape):
 
 @pytest.mark.parametrize(("kernel", "expected"), [(None, 7), (0, 0), (5, 5)])
 def test_new_heads_of_maskgit_have_a_neighbourhood_unless_told_otherwise(kernel, expected):
-    assert head_config(builders.model(), kernel=kernel).kernel == expected
+    config = head_config(builders.model(), kernel=kernel)
+    assert (config.kernel, config.attends) == (expected, expected == 0)
 
 
 @pytest.mark.parametrize("kernel", [4, -1])

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from .. import colours, shipped, weights
 from ..formats import Format
 from ..heads import lumina as lumina_head
-from ..heads import maskgit as maskgit_head
 from ..models import lumina, maskgit, maskgit_vqgan
 from ..prompts import load_tokenizer
 from ..train.cpu import keep_memory
@@ -78,6 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
             default=Path("output/demo"),
             help="folder of pictures and checkpoints",
         )
+        if run is make_head:
+            step.add_argument("--device", default="cpu")
         step.set_defaults(run=run)
     quality.add_parser(steps)
     ablation.add_parser(steps)
@@ -126,9 +127,7 @@ def make_base(options: argparse.Namespace) -> int:
 def make_head(options: argparse.Namespace) -> int:
     """Trains the shortcut head of the shipped MaskGIT and writes the shipped file."""
     model_file = weights.load(shipped.MODEL, kind="model")
-    head, figures = train_head.train(options.dir, weights.build(model_file, dtype=torch.float32))
-    about = {"title": TITLE, "model_fingerprint": model_file.fingerprint, "trained": figures}
-    ship(head, shipped.HEAD, maskgit_head.FORMAT, **about)
+    weights.save(shipped.HEAD, train_head.train(options.dir, model_file, options.device))
     return 0
 
 

@@ -95,16 +95,11 @@ class Bench:
 
 def base_plan(model_file: Checkpoint, iterations: int) -> HeadPlan:
     """The recipe of the shipped class head in fewer iterations, for a model of any width."""
-    shipped_head, model_width = train_head.CONFIG, model_file.config.width
+    shipped_head, model_width = train_head.PLAN.config, model_file.config.width
     share = shipped_head.width / shipped_head.model_width / shipped_head.num_heads
     width = shipped_head.num_heads * round(model_width * share)
-    plan = HeadPlan(
-        config=replace(shipped_head, model_width=model_width, width=width),
-        recipe=train_head.RECIPE,
-        teaching=train_head.TEACHING,
-        objective=train_head.OBJECTIVE,
-    )
-    return cut(plan, iterations)
+    config = replace(shipped_head, model_width=model_width, width=width)
+    return cut(replace(train_head.PLAN, config=config), iterations)
 
 
 def text_plan(model_file: Checkpoint, iterations: int) -> HeadPlan:

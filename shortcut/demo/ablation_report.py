@@ -82,16 +82,17 @@ def markdown(
 # What the names of `ablation.CHANGES` and `ablation.REFERENCES` mean.
 _ROWS = (
     "vanilla: the model alone, in as many steps; vanilla-N: in N steps; reuse: features of the last full pass, no "
-    "head. base: the recipe of the shipped head (`shortcut.demo.train_head`): a neighbourhood of 7 x 7, one block, "
-    "with time embedding, from the last full pass, up to 6 steps from it (roll-out), squared error where tokens are "
-    "masked + 4 x divergence of guided codes, teacher's runs of 32, 32, 16 and 24 steps. Each other row changes "
-    "what its name says. another-seed: other random numbers; what differs no more than it does from base may be "
-    "chance. stepwise-N: from the step before, in roll-outs of up to N of its own predictions; from-full-N: from "
-    "the last full pass, up to N steps; student-...: in roll-outs the head draws the tokens; small-batches: a "
-    "quarter of the batch, four times the iterations; all-positions: squared error also where tokens are known; "
-    "no-kl: squared error alone; kl-0.3: with 0.3 x divergence; kl-alone: divergence alone, through the model's "
-    "output rows; no-kernel: the paper's head, without a neighbourhood; teacher-N: teacher's runs of N steps. text: "
-    "the text model's head by its own recipe; text-blind: one that does not see the tokens just revealed (no "
+    "head. base: the recipe of the shipped head (`shortcut.demo.train_head`): a neighbourhood of 7 x 7 of new tokens, "
+    "and of features in place of self-attention, one block, with time embedding, from the last full pass, up to 6 "
+    "steps from it (roll-out), squared error where tokens are masked + 4 x divergence of guided codes, teacher's runs "
+    "of 32, 32, 16 and 24 steps. Each other row changes what its name says. another-seed: other random numbers; what "
+    "differs no more than it does from base may be chance. stepwise-N: from the step before, in roll-outs of up to N "
+    "of its own predictions; from-full-N: from the last full pass, up to N steps; student-...: in roll-outs the head "
+    "draws the tokens; small-batches: a quarter of the batch, four times the iterations; all-positions: squared error "
+    "also where tokens are known; no-kl: squared error alone; kl-0.3: with 0.3 x divergence; kl-alone: divergence "
+    "alone, through the model's output rows; no-kernel: the paper's head; self-attention: only new tokens have a "
+    "neighbourhood; kernel-3: one of 3 x 3; teacher-N: teacher's runs of N steps. text: the text model's head by its "
+    "own recipe; text-blind: one that does not see the tokens just revealed (no "
     "cross-attention)."
 )
 _USED = (

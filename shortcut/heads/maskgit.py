@@ -1,8 +1,8 @@
 """The shortcut head of MaskGIT: features now + tokens just revealed -> features of the next step.
 
 Source: arXiv 2602.23996; MIGM-Shortcut MaskGIT-Shortcut/Network/shortcut_model.py; facts in golden/README.md section 6.
-Differs: no dropout (the published figures were taken with a dropout of 0.1 still active); heads of our own may also see
-new tokens by a convolution (`heads.nearby`).
+Differs: no dropout (the published figures were taken with a dropout of 0.1 still active); heads of our own may see what
+stands around by convolutions (`heads.nearby`), new tokens also, features in place of self-attention.
 
     B  sequences (images x guidance branches)    S  sequence: image tokens, then the class    D  width of the model
     N  tokens just revealed
@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..formats import Format, Tensors, check_heads, count, given, sizes
+from ..formats import Format, MissingTensor, Tensors, check_heads, count, given, sizes
 from ..models.layers import Attention, FeedForward, MultiHeadAttention, sdpa
 from ..models.maskgit import NUM_HEADS, MaskGIT
 from .embed import MaskRatioModulation
-from .nearby import Nearby, kernel_of
+from .nearby import Around, Nearby, kernel_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,10 @@ class Config:
     num_heads: int
     has_time: bool  # True: modulated by the mask ratio
     from_full: bool = False  # True: predicts from the last full pass. False: from the step before
-    kernel: int = (
-        0  # side of the neighbourhood that `heads.nearby` looks at; 0 = none, as published
-    )
+    # Side of the neighbourhood that `heads.nearby` looks at; 0 = none, as published.
+    kernel: int = 0
+    # True: self-attention, as published. False: features see their neighbourhood alone, by a convolution.
+    attends: bool = True
 
 
 class MaskGITHead(nn.Module):
@@ -100,7 +101,7 @@ class MaskGITHead(nn.Module):
         if self.nearby is not None:
             assert index_BN is not None
             side = math.isqrt(x.shape[1])
-            near_BLD = self.nearby(new_BND, index_BN, side, side)
+            near_BLD = self.nearby.of(new_BND, index_BN, side, side)
             x = x + F.pad(near_BLD, (0, 0, 0, x.shape[1] - side**2))
         for block in self.blocks:
             x = block(x, new)
@@ -128,9 +129,12 @@ class MaskGITHead(nn.Module):
 
 
 class Block(nn.Module):
-    """Cross-attention to the new tokens, feed-forward, self-attention, feed-forward; all residual.
+    """Cross-attention to the new tokens, feed-forward, self-attention (or what stands around), feed-forward.
 
-    Only queries are normalised: keys and values are the raw new tokens, respectively the raw features.
+    All are residual.
+
+    Only queries are normalised: keys and values are the raw new tokens, respectively the raw features. What stands
+    around is of the normalised features, of image tokens alone.
     """
 
     def __init__(
@@ -147,20 +151,33 @@ class Block(nn.Module):
 
         self.cross_norm, self.cross_attention = norm(), attend()
         self.cross_ff_norm, self.cross_ff = norm(), FeedForward(width, hidden, operations, **tensor)
-        self.self_norm, self.self_attention = norm(), attend()
+        self.self_norm = norm()
+        if config.attends:
+            self.self_attention, self.self_around = attend(), None
+        else:
+            self.self_around = Around(width, config.kernel, operations, **tensor)
         self.self_ff_norm, self.self_ff = norm(), FeedForward(width, hidden, operations, **tensor)
 
     def forward(self, x_BSD: Tensor, new_BND: Tensor) -> Tensor:
         if new_BND.shape[1] > 0:
             x_BSD = x_BSD + self.cross_attention(self.cross_norm(x_BSD), new_BND)
         x_BSD = x_BSD + self.cross_ff(self.cross_ff_norm(x_BSD))
-        x_BSD = x_BSD + self.self_attention(self.self_norm(x_BSD), x_BSD)
+        normed_BSD = self.self_norm(x_BSD)
+        if self.self_around is None:
+            x_BSD = x_BSD + self.self_attention(normed_BSD, x_BSD)
+        else:
+            side = math.isqrt(x_BSD.shape[1])
+            around_BLD = self.self_around(normed_BSD[:, : side**2], side, side)
+            x_BSD = x_BSD + F.pad(around_BLD, (0, 0, 0, x_BSD.shape[1] - side**2))
         return x_BSD + self.self_ff(self.self_ff_norm(x_BSD))
 
 
 def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
     """Sizes from our tensors; `num_heads` from `known` or else as of the published models by model width."""
     (width,) = sizes(tensors, "last_layer.0.weight", 1)
+    kernel, attends = kernel_of(tensors), "blocks.0.self_around.mix.weight" not in tensors
+    if not (kernel or attends):
+        raise MissingTensor("nearby.around.weight")
     model_width = width
     if "proj_in.weight" in tensors:
         _, model_width = sizes(tensors, "proj_in.weight", 2)
@@ -171,7 +188,8 @@ def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
         num_heads=check_heads(given(known, "num_heads", NUM_HEADS, model_width), width),
         has_time=count(tensors, "time.") > 0,
         from_full=bool(known.get("from_full", False)),
-        kernel=kernel_of(tensors),
+        kernel=kernel,
+        attends=attends,
     )
 
 

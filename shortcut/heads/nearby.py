@@ -1,7 +1,7 @@
-"""What new tokens say to the positions around them, before a head's blocks: a depth-wise convolution over the grid.
+"""What stands around each position, by depth-wise convolutions over the grid: of new tokens, and of features.
 
-The heads of the paper find the neighbours of a position by attention alone, which small ones learn slowly: after 400
-iterations on the shipped model such a head had removed 2 % of the divergence of its codes, with this part 8 %.
+The heads of the paper find the neighbours of a position by attention alone, which small ones learn slowly, and their
+self-attention takes a good part of their operations. What these parts gain: `shortcut.demo ablation`.
 
     B  sequences    N  tokens just revealed    L  image tokens, rows x columns    D  width of the model, or of the head
 """
@@ -16,23 +16,35 @@ from torch import Tensor, nn
 from ..formats import Tensors, sizes
 
 
-class Nearby(nn.Module):
-    """Projected new tokens on an empty grid, convolved channel by channel, then mixed.
+class Around(nn.Module):
+    """A grid convolved channel by channel, then its channels mixed.
 
     Args:
         kernel: side of the neighbourhood, in codes; odd.
         operations, tensor: as for the heads.
     """
 
-    def __init__(self, model_width: int, width: int, kernel: int, operations: Any, **tensor: Any):
+    def __init__(self, width: int, kernel: int, operations: Any, **tensor: Any):
         super().__init__()
-        self.proj_in = operations.Linear(model_width, width, **tensor)
         self.around = operations.Conv2d(
             width, width, kernel, padding=kernel // 2, groups=width, **tensor
         )
         self.mix = operations.Linear(width, width, **tensor)
 
-    def forward(self, new_BND: Tensor, index_BN: Tensor, rows: int, columns: int) -> Tensor:
+    def forward(self, x_BLD: Tensor, rows: int, columns: int) -> Tensor:
+        """What to add to the image positions: (B, L, D)."""
+        grid_BDhw = x_BLD.transpose(1, 2).unflatten(2, (rows, columns))
+        return self.mix(F.gelu(self.around(grid_BDhw).flatten(2).transpose(1, 2)))
+
+
+class Nearby(Around):
+    """The same of new tokens, projected, on an empty grid. Arguments as for `Around`."""
+
+    def __init__(self, model_width: int, width: int, kernel: int, operations: Any, **tensor: Any):
+        super().__init__(width, kernel, operations, **tensor)
+        self.proj_in = operations.Linear(model_width, width, **tensor)
+
+    def of(self, new_BND: Tensor, index_BN: Tensor, rows: int, columns: int) -> Tensor:
         """What to add to the image positions: (B, L, D).
 
         Args:
@@ -41,9 +53,8 @@ class Nearby(nn.Module):
         """
         new_BND = self.proj_in(new_BND)
         empty_BLD = new_BND.new_zeros(len(new_BND), rows * columns, new_BND.shape[-1])
-        grid_BLD = empty_BLD.scatter(1, index_BN.unsqueeze(-1).expand_as(new_BND), new_BND)
-        grid_BDhw = grid_BLD.transpose(1, 2).unflatten(2, (rows, columns))
-        return self.mix(F.gelu(self.around(grid_BDhw).flatten(2).transpose(1, 2)))
+        index_BND = index_BN.unsqueeze(-1).expand_as(new_BND)
+        return self(empty_BLD.scatter(1, index_BND, new_BND), rows, columns)
 
 
 def kernel_of(tensors: Tensors) -> int:

@@ -73,8 +73,8 @@ def add_parser(commands: Any) -> None:
     head.add_argument(
         "--kernel",
         type=int,
-        help="side of the neighbourhood of new tokens that the head is shown, in codes (odd; 0 = none, as published); "
-        "MaskGIT only; default: 7",
+        help="side of the neighbourhood of new tokens, and of features in place of self-attention, that the head looks "
+        "at, in codes (odd; 0 = none, as published); MaskGIT only; default: 7",
     )
     how = parser.add_argument_group("how it learns")
     how.add_argument("--lr", type=float, help="peak learning rate; default: by the head's width")

@@ -43,6 +43,7 @@ from .loss import (
     window_loss,
 )
 from .record import Trajectories
+from .recording import num_bytes
 from .teacher import RUNS, Teacher
 
 CPU = torch.device("cpu")
@@ -214,11 +215,11 @@ def train_head(
     objective.check()
     world.share(teaching.images_per_window, "images in a window")
     images = world.share(teaching.images_per_run, "images in a run")
-    model = teacher.model
+    model, keep_on = teacher.model, place_of_runs(teacher, teaching, world)
 
     def made_meanwhile(number: int) -> Trajectories:
         seed = (recipe.seed, RUNS, number)
-        return teacher.run(teaching.runs, teaching.images_per_run, seed, images, keep_on=CPU)
+        return teacher.run(teaching.runs, teaching.images_per_run, seed, images, keep_on=keep_on)
 
     replay = Replay(
         source or made_meanwhile, teaching, head.config.from_full, world, teacher.device
@@ -251,6 +252,21 @@ def train_head(
         on_log=on_log,
         log_every=log_every,
     )
+
+
+def place_of_runs(teacher: Teacher, teaching: Teaching, world: World = ALONE) -> torch.device:
+    """Where runs are kept: on a GPU where they take at most a quarter of what is free, else in main memory.
+
+    From main memory each batch is gathered by the CPU and copied, which took seven times the rest of an iteration
+    with a small model.
+    """
+    if teacher.device.type != "cuda":
+        return CPU
+    longest = max(teaching.runs, key=lambda settings: settings.num_steps)
+    _, conditions, _ = teacher.draw((longest,), teaching.images_per_run // world.size, (0, RUNS))
+    needed = teaching.runs_kept * num_bytes(teacher, conditions, longest.num_steps)
+    free, _ = torch.cuda.mem_get_info(teacher.device)
+    return teacher.device if needed <= free / 4 else CPU
 
 
 @torch.no_grad()

@@ -97,8 +97,8 @@ def head_config(
         num_blocks: None = 1. A second one gained nothing (`shortcut.demo ablation`).
         bottleneck: the model's width by the head's; None = 2.
         sees_new: False: blind to the tokens just revealed; Lumina-DiMOO only.
-        kernel: side of the neighbourhood that `heads.nearby` looks at, MaskGIT only; odd, 0 = as in the paper,
-            None = 7.
+        kernel: side of the neighbourhood that `heads.nearby` looks at, in place of self-attention, MaskGIT only;
+            odd, 0 = as in the paper, None = 7.
 
     Raises:
         ValueError: a size is out of range, or there is no head for such a model.
@@ -129,7 +129,8 @@ def head_config(
     if model_file.format.name == maskgit_head.FORMAT.model:
         if not sees_new:
             raise ValueError("only a head of Lumina-DiMOO can be blind to new tokens.")
-        return maskgit_head.Config(**shared, kernel=KERNEL if kernel is None else kernel)
+        kernel = KERNEL if kernel is None else kernel
+        return maskgit_head.Config(**shared, kernel=kernel, attends=kernel == 0)
     if model_file.format.name == lumina_head.FORMAT.model:
         if kernel:
             raise ValueError(
