@@ -1,6 +1,7 @@
 """The nodes that make heads: a MODEL's own runs -> a trained SHORTCUT_HEAD and the chart of its loss -> a file.
 
-ComfyUI runs nodes in inference mode, where nothing can be learned: a training is outside of it.
+ComfyUI runs nodes in inference mode, where nothing can be learned: a training is outside of it. What ComfyUI does with
+the model's weights stays in it: a weight that was made there and moved outside is of no more use, to any node.
 """
 
 from __future__ import annotations
@@ -273,7 +274,8 @@ def _loaded_teacher(model: Any, plan: HeadPlan, prompts: Sequence[str]) -> Teach
     needed = masked_model.activations(num_images, grid, lengths) + training_memory(
         plan, checkpoint.config.num_codes, teacher.num_tokens, sequences
     )
-    mm.load_models_gpu([model], memory_required=needed)
+    with torch.inference_mode():
+        mm.load_models_gpu([model], memory_required=needed)
     if len(lengths) > 1 and model.get_free_memory(device) < needed:
         logging.info("Train Shortcut Head: memory is short, one guidance branch at a time")
         return replace(teacher, model=network.on_grid(*grid, is_sequential=True))

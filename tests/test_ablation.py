@@ -68,8 +68,8 @@ ONE_CHANGE = {
         "recipe.iterations": 2400,
         "recipe.lr": 1.5e-3,
         "recipe.warmup": 240,
-        "recipe.ema": pytest.approx(1 - 0.002 * 6500 / 600 / 4),
-        "teaching.iterations_per_run": 480,
+        "recipe.ema": pytest.approx(1 - 0.0065 * 2000 / 600 / 4),
+        "teaching.iterations_per_run": 240,
         "teaching.windows_per_batch": 1,
     },
     "all-positions": {"objective.only_masked": False},
@@ -111,7 +111,7 @@ def test_the_base_is_the_recipe_of_the_shipped_head_in_fewer_iterations(model_fi
     assert (whole.teaching, whole.objective) == (train_head.TEACHING, train_head.OBJECTIVE)
     cut = ablation_bench.base_plan(model_file, 800)
     assert cut.recipe == replace(
-        whole.recipe, iterations=800, ema=pytest.approx(1 - 0.002 * 6500 / 800)
+        whole.recipe, iterations=800, ema=pytest.approx(1 - 0.0065 * 2000 / 800)
     )
     assert cut.teaching == whole.teaching
 
@@ -171,7 +171,7 @@ def bare(tmp_path, capsys, monkeypatch) -> Place:
 def place(bare, monkeypatch) -> Place:
     """Heads are random, pictures are not made: their distance is the seed. Operations are not counted."""
 
-    def learn_nothing(teacher, model_file, plan, *, source, checkpoint) -> weights.Checkpoint:
+    def learn_nothing(teacher, model_file, plan, **_: Any) -> weights.Checkpoint:
         bare.trained.append(plan)
         build = builders.text_head if hasattr(plan.config, "sees_new") else builders.head
         return build(plan.config, model_fingerprint=model_file.fingerprint)
@@ -223,12 +223,14 @@ def test_the_table_has_a_row_for_each_name_and_every_figure(place, tmp_path, mon
 def test_heads_are_used_for_about_the_same_operations(place, tmp_path, monkeypatch):
     """A larger head has fewer full passes."""
     monkeypatch.setattr(ablation, "work_of", quality_rows.work_of)
+    monkeypatch.setattr(ablation, "BUDGET", 20)  # heads are large beside so small a model
     rows = ("vanilla-10", "no-kernel", "bottleneck-4")
     place.table(*rows, more=("--json", str(tmp_path / "a.json")))
     lines = json.loads((tmp_path / "a.json").read_text())["rows"]
     for line in lines:
         full = line["operations_full"] / line["num_full"]
-        assert abs(line["operations"] - lines[0]["operations"]) <= full, line["name"]
+        budget = (1 if line is lines[0] else 2) * lines[0]["operations"]
+        assert abs(line["operations"] - budget) <= full, line["name"]
     counts = [line["num_full"] for line in lines[1:]]
     assert counts == sorted(set(counts))
 

@@ -112,6 +112,18 @@ def test_the_model_is_only_read(model):
     assert model.model.attention.options == {}
 
 
+def test_weights_that_loading_moves_serve_the_training_and_the_runs_after_it(model, monkeypatch):
+    """On a GPU loading gives every parameter other data."""
+
+    def moved(*_, **__):
+        for parameter in model.model.parameters():
+            parameter.data = parameter.data.clone()
+
+    monkeypatch.setattr(mm, "load_models_gpu", moved)
+    head, _ = train_head(model)
+    run(model, empty(16), head=head)
+
+
 def test_a_text_model_learns_from_prompts(text_model):
     head, _ = train_head(text_model, prompts=PROMPTS)
     assert text_nodes.run(text_model, head=head)["samples"].shape == (1, 1, *text_nodes.GRID)

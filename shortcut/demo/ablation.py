@@ -268,7 +268,7 @@ class Pictures:
             return weights.build(trained, dtype=torch.float32, device=self.kit.device)
 
         def measure_row(row: Row, seed: int) -> Figures:
-            return {"chains": self.bench.held_against(head(), row.num_steps, USED_CHAIN, stride=3)}
+            return {"chains": self.bench.held_against(head(), row.num_steps, USED_CHAIN)}
 
         rows = [Row("reuse", num_steps, 1) for num_steps in USED]  # named by their steps alone
         setup = f"{self._setup(plan)} used"

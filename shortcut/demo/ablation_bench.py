@@ -23,6 +23,8 @@ from . import train_head, train_text_head
 
 logger = logging.getLogger(__name__)
 
+STRIDE = 3  # steps between the places in a run where heads are held against it
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
@@ -69,7 +71,14 @@ class Bench:
             logger.info("training %s", path.stem)
             checkpoint = path.with_suffix(".ckpt")
             source = partial(self.shown_by, plan)
-            head = learn(self.teacher, self.model_file, plan, source=source, checkpoint=checkpoint)
+            head = learn(
+                self.teacher,
+                self.model_file,
+                plan,
+                source=source,
+                checkpoint=checkpoint,
+                is_judged=False,
+            )
             weights.save(path, head)
         return weights.load(path, kind="head")
 
@@ -82,15 +91,13 @@ class Bench:
             self.shown[key] = self.teacher.run(runs, num_images, seed)
         return self.shown[key]
 
-    def held_against(
-        self, head: Any, num_steps: int, max_chain: int, stride: int = 1
-    ) -> list[dict[str, float]]:
+    def held_against(self, head: Any, num_steps: int, max_chain: int) -> list[dict[str, float]]:
         """What `evaluate` says of a head on a run of `num_steps` steps that no head saw."""
         if num_steps not in self.runs:
             settings = replace(self.base.teaching.runs[0], num_steps=num_steps)
             teaching = replace(self.base.teaching, runs=(settings,))
             (self.runs[num_steps],) = held_out_runs(self.teacher, self.base.recipe, teaching)
-        return evaluate(head, self.teacher.model, self.runs[num_steps], max_chain, stride)
+        return evaluate(head, self.teacher.model, self.runs[num_steps], max_chain, STRIDE)
 
 
 def base_plan(model_file: Checkpoint, iterations: int) -> HeadPlan:

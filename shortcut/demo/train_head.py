@@ -31,11 +31,11 @@ CONFIG = Config(
     attends=False,
 )
 RECIPE = Recipe(
-    iterations=6500,
+    iterations=2000,
     lr=3e-3,
     warmup=60,
     betas=(0.9, 0.98),
-    ema=0.998,
+    ema=0.9935,
     autocast=torch.bfloat16,
     checkpoint_every=250,
 )
@@ -45,11 +45,11 @@ TEACHING = Teaching(
     runs=tuple(
         Settings(num_steps=n, choice_temperature=CHOICE_TEMPERATURE) for n in (32, 32, 16, 24)
     ),
-    images_per_run=32,
-    runs_kept=16,
-    iterations_per_run=120,
+    images_per_run=128,
+    runs_kept=8,
+    iterations_per_run=60,
     windows_per_batch=4,
-    images_per_window=16,
+    images_per_window=128,
     max_chain=6,
 )
 # A head that predicts from the last full pass never sees its own features: what counts at use is the codes.

@@ -169,8 +169,9 @@ def fit_to_embeddings(head: MaskGITHead, model: Any) -> None:
     Its keys and values are not normalised, and a model's embeddings are small (0.1 in the shipped one), so attention
     would start nearly blind to the new tokens.
     """
-    config = model.config
-    codes_1N = torch.arange(config.num_codes, device=model.token.weight.device).unsqueeze(0)
+    # The head's device: a host may keep the model's weights elsewhere, and casts them to where codes are.
+    config, device = model.config, next(head.parameters()).device
+    codes_1N = torch.arange(config.num_codes, device=device).unsqueeze(0)
     embedded_1ND = model.embed(codes_1N, codes_1N % config.num_tokens).to(head.dtype)
     projections: list[Any] = [head.new_token_proj_in]
     if head.nearby is not None:

@@ -213,6 +213,7 @@ def learn(
     data: str = "",
     world: World = ALONE,
     checkpoint: Path | None = None,
+    is_judged: bool = True,
     on_iteration: Callable[[int], None] | None = None,
     on_log: Callable[[Figures], None] | None = None,
 ) -> Checkpoint:
@@ -223,6 +224,7 @@ def learn(
         source: where runs come from; None = the teacher makes them meanwhile.
         data: what the source is, as the file is to say; a resumed training must have the same.
         world, checkpoint, on_iteration, on_log: as for `train_head`.
+        is_judged: True: it is held against runs that it never saw, and the file says how it did.
 
     Raises:
         FloatingPointError, ValueError: as `fit`; also if the plan does not fit the model.
@@ -261,15 +263,16 @@ def learn(
     )
     if not logged and checkpoint is not None:
         logged = read_log(checkpoint)
+    held_out = {}
+    if is_judged:
+        held_out = from_first(world, lambda: _held_out(trained, teacher, plan, world))
     return weights.pack(
         trained,
         _format_of(plan.config),
         dtype=torch.bfloat16 if teacher.model.dtype == torch.bfloat16 else torch.float16,
         title=model_file.metadata.title,
         model_fingerprint=model_file.fingerprint,
-        trained=_described(
-            plan, logged, data, from_first(world, lambda: _held_out(trained, teacher, plan, world))
-        ),
+        trained=_described(plan, logged, data, held_out),
     )
 
 
