@@ -223,13 +223,13 @@ def test_the_table_has_a_row_for_each_name_and_every_figure(place, tmp_path, mon
 def test_heads_are_used_for_about_the_same_operations(place, tmp_path, monkeypatch):
     """A larger head has fewer full passes."""
     monkeypatch.setattr(ablation, "work_of", quality_rows.work_of)
-    monkeypatch.setattr(ablation, "BUDGET", 20)  # heads are large beside so small a model
+    monkeypatch.setattr(ablation, "BUDGET", 14)  # heads are large beside so small a model
     rows = ("vanilla-10", "no-kernel", "bottleneck-4")
     place.table(*rows, more=("--json", str(tmp_path / "a.json")))
     lines = json.loads((tmp_path / "a.json").read_text())["rows"]
     for line in lines:
         full = line["operations_full"] / line["num_full"]
-        budget = (1 if line is lines[0] else 2) * lines[0]["operations"]
+        budget = (1 if line is lines[0] else 1.4) * lines[0]["operations"]
         assert abs(line["operations"] - budget) <= full, line["name"]
     counts = [line["num_full"] for line in lines[1:]]
     assert counts == sorted(set(counts))
