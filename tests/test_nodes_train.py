@@ -114,8 +114,10 @@ def test_the_model_is_only_read(model):
 
 def test_weights_that_loading_moves_serve_the_training_and_the_runs_after_it(model, monkeypatch):
     """On a GPU loading gives every parameter other data."""
+    load = mm.load_models_gpu
 
-    def moved(*_, **__):
+    def moved(*args, **options):
+        load(*args, **options)
         for parameter in model.model.parameters():
             parameter.data = parameter.data.clone()
 
@@ -147,10 +149,13 @@ def test_prompts_are_for_text_models_which_need_them(model, text_model):
 
 
 def test_room_is_made_for_the_training_beside_the_model(model, monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        mm, "load_models_gpu", lambda models, memory_required: asked.append(memory_required)
-    )
+    asked, load = [], mm.load_models_gpu
+
+    def watched(models, memory_required):
+        asked.append(memory_required)
+        load(models, memory_required=memory_required)
+
+    monkeypatch.setattr(mm, "load_models_gpu", watched)
     train_head(model)
     run(model, empty(16))
     learning, sampling = asked
