@@ -78,6 +78,20 @@ class Preset(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NewHead:
+    """What is asked of a new shortcut head."""
+
+    width: int  # that of its model = no bottleneck
+    num_blocks: int
+    num_heads: int
+    is_large: bool  # True: as the paper's. False: small parts, as suits a small model
+    has_time: bool
+    from_full: bool  # True: predicts from the last full pass. False: from the step before
+    sees_new: bool  # False: blind to the tokens just revealed
+    kernel: int | None  # side of the neighbourhood it looks at; 0 = none, None = what suits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """One kind of checkpoint: how to recognise it, to name its tensors, and its network."""
 
@@ -94,6 +108,10 @@ class Format:
     read_config: Callable[[Tensors, Mapping[str, Any]], Any]
     network: type[nn.Module]
     model: str | None = None  # of a head: the name of its model's format
+    # Of a head: (config of its model, what is asked) -> config; raises ValueError for what there is no place for
+    new_head: Callable[[Any, NewHead], Any] | None = None
+    # Of a head: its config -> weight of the divergence of guided codes in its training; the squared error has 1
+    guided_kl: Callable[[Any], float] = lambda config: 0.3
     defaults: Mapping[str, Any] = field(default_factory=dict)  # Settings of the original sampler
     source_guidance: tuple[
         float, ...

@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("data", make_data, "render the training pictures (1 minute)"),
         ("vq", make_vq, "train the VQGAN (25 minutes on 2 cores)"),
         ("base", make_base, "train the class-conditional MaskGIT (35 minutes)"),
-        ("head", make_head, "train its shortcut head (10 minutes)"),
+        ("head", make_head, "train its shortcut head (2 minutes of a GPU, hours of a CPU)"),
         ("judge", make_judge, "train the classifier behind the quality table (2 minutes)"),
         ("text-data", make_text_data, "render the pictures of the text model (2 minutes)"),
         ("tokenizer", make_tokenizer, "make the tokenizer of the text model (seconds)"),

@@ -17,9 +17,8 @@ from ..train.loss import Objective
 from ..train.teacher import teacher_of
 from .train_base import CONFIG as MODEL
 
-# From the last full pass: one step alone changes so little that a head of this size learned next to nothing
-# from it in the same time, and its errors would add up. One block, and a neighbourhood in place of self-attention, as
-# the ablation says; the width is what 8 % of the operations of a full pass allow.
+# From the last full pass, where errors do not add up. One block, and a neighbourhood in place of self-attention, as the
+# ablation says; the width is what 8 % of the operations of a full pass allow.
 CONFIG = Config(
     model_width=MODEL.width,
     width=96,
@@ -54,8 +53,6 @@ TEACHING = Teaching(
 )
 # A head that predicts from the last full pass never sees its own features: what counts at use is the codes.
 OBJECTIVE = Objective(mse=1.0, guided_kl=4.0)
-
-
 PLAN = HeadPlan(config=CONFIG, recipe=RECIPE, teaching=TEACHING, objective=OBJECTIVE)
 
 

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..formats import Format, Tensors, check_heads, count, given, sizes
+from ..formats import Format, NewHead, Tensors, check_heads, count, given, sizes
 from ..models.layers import Attention, sdpa
 from ..models.lumina import NORM_EPS, NUM_HEADS, ROPE_THETA, OnGrid, positive
+from ..models.lumina import Config as ModelConfig
 from ..models.lumina_block import Block, Places, block_table, kv_heads
 from .embed import MaskRatioModulation
 
@@ -72,6 +73,16 @@ class LuminaHead(nn.Module):
         )
         self.final_norm = operations.RMSNorm(width, eps=config.norm_eps, **tensor)
         self.time = MaskRatioModulation(width, operations, **tensor) if config.has_time else None
+
+    def output_layers(self) -> list[Any]:
+        """The layers that make it hand its input through where they are zero."""
+        if isinstance(self.proj_out, nn.Linear):
+            return [self.proj_out]
+        return [self.final_norm, *([] if self.time is None else [self.time.modulation])]
+
+    def token_projections(self) -> list[Any]:
+        """The layers whose outputs, of new tokens, nothing brings to unit size: none, its blocks normalise them."""
+        return []
 
     def forward(
         self,
@@ -200,6 +211,27 @@ def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
     )
 
 
+def new_head(model: ModelConfig, asked: NewHead) -> Config:
+    """Sizes of a new head. Raises ValueError if it shall look at a neighbourhood."""
+    if asked.kernel:
+        raise ValueError(
+            "only a head of MaskGIT can look at a neighbourhood. Leave out the kernel."
+        )
+    return Config(
+        model_width=model.width,
+        width=asked.width,
+        num_blocks=asked.num_blocks,
+        num_heads=asked.num_heads,
+        num_kv_heads=model.num_kv_heads if asked.is_large else asked.num_heads,
+        mlp_width=model.mlp_width if asked.is_large else 2 * asked.width,
+        rope_theta=model.rope_theta,
+        norm_eps=model.norm_eps,
+        has_time=asked.has_time,
+        sees_new=asked.sees_new,
+        from_full=asked.from_full,
+    )
+
+
 TABLE = {
     "proj_in.*": "proj_in.*",
     "proj_out.*": "proj_out.*",
@@ -224,4 +256,5 @@ FORMAT = Format(
     read_config=read_config,
     network=LuminaHead,
     model="lumina-dimoo",
+    new_head=new_head,
 )

@@ -19,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..formats import Format, MissingTensor, Tensors, check_heads, count, given, sizes
+from ..formats import Format, MissingTensor, NewHead, Tensors, check_heads, count, given, sizes
 from ..models.layers import Attention, FeedForward, MultiHeadAttention, sdpa
 from ..models.maskgit import NUM_HEADS, MaskGIT
+from ..models.maskgit import Config as ModelConfig
 from .embed import MaskRatioModulation
 from .nearby import Around, Nearby, kernel_of
 
@@ -110,6 +111,20 @@ class MaskGITHead(nn.Module):
             x = self.time(x, mask_ratio_B)
         return features_BSD + self.proj_out(x)
 
+    def output_layers(self) -> list[Any]:
+        """The layers that make it hand its input through where they are zero."""
+        if isinstance(self.proj_out, nn.Linear):
+            return [self.proj_out]
+        return [self.last_layer[-1], *([] if self.time is None else [self.time.modulation])]
+
+    def token_projections(self) -> list[Any]:
+        """The layers whose outputs, of new tokens, nothing brings to unit size."""
+        projections = [
+            self.new_token_proj_in,
+            *([] if self.nearby is None else [self.nearby.proj_in]),
+        ]
+        return [layer for layer in projections if not isinstance(layer, nn.Identity)]
+
     def next_features(
         self,
         model: MaskGIT,
@@ -193,6 +208,26 @@ def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
     )
 
 
+KERNEL = 7  # of new heads
+
+
+def new_head(model: ModelConfig, asked: NewHead) -> Config:
+    """Sizes of a new head. Raises ValueError if it shall be blind to new tokens."""
+    if not asked.sees_new:
+        raise ValueError("only a head of Lumina-DiMOO can be blind to new tokens.")
+    kernel = KERNEL if asked.kernel is None else asked.kernel
+    return Config(
+        model_width=model.width,
+        width=asked.width,
+        num_blocks=asked.num_blocks,
+        num_heads=asked.num_heads,
+        has_time=asked.has_time,
+        from_full=asked.from_full,
+        kernel=kernel,
+        attends=kernel == 0,
+    )
+
+
 def _half(theirs: str, ours: str) -> dict[str, str | tuple[str, ...]]:
     """Rows of the key table for one half of a block: attention and feed-forward."""
     packed = [f"blocks.{{}}.{ours}_attention.{part}" for part in ("query", "key", "value")]
@@ -231,4 +266,7 @@ FORMAT = Format(
     read_config=read_config,
     network=MaskGITHead,
     model="maskgit",
+    new_head=new_head,
+    # One that predicts from full passes never sees its own features: what counts at use is the codes.
+    guided_kl=lambda config: 4.0 if config.from_full else 0.3,
 )

@@ -28,7 +28,7 @@ from .cli_options import add_model, add_sampling, add_where, load_teacher, runs_
 from .cpu import keep_memory
 from .dataset import GB, Dataset
 from .fit import LossError
-from .learn import HeadPlan, guided_kl_for, head_config, learn, recipe_for, teaching_for
+from .learn import HeadPlan, format_of, head_config, learn, recipe_for, teaching_for
 from .log import Figures, read_log
 from .loss import Objective
 from .progress import progress_bar
@@ -293,7 +293,7 @@ def plan_of(
             mse=1.0,
             kl=options.kl_branches,
             kl_temperature=options.kl_temperature,
-            guided_kl=guided_kl_for(config) if options.kl is None else options.kl,
+            guided_kl=format_of(config).guided_kl(config) if options.kl is None else options.kl,
             only_masked=not options.all_positions,
         ),
         start=start,

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from .. import weights
 from ..denoiser import Model
-from ..heads.maskgit import MaskGITHead
 from ..models.layers import Attention
 from ..noise import Noise
 from ..processes import ALONE, World
@@ -151,34 +150,28 @@ def initialised(config: Any, seed: int, attention: Attention = sdpa_float32) -> 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         head: Any = network(config, attention=attention)
-    last = [head.proj_out]
-    if isinstance(head.proj_out, nn.Identity):
-        last = [head.last_layer[-1] if isinstance(head, MaskGITHead) else head.final_norm]
-        if head.time is not None:
-            last.append(head.time.modulation)
-    for module in last:
+    for module in head.output_layers():
         for parameter in module.parameters():
             nn.init.zeros_(parameter)
     return head
 
 
 @torch.no_grad()
-def fit_to_embeddings(head: MaskGITHead, model: Any) -> None:
+def fit_to_embeddings(head: Any, model: Any) -> None:
     """Scales the head's projections of new tokens so that their outputs have unit size.
 
-    Its keys and values are not normalised, and a model's embeddings are small (0.1 in the shipped one), so attention
-    would start nearly blind to the new tokens.
+    Where a head does not normalise keys and values, and a model's embeddings are small (0.1 in the shipped MaskGIT),
+    attention would start nearly blind to the new tokens.
     """
+    projections = head.token_projections()
+    if not projections:
+        return
     # The head's device: a host may keep the model's weights elsewhere, and casts them to where codes are.
     config, device = model.config, next(head.parameters()).device
     codes_1N = torch.arange(config.num_codes, device=device).unsqueeze(0)
     embedded_1ND = model.embed(codes_1N, codes_1N % config.num_tokens).to(head.dtype)
-    projections: list[Any] = [head.new_token_proj_in]
-    if head.nearby is not None:
-        projections.append(head.nearby.proj_in)
     for projection in projections:
-        if not isinstance(projection, nn.Identity):
-            projection.weight.div_(projection(embedded_1ND).float().std())
+        projection.weight.div_(projection(embedded_1ND).float().std())
 
 
 def train_head(

@@ -17,6 +17,7 @@ from torch import nn
 
 from .. import weights
 from ..checkpoint import Checkpoint
+from ..formats import NewHead
 from ..grid import Grid, usual_grid
 from ..heads import lumina as lumina_head
 from ..heads import maskgit as maskgit_head
@@ -34,7 +35,6 @@ from .teacher import Teacher
 
 REPLAY_BYTES = 4 * GB  # of recorded runs kept in memory, by default
 LARGE_WIDTH = 512  # of models from which on a head is sized as the paper's
-KERNEL = 7  # of new heads of MaskGIT
 USES_OF_A_STEP = 3.6  # how often training comes back to each recorded step of an image
 HeadConfig = maskgit_head.Config | lumina_head.Config
 
@@ -77,7 +77,7 @@ class HeadPlan:
                 grid or usual_grid(model_file),
                 iterations,
             ),
-            objective=Objective(mse=1.0, guided_kl=guided_kl_for(config)),
+            objective=Objective(mse=1.0, guided_kl=format_of(config).guided_kl(config)),
         )
 
 
@@ -118,32 +118,19 @@ def head_config(
     num_heads = model.num_heads if is_large else 2
     step = 2 * num_heads  # rotary embeddings turn pairs of channels
     width = max(step, round(model.width / bottleneck / step) * step)
-    shared: dict[str, Any] = {
-        "model_width": model.width,
-        "width": model.width if bottleneck == 1 else width,
-        "num_blocks": num_blocks,
-        "num_heads": model.num_heads if bottleneck == 1 else num_heads,
-        "has_time": has_time,
-        "from_full": from_full,
-    }
-    if model_file.format.name == maskgit_head.FORMAT.model:
-        if not sees_new:
-            raise ValueError("only a head of Lumina-DiMOO can be blind to new tokens.")
-        kernel = KERNEL if kernel is None else kernel
-        return maskgit_head.Config(**shared, kernel=kernel, attends=kernel == 0)
-    if model_file.format.name == lumina_head.FORMAT.model:
-        if kernel:
-            raise ValueError(
-                "only a head of MaskGIT can look at a neighbourhood. Leave out the kernel."
-            )
-        return lumina_head.Config(
-            **shared,
-            num_kv_heads=model.num_kv_heads if is_large else shared["num_heads"],
-            mlp_width=model.mlp_width if is_large else 2 * width,
-            rope_theta=model.rope_theta,
-            norm_eps=model.norm_eps,
-            sees_new=sees_new,
-        )
+    asked = NewHead(
+        width=model.width if bottleneck == 1 else width,
+        num_blocks=num_blocks,
+        num_heads=model.num_heads if bottleneck == 1 else num_heads,
+        is_large=is_large,
+        has_time=has_time,
+        from_full=from_full,
+        sees_new=sees_new,
+        kernel=kernel,
+    )
+    for format in weights.FORMATS.values():
+        if format.model == model_file.format.name and format.new_head is not None:
+            return format.new_head(model, asked)
     raise ValueError(f"there is no shortcut head for a {model_file.format.title}.")
 
 
@@ -158,15 +145,6 @@ def recipe_for(config: HeadConfig, iterations: int, seed: int) -> Recipe:
         ema=max(0.0, 1 - max(17.5 / max(1, iterations), 1e-4)),
         checkpoint_every=250,
     )
-
-
-def guided_kl_for(config: HeadConfig) -> float:
-    """Weight of the divergence of guided codes beside that of the squared error, 1.
-
-    A head that predicts from full passes never sees its own features: what counts at use is the codes. The larger
-    weight was measured with heads of MaskGIT only, whose features are of unit size.
-    """
-    return 4.0 if isinstance(config, maskgit_head.Config) and config.from_full else 0.3
 
 
 def teaching_for(
@@ -268,7 +246,7 @@ def learn(
         held_out = from_first(world, lambda: _held_out(trained, teacher, plan, world))
     return weights.pack(
         trained,
-        _format_of(plan.config),
+        format_of(plan.config),
         dtype=torch.bfloat16 if teacher.model.dtype == torch.bfloat16 else torch.float16,
         title=model_file.metadata.title,
         model_fingerprint=model_file.fingerprint,
@@ -291,8 +269,7 @@ def untrained(plan: HeadPlan, teacher: Teacher) -> nn.Module:
         head.load_state_dict(copied, assign=True)
         return head.requires_grad_(True).to(teacher.device)
     head = initialised(plan.config, plan.recipe.seed, attention).to(teacher.device)
-    if isinstance(head, maskgit_head.MaskGITHead):
-        fit_to_embeddings(head, teacher.model)
+    fit_to_embeddings(head, teacher.model)
     return head
 
 
@@ -341,5 +318,5 @@ def _named(prefix: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{prefix} {name}": value for name, value in fields.items()}
 
 
-def _format_of(config: HeadConfig) -> Any:
+def format_of(config: HeadConfig) -> Any:
     return next(f for f in weights.FORMATS.values() if f.config is type(config))
