@@ -62,7 +62,7 @@ class TrainHead(io.ComfyNode):
                     min=1,
                     max=1_000_000,
                     tooltip="How often the head is improved. More: better, slower. 300 give a "
-                    "first impression; the shipped head of classes has 6500.",
+                    "first impression; for a good head take some thousand.",
                 ),
                 io.Int.Input(
                     "teacher_steps",
