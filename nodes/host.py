@@ -95,24 +95,17 @@ class StepClock:
         return a.elapsed_time(b) / 1000 if self.is_cuda else b - a
 
 
-class StepReport:
-    """The hook of a run: interruption, progress bar, preview of the first image, timing."""
+class Preview:
+    """The first image of a run as far as it is revealed, as ComfyUI's progress bar takes it; now and then."""
 
-    def __init__(self, num_steps: int, grid: Grid, colours_V3: Tensor, device: torch.device):
-        self.num_steps, self.grid, self.colours_V3 = num_steps, grid, colours_V3
-        self.bar = comfy.utils.ProgressBar(num_steps)
-        self.clock = StepClock(device)
-        self.num_done, self.shown_at = 0, -PREVIEW_INTERVAL
+    def __init__(self, grid: Grid, colours_V3: Tensor):
+        self.grid, self.colours_V3 = grid, colours_V3
+        self.shown_at = -PREVIEW_INTERVAL
 
-    def __call__(self, trace: Trace) -> None:
-        mm.throw_exception_if_processing_interrupted()
-        self.clock.tick(trace.denoised.was_full)
-        self.num_done += 1
-        self.bar.update_absolute(self.num_done, self.num_steps, self._preview(trace))
-
-    def _preview(self, trace: Trace) -> tuple[str, Image.Image, int] | None:
+    def of(self, trace: Trace, *, is_last: bool = False) -> tuple[str, Image.Image, int] | None:
+        """None: one was shown a moment ago, and this is not the last."""
         now = time.perf_counter()
-        if now - self.shown_at < PREVIEW_INTERVAL and self.num_done < self.num_steps:
+        if now - self.shown_at < PREVIEW_INTERVAL and not is_last:
             return None
         self.shown_at = now
         codes_hw, is_masked_hw = (
@@ -123,6 +116,24 @@ class StepReport:
         # Enlarged here because ComfyUI would blur the codes into each other.
         size = (picture.width * scale, picture.height * scale)
         return ("JPEG", picture.resize(size, Image.Resampling.NEAREST), PREVIEW_SIZE)
+
+
+class StepReport:
+    """The hook of a run: interruption, progress bar, preview of the first image, timing."""
+
+    def __init__(self, num_steps: int, grid: Grid, colours_V3: Tensor, device: torch.device):
+        self.num_steps = num_steps
+        self.bar = comfy.utils.ProgressBar(num_steps)
+        self.preview = Preview(grid, colours_V3)
+        self.clock = StepClock(device)
+        self.num_done = 0
+
+    def __call__(self, trace: Trace) -> None:
+        mm.throw_exception_if_processing_interrupted()
+        self.clock.tick(trace.denoised.was_full)
+        self.num_done += 1
+        shown = self.preview.of(trace, is_last=self.num_done == self.num_steps)
+        self.bar.update_absolute(self.num_done, self.num_steps, shown)
 
 
 @contextlib.contextmanager

@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from ..shortcut import weights
 from ..shortcut.checkpoint import Checkpoint
-from ..shortcut.grid import usual_grid
+from ..shortcut.grid import Grid, usual_grid
 from ..shortcut.sampler import Trace
 from ..shortcut.train.chart import loss_chart
 from ..shortcut.train.learn import HeadPlan, learn
 from ..shortcut.train.log import Figures, read_log
 from ..shortcut.train.teacher import RUNS, Teacher, teacher_of
 from . import folders
-from .host import PREVIEW_SIZE, advice_on_memory
+from .host import PREVIEW_SIZE, Preview, advice_on_memory
 from .load import Head
 from .native import MARGIN, MaskedImageModel, build_head, model_of
 
@@ -148,7 +148,10 @@ class TrainHead(io.ComfyNode):
         with torch.inference_mode(False):
             plan = _plan(masked_model, iterations, teacher_steps, seed % 2**64, learning_rate)
             teacher = _loaded_teacher(model, plan, lines)
-            report = TrainingReport(iterations, kept)
+            colours_V3 = model.get_model_object("latent_format").colours_V3
+            report = TrainingReport(
+                iterations, kept, usual_grid(masked_model.checkpoint), colours_V3
+            )
             network = masked_model.diffusion_model
             with (
                 masked_model.running(model),
@@ -212,10 +215,15 @@ class SaveHead(io.ComfyNode):
 
 
 class TrainingReport:
-    """The hooks of a training: interruption, progress bar, live chart of the loss with the time left."""
+    """The hooks of a training: interruption, progress bar, live chart of the loss with the time left.
 
-    def __init__(self, iterations: int, kept: Path):
+    Until there is a loss, what the model makes is shown.
+    """
+
+    def __init__(self, iterations: int, kept: Path, grid: Grid, colours_V3: Tensor):
         self.iterations, self.kept = iterations, kept
+        self.preview = Preview(grid, colours_V3)
+        self.has_begun = self.is_learning = False  # True: from the first, the second iteration on
         self.logged: list[Figures] = []  # for the chart, should there be no file of them
         self.bar = comfy.utils.ProgressBar(iterations)
 
@@ -225,9 +233,12 @@ class TrainingReport:
     def on_step(self, trace: Trace) -> None:
         """Called after each step of the model's runs: those before the first iteration take minutes."""
         mm.throw_exception_if_processing_interrupted()
+        if self.has_begun and not self.is_learning:
+            self.bar.update_absolute(0, self.iterations, self.preview.of(trace))
 
     def on_iteration(self, done: int) -> None:
         mm.throw_exception_if_processing_interrupted()
+        self.is_learning, self.has_begun = self.has_begun, True
         self.bar.update_absolute(done, self.iterations, None)
 
     def on_log(self, figures: Figures) -> None:

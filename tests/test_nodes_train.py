@@ -294,6 +294,9 @@ def test_progress_and_the_live_chart(model, monkeypatch, caplog):
     assert pictures
     for kind, picture, size in pictures:
         assert kind == "JPEG" and isinstance(picture, Image.Image) and size == 512
+    before = [preview for value, _, preview in Bar.last.calls if value == 0 and preview is not None]
+    assert before and before[0][1].size == (512, 512), "before the first loss a picture is shown"
+    assert before[0][1].size != pictures[-1][1].size
     assert "6/6  loss" in caplog.text and "0 s left" in caplog.text
 
 
