@@ -23,6 +23,7 @@ from shortcut_pack.shortcut.train.head import (
     Replay,
     Teaching,
     initialised,
+    place_of_runs,
     train_head,
 )
 from shortcut_pack.shortcut.train.log import log_of, read_log
@@ -405,3 +406,26 @@ def test_the_head_serves_runs_with_few_full_steps(from_full):
     by_head = codes(3, lambda model, c: ShortcutPredictor(head, model, c))
     by_reuse = codes(3, lambda model, c: Reuse())
     assert (by_head != wanted).float().mean() < 0.75 * (by_reuse != wanted).float().mean()
+
+
+def test_runs_lie_where_they_are_kept_wherever_they_come_from():
+    run = held_out()[0]
+    replay = Replay(lambda number: run, TEACHING, from_full=False, keep_on=torch.device("meta"))
+    replay.advance(0)
+    kept = replay.runs[0]
+    tensors = [kept.codes_BL, *kept.conditions, *kept.masked_index]
+    tensors += [f for features in kept.features for f in features]
+    tensors += [t for r in kept.revealed for t in (r.codes_BK, r.index_BK)]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert run.codes_BL.device.type == "cpu"
+    assert run.to(torch.device("cpu")).codes_BL is run.codes_BL
+
+
+def test_runs_are_kept_on_a_gpu_only_where_they_take_little_of_it(monkeypatch):
+    assert place_of_runs(teacher(), TEACHING).type == "cpu"
+    on_gpu = replace(teacher(), device=torch.device("cuda"))
+    # 3 runs of 8 images, 8 steps, 2 branches of 17 positions, width 32, in half precision; and ids.
+    needed = 3 * 8 * (8 * 2 * 17 * 32 * 2 + 4 * (2 * NUM_TOKENS + 2))
+    for free, expected in ((4 * needed, "cuda"), (4 * needed - 4, "cpu")):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2**40))
+        assert place_of_runs(on_gpu, TEACHING).type == expected

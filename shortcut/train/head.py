@@ -90,6 +90,7 @@ class Replay:
 
     Args:
         device: where windows go to; None = where the runs are.
+        keep_on: where runs are kept; None = where they come from.
     """
 
     def __init__(
@@ -99,9 +100,10 @@ class Replay:
         from_full: bool,
         world: World = ALONE,
         device: torch.device | None = None,
+        keep_on: torch.device | None = None,
     ):
         self.source, self.teaching, self.from_full = source, teaching, from_full
-        self.world, self.device = world, device
+        self.world, self.device, self.keep_on = world, device, keep_on
         self.runs: dict[int, Trajectories] = {}
 
     def advance(self, iteration: int) -> None:
@@ -111,7 +113,8 @@ class Replay:
         self.runs = {n: run for n, run in self.runs.items() if n in wanted}
         for n in wanted:
             if n not in self.runs:
-                self.runs[n] = self.source(n)
+                run = self.source(n)
+                self.runs[n] = run if self.keep_on is None else run.to(self.keep_on)
 
     def draw(self, generator: torch.Generator) -> list[Window]:
         """Windows of one batch; the first of them is early in its run, the last late."""
@@ -215,9 +218,8 @@ def train_head(
         seed = (recipe.seed, RUNS, number)
         return teacher.run(teaching.runs, teaching.images_per_run, seed, images, keep_on=keep_on)
 
-    replay = Replay(
-        source or made_meanwhile, teaching, head.config.from_full, world, teacher.device
-    )
+    source = source or made_meanwhile
+    replay = Replay(source, teaching, head.config.from_full, world, teacher.device, keep_on)
 
     def before_batch(iteration: int) -> None:
         if on_iteration is not None:

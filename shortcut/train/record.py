@@ -36,6 +36,17 @@ class Trajectories:
         """Images of the run (B)."""
         return len(self.codes_BL)
 
+    def to(self, device: torch.device) -> Trajectories:
+        """The run with its tensors on `device`; those that lie there already are shared."""
+        return Trajectories(
+            tuple(c.to(device) for c in self.conditions),
+            self.steps,
+            [tuple(f.to(device) for f in features) for features in self.features],
+            [Revealed(r.codes_BK.to(device), r.index_BK.to(device)) for r in self.revealed],
+            [index_BN.to(device) for index_BN in self.masked_index],
+            self.codes_BL.to(device),
+        )
+
 
 @dataclass(slots=True)
 class Recorder:
