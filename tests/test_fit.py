@@ -183,3 +183,17 @@ def test_the_learning_rate_rises_then_falls_to_its_end():
 def test_a_recipe_that_cannot_work_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         fit_a_line(replace(RECIPE, **changes))
+
+
+def test_the_time_of_an_iteration_is_without_what_the_first_one_waits_for(monkeypatch):
+    """Such as the runs that a head's training begins with, which take longer than many iterations."""
+    now, logged = [0.0], []
+    monkeypatch.setattr(fit_module.time, "perf_counter", lambda: now[0])
+
+    def before_batch(iteration: int) -> None:
+        now[0] += 100.0 if iteration == 0 else 2.0
+
+    fit_a_line(
+        replace(RECIPE, iterations=4), before_batch=before_batch, on_log=logged.append, log_every=4
+    )
+    assert logged[-1]["seconds_per_iteration"] == 1.5  # 3 x 2 s in 4 iterations

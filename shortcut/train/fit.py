@@ -120,12 +120,14 @@ def fit(
     lesson: Any = _Lesson(network, loss_of)
     if world.size > 1:
         lesson = DistributedDataParallel(lesson)
-    start, begun = state.done, time.perf_counter()
+    start, begun = state.done, None
     network.train()
     try:
         for iteration in range(state.done, recipe.iterations):
             if before_batch is not None:
                 before_batch(iteration)
+            # What the first iteration needs is made once: the time left is that of the others.
+            begun = begun or time.perf_counter()
             batch = draw_batch(seeded(recipe.seed, iteration))
             parts = [batch] if parts_of is None else parts_of(batch)
             state.optimizer.zero_grad(set_to_none=True)
