@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ from typing import Any
 import builders
 import pytest
 import torch
+import tqdm
 from PIL import Image
 from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.__main__ import main
@@ -443,3 +446,17 @@ def test_a_plan_suits_the_published_models() -> None:
     assert plan.recipe.lr == pytest.approx(1e-4, rel=0.2)
     assert (plan.teaching.images_per_run, plan.teaching.runs_kept) == (1, 2)
     assert head_config(model_file, bottleneck=1).width == 4096
+
+
+def test_the_time_left_is_without_the_first_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, shown = [0.0], io.StringIO()
+    monkeypatch.setattr(tqdm.std, "time", lambda: now[0])
+    monkeypatch.setattr(cli_train.time, "time", lambda: now[0])
+    bar = tqdm.tqdm(total=5, file=shown, bar_format="{remaining}", mininterval=0, miniters=1)
+    report = cli_train.Report(Namespace(out=tmp_path / "head.safetensors", tensorboard=None), bar)
+    for done, seconds in enumerate((100.0, 2.0, 0.0)):  # the first iteration, the second
+        report.on_iteration(done)
+        now[0] += seconds
+    assert shown.getvalue().split("\r")[-1].strip() == "00:06"  # three more of 2 s

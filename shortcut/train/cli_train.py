@@ -8,6 +8,7 @@ import json
 import logging
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -305,19 +306,23 @@ class Report:
 
     def __init__(self, options: argparse.Namespace, bar: Any):
         self.chart, self.checkpoint = options.out.with_suffix(".png"), checkpoint_of(options.out)
-        self.bar, self.has_begun = bar, False
+        self.bar, self.num_begun = bar, 0
         self.logged: list[Figures] = []  # for the chart, should there be no file of them
         self.write_scalars = scalar_writer(options.tensorboard)
 
     def on_iteration(self, done: int) -> None:
         """Called before each iteration; the first has runs of the teacher to wait for."""
-        if not self.has_begun:
+        if self.num_begun == 0:
             self.bar.initial = self.bar.n = self.bar.last_print_n = done
             self.bar.set_description("first runs")
-        else:
+        elif self.num_begun == 1:
+            # The time left is that of iterations without such a wait.
+            self.bar.n = self.bar.last_print_n = done
+            self.bar.last_print_t = time.time()
             self.bar.set_description(None, refresh=False)
+        else:
             self.bar.update(done - self.bar.n)
-        self.has_begun = True
+        self.num_begun += 1
 
     def on_log(self, figures: Figures) -> None:
         """Called with means every few iterations."""
