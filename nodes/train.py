@@ -108,7 +108,7 @@ class TrainHead(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="How far an iteration moves the weights at most. 0: what suits the "
-                    "head's width, 0.003 for a small one, 0.00009 for Lumina-DiMOO's. Halve it if "
+                    "head's width, 0.003 for a small one, 0.0001 for Lumina-DiMOO's. Halve it if "
                     "the loss is not finite.",
                 ),
             ],

@@ -110,8 +110,9 @@ class Format:
     model: str | None = None  # of a head: the name of its model's format
     # Of a head: (config of its model, what is asked) -> config; raises ValueError for what there is no place for
     new_head: Callable[[Any, NewHead], Any] | None = None
-    # Of a head: its config -> weight of the divergence of guided codes in its training; the squared error has 1
-    guided_kl: Callable[[Any], float] = lambda config: 0.3
+    # Of a head: (its config, iterations of its training) -> weight of the divergence of guided codes; the squared
+    # error has 1
+    guided_kl: Callable[[Any, int], float] = lambda config, iterations: 0.3
     defaults: Mapping[str, Any] = field(default_factory=dict)  # Settings of the original sampler
     source_guidance: tuple[
         float, ...

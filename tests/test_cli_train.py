@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,7 @@ from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.models import lumina, maskgit
 from shortcut_pack.shortcut.train import cli_train
-from shortcut_pack.shortcut.train.learn import HeadPlan, head_config
+from shortcut_pack.shortcut.train.learn import HeadPlan, head_config, recipe_for
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -357,7 +357,7 @@ def test_a_checkpoint_of_another_model_or_plan_is_refused(place: Place) -> None:
 @pytest.mark.parametrize(
     ("asked", "kernel", "weight", "by_student"),
     [
-        ([], 7, 4.0, False),
+        ([], 7, 0.3, False),  # 12 iterations are few
         (["--kernel", "0", "--stepwise", "--student-rollouts"], 0, 0.3, True),
     ],
 )
@@ -369,6 +369,23 @@ def test_a_head_of_ours_is_made_unless_that_of_the_authors_is_asked_for(
     assert (head.config.kernel, head.config.from_full) == (kernel, kernel > 0)
     assert trained["loss"]["guided_kl"] == weight
     assert trained["teaching"]["student_rollouts"] is by_student
+
+
+@pytest.mark.parametrize(
+    ("iterations", "weight"), [(10, 0.3), (300, 1.2), (1000, 4.0), (3500, 4.0)]
+)
+def test_codes_count_for_more_in_a_longer_training(iterations: int, weight: float) -> None:
+    found = HeadPlan.default(builders.model(), iterations=iterations).objective
+    assert (found.mse, found.guided_kl) == (1.0, pytest.approx(weight))
+    text = HeadPlan.default(builders.text_model(), iterations=iterations).objective
+    assert text.guided_kl == 0.3
+
+
+def test_the_learning_rate_is_that_of_the_shipped_heads_or_of_the_authors() -> None:
+    """96 wide, and that of Lumina-DiMOO, 2048 wide."""
+    config = head_config(builders.model())
+    found = [recipe_for(replace(config, width=w), 100, 0).lr for w in (16, 96, 2048)]
+    assert found == [3e-3, 3e-3, pytest.approx(1e-4, rel=0.01)]
 
 
 @pytest.mark.parametrize("where", [[], ["--all-positions"]])

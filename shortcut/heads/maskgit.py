@@ -228,6 +228,15 @@ def new_head(model: ModelConfig, asked: NewHead) -> Config:
     )
 
 
+def guided_kl(config: Config, iterations: int) -> float:
+    """Weight of the divergence of guided codes in a training, beside 1 of the squared error.
+
+    A head that predicts from full passes never sees its own features: what counts at use is the codes. In short
+    trainings these get as near with a smaller weight, and the features nearer.
+    """
+    return max(0.3, 4.0 * min(1.0, iterations / 1000)) if config.from_full else 0.3
+
+
 def _half(theirs: str, ours: str) -> dict[str, str | tuple[str, ...]]:
     """Rows of the key table for one half of a block: attention and feed-forward."""
     packed = [f"blocks.{{}}.{ours}_attention.{part}" for part in ("query", "key", "value")]
@@ -267,6 +276,5 @@ FORMAT = Format(
     network=MaskGITHead,
     model="maskgit",
     new_head=new_head,
-    # One that predicts from full passes never sees its own features: what counts at use is the codes.
-    guided_kl=lambda config: 4.0 if config.from_full else 0.3,
+    guided_kl=guided_kl,
 )

@@ -99,7 +99,8 @@ def add_parser(commands: Any) -> None:
     how.add_argument(
         "--kl",
         type=float,
-        help="weight of the divergence of guided codes; default: 0.3, or 4 of a MaskGIT head that is not --stepwise",
+        help="weight of the divergence of guided codes; default: 0.3; of a MaskGIT head that is not --stepwise 4, "
+        "less in fewer than 1000 iterations",
     )
     how.add_argument(
         "--kl-branches",
@@ -294,7 +295,9 @@ def plan_of(
             mse=1.0,
             kl=options.kl_branches,
             kl_temperature=options.kl_temperature,
-            guided_kl=format_of(config).guided_kl(config) if options.kl is None else options.kl,
+            guided_kl=format_of(config).guided_kl(config, options.iterations)
+            if options.kl is None
+            else options.kl,
             only_masked=not options.all_positions,
         ),
         start=start,
