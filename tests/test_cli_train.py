@@ -372,7 +372,7 @@ def test_a_head_of_ours_is_made_unless_that_of_the_authors_is_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("iterations", "weight"), [(10, 0.3), (300, 1.2), (1000, 4.0), (3500, 4.0)]
+    ("iterations", "weight"), [(10, 0.3), (300, 0.36), (1000, 4.0), (3500, 4.0)]
 )
 def test_codes_count_for_more_in_a_longer_training(iterations: int, weight: float) -> None:
     found = HeadPlan.default(builders.model(), iterations=iterations).objective
