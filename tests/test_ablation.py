@@ -171,7 +171,8 @@ def bare(tmp_path, capsys, monkeypatch) -> Place:
 def place(bare, monkeypatch) -> Place:
     """Heads are random, pictures are not made: their distance is the seed. Operations are not counted."""
 
-    def learn_nothing(teacher, model_file, plan, **_: Any) -> weights.Checkpoint:
+    def learn_nothing(teacher, model_file, plan, *, is_judged, **_: Any) -> weights.Checkpoint:
+        assert not is_judged, "the row judges it, alike for all"
         bare.trained.append(plan)
         build = builders.text_head if hasattr(plan.config, "sees_new") else builders.head
         return build(plan.config, model_fingerprint=model_file.fingerprint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import builders
 import pytest
@@ -92,6 +93,21 @@ def test_training_begins_with_new_tokens_of_unit_size():
     new_1ND = model.embed(codes_1N, codes_1N % model.config.num_tokens)
     for projection in (head.new_token_proj_in, head.nearby.proj_in):
         assert 0.4 < projection(new_1ND).std().item() < 2  # without: 0.1
+
+
+def test_new_tokens_are_scaled_where_the_head_is():
+    """A host may keep the model's weights elsewhere."""
+    asked = []
+
+    def embed(codes_BN: torch.Tensor, index_BN: torch.Tensor) -> torch.Tensor:
+        asked.append(codes_BN.device.type)
+        return torch.zeros(*codes_BN.shape, CONFIG.model_width, device=codes_BN.device)
+
+    config = SimpleNamespace(num_codes=16, num_tokens=16)
+    fit_to_embeddings(
+        initialised(CONFIG, 0).to("meta"), SimpleNamespace(config=config, embed=embed)
+    )
+    assert asked == ["meta"]
 
 
 def test_our_files_say_the_kernel_and_the_published_layout_has_no_place_for_it(tmp_path, capsys):

@@ -7,8 +7,10 @@ import shutil
 from dataclasses import replace
 from functools import cache
 
+import builders
 import pytest
 import torch
+from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.heads.maskgit import Config as HeadConfig
 from shortcut_pack.shortcut.models.maskgit import Config, MaskGIT
 from shortcut_pack.shortcut.noise import seeded
@@ -26,10 +28,11 @@ from shortcut_pack.shortcut.train.head import (
     place_of_runs,
     train_head,
 )
+from shortcut_pack.shortcut.train.learn import HeadPlan, learn
 from shortcut_pack.shortcut.train.log import log_of, read_log
 from shortcut_pack.shortcut.train.loss import Objective, Window, predict, window, window_loss
 from shortcut_pack.shortcut.train.record import Recorder, Trajectories, generation_order
-from shortcut_pack.shortcut.train.teacher import RUNS, Teacher, class_conditions
+from shortcut_pack.shortcut.train.teacher import RUNS, Teacher, class_conditions, teacher_of
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -429,3 +432,15 @@ def test_runs_are_kept_on_a_gpu_only_where_they_take_little_of_it(monkeypatch):
     for free, expected in ((4 * needed, "cuda"), (4 * needed - 4, "cpu")):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2**40))
         assert place_of_runs(on_gpu, TEACHING).type == expected
+
+
+def test_a_head_that_is_not_judged_says_nothing_of_other_runs():
+    model_file = builders.model()
+    network = weights.build(model_file, dtype=torch.float32)
+    plan = HeadPlan.default(model_file, runs=(Settings(num_steps=3),), iterations=2)
+    judged, bare = (
+        learn(teacher_of(model_file, network), model_file, plan, is_judged=is_judged)
+        for is_judged in (True, False)
+    )
+    assert judged.metadata.trained["held_out"].keys() == {"3 steps"}
+    assert bare.metadata.trained["held_out"] == {}

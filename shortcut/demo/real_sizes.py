@@ -168,8 +168,7 @@ def run(options: argparse.Namespace) -> int:
         grid = side // system.downscale, side // system.downscale
         runs = [(settings, _operations(system, settings, grid)) for settings in system.runs]
         for dtype in options.dtypes:
-            if dtype != FLOAT8 or name == "lumina-dimoo":
-                lines += measure(system, runs, grid, dtype, device, options.batch, options.repeats)
+            lines += measure(system, runs, grid, dtype, device, options.batch, options.repeats)
     print(table(COLUMNS, [line.cells for line in lines]))
     print(
         f"\nRandom weights. {hardware_of(device)}; torch {torch.__version__}; batch {options.batch}, median of "
