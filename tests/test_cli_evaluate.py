@@ -260,8 +260,8 @@ def test_pictures_of_the_shipped_model_are_looked_at(
     assert found["rows"][3]["operations_head"] > 0
     (cheap, whole), head, reuse = (series.points for series in drawn)
     two, three = found["rows"][1], found["rows"][0]
-    assert cheap == (two["operations"] / 1e9, pytest.approx(two["distance"]))
-    assert whole == (three["operations"] / 1e9, pytest.approx(three["distance"]))
+    assert cheap == (two["operations"] / 1e9, pytest.approx(two["vq_distance"]))
+    assert whole == (three["operations"] / 1e9, pytest.approx(three["vq_distance"]))
     assert [series.name for series in drawn[1:]] == [
         shipped.HEAD.name,
         "features reused, no head",

@@ -33,8 +33,7 @@ from . import classifier
 from .ablation_bench import Bench
 from .ablation_report import CHAINS, AblationLine, ablation_chart, markdown
 from .frechet import Gaussian
-from .quality import FIRST_REFERENCE_SEED
-from .quality_measure import NUM_CLASSES, judge_scenes, measure
+from .quality_measure import FIRST_REFERENCE_SEED, NUM_CLASSES, judge_scenes, measure
 from .quality_rows import (
     DTYPES,
     Figures,
@@ -253,7 +252,8 @@ class Pictures:
         def measure_row(row: Row, seed: int) -> Figures:
             logger.info("%s, seed %d", name, seed)
             tried = replace(kit, head=head(kit.model.dtype))
-            return {"chains": chains(), **measure(row, seed, options.num, tried, self.reference)}
+            compared_with = {"distance": self.reference}
+            return {"chains": chains(), **measure(row, seed, options.num, tried, compared_with)}
 
         found = measured_rows(options.work, setup, [row], options.seeds, measure_row)
         return [found[row.name, seed] for seed in options.seeds]

@@ -1,7 +1,8 @@
 """Measures the shipped demo model, speed against quality: python -m shortcut.demo quality
 
 What a row measures is described in `quality_measure.py`. Distances are taken from fresh scenes that
-no network was trained on: seeds 10,000,000 onwards, rendered on the fly, as many of every class.
+no network was trained on: seeds 10,000,000 onwards, rendered on the fly, as many of every class; as they
+are, and through the VQ.
 Two reference rows need no sampling: other fresh scenes ("real"), and those after VQ encoding and
 decoding ("vq"). The control "reuse" repeats the last full pass where "shortcut" asks the head.
 """
@@ -21,7 +22,7 @@ from .. import shipped, weights
 from ..classes import class_branches
 from . import classifier
 from .frechet import Gaussian
-from .quality_measure import NUM_CLASSES, judge_scenes, measure
+from .quality_measure import NUM_CLASSES, measure, references
 from .quality_report import Line, markdown, quality_chart
 from .quality_rows import (
     DTYPES,
@@ -43,7 +44,6 @@ ROWS = (
     *("shortcut-32-6", "shortcut-32-8", "shortcut-32-12", "shortcut-16-5", "shortcut-16-8"),
     "reuse-32-8",
 )
-FIRST_REFERENCE_SEED = 10_000_000
 
 
 def add_parser(steps: Any) -> None:
@@ -73,11 +73,11 @@ def run(options: argparse.Namespace) -> int:
     rows = parse_rows(options.rows, kit)
 
     @cache
-    def reference() -> Gaussian:
-        return Gaussian.of(judge_scenes(kit, FIRST_REFERENCE_SEED, options.num_reference)[0])
+    def compared_with() -> dict[str, Gaussian]:
+        return references(kit, options.num_reference)
 
     def measure_row(row: Row, seed: int) -> Figures:
-        return measure(row, seed, options.num, kit, reference())
+        return measure(row, seed, options.num, kit, compared_with())
 
     measured = {}
     for heads in ((), (options.head,)):  # another head leaves the rows without one as they are
@@ -133,6 +133,8 @@ def summary(row: Row, figures: list[dict[str, float]], kit: Kit) -> Line:
         **work_of(row, mean["seconds"], kit, classes, (config.grid, config.grid)),
         distance=mean["distance"],
         distances=[figure["distance"] for figure in figures],
+        vq_distance=mean["vq_distance"],
+        vq_distances=[figure["vq_distance"] for figure in figures],
         time=mean["time"],
         biome=mean["biome"],
         both=mean["both"],

@@ -2,7 +2,7 @@
 
 A row samples as many pictures of every class, decodes them and lets the judge look at them:
 - seconds per image: the sampling loop alone, without decoding;
-- Frechet distance in the judge's features from a reference;
+- Frechet distances in the judge's features, from fresh scenes and from these through the VQ;
 - attribute accuracy: the share of pictures in which the judge sees the time and biome asked for.
 
     B  images    C  channels    Y, X  pixel rows, columns    h, w  rows, columns of codes
@@ -11,7 +11,7 @@ A row samples as many pictures of every class, decodes them and lets the judge l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from .quality_rows import Kit, Row
 from .scene_drawing import draw
 from .scenes import BIOMES, TIMES, compose
 
+FIRST_REFERENCE_SEED = 10_000_000
 FIRST_REAL_SEED = (
     20_000_000  # of the rows "real" and "vq", with a stride of REAL_STRIDE between runs
 )
@@ -37,8 +38,23 @@ NUM_CLASSES = len(TIMES) * len(BIOMES)
 Judged = tuple[np.ndarray, dict[str, np.ndarray]]  # features (B, D), predicted values by attribute
 
 
-def measure(row: Row, seed: int, num: int, kit: Kit, reference: Gaussian) -> dict[str, float]:
-    """The figures of one row and seed: seconds per image, Frechet distance, accuracies."""
+def references(kit: Kit, num: int) -> dict[str, Gaussian]:
+    """What pictures are compared with, by the name of the distance from it.
+
+    distance: `num` fresh scenes. vq_distance: the same through the VQ, the best that codes can show, so that what
+    the VQ loses of every picture does not hide what the sampler does.
+    """
+    through = {"distance": None, "vq_distance": partial(through_vq, kit.vq)}
+    return {
+        name: Gaussian.of(judge_scenes(kit, FIRST_REFERENCE_SEED, num, change)[0])
+        for name, change in through.items()
+    }
+
+
+def measure(
+    row: Row, seed: int, num: int, kit: Kit, references: Mapping[str, Gaussian]
+) -> dict[str, float]:
+    """The figures of one row and seed: seconds per image, Frechet distances by `references`, accuracies."""
     seconds = 0.0
     if row.is_sampled:
         features_BD, predicted, seconds = judge_samples(kit, row, seed, num)
@@ -47,12 +63,12 @@ def measure(row: Row, seed: int, num: int, kit: Kit, reference: Gaussian) -> dic
         features_BD, predicted = judge_scenes(
             kit, FIRST_REAL_SEED + REAL_STRIDE * seed, num, through
         )
-    class_B = np.arange(num) % NUM_CLASSES
+    made, class_B = Gaussian.of(features_BD), np.arange(num) % NUM_CLASSES
     has_time = predicted["time"] == class_B // len(BIOMES)
     has_biome = predicted["biome"] == class_B % len(BIOMES)
     return {
         "seconds": seconds / num,
-        "distance": frechet_distance(Gaussian.of(features_BD), reference),
+        **{name: frechet_distance(made, reference) for name, reference in references.items()},
         "time": float(has_time.mean()),
         "biome": float(has_biome.mean()),
         "both": float((has_time & has_biome).mean()),

@@ -12,7 +12,7 @@ from PIL import Image
 from ..chart import Colour, Level, Series, chart
 
 WORK_COLUMNS = ("", "steps", "full", "s / image", "GFLOP / image")
-COLUMNS = (*WORK_COLUMNS, "distance", "time", "biome", "both")
+COLUMNS = (*WORK_COLUMNS, "distance", "distance in codes", "time", "biome", "both")
 TITLES = {
     "real": "real scenes",
     "vq": "real scenes through the VQ",
@@ -59,8 +59,10 @@ class Work:
 class Line(Work):
     """A row of the table of the class-conditional model. Figures are means over the seeds."""
 
-    distance: float
+    distance: float  # from fresh scenes
     distances: list[float]  # of each seed
+    vq_distance: float  # from fresh scenes through the VQ
+    vq_distances: list[float]
     time: float  # shares in [0, 1] of pictures that show what was asked for
     biome: float
     both: float
@@ -68,9 +70,10 @@ class Line(Work):
     @property
     def cells(self) -> tuple[str, ...]:
         """The row's text, by COLUMNS."""
-        seeds = ", ".join(f"{distance:.3f}" for distance in self.distances)
+        pairs = (self.distance, self.distances), (self.vq_distance, self.vq_distances)
+        distances = (f"{mean:.1f} ({', '.join(f'{d:.1f}' for d in each)})" for mean, each in pairs)
         shares = (f"{share:.1%}" for share in (self.time, self.biome, self.both))
-        return (*self.work_cells, f"{self.distance:.3f} ({seeds})", *shares)
+        return (*self.work_cells, *distances, *shares)
 
 
 def markdown(lines: Sequence[Line], setting: dict[str, Any]) -> str:
@@ -101,23 +104,30 @@ def head_share(lines: Sequence[Work]) -> str:
 def _how(setting: dict[str, Any]) -> str:
     sampler = ", ".join(f"{name} {value}" for name, value in setting["sampler"].items())
     return (
-        f"Distance: Frechet distance in the judge's features from {setting['num_reference']} fresh "
-        "scenes, mean (each seed), lower is better. Time, biome, both: share of pictures that show "
-        f"what was asked for. {setting['num']} pictures per row and seed, as many of every class; "
+        f"{explained(setting['num_reference'])} {setting['num']} pictures per row and seed, as many of every class; "
         f"seeds {setting['seeds']}; {sampler}. {setting['hardware']}; torch {setting['torch']}, "
         f"{setting['dtype']}, batch {setting['batch']}."
     )
 
 
+def explained(num_reference: int) -> str:
+    """What the columns of quality say."""
+    return (
+        f"Distance: Frechet distance in the judge's features from {num_reference} fresh scenes; in codes: from these "
+        "through the VQ, which shows what the sampler does alone. Mean (each seed), lower is better. Time, biome, "
+        "both: share of pictures that show what was asked for."
+    )
+
+
 def distances(line: Line) -> list[float]:
     """The measure of the class-conditional model."""
-    return line.distances
+    return line.vq_distances
 
 
 def quality_chart(
     lines: Sequence[Any],
     quality: Callable[[Any], list[float]] = distances,
-    title: str = "Frechet distance (lower is better)",
+    title: str = "Frechet distance in codes (lower is better)",
     *,
     is_higher_better: bool = False,
 ) -> Image.Image:

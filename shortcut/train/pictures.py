@@ -40,21 +40,20 @@ class Quality:
     def chart(self) -> Image.Image:
         """Distance against operations: vanilla, reuse and every head, with numbers of full passes at the points."""
         points = [
-            (name, line.operations / 1e9, line.num_full, line.distances)
+            (name, line.operations / 1e9, line.num_full, line.vq_distances)
             for name, line in zip(self.names, self.lines, strict=True)
         ]
-        title = "Frechet distance to fresh scenes (lower is better); at the points: full passes"
+        title = "Frechet distance in codes (lower is better); at the points: full passes"
         return chart(series_of(points), "operations per image (GFLOP)", title, y_low=None)
 
     def markdown(self) -> str:
         """For people."""
-        from ..demo.quality_report import COLUMNS, table
+        from ..demo.quality_report import COLUMNS, explained, table
 
         cells = [(n, *line.cells[1:]) for n, line in zip(self.names, self.lines, strict=True)]
         return (
-            f"{table(COLUMNS, cells)}\n\nDistance: Frechet distance in the judge's features from {self.num_reference} "
-            "fresh scenes, mean (each seed), lower is better. Time, biome, both: share of pictures that show what was "
-            f"asked for. {self.num_images} pictures per row and seed, as many of every class."
+            f"{table(COLUMNS, cells)}\n\n{explained(self.num_reference)} {self.num_images} pictures per row and seed, "
+            "as many of every class."
         )
 
 
@@ -67,9 +66,8 @@ def measure_quality(
         num_images: of each row and seed.
     """
     from ..demo import classifier
-    from ..demo.frechet import Gaussian
-    from ..demo.quality import FIRST_REFERENCE_SEED, parse_rows, summary
-    from ..demo.quality_measure import judge_scenes, measure
+    from ..demo.quality import parse_rows, summary
+    from ..demo.quality_measure import measure, references
     from ..demo.quality_rows import Kit
 
     kit = Kit(
@@ -89,12 +87,12 @@ def measure_quality(
         wanted.append((REUSE, None, f"reuse-{steps}-{n}"))
         wanted += [(name, head, f"shortcut-{steps}-{n}") for name, head in heads.items()]
     rows = parse_rows([row for _, _, row in wanted], kit)
-    reference = Gaussian.of(judge_scenes(kit, FIRST_REFERENCE_SEED, NUM_REFERENCE)[0])
+    compared_with = references(kit, NUM_REFERENCE)
     lines = []
     with progress_bar(is_shown=True, unit="row", total=len(rows)) as bar:
         for row, (_, head, _) in zip(rows, wanted, strict=True):
             tried = replace(kit, head=head)
-            figures = [measure(row, seed, num_images, tried, reference) for seed in trial.seeds]
+            figures = [measure(row, seed, num_images, tried, compared_with) for seed in trial.seeds]
             lines.append(summary(row, figures, tried))
             bar.update()
     return Quality(num_images, NUM_REFERENCE, [name for name, _, _ in wanted], lines)
