@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from shortcut_pack.shortcut.demo import train_base
-from shortcut_pack.shortcut.demo.train_base import Batch, Stage, Training, initialised, loss_of
-from shortcut_pack.shortcut.heads.maskgit import Config as HeadConfig
-from shortcut_pack.shortcut.models.maskgit import Config
+from shortcut_pack.shortcut.demo.train_base import Batch, Stage, initialised, loss_of
+from shortcut_pack.shortcut.models.maskgit import Config, MaskGIT
 from shortcut_pack.shortcut.train.fit import Recipe
 
 CONFIG = Config(grid=4, width=32, depth=1, num_heads=2, mlp_width=64, num_codes=16, num_classes=16)
@@ -20,27 +19,23 @@ STAGES = (
     Stage(name="first", recipe=RECIPE, batch_size=8),
     Stage(name="second", recipe=replace(RECIPE, iterations=30), batch_size=4, kinds_weight=2.0),
 )
-HEAD = HeadConfig(
-    model_width=32, width=16, num_blocks=1, num_heads=2, has_time=True, kernel=3, attends=False
-)
-FOLLOWED = Stage(name="followed", recipe=replace(RECIPE, iterations=200), batch_size=8, head=HEAD)
 GENERATOR = torch.Generator().manual_seed(0)
 CODES = torch.randint(CONFIG.num_codes, (6, 16), generator=GENERATOR, dtype=torch.int16)
 CLASSES = torch.arange(6)
 
 
-def batch(num_new: int = 0) -> Batch:
-    generator = torch.Generator().manual_seed(1)
-    is_masked_BL = train_base.draw_masks(6, 16, generator, at_least=num_new + 1)
-    new_index_BN = train_base.draw_new(is_masked_BL, num_new, generator)
-    return Batch(CODES.long(), CLASSES, is_masked_BL, torch.ones(6, 16).long(), new_index_BN)
+def batch() -> Batch:
+    is_masked_BL = train_base.draw_masks(6, 16, torch.Generator().manual_seed(1))
+    return Batch(CODES.long(), CLASSES, is_masked_BL, torch.ones(6, 16).long())
 
 
-def learned(directory: Path, *stages: Stage) -> Training:
+def learned(directory: Path, *stages: Stage) -> MaskGIT:
     return train_base.learn(CODES, CLASSES, CONFIG, stages, directory)
 
 
-def masked_loss(training: Training) -> float:
+def masked_loss(network: MaskGIT) -> float:
+    training = initialised(CONFIG, 0)
+    training.network = network
     return loss_of(training, batch())[1]["masked"].item()
 
 
@@ -54,7 +49,7 @@ def test_the_loss_adds_up_masked_and_known_codes_places_and_kinds() -> None:
 
 
 def test_training_learns_the_pictures(tmp_path: Path) -> None:
-    before = masked_loss(initialised(CONFIG, RECIPE.seed))
+    before = masked_loss(initialised(CONFIG, RECIPE.seed).network)
     assert masked_loss(learned(tmp_path, STAGES[0])) < 0.7 * before
 
 
@@ -75,29 +70,3 @@ def test_stages_that_are_done_are_not_trained_again(
     monkeypatch.setattr(train_base, "loss_of", refused)
     again = learned(tmp_path, *STAGES).state_dict()
     assert all(torch.equal(again[name], value) for name, value in whole.items())
-
-
-def test_what_a_head_sees_revealed_was_masked_and_something_stays_masked() -> None:
-    generator = torch.Generator().manual_seed(0)
-    is_masked_BL = train_base.draw_masks(50, 16, generator, at_least=6)
-    new_index_BN = train_base.draw_new(is_masked_BL, 5, generator)
-    assert is_masked_BL.gather(1, new_index_BN).all()
-    assert all(len(set(row)) == 5 for row in new_index_BN.tolist())
-    assert is_masked_BL.scatter(1, new_index_BN, False).any(1).all()
-
-
-def test_a_head_learns_along_to_be_nearer_than_features_as_they_are(tmp_path: Path) -> None:
-    training, seen = learned(tmp_path, FOLLOWED), batch(num_new=4)
-    assert training.head is not None
-    with torch.no_grad():
-        (features_BSD,) = training.network.features(seen.codes_BL, seen.is_masked_BL, [CLASSES])
-
-    @torch.no_grad()
-    def loss(head: torch.nn.Module) -> float:
-        return train_base.head_loss(training.network, head, features_BSD, seen).item()
-
-    unchanged = initialised(CONFIG, 0)
-    unchanged.network = training.network
-    unchanged.take_along(HEAD, seed=0)  # hands the features through
-    assert unchanged.head is not None
-    assert loss(training.head) < 0.8 * loss(unchanged.head)

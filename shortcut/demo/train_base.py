@@ -3,11 +3,7 @@
 Source: Chang et al. 2022, section 3.1: cross-entropy on the masked tokens, ratio of masked tokens arccos-distributed
 as in Besnier and Chen 2023; 10 % of the classes dropped for guidance.
 
-In the last stage a shortcut head learns along: beside the codes, the last features must let it see what they become
-once more tokens are known. What that gains is in shipped/MODEL_CARD.md.
-
-    B  images    L  image tokens    S  sequence: these, then the class    D  width    V  codebook size
-    N  tokens that the head sees revealed
+    B  images    L  image tokens    V  codebook size
 """
 
 from __future__ import annotations
@@ -22,14 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..heads import maskgit as maskgit_head
-from ..heads.maskgit import MaskGITHead
 from ..models.maskgit import Config, MaskGIT
 from ..models.maskgit_vqgan import VQGAN
 from ..train.cpu import sdpa_float32
 from ..train.fit import Recipe, fit
-from ..train.head import fit_to_embeddings
-from ..train.head import initialised as initialised_head
 from ..weights import fingerprint
 from .data import load, to_network
 from .scene_places import kinds_of
@@ -38,18 +30,6 @@ from .scenes import compose
 
 CONFIG = Config(
     grid=12, width=192, depth=6, num_heads=3, mlp_width=768, num_codes=512, num_classes=16
-)
-# One block, and a neighbourhood in place of self-attention, as the ablation says; the width is what 8 % of the
-# operations of a full pass allow. From the last full pass, where errors do not add up.
-HEAD_CONFIG = maskgit_head.Config(
-    model_width=CONFIG.width,
-    width=96,
-    num_blocks=1,
-    num_heads=2,
-    has_time=True,
-    from_full=True,
-    kernel=7,
-    attends=False,
 )
 RECIPE = Recipe(
     iterations=4000,
@@ -64,7 +44,6 @@ RECIPE = Recipe(
 # The original has its loss on known codes too: so the last features tell a head which tokens stand around.
 KNOWN_WEIGHT = 0.3
 DROP_CLASS = 0.1
-MAX_NEW = 1 / 7  # share of an image that a head sees revealed at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +54,6 @@ class Stage:
     recipe: Recipe
     batch_size: int
     kinds_weight: float = 0.0  # of the loss on the kinds of things
-    head: maskgit_head.Config | None = None  # of a shortcut head that learns along
 
 
 STAGES = (
@@ -92,31 +70,17 @@ STAGES = (
         batch_size=16,
         kinds_weight=KINDS_WEIGHT,
     ),
-    Stage(
-        name="base-kinds-longer",
-        recipe=replace(RECIPE, iterations=8500, seed=2, lr=8e-4, warmup=100),
-        batch_size=16,
-        kinds_weight=KINDS_WEIGHT,
-    ),
-    Stage(
-        name="base-followed",
-        recipe=replace(RECIPE, iterations=6000, seed=3, lr=8e-4, warmup=100),
-        batch_size=16,
-        kinds_weight=KINDS_WEIGHT,
-        head=HEAD_CONFIG,
-    ),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pictures: their codes and classes, where they are masked, what they show where, what is revealed next."""
+    """Pictures: their codes and classes, where they are masked, and what they show where."""
 
     codes_BL: Tensor
     class_B: Tensor
     is_masked_BL: Tensor
     kind_BL: Tensor  # numbers in `scene_places.KINDS`
-    new_index_BN: Tensor  # masked places whose codes the head is told; N = 0: there is no head
 
 
 @torch.no_grad()
@@ -138,62 +102,36 @@ def encode_all(vqgan: VQGAN, directory: Path, batch_size: int = 25) -> tuple[Ten
 
 
 class Training(nn.Module):
-    """A MaskGIT in training with readers of its last features, which are not kept, and maybe a head that is."""
+    """A MaskGIT in training with readers of its last features, which are not kept."""
 
     def __init__(self, network: MaskGIT):
         super().__init__()
         self.network = network
         self.readers = Readers(network.config.width, (network.config.grid, network.config.grid))
-        self.head: MaskGITHead | None = None
-
-    def take_along(self, config: maskgit_head.Config, seed: int) -> None:
-        """Has a new shortcut head learn along."""
-        self.head = initialised_head(config, seed)
-        fit_to_embeddings(self.head, self.network)
 
 
 def loss_of(
     training: Training, batch: Batch, kinds_weight: float = 0.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of the codes, by weights what the readers read, and what the head makes of the features."""
+    """The loss of the codes, and by weights what the readers read."""
     (features_BSD,) = training.network.features(batch.codes_BL, batch.is_masked_BL, [batch.class_B])
     index_BL = torch.arange(batch.codes_BL.shape[1]).expand_as(batch.codes_BL)
     features_BLD = features_BSD[:, : batch.codes_BL.shape[1]]
     logits_BLV = training.network.logits(features_BLD, index_BL)
     loss, figures = codes_loss(logits_BLV, batch.codes_BL, batch.is_masked_BL)
     read, read_figures = training.readers.loss(features_BLD, batch.kind_BL, kinds_weight)
-    loss, figures = loss + read, figures | read_figures
-    if training.head is not None:
-        figures["head"] = head_loss(training.network, training.head, features_BSD, batch)
-        loss = loss + figures["head"]
-    return loss, figures
-
-
-def head_loss(network: MaskGIT, head: MaskGITHead, features_BSD: Tensor, batch: Batch) -> Tensor:
-    """Cross-entropy of the codes that stay masked, by the features that the head predicts once the new are known."""
-    index_BN = batch.new_index_BN
-    stays_masked_BL = batch.is_masked_BL.scatter(1, index_BN, False)
-    new_BND = network.embed(batch.codes_BL.gather(1, index_BN), index_BN)
-    ahead_BSD = head(features_BSD, new_BND, stays_masked_BL.float().mean(1), index_BN)
-    index_BL = torch.arange(batch.codes_BL.shape[1]).expand_as(batch.codes_BL)
-    logits_BLV = network.logits(ahead_BSD[:, : batch.codes_BL.shape[1]], index_BL)
-    return _mean(_cross_entropy(logits_BLV, batch.codes_BL), stays_masked_BL)
+    return loss + read, figures | read_figures
 
 
 def codes_loss(
     logits_BLV: Tensor, codes_BL: Tensor, is_masked_BL: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of the masked codes, and by weight of the known ones."""
-    loss_BL = _cross_entropy(logits_BLV, codes_BL)
+    loss_BL = F.cross_entropy(logits_BLV.float().movedim(-1, 1), codes_BL, reduction="none")
     masked, known = (_mean(loss_BL, is_in_BL) for is_in_BL in (is_masked_BL, ~is_masked_BL))
     is_right_BL = (logits_BLV.argmax(-1) == codes_BL).float()
     figures = {"masked": masked, "known": known, "accuracy": _mean(is_right_BL, is_masked_BL)}
     return masked + KNOWN_WEIGHT * known, figures
-
-
-def _cross_entropy(logits_BLV: Tensor, codes_BL: Tensor) -> Tensor:
-    """Of each token: (B, L)."""
-    return F.cross_entropy(logits_BLV.float().movedim(-1, 1), codes_BL, reduction="none")
 
 
 def _mean(value_BL: Tensor, is_counted_BL: Tensor) -> Tensor:
@@ -201,18 +139,11 @@ def _mean(value_BL: Tensor, is_counted_BL: Tensor) -> Tensor:
     return (value_BL * is_counted_BL).sum() / is_counted_BL.sum().clamp(min=1)
 
 
-def draw_masks(
-    num_images: int, num_tokens: int, generator: torch.Generator, at_least: int = 1
-) -> Tensor:
-    """Masks (B, L), True = masked, whose ratio is arccos-distributed; at least so many tokens each."""
+def draw_masks(num_images: int, num_tokens: int, generator: torch.Generator) -> Tensor:
+    """Masks (B, L), True = masked, whose ratio is arccos-distributed; at least one token each."""
     ratio_B1 = torch.rand(num_images, 1, generator=generator).acos() / (math.pi / 2)
     order_BL = torch.rand(num_images, num_tokens, generator=generator).argsort(1)
-    return order_BL < (ratio_B1 * num_tokens).ceil().clamp(min=at_least)
-
-
-def draw_new(is_masked_BL: Tensor, num: int, generator: torch.Generator) -> Tensor:
-    """Places (B, N) of `num` masked tokens of each image, evenly drawn."""
-    return torch.rand(is_masked_BL.shape, generator=generator).mul(is_masked_BL).topk(num).indices
+    return order_BL < (ratio_B1 * num_tokens).ceil().clamp(min=1)
 
 
 def initialised(config: Config, seed: int) -> Training:
@@ -229,41 +160,35 @@ def initialised(config: Config, seed: int) -> Training:
         return Training(network)
 
 
-def train(directory: Path, vqgan: VQGAN) -> Training:
-    """Trains on the codes of `directory`/train, with checkpoints in `directory`. Returns averages."""
+def train(directory: Path, vqgan: VQGAN) -> MaskGIT:
+    """Trains on the codes of `directory`/train, with checkpoints in `directory`. Returns the averaged network."""
     codes, classes = encode_all(vqgan, directory / "train")
     return learn(codes, classes, CONFIG, STAGES, directory)
 
 
 def learn(
     codes: Tensor, classes: Tensor, config: Config, stages: Sequence[Stage], directory: Path
-) -> Training:
+) -> MaskGIT:
     """Trains on codes (B, L) and classes (B,) of the scenes 0, 1, 2 ..., with checkpoints in `directory`."""
 
-    def draw(generator: torch.Generator, size: int, max_new: int) -> Batch:
+    def draw(generator: torch.Generator, size: int) -> Batch:
         seed_B = torch.randint(len(codes), (size,), generator=generator)
         is_dropped_B = torch.rand(size, generator=generator) < DROP_CLASS
         grid = config.grid, config.grid
-        num_new = int(torch.randint(1, max_new + 1, (), generator=generator)) if max_new else 0
-        is_masked_BL = draw_masks(size, config.num_tokens, generator, at_least=num_new + 1)
         return Batch(
             codes[seed_B].long(),
             classes[seed_B].masked_fill(is_dropped_B, config.num_classes),
-            is_masked_BL,
+            draw_masks(size, config.num_tokens, generator),
             torch.stack([kinds_of(compose(seed), grid) for seed in seed_B.tolist()]),
-            draw_new(is_masked_BL, num_new, generator),
         )
 
     training = initialised(config, stages[0].recipe.seed)
-    max_new = int(MAX_NEW * config.num_tokens)
     for stage in stages:
-        if stage.head is not None:
-            training.take_along(stage.head, stage.recipe.seed)
         training = fit(
             training.train(),
-            partial(draw, size=stage.batch_size, max_new=0 if stage.head is None else max_new),
+            partial(draw, size=stage.batch_size),
             partial(loss_of, kinds_weight=stage.kinds_weight),
             stage.recipe,
             checkpoint=directory / f"{stage.name}.ckpt",
         )
-    return training
+    return training.network
