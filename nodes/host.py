@@ -6,6 +6,7 @@ import contextlib
 import statistics
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import comfy.model_management as mm
@@ -75,7 +76,7 @@ class StepClock:
             return 1.0
         if self.is_cuda:
             self.marks[-1].synchronize()
-        seconds = [self._between(a, b) for a, b in zip(self.marks, self.marks[1:], strict=False)]
+        seconds = [self._between(a, b) for a, b in pairwise(self.marks)]
         full = [s for s, was_full in zip(seconds, self.was_full, strict=True) if was_full]
         short = [s for s, was_full in zip(seconds, self.was_full, strict=True) if not was_full]
         if not short:

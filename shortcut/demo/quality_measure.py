@@ -52,9 +52,9 @@ def references(kit: Kit, num: int) -> dict[str, Gaussian]:
 
 
 def measure(
-    row: Row, seed: int, num: int, kit: Kit, references: Mapping[str, Gaussian]
+    row: Row, seed: int, num: int, kit: Kit, compared_with: Mapping[str, Gaussian]
 ) -> dict[str, float]:
-    """The figures of one row and seed: seconds per image, Frechet distances by `references`, accuracies."""
+    """The figures of one row and seed: seconds per image, Frechet distances from `references`, accuracies."""
     seconds = 0.0
     if row.is_sampled:
         features_BD, predicted, seconds = judge_samples(kit, row, seed, num)
@@ -68,7 +68,7 @@ def measure(
     has_biome = predicted["biome"] == class_B % len(BIOMES)
     return {
         "seconds": seconds / num,
-        **{name: frechet_distance(made, reference) for name, reference in references.items()},
+        **{name: frechet_distance(made, reference) for name, reference in compared_with.items()},
         "time": float(has_time.mean()),
         "biome": float(has_biome.mean()),
         "both": float((has_time & has_biome).mean()),

@@ -119,14 +119,14 @@ def explained(num_reference: int) -> str:
     )
 
 
-def distances(line: Line) -> list[float]:
-    """The measure of the class-conditional model."""
+def vq_distances(line: Line) -> list[float]:
+    """The measure of the class-conditional model in charts."""
     return line.vq_distances
 
 
 def quality_chart(
     lines: Sequence[Any],
-    quality: Callable[[Any], list[float]] = distances,
+    quality: Callable[[Any], list[float]] = vq_distances,
     title: str = "Frechet distance in codes (lower is better)",
     *,
     is_higher_better: bool = False,
