@@ -90,6 +90,7 @@ class MaskedSampler(io.ComfyNode):
         negative: Any = None,
         preset: str = CUSTOM,
         cfg_image: float = 4.0,
+        spread: int = 0,
         **values: Any,
     ) -> io.NodeOutput:
         masked_model = model_of(model)
@@ -100,7 +101,7 @@ class MaskedSampler(io.ComfyNode):
         samples = samples_of(latent_image, model, only_grid and only_grid(checkpoint.config))
         num_images, grid = len(samples), (samples.shape[2], samples.shape[3])
         branches = branches_of(masked_model, positive, negative, num_images)
-        values |= {"preset": preset, "cfg_image": cfg_image}
+        values |= {"preset": preset, "cfg_image": cfg_image, "spread": spread}
         settings = settings_of(checkpoint, len(branches), head is not None, values)
         conditions, guidance = needed_branches(branches, settings.guidance)
         known_codes_BL, is_editable_BL = None, None

@@ -142,6 +142,19 @@ def later_widgets() -> list[Any]:
             "effect. Higher: closer to the image, less change. 0 = off, which saves a third of the "
             "work. Typical: 4 for Lumina-DiMOO, 1.5 for the shipped text model.",
         ),
+        io.Int.Input(
+            "spread",
+            default=0,
+            min=0,
+            max=64,
+            optional=True,
+            advanced=True,
+            tooltip="In steps that the head answers, positions within so many tokens of those "
+            "revealed since the last full pass come last: there the head errs most. Better images "
+            "from the shipped models with few full passes; not in the paper, untried on the "
+            "published models. 0 = off. Typical: SPREAD for the shipped models. No effect on speed, "
+            "nor without a head.",
+        ),
     ]
 
 
@@ -170,6 +183,7 @@ def settings_of(
             schedule=values["schedule"],
             temperature=values["temperature"],
             choice_temperature=values["choice_temperature"],
+            spread=values["spread"],
         )
         if settings.schedule != usual.schedule:
             logging.warning(

@@ -2,7 +2,7 @@
 
 It knows the model and the predictor by their protocols only.
 
-    B  images    S  sequence of one guidance branch    D  width    L  image tokens
+    B  images    S  sequence of one guidance branch    D  width    L  image tokens, rows x columns
     N  positions asked for    K  tokens revealed by the step before    V  codebook size
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .schedule import Step
@@ -43,10 +44,17 @@ class Denoised:
     logits_BNV: Tensor  # guided, float32
     features: Features
     was_full: bool  # True: from a full pass. False: predicted
+    # How many tokens near each position the last full pass did not see. None: of no account.
+    unseen_BN: Tensor | None = None
 
 
 class Model(Protocol):
     """What the sampler needs of a masked image model."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of an image's tokens."""
+        ...
 
     def features(
         self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Any]
@@ -89,6 +97,7 @@ class Denoiser:
         self.is_fresh = (
             False  # True: `features` are of a full pass since which nothing was revealed
         )
+        self.was_masked_BL: Tensor | None = None  # in the last full pass
 
     def __call__(
         self,
@@ -107,13 +116,25 @@ class Denoiser:
             features = self.features  # a full pass would only say the same again
         was_full = features is None
         if features is None:
-            self.is_fresh = True
+            self.is_fresh, self.was_masked_BL = True, is_masked_BL
             features = self.model.features(codes_BL, is_masked_BL, self.conditions)
             if self.predictor is not None:
                 self.predictor.observe(step, features)
         self.features = features
         logits_BNV = guided_logits(self.model, features, step.guidance, index_BN)
-        return Denoised(logits_BNV, features, was_full)
+        unseen_BN = None
+        if step.spread and not was_full and self.was_masked_BL is not None:
+            is_unseen_BL = self.was_masked_BL & ~is_masked_BL
+            unseen_BN = count_near(is_unseen_BL, self.model.grid, step.spread).gather(1, index_BN)
+        return Denoised(logits_BNV, features, was_full, unseen_BN)
+
+
+def count_near(is_counted_BL: Tensor, grid: tuple[int, int], radius: int) -> Tensor:
+    """How many tokens that count stand within `radius` rows and columns of each, itself among them: (B, L)."""
+    counted_BYX = is_counted_BL.float().unflatten(1, grid).unsqueeze(1)
+    side = 2 * radius + 1
+    near_BYX = F.avg_pool2d(counted_BYX, side, stride=1, padding=radius, divisor_override=1)
+    return near_BYX.flatten(1)
 
 
 def guided_logits(

@@ -32,6 +32,7 @@ RANGES = {
     "cfg": (0, 100),
     "temperature": (0, 10),
     "choice_temperature": (0, 1000),
+    "spread": (0, 64),
     "width": (16, 16384),
     "height": (16, 16384),
     "batch_size": (1, 4096),
@@ -72,6 +73,7 @@ def graph_of(
         "cfg": sum(settings.guidance),  # one weight, or none for 0
         "temperature": settings.temperature,
         "choice_temperature": settings.choice_temperature,
+        "spread": settings.spread,
     }
     texts = [asked[name] for name in ("prompt", "negative") if name in asked]
     if not all(map(_fits, {**size, **widgets}.items())) or any(map(REWRITTEN.search, texts)):

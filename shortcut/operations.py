@@ -87,9 +87,9 @@ def count_operations(
     with _Elements() as written, FlopCounterMode(display=False) as counter:
         for step in steps:
             index_BN = _ids(num_images, step.num_masked)
-            logits_BNV = denoiser(step, codes_BL, codes_BL.bool(), index_BN, revealed).logits_BNV
-            drawn_BN = draw_codes(logits_BNV, step, index_BN, noise)
-            confidence(logits_BNV, drawn_BN, step, index_BN, noise)
+            denoised = denoiser(step, codes_BL, codes_BL.bool(), index_BN, revealed)
+            drawn_BN = draw_codes(denoised.logits_BNV, step, index_BN, noise)
+            confidence(denoised.logits_BNV, drawn_BN, step, index_BN, noise)
             ids_BK = _ids(num_images, step.num_revealed)
             revealed = Revealed(ids_BK, ids_BK)
     in_head = sum(counter.get_flop_counts().get(type(head).__name__, {}).values())
@@ -105,7 +105,7 @@ class _FullPasses:
     """A model that counts its full passes instead of making them: they are all alike."""
 
     def __init__(self, model: Any, features: Features):
-        self.logits, self.image_places = model.logits, model.image_places
+        self.logits, self.image_places, self.grid = model.logits, model.image_places, model.grid
         self.known, self.count = features, 0
 
     def features(

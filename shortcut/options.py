@@ -117,6 +117,11 @@ def add_how(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--cfg-image", type=float, help="the same with the images that a task starts from"
     )
+    how.add_argument(
+        "--spread",
+        type=int,
+        help="between full passes, keep so many codes away from tokens that the last one did not see; 0 = no",
+    )
     add_draws(how)
 
 

@@ -164,7 +164,7 @@ def settings_of(tools: Tools, options: argparse.Namespace) -> Settings:
     usual = weights.settings(tools.model_file, has_sources=has_sources)
     given: dict[str, Any] = {
         name: getattr(options, name)
-        for name in ("schedule", "temperature", "choice_temperature")
+        for name in ("schedule", "temperature", "choice_temperature", "spread")
         if getattr(options, name) is not None
     }
     if options.steps is not None:

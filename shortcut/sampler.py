@@ -55,7 +55,7 @@ def sample(
         index_BN = positions(is_masked_BL, step.num_masked)
         denoised = denoise(step, codes_BL, is_masked_BL, index_BN, revealed)
         is_finite &= denoised.logits_BNV.isfinite().all()
-        revealed = decide(denoised.logits_BNV, step, index_BN, noise)
+        revealed = decide(denoised, step, index_BN, noise)
         codes_BL = codes_BL.scatter(1, revealed.index_BK, revealed.codes_BK)
         is_masked_BL = is_masked_BL.scatter(1, revealed.index_BK, False)
         if on_step is not None:
@@ -74,12 +74,21 @@ def positions(is_masked_BL: Tensor, num_masked: int) -> Tensor:
     return (~is_masked_BL).to(torch.uint8).argsort(dim=1, stable=True)[:, :num_masked]
 
 
-def decide(logits_BNV: Tensor, step: Step, index_BN: Tensor, noise: Noise) -> Revealed:
+def decide(denoised: Denoised, step: Step, index_BN: Tensor, noise: Noise) -> Revealed:
     """The tokens that a step reveals, given the logits at all masked positions `index_BN`."""
-    drawn_BN = draw_codes(logits_BNV, step, index_BN, noise)
-    score_BN = confidence(logits_BNV, drawn_BN, step, index_BN, noise)
-    chosen_BK = score_BN.topk(step.num_revealed).indices.sort().values
+    drawn_BN = draw_codes(denoised.logits_BNV, step, index_BN, noise)
+    score_BN = confidence(denoised.logits_BNV, drawn_BN, step, index_BN, noise)
+    chosen_BK = foremost(score_BN, denoised.unseen_BN, step.num_revealed).sort().values
     return Revealed(drawn_BN.gather(1, chosen_BK), index_BN.gather(1, chosen_BK))
+
+
+def foremost(score_BN: Tensor, unseen_BN: Tensor | None, count: int) -> Tensor:
+    """Which `count` positions come first (B, K): those with the fewest `unseen_BN`, of these the highest scores."""
+    if unseen_BN is None:
+        return score_BN.topk(count).indices
+    order_BN = score_BN.argsort(dim=1, descending=True)
+    is_before_BN = unseen_BN.gather(1, order_BN).argsort(dim=1, stable=True)
+    return order_BN.gather(1, is_before_BN)[:, :count]
 
 
 def draw_codes(logits_BNV: Tensor, step: Step, index_BN: Tensor, noise: Noise) -> Tensor:

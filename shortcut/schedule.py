@@ -29,6 +29,7 @@ class Step:
     choice_temperature: (
         float  # of the Gumbel noise on the confidence; 0 = none, inf = positions by noise alone
     )
+    spread: int = 0  # where there is no full pass: see `Settings`
 
     @property
     def num_masked_after(self) -> int:
@@ -56,6 +57,9 @@ class Settings:
     ratio_of_made: bool = (
         False  # True: mask ratios are shares of the tokens to make, not of the image
     )
+    # Not in the paper. In steps that are no full pass, positions within so many rows and columns of tokens that the
+    # last one did not see come last: what it says about them is out of date. 0 = by confidence alone.
+    spread: int = 0
 
     def check(self) -> None:
         """Raises ValueError for the first setting that is out of range."""
@@ -79,6 +83,8 @@ class Settings:
             raise ValueError(
                 f"score temperature must be a finite number above 0, got {self.score_temperature}."
             )
+        if isinstance(self.spread, bool) or not isinstance(self.spread, int) or self.spread < 0:
+            raise ValueError(f"spread must be a whole number of at least 0, got {self.spread!r}.")
         self.full_indices(self.num_steps)
 
     def full_indices(self, num_steps: int) -> frozenset[int]:
@@ -229,6 +235,7 @@ def plan(settings: Settings, num_tokens: int, image_tokens: int) -> list[Step]:
                 choice_temperature=_annealed(settings.choice_temperature, elapsed)
                 if settings.choice_ramp
                 else settings.choice_temperature,
+                spread=settings.spread,
             )
         )
         masked -= count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -28,6 +29,10 @@ class TableModel:
         self.table_CLV = table_CLV
         self.num_passes = 0
         self.num_branches = 0  # that logits were asked of
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return (math.isqrt(self.table_CLV.shape[1]),) * 2
 
     def features(
         self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Tensor]

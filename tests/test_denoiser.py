@@ -18,6 +18,7 @@ from fakes import (
     varied,
 )
 from golden_sets import tiny_maskgit
+from shortcut_pack.shortcut.denoiser import count_near
 from shortcut_pack.shortcut.predictors.reuse import Reuse
 from shortcut_pack.shortcut.schedule import Settings, plan
 
@@ -154,3 +155,37 @@ def test_a_plan_that_does_not_begin_full_begins_full_all_the_same():
     steps = [replace(s, is_full=False) for s in plan(Settings(num_steps=3, **UNGUIDED), L, L)]
     _, traces = run(varied(1, L, V), [torch.tensor([0])], steps, num_tokens=L, predictor=Reuse())
     assert [t.denoised.was_full for t in traces] == [True, False, False]
+
+
+# --- what the last full pass did not see ---
+
+
+@pytest.mark.parametrize(
+    ("radius", "expected"),
+    [
+        (1, [[1, 1, 2, 1], [1, 1, 2, 1], [0, 0, 1, 1]]),
+        (2, [[1, 2, 2, 2], [1, 2, 2, 2], [1, 2, 2, 2]]),
+    ],
+)
+def test_tokens_near_are_counted_in_rows_and_columns(radius, expected):
+    is_counted_BL = torch.zeros(2, 12, dtype=torch.bool)
+    is_counted_BL[0, [1, 7]] = True  # of a grid of 3 x 4
+    near_BL = count_near(is_counted_BL, (3, 4), radius)
+    assert near_BL[0].tolist() == [count for row in expected for count in row]
+    assert not near_BL[1].any()
+
+
+def test_what_was_revealed_since_the_last_full_pass_is_unseen():
+    settings = Settings(num_steps=6, full_steps=(0, 3), spread=1, **UNGUIDED)
+    _, traces = run(varied(1, L, V), CLASS_0, settings, num_tokens=L, predictor=Reuse())
+    unseen_BL = torch.zeros(1, L, dtype=torch.bool)
+    for trace in traces:
+        if trace.step.is_full:
+            unseen_BL[:] = False
+            assert trace.denoised.unseen_BN is None
+        else:
+            was_masked_BL = trace.is_masked_BL.scatter(1, trace.revealed.index_BK, True)
+            near_BL = count_near(unseen_BL, (6, 6), 1)
+            assert torch.equal(trace.denoised.unseen_BN[0], near_BL[was_masked_BL])
+        unseen_BL.scatter_(1, trace.revealed.index_BK, True)
+    assert unseen_BL.any()

@@ -116,6 +116,7 @@ def codes_of(nodes, downscale):
         (),
         ("--seed", "5", "--batch-size", "2", "--negative", "snow", "--cfg", "1.5"),
         ("--cfg", "0", "--temperature", "0.5", "--choice-temperature", "3", "--schedule", "arccos"),
+        ("--spread", "1"),
     ],
 )
 @pytest.mark.parametrize("has_head", [False, True])
@@ -180,6 +181,7 @@ def test_files_are_named_as_the_loaders_list_them(text, files, tmp_path_factory)
         ("--cfg", "1.125"),
         ("--choice-temperature", "1001"),
         ("--choice-temperature", "inf"),
+        ("--spread", "65"),
         ("--prompt", "a {red|blue} house"),
         ("--negative", "snow // rain"),
     ],

@@ -128,6 +128,7 @@ def test_every_sampler_widget_says_what_it_does_to_speed_or_images():
             "cfg_image",
             "temperature",
             "choice_temperature",
+            "spread",
         ):
             assert "Typical" in item.tooltip, item.id
 

@@ -39,6 +39,7 @@ WIDGETS = {
     "choice_temperature": 1.0,
     "denoise": 1.0,
     "cfg_image": 2.0,
+    "spread": 0,
 }
 TEXT = "a red house under a full moon"
 

@@ -56,10 +56,11 @@ def add_parser(steps: Any) -> None:
     )
     add_arguments(parser, ROWS, work=Path("output/quality"))
     parser.add_argument(
-        "--cfg", type=float, help="default of this and the next two: as the model's file says"
+        "--cfg", type=float, help="default of this and the next three: as the model's file says"
     )
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--choice-temperature", type=float)
+    parser.add_argument("--spread", type=int)
     for name in ("model", "head", "vq", "judge"):
         parser.add_argument(
             f"--{name}", type=Path, default=getattr(shipped, name.upper()), help="default: shipped"
@@ -109,7 +110,9 @@ def load_kit(options: argparse.Namespace) -> Kit:
         )
     vq_file = weights.load(options.vq, kind="vq")
     defaults = weights.settings(model_file)
-    given = {name: getattr(options, name) for name in ("temperature", "choice_temperature")}
+    given = {
+        name: getattr(options, name) for name in ("temperature", "choice_temperature", "spread")
+    }
     given |= {"guidance": None if options.cfg is None else (options.cfg,) if options.cfg else ()}
     return Kit(
         model=weights.build(model_file, dtype=dtype, device=device),

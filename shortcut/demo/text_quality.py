@@ -78,10 +78,11 @@ def add_parser(steps: Any) -> None:
         "--cfg",
         type=float,
         nargs="+",
-        help="guidance of the text, for edits also of the image; default of this and the next two: as the model's",
+        help="guidance of the text, for edits also of the image; default of this and the next three: as the model's",
     )
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--choice-temperature", type=float)
+    parser.add_argument("--spread", type=int)
     for name, path in (
         ("model", shipped.TEXT_MODEL),
         ("head", shipped.TEXT_HEAD),
@@ -161,7 +162,9 @@ def load_kit(options: argparse.Namespace, model_file: weights.Checkpoint) -> Kit
                 f"--cfg needs {len(guidance)} numbers for the task {options.task!r}, got {len(options.cfg)}."
             )
         guidance = tuple(options.cfg)
-    given = {name: getattr(options, name) for name in ("temperature", "choice_temperature")}
+    given = {
+        name: getattr(options, name) for name in ("temperature", "choice_temperature", "spread")
+    }
     given = {name: value for name, value in given.items() if value is not None}
     return Kit(
         model=weights.build(model_file, dtype=dtype, device=device),

@@ -147,6 +147,11 @@ class OnGrid:
         return self.model.dtype
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of an image's codes."""
+        return self.rows, self.columns
+
+    @property
     def num_tokens(self) -> int:
         """Codes of one image."""
         return self.rows * self.columns

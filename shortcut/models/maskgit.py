@@ -125,6 +125,11 @@ class MaskGIT(nn.Module):
             )
         return self
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of an image's codes."""
+        return self.config.grid, self.config.grid
+
     def features(
         self, codes_BL: Tensor, is_masked_BL: Tensor, classes: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:

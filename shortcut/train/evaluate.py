@@ -7,6 +7,7 @@ C  numbers of steps in a row
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -121,8 +122,8 @@ def _compare(model: Any, part: Window, chain: int, estimate: Features) -> Tensor
 class Oversight:
     """A step hook that asks the model, in every step that is no full pass, what it would have done itself.
 
-    The model sees the same tokens and draws with the same noise, so a token counts as the same if it would have
-    revealed that position then, with that code.
+    The model sees the same tokens, draws with the same noise and keeps the same `spread`, so a token counts as the
+    same if it would have revealed that position then, with that code.
 
     Args:
         conditions, noise: those of the run.
@@ -142,7 +143,7 @@ class Oversight:
         index_BN = positions(is_masked_BL, step.num_masked)
         features = self.model.features(trace.codes_BL, is_masked_BL, self.conditions)
         logits = guided_logits(self.model, features, step.guidance, index_BN)
-        wanted = decide(logits, step, index_BN, self.noise)
+        wanted = decide(replace(trace.denoised, logits_BNV=logits), step, index_BN, self.noise)
         wanted_BL = torch.full_like(trace.codes_BL, -1)
         wanted_BL.scatter_(1, wanted.index_BK, wanted.codes_BK)
         is_same_BK = wanted_BL.gather(1, revealed.index_BK) == revealed.codes_BK
