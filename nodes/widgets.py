@@ -152,7 +152,7 @@ def later_widgets() -> list[Any]:
             tooltip="In steps that the head answers, positions within so many tokens of those "
             "revealed since the last full pass come last: there the head errs most. Better images "
             "from the shipped models with few full passes; not in the paper, untried on the "
-            "published models. 0 = off. Typical: SPREAD for the shipped models. No effect on speed, "
+            "published models. 0 = off. Typical: 1 for the shipped models. No effect on speed, "
             "nor without a head.",
         ),
     ]

@@ -94,6 +94,18 @@ def test_full_steps_equal_to_steps_is_vanilla(run, folder: Path) -> None:
     assert not torch.equal(run("--head", head, "--full-steps", "1", "--cfg", "0")[1], vanilla)
 
 
+def test_spread_changes_what_the_head_answers_and_the_picture_says_so(
+    run, folder: Path, tmp_path: Path
+) -> None:
+    short = ("--head", str(folder / "head.safetensors"), "--full-steps", "2")
+    usual = run(*short)[1]
+    assert not torch.equal(run(*short, "--spread", "1")[1], usual)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert json.loads(picture.info["shortcut"])["spread"] == 1
+    vanilla = run("--head", "none")[1]
+    assert torch.equal(run("--head", "none", "--spread", "1")[1], vanilla)
+
+
 def test_the_head_costs_less_than_the_passes_it_replaces(run, folder: Path) -> None:
     def operations(*arguments: str) -> float:
         return json.loads(run(*arguments, "--json")[2].splitlines()[-1])["operations"]

@@ -9,6 +9,7 @@ They run on stand-ins for ComfyUI, and on the real one if COMFY_DIR names its fo
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 
 import builders
@@ -247,6 +248,16 @@ def test_presets_of_a_model_of_classes_are_its_own(class_model):
     assert (settings.num_steps, settings.full_steps) == (32, 9)
     assert (settings.guidance, settings.guidance_ramp) == ((2.8,), True)
     assert settings.schedule == "arccos"
+
+
+def test_a_preset_spreads_as_the_models_file_says_and_custom_as_the_widget(model, head, asked):
+    run(model, head=head, preset="fast", spread=2)
+    run(model, head=head, spread=2)
+    assert [call.settings.spread for call in asked] == [0, 2]
+    checkpoint = model.model.checkpoint
+    stated = replace(checkpoint.metadata, defaults={"spread": 1})
+    settings = settings_of(replace(checkpoint, metadata=stated), 2, True, {"preset": "fast"})
+    assert settings.spread == 1
 
 
 def test_a_schedule_that_is_not_the_models_is_said(model, caplog):

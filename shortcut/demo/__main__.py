@@ -45,12 +45,18 @@ NUM_EDITS = 20_000  # of the training pictures of the text model that there is a
 FIRST_FRESH_SEED = 10_000_000  # no training picture has such a seed
 TITLE = "Procedural landscapes, 96 x 96"
 TEXT_TITLE = "Procedural landscapes by text, 96 x 96"
-DEFAULTS = {"num_steps": 32, "guidance": [2.8], "choice_temperature": train_head.CHOICE_TEMPERATURE}
+DEFAULTS = {
+    "num_steps": 32,
+    "guidance": [2.8],
+    "choice_temperature": train_head.CHOICE_TEMPERATURE,
+    "spread": 1,
+}
 TEXT_DEFAULTS = {
     "guidance": [3.0],
     "source_guidance": [2.5, 1.5],
     "temperature": 0.9,
     "choice_temperature": 4.0,
+    "spread": 1,
 }
 
 
