@@ -111,6 +111,16 @@ def test_two_processes_share_the_images(run: Run, folder: Path) -> None:
         assert one["divergence"] == other["divergence"]
 
 
+def test_spread_changes_what_is_not_full(run: Run, folder: Path) -> None:
+    usual, spread = (
+        json.loads(run(*files(folder, "a"), *HOW, "--spread", n, "--json")[1]) for n in (0, 1)
+    )
+    vanilla, *short = zip(usual["rows"], spread["rows"], strict=True)
+    assert vanilla[0]["same_of_seeds"] == vanilla[1]["same_of_seeds"]
+    assert any(one["divergence"] != other["divergence"] for one, other in short)
+    assert spread["setting"]["settings"]["spread"] == 1
+
+
 def test_json_as_the_only_line_and_budgets_of_the_presets(run: Run, folder: Path) -> None:
     how = ("--steps", "8", "--num", "1", "--seeds", "3", "--dtype", "bfloat16", "--json")
     status, out, _ = run(*files(folder, "a"), *how)

@@ -70,9 +70,10 @@ class Exact:
         return self.model.features(*self.state, self.conditions)
 
 
-def test_the_model_itself_agrees_in_every_token_and_only_with_the_same_noise():
+@pytest.mark.parametrize("spread", [0, 1])
+def test_the_model_itself_agrees_in_every_token_and_only_with_the_same_noise(spread):
     model, conditions = teacher().model, (torch.tensor([0, 1, 2]), torch.full((3,), 3))
-    settings = Settings(num_steps=6, full_steps=2, choice_temperature=2.0)
+    settings = Settings(num_steps=6, full_steps=2, choice_temperature=2.0, spread=spread)
     seen, traces = overseen(model, conditions, settings, Exact(model, conditions), noise_seed=0)
     predicted = [trace for trace in traces if not trace.denoised.was_full]
     assert seen.num_steps == len(predicted) == 4
@@ -113,6 +114,7 @@ def test_a_token_with_another_code_is_not_the_same():
     seen, _ = overseen(model, conditions, settings, WrongCodes(), noise_seed=0)
     assert seen.num_same == seen.num_predicted / 2
     assert seen.cosine / seen.num_steps == pytest.approx(0.5)
+    assert seen.divergence / seen.num_predicted == pytest.approx(50)  # 100 nats in one image of two
     seen, _ = overseen(model, conditions, settings, Reuse(), noise_seed=0)
     assert seen.num_same == seen.num_predicted
 

@@ -100,14 +100,14 @@ def measure(
         codes_Bhw, comparison = sampled(model, exact, questions, numbers, settings, seed, grid)
         found |= zip(numbers, text_judge.read(judge, decoded(vq, codes_Bhw)), strict=True)
         seen.append(comparison)
-    num_steps = sum(c.num_steps for c in seen)
+    num_predicted = sum(c.num_predicted for c in seen)
     return Line(
         name=name,
         megabytes=sum(tensor.nbytes for tensor in file.tensors.values()) / 1e6,
         accuracy=scores(questions, [found[n] for n in range(len(questions))])["accuracy"],
-        same=sum(c.num_same for c in seen) / sum(c.num_predicted for c in seen),
-        cosine=sum(c.cosine for c in seen) / num_steps,
-        divergence=sum(c.divergence for c in seen) / num_steps,
+        same=sum(c.num_same for c in seen) / num_predicted,
+        cosine=sum(c.cosine for c in seen) / sum(c.num_steps for c in seen),
+        divergence=sum(c.divergence for c in seen) / num_predicted,
     )
 
 

@@ -10,7 +10,7 @@ import argparse
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,13 @@ def add_parser(commands: Any) -> None:
         nargs="+",
         metavar="N",
         help="numbers of full passes, a row for each; default: the shares of the paper's presets",
+    )
+    parser.add_argument(
+        "--spread",
+        type=int,
+        metavar="N",
+        help="between full passes keep N codes away from tokens that the last one did not see; default: as the "
+        "model's file says",
     )
     parser.add_argument(
         "--num",
@@ -168,6 +175,9 @@ def trial_of(options: argparse.Namespace, teacher: Teacher, model_file: Checkpoi
             f"{options.steps[0]}."
         )
     settings = teacher.settings
+    if options.spread is not None:
+        settings = replace(settings, spread=options.spread)
+        settings.check()
     trial = Trial(
         settings=settings,
         full_steps=tuple(

@@ -132,8 +132,10 @@ class Oversight:
     def __init__(self, model: Any, conditions: Sequence[Tensor], noise: Noise):
         self.model, self.conditions, self.noise = model, conditions, noise
         self.num_same = self.num_predicted = self.num_steps = 0
-        # Summed over the steps: of the first branch's features, and of the guided codes from the model's.
-        self.cosine = self.divergence = 0.0
+        self.cosine = 0.0  # of the first branch's features with the model's, summed over the steps
+        self.divergence = (
+            0.0  # of the guided codes from the model's, summed over the tokens revealed
+        )
 
     def __call__(self, trace: Trace) -> None:
         if trace.denoised.was_full:
@@ -155,4 +157,10 @@ class Oversight:
         self.num_predicted += is_same_BK.numel()
         self.num_steps += 1
         self.cosine += float(torch.cosine_similarity(*first, dim=-1).mean())
-        self.divergence += float(divergence(trace.denoised.logits_BNV, logits))
+        if is_same_BK.numel() > 0:
+            place_BK1 = torch.searchsorted(index_BN.contiguous(), revealed.index_BK).unsqueeze(-1)
+            found_BKV, wanted_BKV = (
+                x.gather(1, place_BK1.expand(-1, -1, x.shape[-1]))
+                for x in (trace.denoised.logits_BNV, logits)
+            )
+            self.divergence += float(divergence(found_BKV, wanted_BKV)) * is_same_BK.numel()

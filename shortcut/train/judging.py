@@ -127,9 +127,9 @@ class Row:
     same_of_seeds: list[float]
     # Likewise, of the tokens of steps that are no full passes; None: there are no such steps.
     same_of_predicted: float | None
-    # Means over such steps: of the predicted features with the model's in the same state, and of the guided codes.
+    # Of the predicted features with the model's in the same state, mean over such steps.
     cosine: float | None
-    divergence: float | None
+    divergence: float | None  # of the guided codes from the model's, mean over those revealed then
     score: float | None = None
     score_of_seeds: list[float] | None = None
 
@@ -301,7 +301,7 @@ def _row(entry: Entry, of_seeds: Sequence[Tally], operations: int) -> Row:
         same_of_seeds=same,
         same_of_predicted=predicted("same", "predicted"),
         cosine=predicted("cosine", "steps"),
-        divergence=predicted("divergence", "steps"),
+        divergence=predicted("divergence", "predicted"),
         score=mean(scores) if scores else None,
         score_of_seeds=scores,
     )

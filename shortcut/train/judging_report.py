@@ -120,9 +120,10 @@ def _how(setting: dict[str, Any]) -> str:
     return (
         "Tokens as the model's: share of the tokens that the model too would have revealed in that step, there and "
         "with that code, given the same tokens and the same noise; full passes decide so by themselves. Cosine and "
-        "divergence: of the features and the guided codes of predicted steps from the model's, likewise. Second "
-        "table: predicted from a run of the model, where tokens are still masked: squared error as a share of that "
-        "of keeping the features, cosine with the model's features, divergence of the guided codes from the model's."
+        "divergence: of the features of predicted steps, and of the guided codes that they reveal, from the model's, "
+        "likewise. Second table: predicted from a run of the model, where tokens are still masked: squared error as a "
+        "share of that of keeping the features, cosine with the model's features, divergence of the guided codes from "
+        "the model's."
         "\n\n"
         f"{setting['model']}, {setting['images']} images of {setting['grid'][0]} x {setting['grid'][1]} codes for each "
         f"seed {setting['seeds']}, {setting['batch_size']} at a time; {sampler}. {setting['device']}, "
