@@ -11,7 +11,7 @@ A row samples as many pictures of every class, decodes them and lets the judge l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -44,11 +44,12 @@ def references(kit: Kit, num: int) -> dict[str, Gaussian]:
     distance: `num` fresh scenes. vq_distance: the same through the VQ, the best that codes can show, so that what
     the VQ loses of every picture does not hide what the sampler does.
     """
-    through = {"distance": None, "vq_distance": partial(through_vq, kit.vq)}
-    return {
-        name: Gaussian.of(judge_scenes(kit, FIRST_REFERENCE_SEED, num, change)[0])
-        for name, change in through.items()
-    }
+    as_is, through = [], []
+    for pixels_BCYX in _scenes(kit, FIRST_REFERENCE_SEED, num):
+        as_is.append(_judge(kit, pixels_BCYX))
+        through.append(_judge(kit, through_vq(kit.vq, pixels_BCYX)))
+    judged = {"distance": as_is, "vq_distance": through}
+    return {name: Gaussian.of(_joined(parts)[0]) for name, parts in judged.items()}
 
 
 def measure(
@@ -113,14 +114,8 @@ def judge_scenes(
 
     `through` changes the pictures before they are judged.
     """
-    parts = []
-    for start in range(0, num, kit.batch_size):
-        pixels = np.stack(
-            [_scene(first_seed, i) for i in range(start, min(start + kit.batch_size, num))]
-        )
-        pixels_BCYX = to_network(torch.from_numpy(pixels)).to(kit.device)
-        parts.append(_judge(kit, through(pixels_BCYX) if through else pixels_BCYX))
-    return _joined(parts)
+    pixels = _scenes(kit, first_seed, num)
+    return _joined([_judge(kit, through(part) if through else part) for part in pixels])
 
 
 def through_vq(vq: Any, pixels_BCYX: Tensor) -> Tensor:
@@ -138,6 +133,14 @@ def encoded(vq: Any, pixels_BCYX: Tensor) -> Tensor:
 def decoded(vq: Any, codes_Bhw: Tensor) -> Tensor:
     """Pictures (B, 3, Y, X) of codes."""
     return torch.cat([vq.decode(part) for part in codes_Bhw.split(DECODE_BATCH)])
+
+
+def _scenes(kit: Kit, first_seed: int, num: int) -> Iterator[Tensor]:
+    """Pictures (B, 3, Y, X) of fresh scenes, scene i of class i mod 16, a batch at a time."""
+    for start in range(0, num, kit.batch_size):
+        images = range(start, min(start + kit.batch_size, num))
+        pixels = np.stack([_scene(first_seed, i) for i in images])
+        yield to_network(torch.from_numpy(pixels)).to(kit.device)
 
 
 def _scene(first_seed: int, index: int) -> np.ndarray:
