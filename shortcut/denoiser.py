@@ -133,8 +133,8 @@ def count_near(is_counted_BL: Tensor, grid: tuple[int, int], radius: int) -> Ten
     """How many tokens that count stand within `radius` rows and columns of each, itself among them: (B, L)."""
     counted_BYX = is_counted_BL.float().unflatten(1, grid).unsqueeze(1)
     side = 2 * radius + 1
-    near_BYX = F.avg_pool2d(counted_BYX, side, stride=1, padding=radius, divisor_override=1)
-    return near_BYX.flatten(1)
+    near_BYX = F.avg_pool2d(counted_BYX, side, stride=1, padding=radius) * side**2
+    return near_BYX.flatten(1).round()
 
 
 def guided_logits(
