@@ -132,6 +132,7 @@ class Denoiser:
 def count_near(is_counted_BL: Tensor, grid: tuple[int, int], radius: int) -> Tensor:
     """How many tokens that count stand within `radius` rows and columns of each, itself among them: (B, L)."""
     counted_BYX = is_counted_BL.float().unflatten(1, grid).unsqueeze(1)
+    radius = min(radius, max(grid))  # further is nothing
     side = 2 * radius + 1
     near_BYX = F.avg_pool2d(counted_BYX, side, stride=1, padding=radius) * side**2
     return near_BYX.flatten(1).round()

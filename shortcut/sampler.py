@@ -87,8 +87,8 @@ def foremost(score_BN: Tensor, unseen_BN: Tensor | None, count: int) -> Tensor:
     if unseen_BN is None:
         return score_BN.topk(count).indices
     order_BN = score_BN.argsort(dim=1, descending=True)
-    is_before_BN = unseen_BN.gather(1, order_BN).argsort(dim=1, stable=True)
-    return order_BN.gather(1, is_before_BN)[:, :count]
+    fewest_first_BN = unseen_BN.gather(1, order_BN).argsort(dim=1, stable=True)
+    return order_BN.gather(1, fewest_first_BN)[:, :count]
 
 
 def draw_codes(logits_BNV: Tensor, step: Step, index_BN: Tensor, noise: Noise) -> Tensor:

@@ -165,6 +165,7 @@ def test_a_plan_that_does_not_begin_full_begins_full_all_the_same():
     [
         (1, [[1, 1, 2, 1], [1, 1, 2, 1], [0, 0, 1, 1]]),
         (2, [[1, 2, 2, 2], [1, 2, 2, 2], [1, 2, 2, 2]]),
+        (10**12, [[2] * 4] * 3),
     ],
 )
 def test_tokens_near_are_counted_in_rows_and_columns(radius, expected):
