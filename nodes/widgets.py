@@ -150,10 +150,9 @@ def later_widgets() -> list[Any]:
             optional=True,
             advanced=True,
             tooltip="In steps that the head answers, positions within so many tokens of those "
-            "revealed since the last full pass come last: there the head errs most. Better images "
-            "from the shipped models with few full passes; not in the paper, untried on the "
-            "published models. 0 = off. Typical: 1 for the shipped models. No effect on speed, "
-            "nor without a head.",
+            "revealed since the last full pass come last: there the head errs most. Not in the "
+            "paper, untried on the published models. 0 = off. Typical: 1 for the shipped class "
+            "model, 0 for others. No effect on speed, nor without a head.",
         ),
     ]
 

@@ -56,7 +56,6 @@ TEXT_DEFAULTS = {
     "source_guidance": [2.5, 1.5],
     "temperature": 0.9,
     "choice_temperature": 4.0,
-    "spread": 1,
 }
 
 
