@@ -286,6 +286,11 @@ def test_another_head_is_measured_anew_and_only_it(files, monkeypatch):
     assert seen == ["shortcut-4-2"] * 2
 
 
+def test_spread_is_the_models_or_as_asked_for(files):
+    usual, spread = (quality.load_kit(command(files, *more)) for more in ((), ("--spread", "3")))
+    assert (usual.defaults.spread, spread.defaults.spread) == (0, 3)
+
+
 def test_the_same_seed_gives_the_same_figures_whatever_the_batch(files):
     kit = quality.load_kit(command(files))
     row = Row.parse("shortcut-4-2")

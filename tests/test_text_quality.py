@@ -66,6 +66,11 @@ def kit_of(files: dict[str, Path], work: Path, *more: str) -> Any:
     return text_quality.load_kit(options, weights.load(files["model"], kind="model"))
 
 
+def test_spread_is_as_asked_for(files, tmp_path):
+    assert kit_of(files, tmp_path).defaults.spread == 0
+    assert kit_of(files, tmp_path, "--spread", "3").defaults.spread == 3
+
+
 # What counts as right
 
 

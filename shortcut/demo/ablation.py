@@ -365,7 +365,8 @@ def load_kit(options: argparse.Namespace, model_file: Checkpoint) -> Kit:
         head=None,
         vq=weights.build(vq_file, dtype=torch.float32, device=device),
         judge=classifier.load(options.judge).to(device),
-        defaults=weights.settings(model_file),
+        # By confidence alone, as in the paper, so that pictures show all that a head gets wrong.
+        defaults=replace(weights.settings(model_file), spread=0),
         device=device,
         batch_size=options.batch,
     )
