@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .models.layers import at_places
 from .schedule import Step
 
 # Last-layer features (B, S, D), one for each guidance branch: the condition first, then what to guide away from.
@@ -78,8 +79,13 @@ class Predictor(Protocol):
         """Sees the features of every full pass."""
         ...
 
-    def predict(self, step: Step, features: Features, revealed: Revealed) -> Features | None:
-        """The features of `step` from those of the step before; None = a full pass is needed after all."""
+    def predict(
+        self, step: Step, features: Features, revealed: Revealed, index_BN: Tensor
+    ) -> Features | None:
+        """The features of `step` from those of the step before; None = a full pass is needed after all.
+
+        What they are is asked at the image positions `index_BN` only, those still masked.
+        """
         ...
 
 
@@ -111,7 +117,8 @@ class Denoiser:
         features = None
         self.is_fresh &= revealed is not None and revealed.codes_BK.shape[1] == 0
         if not step.is_full and self.predictor is not None and revealed is not None:
-            features, self.is_fresh = self.predictor.predict(step, self.features, revealed), False
+            features = self.predictor.predict(step, self.features, revealed, index_BN)
+            self.is_fresh = False
         elif self.is_fresh:
             features = self.features  # a full pass would only say the same again
         was_full = features is None
@@ -159,5 +166,4 @@ def guided_logits(
 
 def image_features(model: Model, features_BSD: Tensor, index_BN: Tensor) -> Tensor:
     """Features (B, N, D) of the image positions `index_BN` of one branch."""
-    place_BN = model.image_places(index_BN, features_BSD.shape[1])
-    return features_BSD.gather(1, place_BN.unsqueeze(-1).expand(-1, -1, features_BSD.shape[-1]))
+    return at_places(features_BSD, model.image_places(index_BN, features_BSD.shape[1]))

@@ -75,9 +75,11 @@ class Watcher:
     def observe(self, step: Step, features: Features) -> None:
         self.observed.append(step.index)
 
-    def predict(self, step: Step, features: Features, revealed: Revealed) -> Features | None:
+    def predict(
+        self, step: Step, features: Features, revealed: Revealed, index_BN: Tensor
+    ) -> Features | None:
         self.asked.append((step.index, revealed))
-        return self.answers and self.answers.predict(step, features, revealed)
+        return self.answers and self.answers.predict(step, features, revealed, index_BN)
 
 
 def run(

@@ -66,7 +66,9 @@ class Exact:
     def observe(self, step: Step, features: Features) -> None:
         pass
 
-    def predict(self, step: Step, features: Features, revealed: Revealed) -> Features:
+    def predict(
+        self, step: Step, features: Features, revealed: Revealed, index_BN: Tensor
+    ) -> Features:
         return self.model.features(*self.state, self.conditions)
 
 
@@ -99,7 +101,9 @@ class Placed(fakes.TableModel):
 class WrongCodes(Reuse):
     """Is sure of the code beside the right one in the image that comes first."""
 
-    def predict(self, step: Step, features: Features, revealed: Revealed) -> Features:
+    def predict(
+        self, step: Step, features: Features, revealed: Revealed, index_BN: Tensor
+    ) -> Features:
         (features_BSV,) = features
         if step.index == 1:  # later it is given its own features
             features_BSV = torch.cat([features_BSV[:1].roll(1, -1), features_BSV[1:]])

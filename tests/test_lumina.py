@@ -16,6 +16,7 @@ from shortcut_pack.shortcut.denoiser import Revealed
 from shortcut_pack.shortcut.formats import Bare
 from shortcut_pack.shortcut.heads import lumina as lumina_head
 from shortcut_pack.shortcut.models import lumina
+from shortcut_pack.shortcut.models.layers import at_places
 from shortcut_pack.shortcut.pipeline import Result, generate
 from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
 from shortcut_pack.shortcut.schedule import Settings
@@ -202,13 +203,15 @@ def test_heads_may_share_keys_and_values(num_kv_heads):
     torch.testing.assert_close(model([tokens_BS])[0], whole([tokens_BS])[0], **WITHIN)
 
 
-def next_features(net: Any, model: Any, ratio: float = 0.5, codes: int = 0) -> tuple[Tensor, ...]:
+def next_features(
+    net: Any, model: Any, ratio: float = 0.5, codes: int = 0, wanted_BM: Tensor | None = None
+) -> tuple[Tensor, ...]:
     """What a head predicts after two tokens were revealed in each of two images."""
     prompts = conditions(2, (7, 4))
     codes_BL, is_masked_BL = random_ids(2, L, below=64), torch.ones(2, L, dtype=torch.bool)
     features = model.features(codes_BL, is_masked_BL, prompts)
     revealed = Revealed(torch.tensor([[1, 2], [3, 4]]) + codes, torch.tensor([[0, 6], [2, 13]]))
-    return net.next_features(model, features, prompts, revealed, ratio)
+    return net.next_features(model, features, prompts, revealed, ratio, wanted_BM)
 
 
 @pytest.mark.parametrize("width", [16, 32])
@@ -230,6 +233,24 @@ def test_every_kind_of_head(width, sees_new, has_time):
     in_turn = next_features(net, replace(grid, is_sequential=True))
     for a_BSD, b_BSD in zip(base, in_turn, strict=True):
         torch.testing.assert_close(a_BSD, b_BSD, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("is_sequential", [False, True])
+@pytest.mark.parametrize("num_blocks", [1, 2])
+def test_a_head_predicts_only_what_is_wanted(is_sequential, num_blocks):
+    """As if everything were; the rest is handed through."""
+    model = random_network()
+    net = random_head(model, num_blocks=num_blocks)
+    grid = model.on_grid(ROWS, COLUMNS, is_sequential=is_sequential)
+    wanted_BM = torch.tensor([[1, 5, L - 1], [0, 3, 4]])
+    everywhere, there = next_features(net, grid), next_features(net, grid, wanted_BM=wanted_BM)
+    before = next_features(net, grid, wanted_BM=wanted_BM[:, :0])
+    for before_BSD, all_BSD, some_BSD in zip(before, everywhere, there, strict=True):
+        place_BM = grid.image_places(wanted_BM, all_BSD.shape[1])
+        torch.testing.assert_close(at_places(some_BSD, place_BM), at_places(all_BSD, place_BM))
+        is_other_BS = torch.ones(some_BSD.shape[:2]).scatter(1, place_BM, 0).bool()
+        assert torch.equal(some_BSD[is_other_BS], before_BSD[is_other_BS])
+        assert not torch.allclose(all_BSD[is_other_BS], before_BSD[is_other_BS])
 
 
 def test_a_file_may_state_the_guidance_that_suits_source_images():

@@ -12,6 +12,7 @@ from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.denoiser import Revealed
 from shortcut_pack.shortcut.heads.nearby import Nearby
+from shortcut_pack.shortcut.models.layers import at_places
 from shortcut_pack.shortcut.models.maskgit import MaskGIT
 from shortcut_pack.shortcut.train.head import fit_to_embeddings, initialised
 from shortcut_pack.shortcut.train.learn import head_config
@@ -58,6 +59,27 @@ def test_the_head_asks_it():
     changed_S = (after(3) != after(4)).any(-1)[0]
     found = {divmod(place, grid) for place in changed_S.nonzero().flatten().tolist()}
     assert found == {(y, x) for y in (0, 1, 2) for x in (0, 1, 2)}
+
+
+@pytest.mark.parametrize("attends", [True, False])
+@pytest.mark.parametrize("num_blocks", [1, 2])
+@torch.no_grad()
+def test_only_what_is_wanted_is_predicted(attends, num_blocks):
+    """As if everything were; the rest is handed through."""
+    model: MaskGIT = weights.build(builders.model())
+    head = weights.build(builders.head(replace(CONFIG, attends=attends, num_blocks=num_blocks)))
+    generator = torch.Generator().manual_seed(1)
+    features = tuple(torch.randn(2, model.config.grid**2 + 1, 32, generator=generator).unbind())
+    features = tuple(branch_SD.expand(3, -1, -1) for branch_SD in features)
+    revealed = Revealed(torch.tensor([[3, 4]] * 3), torch.tensor([[0, 5]] * 3))
+    wanted_BM = torch.tensor([[1, 6, 15], [2, 3, 4], [9, 10, 11]])
+    everywhere = head.next_features(model, features, None, revealed, 0.5)
+    there = head.next_features(model, features, None, revealed, 0.5, wanted_BM)
+    for before_BSD, all_BSD, some_BSD in zip(features, everywhere, there, strict=True):
+        torch.testing.assert_close(at_places(some_BSD, wanted_BM), at_places(all_BSD, wanted_BM))
+        is_other_BS = torch.ones(some_BSD.shape[:2]).scatter(1, wanted_BM, 0).bool()
+        assert torch.equal(some_BSD[is_other_BS], before_BSD[is_other_BS])
+        assert not torch.allclose(all_BSD[is_other_BS], before_BSD[is_other_BS])
 
 
 @torch.no_grad()

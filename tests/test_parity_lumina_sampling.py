@@ -137,7 +137,8 @@ class Run:
     def check_head_input(self, told: tuple[Any, ...], step: Step) -> None:
         """Compares which tokens were new to the head, where they stand, and how many were masked."""
         golden, prefix = self.golden, f"step{step.index:02d}/"
-        _, _, new_BND, new_places, ratio_B = told
+        _, _, new_BND, new_places, ratio_B, wanted = told
+        assert wanted is None  # the published head predicts every position
         target_BS = golden["x_before"][step.index : step.index + 1, self.conditions[0].shape[1] :]
         tokens, places = [], []
         for name, prompt_BP in zip(("cond", "uncond"), self.conditions, strict=True):

@@ -230,7 +230,7 @@ def check_sample(
     """Compares what is learned from at step `start` of a run with the original's samples of `step`."""
     part, head = window(run, start, 1), Asked()
     predict(head, model, part)
-    new_1ND, new_places, _ = head.asked
+    new_1ND, new_places, *_ = head.asked
     revealed_K = part.revealed[0].codes_BK[0] + NUM_TEXT_IDS
     assert torch.equal(revealed_K.int(), golden[f"cond/no_prompt/{step}/new_token_ids"])
     is_masked_1L = torch.zeros_like(part.codes_BL, dtype=torch.bool)

@@ -5,20 +5,21 @@ Differs: all guidance branches go through one pass, for any number of images; ty
 where the original runs under autocast.
 
     B  images    S  one sequence, or all branches side by side    D  width of the model    N  new tokens
-    P  prompt tokens
+    P  prompt tokens    M  positions asked for
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..formats import Format, NewHead, Tensors, check_heads, count, given, sizes
-from ..models.layers import Attention, sdpa
+from ..models.layers import Attention, added_at, at_places, sdpa
 from ..models.lumina import NORM_EPS, NUM_HEADS, ROPE_THETA, OnGrid, positive
 from ..models.lumina import Config as ModelConfig
 from ..models.lumina_block import Block, Places, block_table, kv_heads
@@ -91,6 +92,7 @@ class LuminaHead(nn.Module):
         new_BND: Tensor,
         new_places: Places,
         mask_ratio_B: Tensor,
+        wanted: Wanted | None = None,
     ) -> Tensor:
         """Predicted features (B, S, D) of the next step, for sequences that lie side by side.
 
@@ -100,17 +102,19 @@ class LuminaHead(nn.Module):
             new_BND: the model's input embeddings of the tokens just revealed; a sequence may have none.
             new_places: of the new tokens, in the same sequences.
             mask_ratio_B: share of the tokens to make that is still masked now, in [0, 1].
+            wanted: the positions to predict, the others are handed through; None = all.
         """
         x = self.proj_in(features_BSD)
         new = None
         if self.new_token_proj_in is not None:
             new = self.new_token_proj_in(new_BND), new_places
-        for block in self.blocks:
+        *early, last = self.blocks
+        for block in early:
             x = block(x, places, new)
-        x = self.final_norm(x)
+        x = self.final_norm(last(x, places, new, wanted))
         if self.time is not None:
             x = self.time(x, mask_ratio_B)
-        return features_BSD + self.proj_out(x)
+        return added_at(features_BSD, wanted and wanted.axis_BM, self.proj_out(x))
 
     def next_features(
         self,
@@ -119,6 +123,7 @@ class LuminaHead(nn.Module):
         conditions: Sequence[Tensor],
         revealed: Any,
         mask_ratio: float,
+        wanted_BM: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """As `forward`, for all guidance branches.
 
@@ -126,16 +131,20 @@ class LuminaHead(nn.Module):
 
         Args:
             conditions: prompt tokens (B, P) of each branch.
+            wanted_BM: the image positions to predict, the others are handed through; None = all positions.
         """
+        wanted = None
+        if wanted_BM is not None:
+            wanted = [model.places(wanted_BM, prompt_BP.shape[1]) for prompt_BP in conditions]
         new = [
             self._new_tokens(model, prompt_BP, revealed, sees_prompt=branch == 0)
             for branch, prompt_BP in enumerate(conditions)
         ]
         if not model.is_sequential:
-            return self._next(features, new, mask_ratio)
+            return self._next(features, new, mask_ratio, wanted)
         return tuple(
-            self._next((branch_BSD,), [branch_new], mask_ratio)[0]
-            for branch_BSD, branch_new in zip(features, new, strict=True)
+            self._next((branch_BSD,), [new[i]], mask_ratio, wanted and [wanted[i]])[0]
+            for i, branch_BSD in enumerate(features)
         )
 
     def _new_tokens(
@@ -151,7 +160,11 @@ class LuminaHead(nn.Module):
         return new_BND.to(self.compute_dtype), place_BN
 
     def _next(
-        self, features: Sequence[Tensor], new: Sequence[tuple[Tensor, Tensor]], mask_ratio: float
+        self,
+        features: Sequence[Tensor],
+        new: Sequence[tuple[Tensor, Tensor]],
+        mask_ratio: float,
+        wanted: Sequence[Tensor] | None,
     ) -> tuple[Tensor, ...]:
         """One pass for branches side by side."""
         features_BSD = torch.cat(list(features), 1)
@@ -163,6 +176,7 @@ class LuminaHead(nn.Module):
             torch.cat([new_BND for new_BND, _ in new], 1),
             Places.of([place_BN for _, place_BN in new], self.config),
             ratio_B,
+            wanted and Wanted.of(wanted, places.lengths, self.config),
         )
         return next_BSD.to(features_BSD.dtype).split(places.lengths, dim=1)
 
@@ -177,9 +191,38 @@ class HeadBlock(nn.Module):
         self.cross_attention = Block(config, operations, attention, tensor)
         self.self_attention = Block(config, operations, attention, tensor)
 
-    def forward(self, x_BSD: Tensor, places: Places, new: tuple[Tensor, Places] | None) -> Tensor:
-        """`new` are the new tokens; None = both halves attend to the features."""
-        return self.self_attention(self.cross_attention(x_BSD, places, new), places)
+    def forward(
+        self,
+        x_BSD: Tensor,
+        places: Places,
+        new: tuple[Tensor, Places] | None,
+        wanted: Wanted | None = None,
+    ) -> Tensor:
+        """Returns (B, S, D), or (B, M, D) of what is `wanted`: the second half needs no others' result.
+
+        Args:
+            new: the new tokens; None = both halves attend to the features.
+        """
+        x_BSD = self.cross_attention(x_BSD, places, new)
+        if wanted is None:
+            return self.self_attention(x_BSD, places)
+        x_BMD = at_places(x_BSD, wanted.axis_BM)
+        return self.self_attention(x_BMD, wanted.places, (x_BSD, places))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Some tokens of sequences that lie side by side."""
+
+    axis_BM: Tensor  # where they stand on the common axis
+    places: Places
+
+    @classmethod
+    def of(cls, wanted: Sequence[Tensor], lengths: Sequence[int], config: Config) -> Wanted:
+        """Those that stand at the places `wanted` (B, M) of each sequence; the sequences have so many tokens."""
+        starts = accumulate(lengths, initial=0)
+        axis = [place_BM + start for place_BM, start in zip(wanted, starts, strict=False)]
+        return cls(torch.cat(axis, 1), Places.of(wanted, config))
 
 
 def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:

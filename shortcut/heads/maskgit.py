@@ -5,7 +5,7 @@ Differs: no dropout (the published figures were taken with a dropout of 0.1 stil
 stands around by convolutions (`heads.nearby`), new tokens also, features in place of self-attention.
 
     B  sequences (images x guidance branches)    S  sequence: image tokens, then the class    D  width of the model
-    N  tokens just revealed
+    N  tokens just revealed    M  image positions asked for
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..formats import Format, MissingTensor, NewHead, Tensors, check_heads, count, given, sizes
-from ..models.layers import Attention, FeedForward, MultiHeadAttention, sdpa
+from ..models.layers import (
+    Attention,
+    FeedForward,
+    MultiHeadAttention,
+    added_at,
+    at_places,
+    sdpa,
+)
 from ..models.maskgit import NUM_HEADS, MaskGIT
 from ..models.maskgit import Config as ModelConfig
 from .embed import MaskRatioModulation
@@ -89,6 +96,7 @@ class MaskGITHead(nn.Module):
         new_BND: Tensor,
         mask_ratio_B: Tensor,
         index_BN: Tensor | None = None,
+        wanted_BM: Tensor | None = None,
     ) -> Tensor:
         """Predicted features (B, S, D) of the next step.
 
@@ -97,6 +105,7 @@ class MaskGITHead(nn.Module):
             new_BND: the model's input embeddings of the tokens just revealed; N may be 0.
             mask_ratio_B: share of the image still masked now, in [0, 1].
             index_BN: where the new tokens stand among the image tokens; a head with `nearby` needs it.
+            wanted_BM: the image positions to predict, the others are handed through; None = all, the class too.
         """
         x, new = self.proj_in(features_BSD), self.new_token_proj_in(new_BND)
         if self.nearby is not None:
@@ -104,12 +113,13 @@ class MaskGITHead(nn.Module):
             side = math.isqrt(x.shape[1])
             near_BLD = self.nearby.of(new_BND, index_BN, side, side)
             x = x + F.pad(near_BLD, (0, 0, 0, x.shape[1] - side**2))
-        for block in self.blocks:
+        *early, last = self.blocks
+        for block in early:
             x = block(x, new)
-        x = self.last_layer(x)
+        x = self.last_layer(last(x, new, wanted_BM))
         if self.time is not None:
             x = self.time(x, mask_ratio_B)
-        return features_BSD + self.proj_out(x)
+        return added_at(features_BSD, wanted_BM, self.proj_out(x))
 
     def output_layers(self) -> list[Any]:
         """The layers that make it hand its input through where they are zero."""
@@ -132,6 +142,7 @@ class MaskGITHead(nn.Module):
         conditions: Sequence[Any],
         revealed: Any,
         mask_ratio: float,
+        wanted_BM: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """As `forward`, for all guidance branches at once: they see the same tokens, whatever their class."""
         new_BND = model.embed(revealed.codes_BK, revealed.index_BK).to(self.compute_dtype)
@@ -139,7 +150,9 @@ class MaskGITHead(nn.Module):
         ratio_B = torch.full((len(stacked_BSD),), mask_ratio, device=stacked_BSD.device)
         new_BND = new_BND.repeat(len(features), 1, 1)
         index_BN = revealed.index_BK.repeat(len(features), 1)
-        next_BSD = self(stacked_BSD.to(self.compute_dtype), new_BND, ratio_B, index_BN)
+        if wanted_BM is not None:
+            wanted_BM = wanted_BM.repeat(len(features), 1)
+        next_BSD = self(stacked_BSD.to(self.compute_dtype), new_BND, ratio_B, index_BN, wanted_BM)
         return next_BSD.to(stacked_BSD.dtype).chunk(len(features))
 
 
@@ -173,18 +186,20 @@ class Block(nn.Module):
             self.self_around = Around(width, config.kernel, operations, **tensor)
         self.self_ff_norm, self.self_ff = norm(), FeedForward(width, hidden, operations, **tensor)
 
-    def forward(self, x_BSD: Tensor, new_BND: Tensor) -> Tensor:
+    def forward(self, x_BSD: Tensor, new_BND: Tensor, wanted_BM: Tensor | None = None) -> Tensor:
+        """Returns (B, S, D), or (B, M, D) for the places `wanted_BM`: their second half needs no others' result."""
         if new_BND.shape[1] > 0:
             x_BSD = x_BSD + self.cross_attention(self.cross_norm(x_BSD), new_BND)
         x_BSD = x_BSD + self.cross_ff(self.cross_ff_norm(x_BSD))
-        normed_BSD = self.self_norm(x_BSD)
+        x_BMD = at_places(x_BSD, wanted_BM)
         if self.self_around is None:
-            x_BSD = x_BSD + self.self_attention(normed_BSD, x_BSD)
+            x_BMD = x_BMD + self.self_attention(self.self_norm(x_BMD), x_BSD)
         else:
             side = math.isqrt(x_BSD.shape[1])
-            around_BLD = self.self_around(normed_BSD[:, : side**2], side, side)
-            x_BSD = x_BSD + F.pad(around_BLD, (0, 0, 0, x_BSD.shape[1] - side**2))
-        return x_BSD + self.self_ff(self.self_ff_norm(x_BSD))
+            image_BLD = self.self_norm(x_BSD[:, : side**2])
+            around_BMD = self.self_around(image_BLD, side, side, wanted_BM)
+            x_BMD = x_BMD + F.pad(around_BMD, (0, 0, 0, x_BMD.shape[1] - around_BMD.shape[1]))
+        return x_BMD + self.self_ff(self.self_ff_norm(x_BMD))
 
 
 def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:

@@ -3,7 +3,8 @@
 The heads of the paper find the neighbours of a position by attention alone, which small ones learn slowly, and their
 self-attention takes a good part of their operations. What these parts gain: `shortcut.demo ablation`.
 
-    B  sequences    N  tokens just revealed    L  image tokens, rows x columns    D  width of the model, or of the head
+    B  sequences    N  tokens just revealed    L  image tokens, rows x columns    M  image positions asked for
+    D  width of the model, or of the head
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..formats import Tensors, sizes
+from ..models.layers import at_places
 
 
 class Around(nn.Module):
@@ -31,10 +33,13 @@ class Around(nn.Module):
         )
         self.mix = operations.Linear(width, width, **tensor)
 
-    def forward(self, x_BLD: Tensor, rows: int, columns: int) -> Tensor:
-        """What to add to the image positions: (B, L, D)."""
+    def forward(
+        self, x_BLD: Tensor, rows: int, columns: int, index_BM: Tensor | None = None
+    ) -> Tensor:
+        """What to add to the image positions `index_BM`: (B, M, D); None = to all."""
         grid_BDhw = x_BLD.transpose(1, 2).unflatten(2, (rows, columns))
-        return self.mix(F.gelu(self.around(grid_BDhw).flatten(2).transpose(1, 2)))
+        around_BLD = self.around(grid_BDhw).flatten(2).transpose(1, 2)
+        return self.mix(F.gelu(at_places(around_BLD, index_BM)))
 
 
 class Nearby(Around):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from ..denoiser import Features, Revealed, merged
 from ..schedule import Step
 
@@ -17,7 +19,7 @@ class ShortcutPredictor:
     """Asks a shortcut head. The head and the model may differ in dtype; features keep the model's.
 
     Args:
-        head: network of `shortcut.heads`, with `next_features(model, features, conditions, revealed, mask_ratio)`.
+        head: network of `shortcut.heads`; of it `next_features` and `config.from_full` are used.
         model: the model it was trained for.
         conditions: those of the run, one for each guidance branch.
     """
@@ -31,11 +33,17 @@ class ShortcutPredictor:
         """Notes a full pass."""
         self.last_full, self.since = features, []
 
-    def predict(self, step: Step, features: Features, revealed: Revealed) -> Features:
-        """The features of `step`, one tensor for each guidance branch."""
+    def predict(
+        self, step: Step, features: Features, revealed: Revealed, index_BN: Tensor
+    ) -> Features:
+        """The features of `step`, one tensor for each guidance branch.
+
+        A head that starts from full passes works for `index_BN` alone; of its own features it sees none again.
+        """
+        wanted_BN = None
         if self.head.config.from_full:
             self.since.append(revealed)
-            features, revealed = self.last_full, merged(self.since)
+            features, revealed, wanted_BN = self.last_full, merged(self.since), index_BN
         return self.head.next_features(
-            self.model, features, self.conditions, revealed, step.mask_ratio
+            self.model, features, self.conditions, revealed, step.mask_ratio, wanted_BN
         )

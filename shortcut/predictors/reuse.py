@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from ..denoiser import Features, Revealed
 from ..schedule import Step
 
@@ -12,6 +14,8 @@ class Reuse:
     def observe(self, step: Step, features: Features) -> None:
         """Needs nothing of a full pass."""
 
-    def predict(self, step: Step, features: Features, revealed: Revealed) -> Features:
+    def predict(
+        self, step: Step, features: Features, revealed: Revealed, index_BN: Tensor
+    ) -> Features:
         """`features` as they are."""
         return features

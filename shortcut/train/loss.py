@@ -194,7 +194,7 @@ class _Student:
         revealed: Revealed | None,
     ) -> Denoised:
         self.features = self.predictor.predict(
-            step, self.features, revealed or self.part.revealed[0]
+            step, self.features, revealed or self.part.revealed[0], index_BN
         )
         logits_BNV = guided_logits(self.model, self.features, step.guidance, index_BN)
         return Denoised(logits_BNV, self.features, False)
