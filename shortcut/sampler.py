@@ -54,9 +54,8 @@ def sample(
     for step in plan:
         index_BN = positions(is_masked_BL, step.num_masked)
         denoised = denoise(step, codes_BL, is_masked_BL, index_BN, revealed)
-        is_finite &= (
-            denoised.logits_BNV.sum().isfinite()
-        )  # one read, where isfinite().all() makes five
+        # What is not finite makes the sum so; it reads the logits once, isfinite().all() several times.
+        is_finite &= denoised.logits_BNV.sum().isfinite()
         revealed = decide(denoised, step, index_BN, noise)
         codes_BL = codes_BL.scatter(1, revealed.index_BK, revealed.codes_BK)
         is_masked_BL = is_masked_BL.scatter(1, revealed.index_BK, False)
