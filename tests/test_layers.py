@@ -107,6 +107,7 @@ def test_a_head_knows_only_its_model(path):
         "shortcut.heads.nearby",
         "shortcut.models.layers",
         "shortcut.formats",
+        "shortcut.places",
         f"shortcut.models.{path.stem}",
         f"shortcut.models.{path.stem}_block",
     )
@@ -120,7 +121,8 @@ def test_a_head_knows_only_its_model(path):
     [
         ("schedule", set()),
         ("noise", set()),
-        ("denoiser", {"shortcut.schedule"}),
+        ("places", set()),
+        ("denoiser", {"shortcut.places", "shortcut.schedule"}),
         ("sampler", {"shortcut.denoiser", "shortcut.noise", "shortcut.schedule"}),
     ],
 )

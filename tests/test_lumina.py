@@ -16,8 +16,8 @@ from shortcut_pack.shortcut.denoiser import Revealed
 from shortcut_pack.shortcut.formats import Bare
 from shortcut_pack.shortcut.heads import lumina as lumina_head
 from shortcut_pack.shortcut.models import lumina
-from shortcut_pack.shortcut.models.layers import at_places
 from shortcut_pack.shortcut.pipeline import Result, generate
+from shortcut_pack.shortcut.places import at_places
 from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
 from shortcut_pack.shortcut.schedule import Settings
 from torch import Tensor

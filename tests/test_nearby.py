@@ -12,8 +12,8 @@ from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.denoiser import Revealed
 from shortcut_pack.shortcut.heads.nearby import Nearby
-from shortcut_pack.shortcut.models.layers import at_places
 from shortcut_pack.shortcut.models.maskgit import MaskGIT
+from shortcut_pack.shortcut.places import at_places
 from shortcut_pack.shortcut.train.head import fit_to_embeddings, initialised
 from shortcut_pack.shortcut.train.learn import head_config
 from torch import nn

@@ -12,10 +12,10 @@ import pytest
 import torch
 from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.heads.maskgit import Config as HeadConfig
-from shortcut_pack.shortcut.models.layers import at_places
 from shortcut_pack.shortcut.models.maskgit import Config, MaskGIT
 from shortcut_pack.shortcut.noise import seeded
 from shortcut_pack.shortcut.pipeline import generate
+from shortcut_pack.shortcut.places import at_places
 from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
 from shortcut_pack.shortcut.predictors.reuse import Reuse
 from shortcut_pack.shortcut.processes import World

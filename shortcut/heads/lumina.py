@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from ..formats import Format, NewHead, Tensors, check_heads, count, given, sizes
-from ..models.layers import Attention, added_at, at_places, sdpa
+from ..models.layers import Attention, sdpa
 from ..models.lumina import NORM_EPS, NUM_HEADS, ROPE_THETA, OnGrid, positive
 from ..models.lumina import Config as ModelConfig
 from ..models.lumina_block import Block, Places, block_table, kv_heads
+from ..places import added_at, at_places
 from .embed import MaskRatioModulation
 
 

@@ -24,12 +24,11 @@ from ..models.layers import (
     Attention,
     FeedForward,
     MultiHeadAttention,
-    added_at,
-    at_places,
     sdpa,
 )
 from ..models.maskgit import NUM_HEADS, MaskGIT
 from ..models.maskgit import Config as ModelConfig
+from ..places import added_at, at_places
 from .embed import MaskRatioModulation
 from .nearby import Around, Nearby, kernel_of
 

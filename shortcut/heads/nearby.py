@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..formats import Tensors, sizes
-from ..models.layers import at_places
+from ..places import at_places
 
 
 class Around(nn.Module):
