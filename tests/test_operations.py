@@ -72,6 +72,23 @@ def test_operations_of_a_shortcut_run_depend_on_the_tokens_that_each_step_reveal
     assert found.logits == 2 * logits_by_hand(MODEL_CONFIG, settings, images=1)
 
 
+def test_a_head_that_starts_from_full_passes_works_for_masked_tokens_alone():
+    """The second half of its last block and what follows are of these; the rest is of the whole sequence."""
+    config = replace(builders.HEAD_CONFIG, from_full=True)
+    model, head = weights.build(builders.model(MODEL_CONFIG)), weights.build(builders.head(config))
+    settings = Settings(num_steps=5, full_steps=(0,))
+    length, width = MODEL_CONFIG.num_tokens + 1, config.width
+    # Query, output, feed-forward, last layer, projection out; both products of self-attention.
+    for_each = 2 * width**2 + 8 * width**2 + width**2 + config.model_width * width
+    for_each += 2 * length * width
+    expected, num_new = 0, 0
+    for before, step in pairwise(plan(settings, MODEL_CONFIG.num_tokens, MODEL_CONFIG.num_tokens)):
+        num_new += before.num_revealed
+        known = length - step.num_masked
+        expected += head_by_hand(config, length, num_new, 2) - 2 * known * for_each
+    assert operations_by_part(model, head, settings).head == 2 * expected
+
+
 def test_operations_without_guidance_are_those_of_one_branch():
     settings = Settings(num_steps=4, guidance=())
     found = operations_by_part(weights.build(builders.model(MODEL_CONFIG)), None, settings)
