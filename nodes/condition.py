@@ -17,8 +17,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..shortcut import prompts
-from ..shortcut.classes import class_id
+from ..shortcut.models.lumina_dimoo import prompts
+from ..shortcut.models.maskgit.classes import class_id
 from .latents import codes_of
 from .native import CodeVAE, MaskedImageModel, model_of
 

@@ -11,9 +11,9 @@ import comfy.utils
 import folder_paths
 
 from ..shortcut import shipped, weights
-from ..shortcut.download import HEADS, MODELS, SOURCES
+from ..shortcut.cli.download import HEADS, MODELS, SOURCES
 from ..shortcut.files import parts, read_metadata
-from ..shortcut.formats import Kind
+from ..shortcut.models.layout import Kind
 from ..shortcut.shards import SHARD_PATTERN
 
 EXTENSIONS = (".safetensors", ".pth", ".ckpt", ".pt")

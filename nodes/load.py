@@ -9,12 +9,17 @@ from comfy_api.latest import io
 
 from ..shortcut import shipped, weights
 from ..shortcut.checkpoint import cast
-from ..shortcut.prompts import load_tokenizer
+from ..shortcut.models.lumina_dimoo.prompts import load_tokenizer
+from ..shortcut.models.lumina_dimoo.tokenizer import tokenizer_folder
 from ..shortcut.quantized import FLOAT8
-from ..shortcut.tokenizer_files import tokenizer_folder
 from . import folders, host
 from .folders import HEADS, MODELS
-from .native import CodeIds, CodeVAE, build_head, build_model
+from .native import (
+    CodeIds,
+    CodeVAE,
+    build_head,
+    build_model,
+)
 
 Head = io.Custom("SHORTCUT_HEAD")
 AUTO = "auto"

@@ -15,16 +15,31 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..shortcut import weights
+from ..shortcut.accelerators.shortcut_head import ShortcutPredictor
+from ..shortcut.generate import (
+    Result,
+    generate,
+    masked_at_start,
+    needed_branches,
+)
 from ..shortcut.grid import Grid
-from ..shortcut.pipeline import Result, generate, masked_at_start, needed_branches
-from ..shortcut.predictors.head import ShortcutPredictor
 from ..shortcut.schedule import Settings, plan
 from .condition import branches_of
 from .host import StepClock, StepReport, advice_on_memory
-from .latents import codes_of, editable_of, latent_of, samples_of
+from .latents import (
+    codes_of,
+    editable_of,
+    latent_of,
+    samples_of,
+)
 from .load import Head
 from .native import MaskedImageModel, model_of
-from .widgets import CUSTOM, later_widgets, settings_of, widgets
+from .widgets import (
+    CUSTOM,
+    later_widgets,
+    settings_of,
+    widgets,
+)
 
 MEMORY_ADVICE = (
     "Lower the batch size or the size in Empty Latent Image, scale source images down, set "

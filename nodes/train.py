@@ -32,7 +32,12 @@ from ..shortcut.train.teacher import RUNS, Teacher, teacher_of
 from . import folders
 from .host import PREVIEW_SIZE, Preview, advice_on_memory
 from .load import Head
-from .native import MARGIN, MaskedImageModel, build_head, model_of
+from .native import (
+    MARGIN,
+    MaskedImageModel,
+    build_head,
+    model_of,
+)
 
 MEMORY_ADVICE = (
     "A training needs the model, its passes and the head's gradients at once. Set weight_dtype of "

@@ -9,7 +9,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..shortcut import weights
-from ..shortcut.formats import PRESET_NAMES
+from ..shortcut.models.layout import PRESET_NAMES
 from ..shortcut.schedule import SCHEDULES, Settings
 
 CUSTOM = "custom"

@@ -6,8 +6,17 @@ import argparse
 import logging
 import sys
 
-from . import convert, cost, download, generate
-from .train import cli_evaluate, cli_record, cli_train
+from .cli import (
+    cost,
+    download,
+    generate,
+)
+from .cli import evaluate as cli_evaluate
+from .cli import (
+    files as convert,
+)
+from .cli import record as cli_record
+from .cli import train as cli_train
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from . import quantized
-from .formats import Bare, Format
 from .metadata import Metadata
+from .models.layout import Bare, Format
 from .shards import INDEX_SUFFIX
 from .values import check_finite
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .places import at_places
+from .gather import at_places
 from .schedule import Step
 
 # Last-layer features (B, S, D), one for each guidance branch: the condition first, then what to guide away from.

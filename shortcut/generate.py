@@ -1,65 +1,151 @@
-"""The command `generate`: options -> tools -> job -> codes -> PNG files."""
+"""The story of a run: model and conditions -> plan -> sampler loop -> codes. Command line and nodes both call this.
+
+B  images    L  image tokens    T  steps
+"""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
+import torch
+from torch import Tensor
 
-from . import many
-from . import options as optioned
-from . import tools as toolbox
-from .pipeline import Result
-from .requests import Job, job_of
-from .sampler import Trace
-from .write import write_pictures, write_tokens
+from .denoiser import Denoiser, Predictor
+from .noise import Noise, seeded
+from .sampler import Trace, sample
+from .schedule import Settings, plan
 
-
-def add_parser(commands: Any) -> None:
-    """Adds `generate` to the command line."""
-    parser = commands.add_parser("generate", help="make images", description=__doc__)
-    optioned.add_files(parser)
-    optioned.add_what(parser)
-    optioned.add_how(parser)
-    optioned.add_where(parser)
-    parser.set_defaults(run=run)
+# Builds the predictor of a run from the model and its conditions, or None for vanilla.
+PredictorOf = Callable[[Any, Sequence[Any]], Predictor | None]
 
 
-def run(options: argparse.Namespace) -> int:
-    """Makes the images. Returns the exit status; errors are exceptions whose text is for the user."""
-    optioned.check_outputs(options)
-    if options.prompts is not None:
-        return many.run(options)
-    tools = toolbox.load(options)
-    job = job_of(tools, options)
-    with tqdm(total=job.num_steps, unit="step", disable=None, file=sys.stderr) as bar:
-        result = job.run(tools, lambda trace: progress(bar, trace))
-    codes_Bhw = result.codes_BL.unflatten(1, job.grid)
-    write_pictures(options.out, tools.decode(codes_Bhw), job.about, job.graph)
-    if options.save_tokens is not None:
-        write_tokens(options.save_tokens, codes_Bhw)
-    if options.json:
-        print(json.dumps(report(job, result, job.operations(tools))))
-    return 0
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run made and what it took."""
+
+    codes_BL: Tensor
+    num_steps: int  # steps executed; the longest group's where images have different numbers of tokens to make
+    num_full: int  # of these, full passes of the model
+    seconds: float  # wall time of the sampling loop
 
 
-def progress(bar: Any, trace: Trace) -> None:
-    """Moves the bar by one step."""
-    bar.set_postfix_str("full pass" if trace.denoised.was_full else "shortcut", refresh=False)
-    bar.update()
+def generate(
+    model: Any,
+    conditions: Sequence[Tensor],
+    settings: Settings,
+    *,
+    seed: int,
+    image_indices: Sequence[int],
+    num_tokens: int,
+    predictor: PredictorOf | None = None,
+    known_codes_BL: Tensor | None = None,
+    is_editable_BL: Tensor | None = None,
+    denoise: float = 1.0,
+    device: torch.device | str = "cpu",
+    on_step: Callable[[Trace], None] | None = None,
+) -> Result:
+    """Makes the codes of a batch of images.
+
+    Args:
+        conditions: one for each guidance branch, rows = images; `settings.guidance` has one weight less.
+        image_indices: place of each image in its batch; (seed, place) alone decides its randomness.
+        num_tokens: tokens of one image (L).
+        predictor: makes the run's predictor; None = every step is a full pass.
+        known_codes_BL: codes to start from; None = everything is made.
+        is_editable_BL: True where tokens may be made anew; None = everywhere.
+        denoise: share of the editable tokens that is made anew, picked at random by the seed, in (0, 1].
+        on_step: hook of the sampler; images are handled in groups of equal numbers of tokens to make.
+
+    Raises:
+        ValueError: a setting is out of range, or tensors do not fit the model's number of tokens.
+    """
+    is_masked_BL = masked_at_start(
+        seed, image_indices, num_tokens, known_codes_BL, is_editable_BL, denoise
+    ).to(device)
+    codes_BL = torch.zeros(is_masked_BL.shape, dtype=torch.long, device=device)
+    if known_codes_BL is not None:
+        codes_BL = known_codes_BL.to(device, torch.long, copy=True)
+    begun, num_steps, num_full = time.perf_counter(), 0, 0
+    counts = is_masked_BL.sum(1).tolist()
+    for count in sorted(set(counts)):
+        rows = [row for row, c in enumerate(counts) if c == count]
+        rows_B = torch.tensor(rows, device=device)
+        steps = plan(settings, count, num_tokens)
+        group_conditions = tuple(c.to(device)[rows_B] for c in conditions)
+        denoiser = Denoiser(
+            model, group_conditions, predictor and predictor(model, group_conditions)
+        )
+        tally = _Tally(on_step)
+        noise = Noise.draw(
+            seed, [image_indices[row] for row in rows], len(steps), num_tokens, device
+        )
+        codes_BL[rows_B] = sample(
+            denoiser, codes_BL[rows_B], is_masked_BL[rows_B], steps, noise, tally
+        )
+        num_steps, num_full = max(num_steps, len(steps)), max(num_full, tally.num_full)
+    return Result(codes_BL, num_steps, num_full, time.perf_counter() - begun)
 
 
-def report(job: Job, result: Result, operations: int) -> dict[str, Any]:
-    """What the JSON line says."""
-    seed = job.what["seed"]
-    return {
-        "seconds": round(result.seconds, 4),
-        "steps": result.num_steps,
-        "full_steps": result.num_full,
-        "operations": operations,
-        "seed": seed,
-        "seeds": [[seed, index] for index in job.what["image_indices"]],
-    }
+def needed_branches(
+    conditions: Sequence[Tensor], guidance: Sequence[float]
+) -> tuple[tuple[Tensor, ...], tuple[float, ...]]:
+    """The conditions and weights of guidance that matter: a branch of weight 0 costs a pass for nothing.
+
+    Args:
+        conditions: the wanted one, then one for each weight in `guidance`.
+    """
+    wanted, *others = conditions
+    used = [(c, weight) for c, weight in zip(others, guidance, strict=True) if weight != 0]
+    return (wanted, *(c for c, _ in used)), tuple(weight for _, weight in used)
+
+
+def masked_at_start(
+    seed: int,
+    image_indices: Sequence[int],
+    num_tokens: int,
+    known_codes_BL: Tensor | None,
+    is_editable_BL: Tensor | None,
+    denoise: float,
+) -> Tensor:
+    """Which tokens are to be made: (B, L), True = masked, on the CPU.
+
+    Raises:
+        ValueError: `denoise` outside (0, 1], or a tensor of another shape than (images, `num_tokens`).
+    """
+    shape = (len(image_indices), num_tokens)
+    for name, tensor in (("known codes", known_codes_BL), ("editable", is_editable_BL)):
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(
+                f"{name} must have shape (images, tokens) = {shape}, got {tuple(tensor.shape)}."
+            )
+    if not 0 < denoise <= 1:
+        raise ValueError(f"denoise must be above 0 and at most 1, got {denoise}.")
+    if known_codes_BL is None:
+        return torch.ones(shape, dtype=torch.bool)
+    is_masked_BL = (
+        torch.ones(shape, dtype=torch.bool) if is_editable_BL is None else is_editable_BL.cpu()
+    )
+    if denoise == 1:
+        return is_masked_BL
+    # A stream of its own, so that the pick is independent of the draws of the run.
+    order_BL = torch.stack(
+        [torch.rand(num_tokens, generator=seeded(seed, i, 1)) for i in image_indices]
+    )
+    rank_BL = order_BL.masked_fill(~is_masked_BL, 2.0).argsort(1).argsort(1)
+    num_picked_B1 = (denoise * is_masked_BL.sum(1, keepdim=True)).ceil()
+    return is_masked_BL & (rank_BL < num_picked_B1)
+
+
+class _Tally:
+    """Counts the full passes of a run on their way to the caller's hook."""
+
+    def __init__(self, on_step: Callable[[Trace], None] | None):
+        self.on_step, self.num_full = on_step, 0
+
+    def __call__(self, trace: Trace) -> None:
+        self.num_full += trace.denoised.was_full
+        if self.on_step is not None:
+            self.on_step(trace)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from . import metadata as meta
 from .files import read_metadata
-from .formats import Format
+from .models.layout import Format
 from .shards import SHARD_PATTERN
 
 OURS = (".safetensors",)  # suffixes of our files

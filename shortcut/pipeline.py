@@ -1,151 +1,161 @@
-"""The story of a run: model and conditions -> plan -> sampler loop -> codes. Command line and nodes both call this.
-
-B  images    L  image tokens    T  steps
-"""
+"""What a command loads once for all its pictures: model, VQ model, head, tokenizer."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+import argparse
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser, Predictor
-from .noise import Noise, seeded
-from .sampler import Trace, sample
-from .schedule import Settings, plan
+from . import shipped, weights
+from .accelerators.shortcut_head import ShortcutPredictor
+from .checkpoint import Checkpoint
+from .cli.options import given_text
+from .generate import PredictorOf
+from .models.lumina_dimoo import prompts
+from .models.lumina_dimoo.tokenizer import tokenizer_folder
 
-# Builds the predictor of a run from the model and its conditions, or None for vanilla.
-PredictorOf = Callable[[Any, Sequence[Any]], Predictor | None]
+logger = logging.getLogger(__name__)
+
+LARGE = 2**33  # bytes of weights in float32 above which they keep the type of their file
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """What a run made and what it took."""
+class Tools:
+    """Networks on one device. The files say what they are; they have no tensors."""
 
-    codes_BL: Tensor
-    num_steps: int  # steps executed; the longest group's where images have different numbers of tokens to make
-    num_full: int  # of these, full passes of the model
-    seconds: float  # wall time of the sampling loop
+    model_file: Checkpoint
+    model: Any
+    head_file: Checkpoint | None
+    head: Any | None
+    vq_file: Checkpoint
+    vq: Any
+    tokenizer: Any | None  # of a text model
+    device: torch.device
+    is_sequential: bool
 
+    @property
+    def downscale(self) -> int:
+        """Pixels per code along one side."""
+        return self.vq.config.downscale
 
-def generate(
-    model: Any,
-    conditions: Sequence[Tensor],
-    settings: Settings,
-    *,
-    seed: int,
-    image_indices: Sequence[int],
-    num_tokens: int,
-    predictor: PredictorOf | None = None,
-    known_codes_BL: Tensor | None = None,
-    is_editable_BL: Tensor | None = None,
-    denoise: float = 1.0,
-    device: torch.device | str = "cpu",
-    on_step: Callable[[Trace], None] | None = None,
-) -> Result:
-    """Makes the codes of a batch of images.
+    @property
+    def predictor(self) -> PredictorOf | None:
+        """What makes the predictor of a run; None = vanilla."""
+        return self.head and partial(ShortcutPredictor, self.head)
 
-    Args:
-        conditions: one for each guidance branch, rows = images; `settings.guidance` has one weight less.
-        image_indices: place of each image in its batch; (seed, place) alone decides its randomness.
-        num_tokens: tokens of one image (L).
-        predictor: makes the run's predictor; None = every step is a full pass.
-        known_codes_BL: codes to start from; None = everything is made.
-        is_editable_BL: True where tokens may be made anew; None = everywhere.
-        denoise: share of the editable tokens that is made anew, picked at random by the seed, in (0, 1].
-        on_step: hook of the sampler; images are handled in groups of equal numbers of tokens to make.
+    @torch.no_grad()
+    def encode(self, pixels_BCYX: Tensor) -> Tensor:
+        """Codes (B, h, w) on the CPU of RGB pixels in [-1, 1]."""
+        with advice_on_memory():
+            return self.vq.encode(pixels_BCYX.to(self.device)).cpu()
 
-    Raises:
-        ValueError: a setting is out of range, or tensors do not fit the model's number of tokens.
-    """
-    is_masked_BL = masked_at_start(
-        seed, image_indices, num_tokens, known_codes_BL, is_editable_BL, denoise
-    ).to(device)
-    codes_BL = torch.zeros(is_masked_BL.shape, dtype=torch.long, device=device)
-    if known_codes_BL is not None:
-        codes_BL = known_codes_BL.to(device, torch.long, copy=True)
-    begun, num_steps, num_full = time.perf_counter(), 0, 0
-    counts = is_masked_BL.sum(1).tolist()
-    for count in sorted(set(counts)):
-        rows = [row for row, c in enumerate(counts) if c == count]
-        rows_B = torch.tensor(rows, device=device)
-        steps = plan(settings, count, num_tokens)
-        group_conditions = tuple(c.to(device)[rows_B] for c in conditions)
-        denoiser = Denoiser(
-            model, group_conditions, predictor and predictor(model, group_conditions)
-        )
-        tally = _Tally(on_step)
-        noise = Noise.draw(
-            seed, [image_indices[row] for row in rows], len(steps), num_tokens, device
-        )
-        codes_BL[rows_B] = sample(
-            denoiser, codes_BL[rows_B], is_masked_BL[rows_B], steps, noise, tally
-        )
-        num_steps, num_full = max(num_steps, len(steps)), max(num_full, tally.num_full)
-    return Result(codes_BL, num_steps, num_full, time.perf_counter() - begun)
+    @torch.no_grad()
+    def decode(self, codes_Bhw: Tensor) -> Tensor:
+        """Pixels (B, 3, Y, X), one image at a time so that memory does not grow with the batch."""
+        with advice_on_memory():
+            return torch.cat([self.vq.decode(codes_1hw) for codes_1hw in codes_Bhw.split(1)])
 
 
-def needed_branches(
-    conditions: Sequence[Tensor], guidance: Sequence[float]
-) -> tuple[tuple[Tensor, ...], tuple[float, ...]]:
-    """The conditions and weights of guidance that matter: a branch of weight 0 costs a pass for nothing.
-
-    Args:
-        conditions: the wanted one, then one for each weight in `guidance`.
-    """
-    wanted, *others = conditions
-    used = [(c, weight) for c, weight in zip(others, guidance, strict=True) if weight != 0]
-    return (wanted, *(c for c, _ in used)), tuple(weight for _, weight in used)
-
-
-def masked_at_start(
-    seed: int,
-    image_indices: Sequence[int],
-    num_tokens: int,
-    known_codes_BL: Tensor | None,
-    is_editable_BL: Tensor | None,
-    denoise: float,
-) -> Tensor:
-    """Which tokens are to be made: (B, L), True = masked, on the CPU.
+def load(options: argparse.Namespace) -> Tools:
+    """Loads what the options name, checked to fit each other.
 
     Raises:
-        ValueError: `denoise` outside (0, 1], or a tensor of another shape than (images, `num_tokens`).
+        FileNotFoundError, ValueError: as `weights.load`, `check_head`, `load_tokenizer`; no such device.
     """
-    shape = (len(image_indices), num_tokens)
-    for name, tensor in (("known codes", known_codes_BL), ("editable", is_editable_BL)):
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(
-                f"{name} must have shape (images, tokens) = {shape}, got {tuple(tensor.shape)}."
-            )
-    if not 0 < denoise <= 1:
-        raise ValueError(f"denoise must be above 0 and at most 1, got {denoise}.")
-    if known_codes_BL is None:
-        return torch.ones(shape, dtype=torch.bool)
-    is_masked_BL = (
-        torch.ones(shape, dtype=torch.bool) if is_editable_BL is None else is_editable_BL.cpu()
+    device = checked_device(options.device)
+    files = shipped.CHOICES[shipped.TEXT_NAME if given_text(options) else shipped.NAME]
+    model, vq, head = files["model"], files["vq"], files["head"]
+    if options.model is not None:
+        model, vq, head = options.model, None, "none"
+    model_file = weights.load(model, kind="model")
+    assert model_file.path is not None
+    vq_file = weights.load(options.vq or vq or model_file.path.parent, kind="vq")
+    if vq_file.config.num_codes != model_file.config.num_codes:
+        raise ValueError(
+            f"{vq_file.name} has {vq_file.config.num_codes} codes, and {model_file.name} makes "
+            f"{model_file.config.num_codes}. Give the VQ model that belongs to it as --vq."
+        )
+    head_file = _head_file(options.head or head, model_file)
+    tokenizer = None
+    if model_file.format.conditioning == "text":
+        folder = tokenizer_folder(model_file.path)
+        tokenizer = prompts.load_tokenizer(folder, model_file.config)
+    dtype = dtype_of(options.dtype, model_file)
+    return Tools(
+        model_file=model_file.without_tensors(),
+        model=weights.build(model_file, dtype=dtype, device=device),
+        head_file=head_file and head_file.without_tensors(),
+        head=head_file and weights.build(head_file, dtype=dtype, device=device),
+        vq_file=vq_file.without_tensors(),
+        vq=weights.build(vq_file, dtype=torch.float32, device=device),
+        tokenizer=tokenizer,
+        device=device,
+        is_sequential=options.sequential,
     )
-    if denoise == 1:
-        return is_masked_BL
-    # A stream of its own, so that the pick is independent of the draws of the run.
-    order_BL = torch.stack(
-        [torch.rand(num_tokens, generator=seeded(seed, i, 1)) for i in image_indices]
-    )
-    rank_BL = order_BL.masked_fill(~is_masked_BL, 2.0).argsort(1).argsort(1)
-    num_picked_B1 = (denoise * is_masked_BL.sum(1, keepdim=True)).ceil()
-    return is_masked_BL & (rank_BL < num_picked_B1)
 
 
-class _Tally:
-    """Counts the full passes of a run on their way to the caller's hook."""
+@contextlib.contextmanager
+def advice_on_memory() -> Iterator[None]:
+    """Says what to do when the device has no memory left."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RuntimeError(
+            f"the device is out of memory. Use --sequential, --dtype bfloat16, a smaller picture or --batch-size, or "
+            f"convert the weights to float8. ({error})"
+        ) from error
 
-    def __init__(self, on_step: Callable[[Trace], None] | None):
-        self.on_step, self.num_full = on_step, 0
 
-    def __call__(self, trace: Trace) -> None:
-        self.num_full += trace.denoised.was_full
-        if self.on_step is not None:
-            self.on_step(trace)
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is exhausted: only CUDA has a type of its own for that."""
+    marks = "out of memory", "not enough memory", "alloc_cpu"
+    is_typed = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_typed or any(mark in str(error) for mark in marks)
+
+
+def checked_device(name: str) -> torch.device:
+    """The device called `name`; under torchrun `cuda` is the one of this process.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device {name!r} cannot be used here ({error}). Use --device cpu."
+        ) from error
+    return device
+
+
+def dtype_of(name: str | None, model_file: Checkpoint) -> torch.dtype:
+    """The type called `name`; None = float32, or the file's own where that would be large."""
+    if name is not None:
+        return getattr(torch, name)
+    is_large = 4 * model_file.num_parameters > LARGE
+    return model_file.dtype if is_large else torch.float32
+
+
+def _head_file(path: Path | str, model_file: Checkpoint) -> Checkpoint | None:
+    """The head's file, checked against the model; None = vanilla."""
+    if path == "none":
+        return None
+    head_file = weights.load(Path(path), kind="head")
+    unverified = weights.check_head(head_file, model_file)
+    if unverified:
+        logger.warning(unverified)
+    return head_file

@@ -21,7 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .formats import Bare, Tensors, checked, dense
+from .models.layout import (
+    Bare,
+    Tensors,
+    checked,
+    dense,
+)
 
 MARK, SCALE = "comfy_quant", "weight_scale"
 EXTRAS = (MARK, SCALE, "weight_scale_2", "pre_quant_scale", "input_scale")  # beside weight and bias

@@ -19,13 +19,24 @@ from . import metadata as meta
 from . import quantized
 from .checkpoint import Checkpoint, cast, naming
 from .files import read, write_safetensors, written_whole
-from .formats import Bare, Format, Kind, configure, first_five, publish, recognise
-from .heads import lumina as lumina_head
-from .heads import maskgit as maskgit_head
 from .locate import OURS, find, titles
 from .metadata import Metadata
-from .models import lumina, lumina_vq, maskgit, maskgit_vqgan
 from .models.layers import Attention, sdpa
+from .models.layout import (
+    Bare,
+    Format,
+    Kind,
+    configure,
+    first_five,
+    publish,
+    recognise,
+)
+from .models.lumina_dimoo import head as lumina_head
+from .models.lumina_dimoo import transformer as lumina
+from .models.lumina_dimoo import vq as lumina_vq
+from .models.maskgit import head as maskgit_head
+from .models.maskgit import transformer as maskgit
+from .models.maskgit import vqgan as maskgit_vqgan
 from .schedule import Settings
 from .values import check_finite, fingerprint
 

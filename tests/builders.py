@@ -22,13 +22,16 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from shortcut_pack.shortcut import shipped, weights
-from shortcut_pack.shortcut.demo import scene_tokenizer
-from shortcut_pack.shortcut.formats import Bare, Format, publish
-from shortcut_pack.shortcut.heads import lumina as lumina_head
-from shortcut_pack.shortcut.heads import maskgit as maskgit_head
 from shortcut_pack.shortcut.metadata import Metadata
-from shortcut_pack.shortcut.models import lumina, maskgit, maskgit_vqgan
-from shortcut_pack.shortcut.tokenizer_files import copy_tokenizer
+from shortcut_pack.shortcut.models.layout import Bare, Format, publish
+from shortcut_pack.shortcut.models.lumina_dimoo import head as lumina_head
+from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
+from shortcut_pack.shortcut.models.lumina_dimoo.tokenizer import copy_tokenizer
+from shortcut_pack.shortcut.models.maskgit import head as maskgit_head
+from shortcut_pack.shortcut.models.maskgit import transformer as maskgit
+from shortcut_pack.shortcut.models.maskgit import vqgan as maskgit_vqgan
+
+
 
 MODEL_CONFIG = maskgit.Config(
     grid=4, width=32, depth=2, num_heads=4, mlp_width=48, num_codes=16, num_classes=3
@@ -51,7 +54,7 @@ TEXT_CONFIG = lumina.Config(
     num_heads=4,
     num_kv_heads=4,
     mlp_width=48,
-    num_text_ids=scene_tokenizer.NUM_TEXT_IDS,
+    num_text_ids=640,
     num_codes=16,
     rope_theta=10_000.0,
     norm_eps=1e-5,

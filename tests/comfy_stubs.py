@@ -252,7 +252,7 @@ def _load_safetensors(path: str) -> dict[str, torch.Tensor]:
 
 
 def _operations() -> Any:
-    from shortcut_pack.shortcut.formats import Bare
+    from shortcut_pack.shortcut.models.layout import Bare
 
     class Operations(Bare):
         """comfy.ops.disable_weight_init"""

@@ -7,9 +7,14 @@ from collections.abc import Sequence
 
 import torch
 from golden_sets import tiny_maskgit
-from shortcut_pack.shortcut.denoiser import Denoiser, Features, Predictor, Revealed
+from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutPredictor
+from shortcut_pack.shortcut.denoiser import (
+    Denoiser,
+    Features,
+    Predictor,
+    Revealed,
+)
 from shortcut_pack.shortcut.noise import Noise
-from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
 from shortcut_pack.shortcut.sampler import Trace, sample
 from shortcut_pack.shortcut.schedule import Settings, Step, plan
 from torch import Tensor

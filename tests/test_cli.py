@@ -11,8 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.__main__ import main
-from shortcut_pack.shortcut.heads import maskgit as head_file
-from shortcut_pack.shortcut.models import maskgit, maskgit_vqgan
+from shortcut_pack.shortcut.models.maskgit import head as head_file
+from shortcut_pack.shortcut.models.maskgit import transformer as maskgit
+from shortcut_pack.shortcut.models.maskgit import vqgan as maskgit_vqgan
 
 SIDE, CODES, CLASSES = 4, 16, 3
 

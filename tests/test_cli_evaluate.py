@@ -20,10 +20,12 @@ from PIL import Image
 from shortcut_pack.shortcut import shipped
 from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.chart import SIZE
-from shortcut_pack.shortcut.demo import quality, text_quality
-from shortcut_pack.shortcut.demo.quality_rows import Row
-from shortcut_pack.shortcut.train import cli_evaluate, pictures
-from shortcut_pack.shortcut.train.cli_evaluate import quality_commands
+from shortcut_pack.shortcut.cli import evaluate as cli_evaluate
+from shortcut_pack.shortcut.cli.evaluate import quality_commands
+from shortcut_pack.shortcut.train import pictures
+
+from experiments import quality, text_quality
+from experiments.quality_rows import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[..., tuple[int, str, str]]
@@ -257,7 +259,7 @@ def test_pictures_of_the_shipped_model_are_looked_at(
     status, out, error = run(*how, "--json", tmp_path / "e.json", "--chart", tmp_path / "e.png")
     assert (status, error) == (0, "")
     assert "| features reused, no head | 3 | 2 |" in out and "4 pictures per row" in out
-    assert "shortcut.demo" not in out
+    assert "experiments" not in out
     found = json.loads((tmp_path / "e.json").read_text())["quality"]
     assert (found["images"], found["reference"]) == (4, 8)
     assert [(row["name"], row["kind"], row["num_steps"]) for row in found["rows"]] == [
@@ -302,10 +304,10 @@ def test_the_shipped_models_quality_tables_are_named_as_they_are_called() -> Non
         (command,) = quality_commands(given, setting)
         parser = argparse.ArgumentParser()
         module.add_parser(parser.add_subparsers())
-        options = parser.parse_args(command.removeprefix("python -m shortcut.demo ").split())
+        options = parser.parse_args(command.removeprefix("python -m experiments ").split())
         assert options.head == Path("a.safetensors")
         assert [Row.parse(row).full_steps for row in options.rows] == [32, 6, 8]
         shipped_head = {quality: shipped.HEAD, text_quality: shipped.TEXT_HEAD}[module]
         (command,) = quality_commands(argparse.Namespace(head=None, prompts=prompts), setting)
-        options = parser.parse_args(command.removeprefix("python -m shortcut.demo ").split())
+        options = parser.parse_args(command.removeprefix("python -m experiments ").split())
         assert options.head == shipped_head

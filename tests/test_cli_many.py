@@ -163,7 +163,7 @@ def test_a_line_that_fails_does_not_stop_the_others(
 def test_whatever_fails_is_the_failure_of_its_line(
     run: Run, monkeypatch: pytest.MonkeyPatch, failure: Exception, message: str
 ) -> None:
-    from shortcut_pack.shortcut.models.lumina import OnGrid
+    from shortcut_pack.shortcut.models.lumina_dimoo.transformer import OnGrid
 
     features, calls = OnGrid.features, []
 

@@ -16,7 +16,8 @@ import builders
 import pytest
 from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.__main__ import main
-from shortcut_pack.shortcut.train import cli_record, progress
+from shortcut_pack.shortcut.cli import record as cli_record
+from shortcut_pack.shortcut.train import progress
 from shortcut_pack.shortcut.train.dataset import Dataset
 
 ROOT = Path(__file__).resolve().parents[1]

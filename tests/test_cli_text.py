@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.image import to_pixels
-from shortcut_pack.shortcut.models.lumina import OnGrid
-from shortcut_pack.shortcut.tokenizer_files import copy_tokenizer
+from shortcut_pack.shortcut.models.lumina_dimoo.tokenizer import copy_tokenizer
+from shortcut_pack.shortcut.models.lumina_dimoo.transformer import OnGrid
 from test_lumina_prompts import real_words, save_tokenizer, tags_of
 from torch import Tensor
 

@@ -23,8 +23,9 @@ import tqdm
 from PIL import Image
 from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.__main__ import main
-from shortcut_pack.shortcut.models import lumina, maskgit
-from shortcut_pack.shortcut.train import cli_train
+from shortcut_pack.shortcut.cli import train as cli_train
+from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
+from shortcut_pack.shortcut.models.maskgit import transformer as maskgit
 from shortcut_pack.shortcut.train.learn import HeadPlan, head_config, recipe_for
 from torch import Tensor
 

@@ -13,7 +13,7 @@ import torch
 from builders import KINDS, assert_same
 from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.__main__ import main
-from shortcut_pack.shortcut.tokenizer_files import tokenizer_folder
+from shortcut_pack.shortcut.models.lumina_dimoo.tokenizer import tokenizer_folder
 
 
 @pytest.fixture(params=KINDS)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from shortcut_pack.shortcut import cost
 from shortcut_pack.shortcut.__main__ import main
-from shortcut_pack.shortcut.heads import lumina as lumina_head
-from shortcut_pack.shortcut.models import lumina
-from shortcut_pack.shortcut.operations import count_operations
+from shortcut_pack.shortcut.cli import cost
+from shortcut_pack.shortcut.flops import count_operations
+from shortcut_pack.shortcut.models.lumina_dimoo import head as lumina_head
+from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
 
 GRID = (64, 64)
 PROMPTS = [cost.ids(1, 60), cost.ids(1, 14)]

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import torch
 from shortcut_pack.shortcut import shipped, weights
-from shortcut_pack.shortcut.classes import class_branches
+from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutPredictor
 from shortcut_pack.shortcut.denoiser import Denoiser
+from shortcut_pack.shortcut.generate import Result, generate
 from shortcut_pack.shortcut.grid import usual_grid
+from shortcut_pack.shortcut.models.lumina_dimoo.prompts import conditions, load_tokenizer
+from shortcut_pack.shortcut.models.maskgit.classes import class_branches
 from shortcut_pack.shortcut.noise import Noise
-from shortcut_pack.shortcut.pipeline import Result, generate
-from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
-from shortcut_pack.shortcut.prompts import conditions, load_tokenizer
+from shortcut_pack.shortcut.pipeline import advice_on_memory
 from shortcut_pack.shortcut.sampler import Trace, sample
 from shortcut_pack.shortcut.schedule import Settings, plan
-from shortcut_pack.shortcut.tools import advice_on_memory
 from shortcut_pack.shortcut.train.head import place_of_runs
 from shortcut_pack.shortcut.train.learn import HeadPlan, learn
 from shortcut_pack.shortcut.train.teacher import teacher_of

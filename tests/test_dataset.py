@@ -15,7 +15,7 @@ import builders
 import pytest
 import torch
 from shortcut_pack.shortcut import shipped, weights
-from shortcut_pack.shortcut.prompts import load_tokenizer
+from shortcut_pack.shortcut.models.lumina_dimoo.prompts import load_tokenizer
 from shortcut_pack.shortcut.schedule import Settings
 from shortcut_pack.shortcut.train import dataset, recording
 from shortcut_pack.shortcut.train.dataset import Dataset, Recording, shard_path

@@ -18,8 +18,8 @@ from fakes import (
     varied,
 )
 from golden_sets import tiny_maskgit
+from shortcut_pack.shortcut.accelerators.reuse import Reuse
 from shortcut_pack.shortcut.denoiser import count_near
-from shortcut_pack.shortcut.predictors.reuse import Reuse
 from shortcut_pack.shortcut.schedule import Settings, plan
 
 CLASS_0 = [torch.tensor([0])]

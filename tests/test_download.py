@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from shortcut_pack.shortcut import download
 from shortcut_pack.shortcut.__main__ import main
+from shortcut_pack.shortcut.cli import download
 
 LUMINA = {
     "README.md": 50,

@@ -11,15 +11,21 @@ import fakes
 import pytest
 import torch
 from shortcut_pack.shortcut import weights
+from shortcut_pack.shortcut.accelerators.reuse import Reuse
 from shortcut_pack.shortcut.denoiser import Denoiser, Features, Revealed
+from shortcut_pack.shortcut.distributed import World
 from shortcut_pack.shortcut.noise import Noise
-from shortcut_pack.shortcut.predictors.reuse import Reuse
-from shortcut_pack.shortcut.processes import World
 from shortcut_pack.shortcut.sampler import Trace, sample
 from shortcut_pack.shortcut.schedule import Settings, Step, plan
 from shortcut_pack.shortcut.train.evaluate import Keeps, Oversight, evaluate
 from shortcut_pack.shortcut.train.head import initialised
-from shortcut_pack.shortcut.train.judging import REUSE, VANILLA, Trial, Verdict, judge
+from shortcut_pack.shortcut.train.judging import (
+    REUSE,
+    VANILLA,
+    Trial,
+    Verdict,
+    judge,
+)
 from shortcut_pack.shortcut.train.teacher import Teacher, teacher_of
 from torch import Tensor
 

@@ -22,8 +22,9 @@ from safetensors.torch import load_file
 
 comfy_stubs.install()
 from shortcut_pack.nodes import NODES
-from shortcut_pack.shortcut import graph, shipped
+from shortcut_pack.shortcut import shipped
 from shortcut_pack.shortcut.__main__ import main
+from shortcut_pack.shortcut.cli import graph
 from test_workflows import WIDGETS, check_value
 from text_nodes import files, put  # noqa: F401
 

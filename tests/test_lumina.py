@@ -12,13 +12,13 @@ import torch
 from golden_sets import load
 from lumina_sets import head, network
 from shortcut_pack.shortcut import weights
+from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutPredictor
 from shortcut_pack.shortcut.denoiser import Revealed
-from shortcut_pack.shortcut.formats import Bare
-from shortcut_pack.shortcut.heads import lumina as lumina_head
-from shortcut_pack.shortcut.models import lumina
-from shortcut_pack.shortcut.pipeline import Result, generate
-from shortcut_pack.shortcut.places import at_places
-from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
+from shortcut_pack.shortcut.gather import at_places
+from shortcut_pack.shortcut.generate import Result, generate
+from shortcut_pack.shortcut.models.layout import Bare
+from shortcut_pack.shortcut.models.lumina_dimoo import head as lumina_head
+from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
 from shortcut_pack.shortcut.schedule import Settings
 from torch import Tensor
 

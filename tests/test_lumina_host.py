@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from lumina_sets import head, network
+from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutPredictor
 from shortcut_pack.shortcut.denoiser import Denoiser, Revealed, guided_logits
-from shortcut_pack.shortcut.formats import Bare
-from shortcut_pack.shortcut.models import lumina
+from shortcut_pack.shortcut.models.layout import Bare
+from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
 from shortcut_pack.shortcut.noise import Noise
-from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
 from shortcut_pack.shortcut.sampler import sample
 from shortcut_pack.shortcut.schedule import Settings, plan
 from test_sampler import NoSync

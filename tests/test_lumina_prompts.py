@@ -12,9 +12,14 @@ from typing import Any
 import pytest
 import torch
 from golden_sets import load
-from shortcut_pack.shortcut import prompts
-from shortcut_pack.shortcut.models import lumina
-from shortcut_pack.shortcut.prompts import TASKS, conditions, load_tokenizer, prompt_string
+from shortcut_pack.shortcut.models.lumina_dimoo import prompts
+from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
+from shortcut_pack.shortcut.models.lumina_dimoo.prompts import (
+    TASKS,
+    conditions,
+    load_tokenizer,
+    prompt_string,
+)
 from torch import Tensor
 
 REAL = lumina.Config(

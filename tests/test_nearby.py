@@ -11,9 +11,9 @@ import torch
 from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.denoiser import Revealed
-from shortcut_pack.shortcut.heads.nearby import Nearby
-from shortcut_pack.shortcut.models.maskgit import MaskGIT
-from shortcut_pack.shortcut.places import at_places
+from shortcut_pack.shortcut.gather import at_places
+from shortcut_pack.shortcut.models.maskgit.nearby import Nearby
+from shortcut_pack.shortcut.models.maskgit.transformer import MaskGIT
 from shortcut_pack.shortcut.train.head import fit_to_embeddings, initialised
 from shortcut_pack.shortcut.train.learn import head_config
 from torch import nn

@@ -25,13 +25,20 @@ import comfy.model_management as mm
 import comfy.utils
 import folder_paths
 from shortcut_pack import nodes
-from shortcut_pack.nodes import condition, folders, host, latents, native, sample
+from shortcut_pack.nodes import (
+    condition,
+    folders,
+    host,
+    latents,
+    native,
+    sample,
+)
 from shortcut_pack.nodes.load import LoadHead, LoadMIGM
 from shortcut_pack.nodes.sample import MaskedSampler
 from shortcut_pack.shortcut import shipped
-from shortcut_pack.shortcut.classes import class_branches
-from shortcut_pack.shortcut.pipeline import generate
-from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
+from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutPredictor
+from shortcut_pack.shortcut.generate import generate
+from shortcut_pack.shortcut.models.maskgit.classes import class_branches
 from shortcut_pack.shortcut.schedule import Settings
 
 GRID, NUM_CODES, NUM_CLASSES, L = 4, 16, 3, 16

@@ -25,8 +25,9 @@ import comfy.model_management as mm
 import comfy.utils
 from shortcut_pack.nodes import folders, native, sample
 from shortcut_pack.nodes.load import LoadHead, LoadMIGM
-from shortcut_pack.shortcut import cost, quantized, shipped, weights
+from shortcut_pack.shortcut import quantized, shipped, weights
 from shortcut_pack.shortcut.checkpoint import cast
+from shortcut_pack.shortcut.cli import cost
 from shortcut_pack.shortcut.denoiser import guided_logits
 from test_nodes import partially_loaded
 from text_nodes import (  # noqa: F401

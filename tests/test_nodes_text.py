@@ -25,9 +25,9 @@ import comfy.utils
 from shortcut_pack.nodes import condition, host, native
 from shortcut_pack.nodes.condition import TextCondition
 from shortcut_pack.nodes.widgets import settings_of
-from shortcut_pack.shortcut import prompts
-from shortcut_pack.shortcut.pipeline import generate
-from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
+from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutPredictor
+from shortcut_pack.shortcut.generate import generate
+from shortcut_pack.shortcut.models.lumina_dimoo import prompts
 from shortcut_pack.shortcut.schedule import Settings
 from test_nodes import Bar, Interrupted, codes
 from text_nodes import (  # noqa: F401

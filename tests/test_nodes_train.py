@@ -26,11 +26,12 @@ from PIL import Image
 from shortcut_pack.nodes import folders, native, train
 from shortcut_pack.nodes.load import LoadHead
 from shortcut_pack.nodes.train import SaveHead, TrainHead
-from shortcut_pack.shortcut import cost, shipped, weights
+from shortcut_pack.shortcut import shipped, weights
+from shortcut_pack.shortcut.cli import cost
 from shortcut_pack.shortcut.denoiser import Revealed
-from shortcut_pack.shortcut.heads.lumina import LuminaHead
-from shortcut_pack.shortcut.memory import LiveTensors, fused
-from shortcut_pack.shortcut.models import lumina
+from shortcut_pack.shortcut.live_memory import LiveTensors, fused
+from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
+from shortcut_pack.shortcut.models.lumina_dimoo.head import LuminaHead
 from shortcut_pack.shortcut.schedule import Settings, plan
 from shortcut_pack.shortcut.train import chart
 from shortcut_pack.shortcut.train.learn import head_config

@@ -8,11 +8,11 @@ from itertools import pairwise
 import builders
 import torch
 from shortcut_pack.shortcut import weights
-from shortcut_pack.shortcut.classes import class_branches
-from shortcut_pack.shortcut.heads import maskgit as maskgit_head
-from shortcut_pack.shortcut.models import maskgit
-from shortcut_pack.shortcut.operations import count_operations
-from shortcut_pack.shortcut.predictors.reuse import Reuse
+from shortcut_pack.shortcut.accelerators.reuse import Reuse
+from shortcut_pack.shortcut.flops import count_operations
+from shortcut_pack.shortcut.models.maskgit import head as maskgit_head
+from shortcut_pack.shortcut.models.maskgit import transformer as maskgit
+from shortcut_pack.shortcut.models.maskgit.classes import class_branches
 from shortcut_pack.shortcut.schedule import Settings, plan
 
 MODEL_CONFIG = replace(builders.MODEL_CONFIG, num_classes=16)

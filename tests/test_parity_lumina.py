@@ -13,9 +13,9 @@ import pytest
 import torch
 from golden_sets import load
 from lumina_sets import head, network, special_ids
-from shortcut_pack.shortcut.heads.lumina import LuminaHead
-from shortcut_pack.shortcut.models import lumina
-from shortcut_pack.shortcut.models.lumina_block import Places
+from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
+from shortcut_pack.shortcut.models.lumina_dimoo.block import Places
+from shortcut_pack.shortcut.models.lumina_dimoo.head import LuminaHead
 from torch import nn
 
 BRANCHES = ("cond", "uncond")  # of the set dimoo_backbone

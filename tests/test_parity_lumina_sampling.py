@@ -15,12 +15,18 @@ import pytest
 import torch
 from golden_sets import GoldenSet, load
 from lumina_sets import head, network
+from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutPredictor
 from shortcut_pack.shortcut.denoiser import Denoised, Denoiser, guided_logits
-from shortcut_pack.shortcut.heads.lumina import LuminaHead
-from shortcut_pack.shortcut.models import lumina
-from shortcut_pack.shortcut.models.lumina_block import Places
-from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
-from shortcut_pack.shortcut.sampler import Trace, confidence, draw_codes, positions, sample
+from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
+from shortcut_pack.shortcut.models.lumina_dimoo.block import Places
+from shortcut_pack.shortcut.models.lumina_dimoo.head import LuminaHead
+from shortcut_pack.shortcut.sampler import (
+    Trace,
+    confidence,
+    draw_codes,
+    positions,
+    sample,
+)
 from shortcut_pack.shortcut.schedule import Settings, Step, plan
 from test_parity_sampling import change_steps
 from torch import Tensor

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from shortcut_pack.shortcut import weights
-from shortcut_pack.shortcut.formats import Bare
 from shortcut_pack.shortcut.image import covered, to_pictures, to_pixels
-from shortcut_pack.shortcut.models import lumina_vq
+from shortcut_pack.shortcut.models.layout import Bare
+from shortcut_pack.shortcut.models.lumina_dimoo import vq as lumina_vq
 from torch import Tensor
 
 NUM_GROUPS = 8

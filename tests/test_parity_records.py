@@ -15,13 +15,18 @@ import pytest
 import torch
 from golden_sets import GoldenSet, load
 from shortcut_pack.shortcut.denoiser import Denoiser, Revealed
-from shortcut_pack.shortcut.heads.lumina import Config as HeadConfig
-from shortcut_pack.shortcut.heads.lumina import LuminaHead
-from shortcut_pack.shortcut.models import lumina
-from shortcut_pack.shortcut.models.lumina_block import Places
+from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
+from shortcut_pack.shortcut.models.lumina_dimoo.block import Places
+from shortcut_pack.shortcut.models.lumina_dimoo.head import Config as HeadConfig
+from shortcut_pack.shortcut.models.lumina_dimoo.head import LuminaHead
 from shortcut_pack.shortcut.sampler import positions, sample
 from shortcut_pack.shortcut.schedule import Settings, plan
-from shortcut_pack.shortcut.train.dataset import Dataset, Recording, shard_path, write_shard
+from shortcut_pack.shortcut.train.dataset import (
+    Dataset,
+    Recording,
+    shard_path,
+    write_shard,
+)
 from shortcut_pack.shortcut.train.loss import predict, window
 from shortcut_pack.shortcut.train.record import Recorder, Trajectories, generation_order
 from test_parity_lumina_sampling import Run, recorded_run

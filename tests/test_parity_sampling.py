@@ -15,9 +15,14 @@ import pytest
 import torch
 from fakes import run
 from golden_sets import GoldenSet, load, tiny_maskgit
+from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutPredictor
 from shortcut_pack.shortcut.denoiser import Denoiser, guided_logits
-from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
-from shortcut_pack.shortcut.sampler import Trace, confidence, positions, sample
+from shortcut_pack.shortcut.sampler import (
+    Trace,
+    confidence,
+    positions,
+    sample,
+)
 from shortcut_pack.shortcut.schedule import Settings, Step, plan
 from torch import Tensor
 

@@ -15,8 +15,8 @@ import torch
 from golden_sets import GoldenSet, load
 from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.denoiser import Revealed
-from shortcut_pack.shortcut.formats import publish
-from shortcut_pack.shortcut.heads.maskgit import FORMAT
+from shortcut_pack.shortcut.models.layout import publish
+from shortcut_pack.shortcut.models.maskgit.head import FORMAT
 from shortcut_pack.shortcut.schedule import Settings, plan
 from shortcut_pack.shortcut.train.fit import Recipe, fit
 from shortcut_pack.shortcut.train.loss import (

@@ -17,8 +17,8 @@ from golden_sets import GoldenSet, load
 from lumina_sets import known
 from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.denoiser import Features, Revealed
-from shortcut_pack.shortcut.heads.lumina import FORMAT
-from shortcut_pack.shortcut.models import lumina
+from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
+from shortcut_pack.shortcut.models.lumina_dimoo.head import FORMAT
 from shortcut_pack.shortcut.schedule import Settings, Step, plan
 from shortcut_pack.shortcut.train.loss import (
     Objective,

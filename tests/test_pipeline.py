@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from fakes import varied
-from shortcut_pack.shortcut.pipeline import generate, masked_at_start, needed_branches
+from shortcut_pack.shortcut.generate import generate, masked_at_start, needed_branches
 from shortcut_pack.shortcut.schedule import Settings
 
 L, V = 36, 12

@@ -9,7 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from shortcut_pack.shortcut.processes import ALONE, World, from_first, meeting
+from shortcut_pack.shortcut.distributed import (
+    ALONE,
+    World,
+    from_first,
+    meeting,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """

@@ -16,8 +16,8 @@ from builders import assert_same
 from safetensors.torch import load_file
 from shortcut_pack.shortcut import quantized, weights
 from shortcut_pack.shortcut.checkpoint import Checkpoint
-from shortcut_pack.shortcut.formats import Bare
-from shortcut_pack.shortcut.models import lumina
+from shortcut_pack.shortcut.models.layout import Bare
+from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
 from torch import Tensor
 
 FLOAT8 = torch.float8_e4m3fn

@@ -24,10 +24,10 @@ from fakes import (
     varied,
 )
 from golden_sets import tiny_maskgit
+from shortcut_pack.shortcut.accelerators.reuse import Reuse
+from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutPredictor
 from shortcut_pack.shortcut.denoiser import Denoised, Denoiser, count_near
 from shortcut_pack.shortcut.noise import Noise
-from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
-from shortcut_pack.shortcut.predictors.reuse import Reuse
 from shortcut_pack.shortcut.sampler import foremost, positions, sample
 from shortcut_pack.shortcut.schedule import Settings, plan
 from torch.utils._python_dispatch import TorchDispatchMode

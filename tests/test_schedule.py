@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from golden_sets import load
-from shortcut_pack.shortcut.models import lumina
+from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
 from shortcut_pack.shortcut.schedule import (
     LUMINA,
     SCHEDULES,

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from shortcut_pack.shortcut.distributed import World
 from shortcut_pack.shortcut.noise import Noise, seeded
-from shortcut_pack.shortcut.processes import World
 from shortcut_pack.shortcut.train.evaluate import evaluate
 from shortcut_pack.shortcut.train.head import Replay
 from shortcut_pack.shortcut.train.loss import on_its_own, window

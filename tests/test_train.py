@@ -11,14 +11,14 @@ import builders
 import pytest
 import torch
 from shortcut_pack.shortcut import weights
-from shortcut_pack.shortcut.heads.maskgit import Config as HeadConfig
-from shortcut_pack.shortcut.models.maskgit import Config, MaskGIT
+from shortcut_pack.shortcut.accelerators.reuse import Reuse
+from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutPredictor
+from shortcut_pack.shortcut.distributed import World
+from shortcut_pack.shortcut.gather import at_places
+from shortcut_pack.shortcut.generate import generate
+from shortcut_pack.shortcut.models.maskgit.head import Config as HeadConfig
+from shortcut_pack.shortcut.models.maskgit.transformer import Config, MaskGIT
 from shortcut_pack.shortcut.noise import seeded
-from shortcut_pack.shortcut.pipeline import generate
-from shortcut_pack.shortcut.places import at_places
-from shortcut_pack.shortcut.predictors.head import ShortcutPredictor
-from shortcut_pack.shortcut.predictors.reuse import Reuse
-from shortcut_pack.shortcut.processes import World
 from shortcut_pack.shortcut.schedule import Settings
 from shortcut_pack.shortcut.train.evaluate import evaluate, held_out_runs
 from shortcut_pack.shortcut.train.fit import Recipe
@@ -31,9 +31,20 @@ from shortcut_pack.shortcut.train.head import (
 )
 from shortcut_pack.shortcut.train.learn import HeadPlan, learn
 from shortcut_pack.shortcut.train.log import log_of, read_log
-from shortcut_pack.shortcut.train.loss import Objective, Window, predict, window, window_loss
+from shortcut_pack.shortcut.train.loss import (
+    Objective,
+    Window,
+    predict,
+    window,
+    window_loss,
+)
 from shortcut_pack.shortcut.train.record import Recorder, Trajectories, generation_order
-from shortcut_pack.shortcut.train.teacher import RUNS, Teacher, class_conditions, teacher_of
+from shortcut_pack.shortcut.train.teacher import (
+    RUNS,
+    Teacher,
+    class_conditions,
+    teacher_of,
+)
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 

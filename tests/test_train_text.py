@@ -12,17 +12,12 @@ import builders
 import pytest
 import torch
 from shortcut_pack.shortcut import shipped
-from shortcut_pack.shortcut.demo import train_text, train_text_head
-from shortcut_pack.shortcut.demo.scene_edits import altered, instruction
-from shortcut_pack.shortcut.demo.scene_facts import facts_of
-from shortcut_pack.shortcut.demo.scenes import compose_varied
-from shortcut_pack.shortcut.demo.train_text import Batch, Lessons, Training, draw_masks, loss_of
 from shortcut_pack.shortcut.denoiser import guided_logits
-from shortcut_pack.shortcut.heads.lumina import LuminaHead
-from shortcut_pack.shortcut.models import lumina
+from shortcut_pack.shortcut.flops import count_operations
+from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
+from shortcut_pack.shortcut.models.lumina_dimoo.head import LuminaHead
+from shortcut_pack.shortcut.models.lumina_dimoo.prompts import TASKS, load_tokenizer
 from shortcut_pack.shortcut.noise import seeded
-from shortcut_pack.shortcut.operations import count_operations
-from shortcut_pack.shortcut.prompts import TASKS, load_tokenizer
 from shortcut_pack.shortcut.schedule import Settings
 from shortcut_pack.shortcut.train.evaluate import evaluate, held_out_runs
 from shortcut_pack.shortcut.train.fit import Recipe
@@ -30,6 +25,18 @@ from shortcut_pack.shortcut.train.head import Teaching, initialised
 from shortcut_pack.shortcut.train.loss import feature_mse
 from shortcut_pack.shortcut.train.teacher import Teacher
 from torch import Tensor, nn
+
+from experiments import train_text, train_text_head
+from experiments.scene_edits import altered, instruction
+from experiments.scene_facts import facts_of
+from experiments.scenes import compose_varied
+from experiments.train_text import (
+    Batch,
+    Lessons,
+    Training,
+    draw_masks,
+    loss_of,
+)
 
 GRID = (4, 3)
 NUM_SCENES = 6

@@ -17,8 +17,9 @@ from builders import KINDS, assert_same
 from safetensors.torch import load_file, save_file
 from shortcut_pack.shortcut import weights
 from shortcut_pack.shortcut.denoiser import guided_logits
-from shortcut_pack.shortcut.heads import maskgit as head_file
-from shortcut_pack.shortcut.models import maskgit, maskgit_vqgan
+from shortcut_pack.shortcut.models.maskgit import head as head_file
+from shortcut_pack.shortcut.models.maskgit import transformer as maskgit
+from shortcut_pack.shortcut.models.maskgit import vqgan as maskgit_vqgan
 
 
 @pytest.fixture(params=KINDS)

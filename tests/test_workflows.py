@@ -8,7 +8,12 @@ from pathlib import Path, PurePosixPath
 import node_interface
 import pytest
 from PIL import Image
-from shortcut_pack.shortcut.download import HEADS, MODELS, SITE, SOURCES
+from shortcut_pack.shortcut.cli.download import (
+    HEADS,
+    MODELS,
+    SITE,
+    SOURCES,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATES = sorted((ROOT / "workflows").glob("*.json"))

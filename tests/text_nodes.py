@@ -22,8 +22,9 @@ import torch
 from shortcut_pack.nodes import folders, native, sample
 from shortcut_pack.nodes.condition import TextCondition
 from shortcut_pack.nodes.sample import MaskedSampler
-from shortcut_pack.shortcut import prompts, shipped
-from shortcut_pack.shortcut.tokenizer_files import copy_tokenizer
+from shortcut_pack.shortcut import shipped
+from shortcut_pack.shortcut.models.lumina_dimoo import prompts
+from shortcut_pack.shortcut.models.lumina_dimoo.tokenizer import copy_tokenizer
 
 GRID = (3, 5)  # rows, columns
 PIXELS = (6, 10)

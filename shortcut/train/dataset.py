@@ -34,7 +34,12 @@ from torch import Tensor
 
 from ..checkpoint import Checkpoint
 from ..denoiser import Revealed
-from ..files import read, read_metadata, write_safetensors, written_whole
+from ..files import (
+    read,
+    read_metadata,
+    write_safetensors,
+    written_whole,
+)
 from ..grid import Grid
 from ..sampler import positions
 from ..schedule import Settings, Step

@@ -14,12 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoiser import Features, Model, guided_logits, image_features
+from ..denoiser import (
+    Features,
+    Model,
+    guided_logits,
+    image_features,
+)
 from ..noise import Noise
 from ..sampler import Trace, decide, positions
 from .fit import Recipe
 from .head import Teaching
-from .loss import Window, divergence, feature_mse, mean, predict, window
+from .loss import (
+    Window,
+    divergence,
+    feature_mse,
+    mean,
+    predict,
+    window,
+)
 from .record import Trajectories
 from .teacher import Teacher
 

@@ -24,10 +24,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..distributed import ALONE, World, from_first
 from ..files import written_whole
 from ..noise import seeded
-from ..processes import ALONE, World, from_first
-from .log import Figures, in_words, log_of, read_log
+from .log import (
+    Figures,
+    in_words,
+    log_of,
+    read_log,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from .. import weights
 from ..denoiser import Model
+from ..distributed import ALONE, World
 from ..models.layers import Attention
 from ..noise import Noise
-from ..processes import ALONE, World
 from ..schedule import Settings
 from .cpu import sdpa_float32
 from .fit import Recipe, fit

@@ -18,17 +18,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..accelerators.reuse import Reuse
+from ..accelerators.shortcut_head import ShortcutPredictor
 from ..checkpoint import Checkpoint
-from ..formats import Bare
+from ..distributed import ALONE, World
+from ..flops import count_operations
+from ..generate import PredictorOf, generate
 from ..grid import Grid
+from ..models.layout import Bare
 from ..noise import Noise
-from ..operations import count_operations
-from ..pipeline import PredictorOf, generate
-from ..predictors.head import ShortcutPredictor
-from ..predictors.reuse import Reuse
-from ..processes import ALONE, World
 from ..schedule import Settings, plan
-from .evaluate import HELD_OUT, Keeps, Oversight, by_chain, compared
+from .evaluate import (
+    HELD_OUT,
+    Keeps,
+    Oversight,
+    by_chain,
+    compared,
+)
 from .teacher import Teacher
 
 CPU = torch.device("cpu")

@@ -9,7 +9,12 @@ from PIL import Image
 
 from ..chart import Series, chart
 from .card import table
-from .judging import REUSE, VANILLA, Row, Verdict
+from .judging import (
+    REUSE,
+    VANILLA,
+    Row,
+    Verdict,
+)
 from .scorers import SCORERS
 
 

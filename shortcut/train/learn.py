@@ -17,18 +17,24 @@ from torch import nn
 
 from .. import weights
 from ..checkpoint import Checkpoint
-from ..formats import NewHead
+from ..distributed import ALONE, World, from_first
 from ..grid import Grid, usual_grid
-from ..heads import lumina as lumina_head
-from ..heads import maskgit as maskgit_head
 from ..models.layers import sdpa
-from ..processes import ALONE, World, from_first
+from ..models.layout import NewHead
+from ..models.lumina_dimoo import head as lumina_head
+from ..models.maskgit import head as maskgit_head
 from ..schedule import Settings
 from .cpu import sdpa_float32
 from .dataset import GB
 from .evaluate import evaluate, held_out_runs
 from .fit import Recipe
-from .head import Source, Teaching, fit_to_embeddings, initialised, train_head
+from .head import (
+    Source,
+    Teaching,
+    fit_to_embeddings,
+    initialised,
+    train_head,
+)
 from .log import Figures, read_log
 from .loss import Objective
 from .teacher import Teacher
@@ -94,7 +100,7 @@ def head_config(
     """Sizes of a head for a model: the paper's, with two attention heads where the model is small.
 
     Args:
-        num_blocks: None = 1. A second one gained nothing (`shortcut.demo ablation`).
+        num_blocks: None = 1. A second one gained nothing (`experiments ablation`).
         bottleneck: the model's width by the head's; None = 2.
         sees_new: False: blind to the tokens just revealed; Lumina-DiMOO only.
         kernel: side of the neighbourhood that `heads.nearby` looks at, in place of self-attention, MaskGIT only;

@@ -14,9 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..denoiser import Denoised, Features, Model, Revealed, guided_logits, image_features, merged
+from ..accelerators.shortcut_head import ShortcutPredictor
+from ..denoiser import (
+    Denoised,
+    Features,
+    Model,
+    Revealed,
+    guided_logits,
+    image_features,
+    merged,
+)
 from ..noise import Noise
-from ..predictors.head import ShortcutPredictor
 from ..sampler import Trace, positions, sample
 from ..schedule import Step
 from .record import Trajectories

@@ -1,6 +1,6 @@
 """Quality of the pictures of the shipped class model, by the judge that knows its scenes.
 
-It is measured as `shortcut.demo quality` does. That package is loaded only when it is asked for this.
+It is measured as `experiments quality` does. That package is loaded only when it is asked for this.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Quality:
 
     def markdown(self) -> str:
         """For people."""
-        from ..demo.quality_report import COLUMNS, explained, table
+        from experiments.quality_report import COLUMNS, explained, table
 
         cells = [(n, *line.cells[1:]) for n, line in zip(self.names, self.lines, strict=True)]
         return (
@@ -65,10 +65,10 @@ def measure_quality(
     Args:
         num_images: of each row and seed.
     """
-    from ..demo import classifier
-    from ..demo.quality import parse_rows, summary
-    from ..demo.quality_measure import measure, references
-    from ..demo.quality_rows import Kit
+    from experiments import classifier
+    from experiments.quality import parse_rows, summary
+    from experiments.quality_measure import measure, references
+    from experiments.quality_rows import Kit
 
     kit = Kit(
         model=teacher.model,

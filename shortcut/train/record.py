@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Features, Model, Revealed
-from ..pipeline import generate
+from ..generate import generate
 from ..sampler import Trace, positions
 from ..schedule import Settings, Step
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..processes import World
+from ..distributed import World
 from ..schedule import Step, plan
 from .dataset import (
     INDEX,

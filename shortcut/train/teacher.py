@@ -17,11 +17,11 @@ from torch import Tensor
 
 from .. import weights
 from ..checkpoint import Checkpoint
-from ..classes import class_branches, class_id
 from ..grid import Grid, usual_grid
-from ..models.lumina import Config as LuminaConfig
+from ..models.lumina_dimoo.prompts import conditions
+from ..models.lumina_dimoo.transformer import Config as LuminaConfig
+from ..models.maskgit.classes import class_branches, class_id
 from ..noise import seeded
-from ..prompts import conditions
 from ..sampler import Trace
 from ..schedule import Settings
 from .record import Trajectories, record

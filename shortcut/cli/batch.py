@@ -1,0 +1,127 @@
+"""Many pictures from a file of prompts: resumed where it stopped, shared out among processes.
+
+A process takes every WORLD_SIZE-th line, beginning with its own RANK, as torchrun's environment says. The processes
+meet once, at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .. import pipeline as toolbox
+from ..distributed import World, meeting
+from ..pipeline import Tools
+from .options import with_line
+from .output import are_finished, write_pictures
+from .requests import job_of
+
+# What a picture is expected to fail with: bad input, files, logits that are not finite, the device.
+FAILURES = (ValueError, OSError, FloatingPointError, RuntimeError)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of lines, by their numbers in the file, from 1."""
+
+    made: list[int] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)  # they were there already
+    failed: dict[int, str] = field(default_factory=dict)  # and why
+
+
+# The options of a line, or what is wrong with it.
+Line = argparse.Namespace | str
+
+
+def run(options: argparse.Namespace) -> int:
+    """Makes the pictures of all lines. Returns 1 if one failed, else 0."""
+    world = World.here()
+    lines = read_lines(options)
+    with meeting(world) as gather:
+        tools = toolbox.load(options)
+        mine = dict(list(lines.items())[world.rank :: world.size])
+        outcome = merged(gather(make(tools, mine, options.out_dir, is_shown=world.rank == 0)))
+    if world.rank == 0:
+        report(outcome, is_json=options.json)
+    return 1 if outcome.failed else 0
+
+
+def read_lines(options: argparse.Namespace) -> dict[int, Line]:
+    """The lines of the file of prompts by their numbers, without those that are blank.
+
+    Raises:
+        OSError, ValueError: the file cannot be read, or says nothing.
+    """
+    lines: dict[int, Line] = {}
+    names: set[str] = set()
+    # Not splitlines(): a JSON text may hold U+2028 and the like as they are. The mark in front is of Windows' editors.
+    texts = options.prompts.read_text(encoding="utf-8-sig").split("\n")
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            continue
+        try:
+            line = with_line(options, text)
+            line.name = line.name or f"{number:05}"
+            if line.name in names:
+                raise ValueError(f"a line above it has the name {line.name!r} too.")
+            names.add(line.name)
+            lines[number] = line
+        except ValueError as error:
+            lines[number] = str(error)
+    if not lines:
+        raise ValueError(
+            f"{options.prompts} has no lines. Write a JSON object with a prompt in each."
+        )
+    return lines
+
+
+def make(tools: Tools, lines: Mapping[int, Line], folder: Path, *, is_shown: bool) -> Outcome:
+    """Makes the pictures of `lines` one after the other, whatever becomes of each."""
+    outcome = Outcome()
+    hidden = None if is_shown else True  # None: shown on a terminal
+    for number, line in tqdm(lines.items(), unit="prompt", disable=hidden, file=sys.stderr):
+        try:
+            if isinstance(line, str):
+                raise ValueError(line)
+            out, job = folder / f"{line.name}.png", job_of(tools, line)
+            if are_finished(out, job.num_images, job.about):
+                outcome.skipped.append(number)
+                continue
+            codes_Bhw = job.run(tools).codes_BL.unflatten(1, job.grid)
+            write_pictures(out, tools.decode(codes_Bhw), job.about, job.graph)
+            outcome.made.append(number)
+        except FAILURES as error:
+            outcome.failed[number] = str(error)
+        except Exception as error:  # our mistake, but no reason to lose the other lines
+            outcome.failed[number] = f"{type(error).__name__}: {error}"
+    return outcome
+
+
+def merged(outcomes: Iterable[Outcome]) -> Outcome:
+    """One outcome, in the order of the lines."""
+    outcomes = list(outcomes)
+    return Outcome(
+        sorted(number for outcome in outcomes for number in outcome.made),
+        sorted(number for outcome in outcomes for number in outcome.skipped),
+        dict(sorted(item for outcome in outcomes for item in outcome.failed.items())),
+    )
+
+
+def report(outcome: Outcome, *, is_json: bool) -> None:
+    """Says on stderr what failed, and as JSON on stdout what became of each line."""
+    num_lines = len(outcome.made) + len(outcome.skipped) + len(outcome.failed)
+    for number, why in outcome.failed.items():
+        print(f"line {number}: {why}", file=sys.stderr)
+    if outcome.failed:
+        print(
+            f"error: {len(outcome.failed)} of {num_lines} lines failed. The same command tries them again.",
+            file=sys.stderr,
+        )
+    if is_json:
+        print(json.dumps(asdict(outcome)))

@@ -1,0 +1,153 @@
+"""A run as a graph of this pack's nodes: what its PNGs hold so that ComfyUI's page opens it.
+
+The form is that of ComfyUI's API, {id: {"class_type": ..., "inputs": {name: value or [id, output]}}}. Save Image writes
+it into the chunk `prompt` of a PNG, and the page makes nodes of it when the PNG is dropped there. Queued, the graph
+makes the codes of the run again, of all images of its batch.
+
+There is none where it would be another run: one that starts from pictures, which are not in ComfyUI's input folder;
+full steps that are listed; values that a widget cannot hold; a text that the page would rewrite.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import shipped
+from ..checkpoint import Checkpoint
+from ..pipeline import Tools
+from ..schedule import Settings
+from ..shards import INDEX_SUFFIX
+from .download import HEADS, MODELS
+
+Graph = dict[str, dict[str, Any]]
+CHUNK = "prompt"  # the text chunk of a PNG that ComfyUI reads graphs from
+# Least and most of the widgets. The page's numbers are exact up to 2^53.
+RANGES = {
+    "seed": (0, 2**53 - 1),
+    "steps": (1, 1024),
+    "full_steps": (1, 1024),
+    "cfg": (0, 100),
+    "temperature": (0, 10),
+    "choice_temperature": (0, 1000),
+    "spread": (0, 64),
+    "width": (16, 16384),
+    "height": (16, 16384),
+    "batch_size": (1, 4096),
+}
+DIGITS = 2  # behind the point, of the widgets
+STEP = 8  # of width and height
+# Source: processDynamicPrompt of ComfyUI's frontend: {a|b} is a choice, // and /* begin comments, \ escapes.
+REWRITTEN = re.compile(r"[{}\\]|//|/\*")
+
+
+def graph_of(
+    tools: Tools,
+    settings: Settings,
+    asked: Mapping[str, Any],
+    *,
+    seed: int,
+    width: int,
+    height: int,
+    num_images: int,
+    is_vq_chosen: bool,
+) -> Graph | None:
+    """The graph of a run that starts from nothing; None if the nodes cannot express it.
+
+    Args:
+        settings: of the run, with no guidance or one weight.
+        asked: what to make: `class`, or `task`, `prompt` and `negative`.
+        width, height: pixels.
+        is_vq_chosen: False: the VQ model is the one beside the model, or the shipped one of a shipped model.
+    """
+    full_steps = settings.num_steps if settings.full_steps is None else settings.full_steps
+    if not isinstance(full_steps, int):
+        return None
+    size = {"width": width, "height": height, "batch_size": num_images}
+    widgets = {
+        "seed": seed,
+        "steps": settings.num_steps,
+        "full_steps": full_steps,
+        "cfg": sum(settings.guidance),  # one weight, or none for 0
+        "temperature": settings.temperature,
+        "choice_temperature": settings.choice_temperature,
+        "spread": settings.spread,
+    }
+    texts = [asked[name] for name in ("prompt", "negative") if name in asked]
+    if not all(map(_fits, {**size, **widgets}.items())) or any(map(REWRITTEN.search, texts)):
+        return None
+    dtype = str(tools.model.dtype).removeprefix("torch.")
+    graph = {
+        "1": _node(
+            "ShortcutLoadMIGM",
+            model_name=_choice(tools.model_file, MODELS),
+            vq_name=_choice(tools.vq_file, MODELS) if is_vq_chosen else "auto",
+            weight_dtype=dtype,
+        )
+    }
+    sampler = {
+        "model": ["1", 0],
+        "positive": ["3", 0],
+        "latent_image": ["5", 0],
+        **widgets,
+        "cfg_ramp": settings.guidance_ramp,
+        "schedule": settings.schedule,
+        "denoise": 1.0,
+        "preset": "custom",
+    }
+    if tools.head_file is not None:
+        graph["2"] = _node(
+            "ShortcutLoadHead",
+            head_name=_choice(tools.head_file, HEADS),
+            weight_dtype=dtype,
+        )
+        sampler["head"] = ["2", 0]
+    if "class" in asked:
+        graph["3"] = _node("ShortcutClassCondition", model=["1", 0], class_name=asked["class"])
+    else:
+        graph["3"] = _text(asked["prompt"], asked["task"])
+        if asked["negative"].strip():
+            graph["4"] = _text(asked["negative"], asked["task"])
+            sampler["negative"] = ["4", 0]
+    return graph | {
+        "5": _node("EmptyLatentImage", **size),
+        "6": _node("ShortcutMaskedSampler", **sampler),
+        "7": _node("VAEDecode", samples=["6", 0], vae=["1", 1]),
+        "8": _node("SaveImage", images=["7", 0], filename_prefix="shortcut"),
+    }
+
+
+def _node(name: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": name, "inputs": inputs}
+
+
+def _text(text: str, task: str) -> dict[str, Any]:
+    return _node("ShortcutTextCondition", model=["1", 0], text=text, task=task)
+
+
+def _choice(checkpoint: Checkpoint, folder: str) -> str:
+    """What the nodes list for a file: the path in ComfyUI's `folder` if it is in one, else its name."""
+    path = checkpoint.path
+    assert path is not None
+    for name, files in shipped.CHOICES.items():
+        file = files[checkpoint.format.kind]
+        if path.resolve() in (file, *file.glob("*.safetensors")):
+            return name
+    if path.name.endswith(INDEX_SUFFIX) and path.parent.name != folder:
+        path = path.parent
+    return str(_inside(path.absolute(), folder))
+
+
+def _inside(path: Path, folder: str) -> Path:
+    outer = [parent for parent in path.parents if parent.name == folder]
+    return path.relative_to(outer[0]) if outer else Path(path.name)
+
+
+def _fits(widget: tuple[str, float]) -> bool:
+    """Whether the widget of that name can hold the value."""
+    name, value = widget
+    least, most = RANGES[name]
+    is_on_step = name not in ("width", "height") or value % STEP == 0
+    return least <= value <= most and round(value, DIGITS) == value and is_on_step

@@ -1,0 +1,255 @@
+"""The options of `generate`, on the command line and in the lines of a file of prompts.
+
+Which options say what to make depends on what a model's conditions are (`Format.conditioning`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..files import check_writable
+from ..models.layout import PRESET_NAMES, Format
+from ..models.lumina_dimoo.prompts import TASKS
+from ..schedule import SCHEDULES
+
+# Options that only models of one conditioning know.
+KNOWN_BY = {
+    "class": ("class_",),
+    "text": ("prompt", "negative", "task", "style_image", "cfg_image"),
+}
+DTYPES = ("float32", "bfloat16", "float16")
+NAME = "name"  # in a line of a file of prompts: of the picture, without .png
+
+
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which weights to use and where to write."""
+    files = parser.add_argument_group("files: published ones, folders with one, or ours")
+    files.add_argument(
+        "--model",
+        type=Path,
+        help="MaskGIT or Lumina-DiMOO; default: the shipped model for classes or for text, with its VQ model and head",
+    )
+    files.add_argument("--vq", type=Path, help="VQ model; default: the one beside the model")
+    files.add_argument(
+        "--head", help="shortcut head, or none; default: none with --model, else the shipped one"
+    )
+    files.add_argument("--out", type=Path, help="PNG; several images get -0, -1, ... before .png")
+    files.add_argument(
+        "--save-tokens", type=Path, help="safetensors with `codes` (images, rows, columns)"
+    )
+    files.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="instead of --out: many pictures. A line is a JSON object whose keys are options of the next two groups "
+        f'without --, such as {{"prompt": "a fox", "seed": 5}}, and "{NAME}" of the file; what it leaves out is as on '
+        "the command line. Run again, it goes on where it stopped. Under torchrun the lines are shared out",
+    )
+    files.add_argument("--out-dir", type=Path, help="folder for --prompts")
+
+
+def add_what(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say what a picture shows."""
+    what = parser.add_argument_group("what to make")
+    what.add_argument(
+        "--class", dest="class_", metavar="N", help="class number or name; default: 0"
+    )
+    what.add_argument("--prompt", metavar="TEXT", help="of a text model; '' = anything")
+    what.add_argument("--negative", metavar="TEXT", help="what to guide away from")
+    what.add_argument(
+        "--task",
+        choices=list(TASKS),
+        help="what a text model is asked to do; all but text_to_image, the default, start from --image",
+    )
+    what.add_argument("--seed", type=int, default=0)
+    what.add_argument("--batch-size", type=int, default=1, help="number of images")
+    what.add_argument(
+        "--width", type=int, help="pixels; default: of --image, else of the model's training"
+    )
+    what.add_argument("--height", type=int, help="pixels; likewise")
+    what.add_argument(
+        "--image",
+        type=Path,
+        metavar="PICTURE",
+        help="what a task starts from; or with --mask, --outpaint or --denoise the picture to change",
+    )
+    what.add_argument(
+        "--style-image", type=Path, metavar="PICTURE", help="of the task style: whose style to take"
+    )
+    what.add_argument(
+        "--mask",
+        type=Path,
+        metavar="PICTURE",
+        help="of the size of --image: what is white is made anew, the other tokens stay exactly",
+    )
+    what.add_argument(
+        "--outpaint",
+        metavar="LEFT,TOP,RIGHT,BOTTOM",
+        help="pixels to add around --image and to fill",
+    )
+    what.add_argument(
+        "--denoise", type=float, help="share of the tokens of --image (or its mask) made anew"
+    )
+
+
+def add_how(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that trade speed for quality."""
+    how = parser.add_argument_group("speed against quality")
+    how.add_argument(
+        "--preset",
+        choices=PRESET_NAMES,
+        help="steps and full passes with a head, as in the paper: 14, 11 or 9 of 64 for Lumina-DiMOO",
+    )
+    how.add_argument("--steps", type=int, help="sampling steps")
+    how.add_argument(
+        "--full-steps",
+        help="full passes: how many, or which (0,4,9); default: a share as of the preset balanced; all without a head",
+    )
+    how.add_argument(
+        "--cfg",
+        type=float,
+        help="cond + cfg * (cond - uncond); of MaskGIT in the last step; 0 = off",
+    )
+    how.add_argument(
+        "--cfg-image", type=float, help="the same with the images that a task starts from"
+    )
+    how.add_argument(
+        "--spread",
+        type=int,
+        help="between full passes, keep so many codes away from tokens that the last one did not see; 0 = no",
+    )
+    add_draws(how)
+
+
+def add_draws(group: Any) -> None:
+    """Adds the options that say how codes and positions are drawn."""
+    group.add_argument("--temperature", type=float, help="of the codes; 0 = the most likely code")
+    group.add_argument("--choice-temperature", type=float, help="noise on the confidence; 0 = none")
+    group.add_argument("--schedule", choices=list(SCHEDULES), help="how the number of tokens grows")
+
+
+def add_device(group: Any) -> None:
+    """Adds the options that say where and in which type to compute."""
+    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="of the weights; default: float32, or the file's own if that would take more than 8 GB",
+    )
+    group.add_argument(
+        "--sequential",
+        action="store_true",
+        help="one guidance branch at a time: less memory, slower",
+    )
+
+
+def add_where(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say where to compute and what to report."""
+    where = parser.add_argument_group("where")
+    add_device(where)
+    where.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON line last: seconds, steps, operations, seeds; with --prompts: what was made and what failed",
+    )
+
+
+def check_outputs(options: argparse.Namespace) -> None:
+    """Checks before a long run that its results have a place.
+
+    Raises:
+        ValueError: the options do not say where to write, or say it twice.
+        OSError: nothing can be written there.
+    """
+    if options.prompts is None:
+        if options.out is None:
+            raise ValueError("nothing says where to write. Add --out FILE.png.")
+        if options.out_dir is not None:
+            raise ValueError("--out-dir is for --prompts. Give --out FILE.png instead.")
+        if options.out.suffix.lower() != ".png":
+            raise ValueError(
+                f"--out {options.out} is no PNG: pictures are PNG files. Name it .png."
+            )
+        for path in filter(None, (options.out, options.save_tokens)):
+            check_writable(path)
+    else:
+        if options.out_dir is None:
+            raise ValueError("--prompts needs a folder to write to. Add --out-dir DIR.")
+        for name in ("out", "save_tokens"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"{flag(name)} does not go with --prompts. Leave it out.")
+
+
+def check_conditioning(options: argparse.Namespace, format: Format) -> None:
+    """Raises ValueError for an option that models of this format do not know."""
+    for conditioning, names in KNOWN_BY.items():
+        stray = [name for name in names if getattr(options, name) is not None]
+        if conditioning != format.conditioning and stray:
+            known = ", ".join(map(flag, KNOWN_BY[format.conditioning or ""]))
+            raise ValueError(
+                f"{flag(stray[0])} is for {conditioning} models, and this is a {format.title}. It knows {known}."
+            )
+
+
+def flag(name: str) -> str:
+    """An option as it is typed."""
+    return "--" + name.rstrip("_").replace("_", "-")
+
+
+def given_text(options: argparse.Namespace) -> bool:
+    """Whether the options ask for a text model."""
+    return options.prompts is not None or any(
+        getattr(options, name) is not None for name in KNOWN_BY["text"]
+    )
+
+
+def with_line(options: argparse.Namespace, text: str) -> argparse.Namespace:
+    """The options with those of a line of a file of prompts in their place, and `name` (None = not given).
+
+    Raises:
+        ValueError: the line is no JSON object of options.
+    """
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is not JSON ({error}).") from error
+    if not isinstance(line, Mapping):
+        raise ValueError(f"it is {text[:80]!r}, expected a JSON object with a prompt.")
+    parser = _LineParser(allow_abbrev=False, add_help=False)
+    add_what(parser)
+    add_how(parser)
+    if unknown := [key for key in line if key != NAME and flag(key) not in parser.flags]:
+        known = ", ".join((NAME, *(known.lstrip("-") for known in parser.flags)))
+        raise ValueError(f"it has {unknown[0]!r}, which is no option. Known are: {known}.")
+    name = line.get(NAME)
+    if name is not None and (not isinstance(name, str) or name in ("", ".", "..") or "/" in name):
+        raise ValueError(f"its name is {name!r}, expected that of a file, without a folder.")
+    arguments = [
+        f"{flag(key)}={_argument(key, value)}" for key, value in line.items() if key != NAME
+    ]
+    # What the namespace holds already stays where the line says nothing.
+    return parser.parse_args(arguments, argparse.Namespace(**{**vars(options), NAME: name}))
+
+
+def _argument(key: str, value: Any) -> str:
+    """A value of a line as it would be typed."""
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(v, str | int | float) and not isinstance(v, bool) for v in values):
+        raise ValueError(f"its {key} is {value!r}, expected a text, a number or a list of numbers.")
+    return ",".join(map(str, values))
+
+
+class _LineParser(argparse.ArgumentParser):
+    """A parser whose errors are exceptions."""
+
+    @property
+    def flags(self) -> list[str]:
+        """Its options as they are typed."""
+        return list(self._option_string_actions)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)

@@ -1,0 +1,170 @@
+"""Options that `record`, `train` and `evaluate` share, and the teacher that they name."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from .. import shipped, weights
+from ..checkpoint import Checkpoint
+from ..grid import Grid
+from ..models.lumina_dimoo.prompts import load_tokenizer
+from ..models.lumina_dimoo.tokenizer import tokenizer_folder
+from ..pipeline import checked_device, dtype_of
+from ..schedule import Settings
+from ..train.teacher import Teacher, teacher_of
+from .options import DTYPES, add_device, add_draws
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which model teaches and what it shows."""
+    model = parser.add_argument_group("the model and what it shows")
+    model.add_argument(
+        "--model",
+        type=Path,
+        help="MaskGIT or Lumina-DiMOO: a published file or folder, or one of ours; default: the shipped model",
+    )
+    model.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help='of a text model: one prompt a line, or .jsonl with {"prompt": ...} in each line',
+    )
+    model.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="CLASS",
+        help="of a class model: numbers or names; default: all",
+    )
+    model.add_argument(
+        "--grid",
+        type=grid,
+        metavar="ROWSxCOLUMNS",
+        help="size of the images in codes, such as 64x64 (1024 x 1024 pixels of Lumina-DiMOO); default: as the model "
+        "was trained",
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how the teacher samples."""
+    sampling = parser.add_argument_group("how it samples; default: as its file says")
+    sampling.add_argument(
+        "--steps",
+        type=numbers,
+        metavar="N[,N...]",
+        help="steps, all full passes; of several numbers each run has one at random",
+    )
+    sampling.add_argument("--cfg", type=float, help="guidance; 0 = off: one branch alone")
+    add_draws(sampling)
+
+
+def add_where(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say where and in which types to compute."""
+    where = parser.add_argument_group("where")
+    add_device(where)
+    where.add_argument(
+        "--autocast",
+        choices=DTYPES[1:],
+        help="of the products of matrices; default: as the weights",
+    )
+
+
+def load_teacher(options: argparse.Namespace) -> tuple[Teacher, Checkpoint]:
+    """The teacher that the options name, and what its file says (without tensors).
+
+    Raises:
+        FileNotFoundError, ValueError: as `weights.load`, `load_tokenizer`, `teacher_of`; no such device, class
+            or prompts; a setting out of range.
+    """
+    device = checked_device(options.device)
+    usual = shipped.MODEL if options.prompts is None else shipped.TEXT_FOLDER
+    model_file = weights.load(options.model or usual, kind="model")
+    prompts = [] if options.prompts is None else read_prompts(options.prompts)
+    tokenizer = None
+    if model_file.format.conditioning == "text":
+        assert model_file.path is not None
+        tokenizer = load_tokenizer(tokenizer_folder(model_file.path), model_file.config)
+    teacher = teacher_of(
+        model_file,
+        weights.build(model_file, dtype=dtype_of(options.dtype, model_file), device=device),
+        settings=settings_of(options, model_file),
+        grid=options.grid,
+        classes=options.classes or (),
+        tokenizer=tokenizer,
+        prompts=prompts,
+        autocast=options.autocast and getattr(torch, options.autocast),
+        device=device,
+        is_sequential=options.sequential,
+    )
+    return teacher, model_file.without_tensors()
+
+
+def settings_of(options: argparse.Namespace, model_file: Checkpoint) -> Settings:
+    """The model's settings with the options that were given in their place; of several --steps the first.
+
+    Raises:
+        ValueError: one is out of range.
+    """
+    given = {
+        name: getattr(options, name)
+        for name in ("temperature", "choice_temperature", "schedule")
+        if getattr(options, name) is not None
+    }
+    settings = replace(weights.settings(model_file), **given)
+    if options.cfg is not None:
+        settings = replace(settings, guidance=(options.cfg,) if options.cfg != 0 else ())
+    if options.steps is not None:
+        settings = runs_of(options, settings)[0]
+    settings.check()
+    return settings
+
+
+def runs_of(options: argparse.Namespace, settings: Settings) -> tuple[Settings, ...]:
+    """`settings` with each number of --steps; without the option as they are."""
+    runs = tuple(replace(settings, num_steps=n) for n in options.steps or (settings.num_steps,))
+    for run in runs:
+        run.check()
+    return runs
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts in a file, one a line; blank lines do not count.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or a line of .jsonl has no prompt.
+    """
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if path.suffix.lower() == ".jsonl":
+        lines = [_prompt_in(line, path) for line in lines]
+    if not lines:
+        raise ValueError(f"{path} has no prompts. Write one in each line.")
+    return lines
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """ "32" or "32,16,24" as numbers."""
+    return tuple(int(part) for part in text.split(","))
+
+
+def grid(text: str) -> Grid:
+    """ "64x48" as 64 rows and 48 columns."""
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"expected rows x columns, such as 64x64, got {text!r}")
+    rows, columns = text.split("x")
+    return int(rows), int(columns)
+
+
+def _prompt_in(line: str, path: Path) -> str:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        value = None
+    if not isinstance(value, Mapping) or not isinstance(value.get("prompt"), str):
+        raise ValueError(f'{path}: the line {line[:80]!r} is not JSON with a "prompt".')
+    return value["prompt"]

@@ -1,0 +1,85 @@
+"""The published files of Lumina-DiMOO: the config.json beside them, and how many rows they have.
+
+Source: Alpha-VLLM/Lumina-DiMOO model/configuration_llada.py; what each entry means in model/modeling_llada.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..layout import Tensors
+
+# Their name -> the field of our Config. What is null there follows from other entries.
+FIELDS = {
+    "d_model": "width",
+    "n_layers": "depth",
+    "n_heads": "num_heads",
+    "n_kv_heads": "num_kv_heads",
+    "mlp_hidden_size": "mlp_width",
+    "rope_theta": "rope_theta",
+    "rms_norm_eps": "norm_eps",
+}
+# What the network is built for: other values would mean other arithmetic with the same tensors.
+EXPECTED = {
+    "model_type": "llada",
+    "block_type": "llama",
+    "activation_type": "silu",
+    "layer_norm_type": "rms",
+    "rope": True,
+    "alibi": False,
+    "scale_logits": False,
+    "input_emb_norm": False,
+    "weight_tying": False,
+}
+
+
+def read_beside(file: Path) -> dict[str, Any]:
+    """The sizes that the config.json beside the published `file` states; empty if there is none.
+
+    Raises:
+        ValueError: it cannot be read, or describes another network than this one.
+    """
+    description = file.with_name("config.json")
+    if not description.is_file():
+        return {}
+    try:
+        stated = json.loads(description.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{description} beside it cannot be read ({error}). Download it again."
+        ) from error
+    if not isinstance(stated, Mapping):
+        raise ValueError(f"{description} beside it is no JSON object. Download it again.")
+    for name, value in EXPECTED.items():
+        if name in stated and stated[name] != value:
+            raise ValueError(
+                f"{description} beside it says {name} = {stated[name]!r}, expected {value!r}: it is another network "
+                "than Lumina-DiMOO. Choose the folder of Lumina-DiMOO."
+            )
+    found = {ours: stated.get(theirs) for theirs, ours in FIELDS.items()}
+    found["vocabulary"] = stated.get("embedding_size") or stated.get("vocab_size")
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def check_vocabulary(num_rows: int, known: Mapping[str, Any]) -> None:
+    """Raises ValueError if the embedding does not have the rows that config.json states."""
+    expected = known.get("vocabulary", num_rows)
+    if num_rows != expected:
+        raise ValueError(
+            f"its embedding has {num_rows} rows, but config.json beside it says that the vocabulary has {expected}. "
+            "The files are of different models: download them again into an empty folder."
+        )
+
+
+def codebook_rows(tensors: Tensors, config: Any) -> Tensors:
+    """The tensors with only the codebook rows of the output matrix, which are its last."""
+    output_VD = tensors["code_output.weight"]
+    if len(output_VD) != config.vocabulary:
+        raise ValueError(
+            f"its output matrix has {len(output_VD)} rows, expected those of its embedding, {config.vocabulary}. The "
+            "files are of different models: download them again into an empty folder."
+        )
+    return {**tensors, "code_output.weight": output_VD[-config.num_codes :]}

@@ -1,0 +1,322 @@
+"""Lumina-DiMOO: a bidirectional transformer (LLaDA) over text and image tokens.
+
+Source: Xin et al. 2025 (arXiv 2510.06308), Alpha-VLLM/Lumina-DiMOO model/modeling_llada.py; Nie et al. 2025, LLaDA
+(arXiv 2502.09992); facts of the published files in golden/README.md sections 3 and 5.
+Differs: of the output matrix only the codebook rows are kept, and logits are made at the positions asked for; all
+guidance branches go through one pass; a batch may hold several images; rounding in bfloat16 (`lumina_block`).
+
+Token ids: text 0 .. num_text_ids - 1, the last of them special (`SPECIAL_IDS`), code c at num_text_ids + c.
+Sequence: prompt, BOA, BOI, for each row its codes and a newline, EOI, EOA.
+
+    B  images    L  image tokens    P  prompt tokens    S  one sequence, or all branches side by side
+    D  width    V  codebook size    N  positions asked for
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers import Attention, sdpa
+from ..layout import (
+    Format,
+    Preset,
+    Tensors,
+    check_heads,
+    count,
+    given,
+    sizes,
+)
+from .block import (
+    Block,
+    Places,
+    block_table,
+    kv_heads,
+)
+from .config import check_vocabulary, codebook_rows, read_beside
+
+# Token -> its id, counted from the end of the text ids.
+SPECIAL_IDS = {
+    "newline": -272,
+    "system": -24,
+    "/system": -23,
+    "user": -22,
+    "/user": -21,
+    "mask": -20,
+    "boi": -7,  # begin and end of an image
+    "eoi": -6,
+    "uncondition": -5,
+    "boa": -2,  # begin and end of the answer
+    "eoa": -1,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Sizes of a Lumina-DiMOO."""
+
+    width: int
+    depth: int
+    num_heads: int
+    num_kv_heads: int  # fewer than `num_heads`: each serves as many heads in a row
+    mlp_width: int
+    num_text_ids: int
+    num_codes: int
+    rope_theta: float
+    norm_eps: float
+
+    @property
+    def vocabulary(self) -> int:
+        """Text ids and codes."""
+        return self.num_text_ids + self.num_codes
+
+    def special_id(self, name: str) -> int:
+        """The id of a token in `SPECIAL_IDS`."""
+        return self.num_text_ids + SPECIAL_IDS[name]
+
+
+class LuminaDiMOO(nn.Module):
+    """The network. `on_grid` makes of it what a sampler calls.
+
+    Args:
+        config: the sizes.
+        operations: namespace of layers (Linear, RMSNorm, Embedding).
+        attention: function with the signature of `layers.sdpa`.
+        dtype, device: of the weights.
+        compute_dtype: of the activations; None means `dtype`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        compute_dtype: torch.dtype | None = None,
+        operations: Any = nn,
+        attention: Attention = sdpa,
+    ):
+        super().__init__()
+        self.config, self.dtype = config, dtype or torch.float32
+        self.compute_dtype = compute_dtype or self.dtype
+        tensor = {"dtype": dtype, "device": device}
+        width = config.width
+        self.token = operations.Embedding(config.vocabulary, width, **tensor)
+        self.blocks = nn.ModuleList(
+            Block(config, operations, attention, tensor) for _ in range(config.depth)
+        )
+        self.final_norm = operations.RMSNorm(width, eps=config.norm_eps, **tensor)
+        self.code_output = operations.Linear(width, config.num_codes, bias=False, **tensor)
+
+    def forward(self, sequences: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Last-layer features (B, S, D), after the last norm, of token sequences (B, S) of any lengths."""
+        x = self.embed_tokens(torch.cat(list(sequences), 1))
+        places = Places.whole([s.shape[1] for s in sequences], self.config, x.device)
+        for block in self.blocks:
+            x = block(x, places)
+        return self.final_norm(x).split(places.lengths, dim=1)
+
+    def embed_tokens(self, tokens_BS: Tensor) -> Tensor:
+        """The network's input (B, S, D); it knows nothing of positions."""
+        return self.token(tokens_BS).to(self.compute_dtype)
+
+    def on_grid(self, rows: int, columns: int, *, is_sequential: bool = False) -> OnGrid:
+        """This network for images of `rows` x `columns` codes.
+
+        Args:
+            is_sequential: True: a guidance branch at a time, which needs less memory and reads the weights once for
+                each branch.
+        """
+        return OnGrid(self, rows, columns, is_sequential)
+
+
+@dataclass(frozen=True, slots=True)
+class OnGrid:
+    """A network that makes images of one size: the `Model` of `denoiser`, with what its head needs beside.
+
+    The condition of a guidance branch is a LongTensor (B, P): all tokens in front of the target's BOA. Features are
+    (B, S, D), S = P + 2 + rows * (columns + 1) + 2.
+    """
+
+    model: LuminaDiMOO
+    rows: int
+    columns: int
+    is_sequential: bool
+
+    @property
+    def config(self) -> Config:
+        """Of the network."""
+        return self.model.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network's weights."""
+        return self.model.dtype
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of an image's codes."""
+        return self.rows, self.columns
+
+    @property
+    def num_tokens(self) -> int:
+        """Codes of one image."""
+        return self.rows * self.columns
+
+    def features(
+        self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """One full pass. Returns features (B, S, D) for each guidance branch.
+
+        Args:
+            codes_BL: code ids; what stands at masked positions is ignored.
+            conditions: prompt tokens (B, P) of each branch, in lengths of their own.
+        """
+        target_BS = self.target_tokens(codes_BL, is_masked_BL)
+        sequences = [torch.cat([prompt_BP, target_BS], 1) for prompt_BP in conditions]
+        if self.is_sequential:
+            return tuple(self.model([tokens_BS])[0] for tokens_BS in sequences)
+        return self.model(sequences)
+
+    def logits(self, features_BND: Tensor, index_BN: Tensor) -> Tensor:
+        """Float32 logits (B, N, V) of the codebook entries from the features of image positions, wherever these are."""
+        return self.model.code_output(features_BND).float()
+
+    def logits_everywhere(self, features_BSD: Tensor) -> Tensor:
+        """As `logits`, for the whole sequence: (B, S, V)."""
+        return self.model.code_output(features_BSD).float()
+
+    def embed_codes(self, codes_BN: Tensor) -> Tensor:
+        """The network's input (B, N, D) for `codes_BN`."""
+        return self.model.embed_tokens(codes_BN + self.config.num_text_ids)
+
+    def places(self, index_BN: Tensor, num_prompt_tokens: int) -> Tensor:
+        """Where the image positions `index_BN` stand in a sequence with that prompt."""
+        return num_prompt_tokens + 2 + self._place_in_rows(index_BN)
+
+    def num_positions(self, prompt_BP: Tensor) -> int:
+        """Length of the sequence (S) of a branch with that condition."""
+        return prompt_BP.shape[1] + 2 + self.rows * (self.columns + 1) + 2
+
+    def image_places(self, index_BN: Tensor, num_tokens: int) -> Tensor:
+        """Where the image positions `index_BN` stand in a sequence of so many tokens."""
+        start = num_tokens - 2 - self.rows * (self.columns + 1)
+        return start + self._place_in_rows(index_BN)
+
+    def _place_in_rows(self, index_BN: Tensor) -> Tensor:
+        return index_BN + index_BN.div(self.columns, rounding_mode="floor")  # one newline a row
+
+    def target_tokens(self, codes_BL: Tensor, is_masked_BL: Tensor) -> Tensor:
+        """The tokens (B, S) from BOA to EOA."""
+        tokens_BL = codes_BL + self.config.num_text_ids
+        tokens_BL = tokens_BL.masked_fill(is_masked_BL, self.config.special_id("mask"))
+        image_BS = image_tokens(tokens_BL.unflatten(1, (self.rows, self.columns)), self.config)
+        return _between("boa", image_BS, "eoa", self.config)
+
+
+def image_tokens(tokens_BYX: Tensor, config: Config) -> Tensor:
+    """An image in a sequence (B, S): BOI, each row of its tokens with a newline behind it, EOI."""
+    rows_BYX = F.pad(tokens_BYX, (0, 1), value=config.special_id("newline"))
+    return _between("boi", rows_BYX.flatten(1), "eoi", config)
+
+
+def _between(first: str, tokens_BS: Tensor, last: str, config: Config) -> Tensor:
+    """The tokens with a special one on either side."""
+    column = (len(tokens_BS), 1)
+    first_B1 = tokens_BS.new_full(column, config.special_id(first))
+    return torch.cat([first_B1, tokens_BS, tokens_BS.new_full(column, config.special_id(last))], 1)
+
+
+NUM_HEADS = {4096: 32}  # of the published model, by width
+NUM_CODES = {134548: 8192}  # of the published model, by rows of its embedding
+ROPE_THETA, NORM_EPS = 500_000.0, 1e-5  # of LLaDA
+
+
+def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
+    """Sizes from our tensors; what they do not show from `known`, or else by preset.
+
+    Of a published file `code_output.weight` has the rows of the text ids too, and `num_codes` cannot be read.
+    """
+    vocabulary, width = sizes(tensors, "token.weight", 2)
+    check_vocabulary(vocabulary, known)
+    num_rows, _ = sizes(tensors, "code_output.weight", 2)
+    kv_width, _ = sizes(tensors, "blocks.0.key.weight", 2)
+    mlp_width, _ = sizes(tensors, "blocks.0.feed_forward.gate.weight", 2)
+    num_codes = num_rows
+    if num_rows >= vocabulary:
+        num_codes = given(known, "num_codes", NUM_CODES, vocabulary)
+    num_text_ids = vocabulary - num_codes
+    if num_text_ids < -min(SPECIAL_IDS.values()):
+        raise ValueError(
+            f"it has {vocabulary} token ids and {num_codes} codes, which leaves {num_text_ids} text ids, expected at "
+            f"least {-min(SPECIAL_IDS.values())}: the special tokens are the last of them."
+        )
+    num_heads = check_heads(given(known, "num_heads", NUM_HEADS, width), width)
+    return Config(
+        width=width,
+        depth=count(tensors, "blocks."),
+        num_heads=num_heads,
+        num_kv_heads=kv_heads(kv_width, width, num_heads),
+        mlp_width=mlp_width,
+        num_text_ids=num_text_ids,
+        num_codes=num_codes,
+        rope_theta=positive(known, "rope_theta", ROPE_THETA),
+        norm_eps=positive(known, "norm_eps", NORM_EPS),
+    )
+
+
+def positive(known: Mapping[str, Any], name: str, default: float) -> float:
+    """The config field `name`, which no tensor shows."""
+    value = known.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value!r}, expected a positive number.")
+    return float(value)
+
+
+TABLE = {
+    "model.transformer.wte.weight": "token.weight",
+    **block_table("model.transformer.blocks.{}", "blocks.{}"),
+    "model.transformer.ln_f.weight": "final_norm.weight",
+    "model.transformer.ff_out.weight": "code_output.weight",
+}
+
+FORMAT = Format(
+    name="lumina-dimoo",
+    kind="model",
+    title="Lumina-DiMOO transformer",
+    filenames=("model.safetensors", "model.safetensors.index.json"),
+    container=None,
+    marks=("model.transformer.wte.weight", "model.transformer.ff_out.weight"),
+    table=TABLE,
+    config=Config,
+    read_config=read_config,
+    network=LuminaDiMOO,
+    source_guidance=(2.5, 4.0),
+    defaults={
+        "num_steps": 64,
+        "guidance": (4.0,),
+        "guidance_ramp": False,
+        "schedule": "lumina",
+        "temperature": 1.0,
+        "choice_temperature": 1.0,
+        "choice_ramp": False,
+        "score_temperature": 1.0,
+        "ratio_of_made": True,
+    },
+    conditioning="text",
+    usual_grid=(64, 64),
+    # Source: arXiv 2602.23996, its main figure: ImageReward and times as fast as 64 full passes, which have 0.913.
+    presets={
+        "quality": Preset(64, 14),  # 0.895, 4.0
+        "balanced": Preset(64, 11),  # 0.868, 4.9
+        "fast": Preset(64, 9),  # 0.829, 5.8
+    },
+    read_beside=read_beside,
+    narrow=codebook_rows,
+)
