@@ -12,8 +12,6 @@ from typing import Any
 import builders
 import pytest
 from PIL import Image
-from shortcut import shipped, weights
-from shortcut.train.learn import HeadPlan, learn
 
 from experiments import (
     ablation,
@@ -24,6 +22,8 @@ from experiments import (
     train_head,
     train_text_head,
 )
+from shortcut import shipped, weights
+from shortcut.train.learn import HeadPlan, learn
 
 MODEL_CONFIG = replace(builders.MODEL_CONFIG, num_classes=16, width=64)
 ITERATIONS = 6

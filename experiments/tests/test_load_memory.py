@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from shortcut import weights
 
 from experiments import load_memory
+from shortcut import weights
 
 CONFIG = replace(load_memory.REAL, width=16, depth=2, num_heads=2, num_kv_heads=2, mlp_width=24)
 

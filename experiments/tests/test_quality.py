@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from experiments import classifier, quality, quality_measure
+from experiments.scenes.scene import ATTRIBUTE_SIZES
+from experiments.tables.frechet import Gaussian, frechet_distance
+from experiments.tables.quality_measure import Kit, Row, measure
+from experiments.tables.report import Line, markdown, quality_chart
 from shortcut import weights
 from shortcut.chart import SIZE
 from shortcut.schedule import Settings
-
-from experiments import classifier, quality, quality_measure
-from experiments.frechet import Gaussian, frechet_distance
-from experiments.quality_measure import Kit, Row, measure
-from experiments.quality_report import Line, markdown, quality_chart
-from experiments.scenes import ATTRIBUTE_SIZES
 
 MODEL_CONFIG = replace(builders.MODEL_CONFIG, num_classes=16)
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import builders
 import pytest
 import torch
+
+from experiments import real_sizes
+from experiments.__main__ import main
 from shortcut.flops import count_operations
 from shortcut.models.maskgit import head as maskgit_head
 from shortcut.models.maskgit import transformer as maskgit
 from shortcut.models.maskgit import vqgan as maskgit_vqgan
-
-from experiments import real_sizes
-from experiments.__main__ import main
 
 NAME = "maskgit-512"
 

@@ -7,10 +7,10 @@ from dataclasses import fields
 
 from test_scene_tokenizer import ids, tokenizer  # noqa: F401 - a fixture
 
-from experiments.scene_edits import altered, instruction, kept
-from experiments.scene_facts import Facts, facts_of, holds
-from experiments.scene_tokenizer import words_of
-from experiments.scenes import Scene, compose_varied
+from experiments.scenes.edits import altered, instruction, kept
+from experiments.scenes.facts import Facts, facts_of, holds
+from experiments.scenes.scene import Scene, compose_varied
+from experiments.scenes.tokenizer import words_of
 
 SEEDS = range(1000)
 TASKS = {"time of day", "remove", "add", "sun or moon", "colour"}

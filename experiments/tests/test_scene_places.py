@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from experiments.scene_drawing import draw
-from experiments.scene_facts import facts_of
-from experiments.scene_places import KINDS, kinds_of
-from experiments.scenes import Scene, compose_varied
+from experiments.scenes.drawing import draw
+from experiments.scenes.facts import facts_of
+from experiments.scenes.kinds import KINDS, kinds_of
+from experiments.scenes.scene import Scene, compose_varied
 
 GRID = (12, 12)
 # Without sun and moon, whose light is drawn far around them.

@@ -7,15 +7,15 @@ from typing import Any
 
 import golden_sets
 import pytest
+
+from experiments import scene_tokenizer
+from experiments.scenes.captions import caption
+from experiments.scenes.prompts import prompts
+from experiments.scenes.scene import compose_varied
+from experiments.scenes.tokenizer import NUM_TEXT_IDS, SYSTEM_PROMPTS, UNKNOWN
 from shortcut import shipped
 from shortcut.models.lumina_dimoo import transformer as lumina
 from shortcut.models.lumina_dimoo.prompts import TASKS, load_tokenizer, prompt_string
-
-from experiments import scene_tokenizer
-from experiments.scene_tokenizer import NUM_TEXT_IDS, SYSTEM_PROMPTS, UNKNOWN
-from experiments.scene_words import caption
-from experiments.scenes import compose_varied
-from experiments.text_prompts import prompts
 
 REAL_NUM_TEXT_IDS = 126356
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")

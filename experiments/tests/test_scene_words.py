@@ -9,16 +9,10 @@ from typing import Any
 import pytest
 
 from experiments import scene_words
-from experiments.scene_facts import (
-    Claim,
-    Facts,
-    Thing,
-    facts_of,
-    holds,
-)
-from experiments.scene_words import caption, describe
-from experiments.scenes import compose, compose_varied
-from experiments.text_prompts import NUMBERS, prompts, score
+from experiments.scenes.captions import caption, describe
+from experiments.scenes.facts import Claim, Facts, Thing, facts_of, holds
+from experiments.scenes.prompts import NUMBERS, prompts, score
+from experiments.scenes.scene import compose, compose_varied
 
 SEEDS = range(1500)
 

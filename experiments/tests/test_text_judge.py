@@ -9,13 +9,13 @@ import builders
 import pytest
 import torch
 import torch.nn.functional as F
-from shortcut.train.fit import Recipe
 from torch import Tensor
 
 from experiments import data, text_judge
-from experiments.scene_facts import GROUPS, Facts, facts_of
-from experiments.scenes import compose_varied
-from experiments.text_judge import NUM_COLUMNS, UNSURE
+from experiments.judges.reader import NUM_COLUMNS, UNSURE
+from experiments.scenes.facts import GROUPS, Facts, facts_of
+from experiments.scenes.scene import compose_varied
+from shortcut.train.fit import Recipe
 
 NARROW = (8, 8, 8, 8, 8)
 FACTS = [facts_of(compose_varied(seed)) for seed in range(200)]

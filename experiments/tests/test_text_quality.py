@@ -13,17 +13,17 @@ import builders
 import pytest
 import torch
 from PIL import Image
+
+from experiments import text_judge, text_measure, text_quality
+from experiments.scenes.facts import facts_of, holds
+from experiments.scenes.prompts import NUMBERS
+from experiments.scenes.scene import compose_varied
+from experiments.tables.rows import Row
+from experiments.tables.text_measure import EDIT_TASKS, Question, scores
 from shortcut import shipped, weights
 from shortcut.chart import SIZE
 from shortcut.models.lumina_dimoo.prompts import load_tokenizer
 from shortcut.models.lumina_dimoo.tokenizer import copy_tokenizer
-
-from experiments import text_judge, text_measure, text_quality
-from experiments.quality_rows import Row
-from experiments.scene_facts import facts_of, holds
-from experiments.scenes import compose_varied
-from experiments.text_measure import EDIT_TASKS, Question, scores
-from experiments.text_prompts import NUMBERS
 
 pytest.importorskip("transformers")
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from shortcut import shipped, weights
-from shortcut.models.lumina_dimoo.prompts import load_tokenizer
-from shortcut.models.lumina_dimoo.tokenizer import tokenizer_folder
 
 from experiments import __main__ as demo
 from experiments import text_judge, train_text, train_text_head
+from shortcut import shipped, weights
+from shortcut.models.lumina_dimoo.prompts import load_tokenizer
+from shortcut.models.lumina_dimoo.tokenizer import tokenizer_folder
 
 pytest.importorskip("transformers")
 

@@ -8,16 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from shortcut.models.maskgit.transformer import Config, MaskGIT
-from shortcut.train.fit import Recipe
 
 from experiments import train_base
-from experiments.train_base import (
-    Batch,
-    Stage,
-    initialised,
-    loss_of,
-)
+from experiments.training.base import Batch, Stage, initialised, loss_of
+from shortcut.models.maskgit.transformer import Config, MaskGIT
+from shortcut.train.fit import Recipe
 
 CONFIG = Config(grid=4, width=32, depth=1, num_heads=2, mlp_width=64, num_codes=16, num_classes=16)
 RECIPE = Recipe(iterations=60, seed=3, lr=1e-2, warmup=3, ema=0.8, checkpoint_every=10)

@@ -7,12 +7,12 @@ from dataclasses import replace
 import builders
 import pytest
 import torch
+
+from experiments.tables.text_measure import text_questions
+from experiments.tables.weight_types import FLOAT8, by_lengths, sampled
 from shortcut import shipped, weights
 from shortcut.cli.files import DTYPES
 from shortcut.models.lumina_dimoo.prompts import load_tokenizer
-
-from experiments.text_measure import text_questions
-from experiments.weight_types import FLOAT8, by_lengths, sampled
 
 GRID = (4, 4)
 
