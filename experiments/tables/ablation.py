@@ -221,7 +221,7 @@ def run(options: argparse.Namespace) -> int:
     if used := [name for name in options.rows if name in TAUGHT]:
         columns = ("error at use in", *(f"{n} steps" for n in USED))
         cells = [(name, *(f"{e:.3f}" for e in pictures.errors_at_use(name))) for name in used]
-        print("", table(columns, cells), f"Error {USED_CHAIN} steps after a full pass.", sep="\n\n")
+        print(f"\n{table(columns, cells)}\n\nError {USED_CHAIN} steps after a full pass.")
     print(
         f"\n{options.iterations} iterations; {options.num} pictures per row and seed, {options.num_reference} scenes. "
         f"{sampler_words(setting_of(options, pictures.networks))}"

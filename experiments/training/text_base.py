@@ -111,7 +111,7 @@ class _Sample(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lessons:
+class TrainingData:
     """What batches are drawn from: codes (B, L) of the varied scenes 0, 1, 2 ..., and of the altered ones."""
 
     codes: Tensor
@@ -256,21 +256,21 @@ def initialised(config: Config, grid: Grid, seed: int) -> Training:
 
 
 def learn(
-    lessons: Lessons,
+    data: TrainingData,
     recipe: Recipe,
     checkpoint: Path | None = None,
     start: Training | None = None,
     kinds_weight: float = 0.0,
 ) -> Training:
-    """Trains a network on `lessons`; returns the averaged one.
+    """Trains a network on `data`; returns the averaged one.
 
     Args:
         start: network to go on with; None = a new one.
         kinds_weight: of the loss on the kinds of things.
     """
-    training = start or initialised(lessons.config, lessons.grid, recipe.seed)
+    training = start or initialised(data.config, data.grid, recipe.seed)
     loss = partial(loss_of, kinds_weight=kinds_weight)
-    return fit(training, lessons.draw, loss, recipe, checkpoint=checkpoint)
+    return fit(training, data.draw, loss, recipe, checkpoint=checkpoint)
 
 
 def train(directory: Path, vqgan: VQGAN, tokenizer: Any) -> LuminaDiMOO:
@@ -279,7 +279,7 @@ def train(directory: Path, vqgan: VQGAN, tokenizer: Any) -> LuminaDiMOO:
     altered_codes, _ = encode_all(vqgan, directory / EDITS_FOLDER)
     training = initialised(CONFIG, GRID, STAGES[0].recipe.seed)
     for stage in STAGES:
-        lessons = Lessons(
+        data = TrainingData(
             codes=codes,
             altered=altered_codes,
             tokenizer=tokenizer,
@@ -289,5 +289,5 @@ def train(directory: Path, vqgan: VQGAN, tokenizer: Any) -> LuminaDiMOO:
             num_edits=stage.num_edits,
         )
         checkpoint = directory / f"{stage.name}.ckpt"
-        training = learn(lessons, stage.recipe, checkpoint, training.train(), stage.kinds_weight)
+        training = learn(data, stage.recipe, checkpoint, training.train(), stage.kinds_weight)
     return training.network
