@@ -64,7 +64,7 @@ class Reader(nn.Module):
         )
 
     def forward(self, pixels_BCYX: Tensor) -> dict[str, Tensor]:
-        """Logits "time" and "biome" (B, 4) and of each group (B, K, W), of RGB pixels in [-1, 1]."""
+        """Return logits "time" and "biome" (B, 4) and of each group (B, K, W), for RGB pixels in [-1, 1]."""
         x = self.levels(pixels_BCYX.contiguous(memory_format=torch.channels_last))
         x_BCW = F.gelu(self.columns(x)).squeeze(2)
         pooled_BC = x_BCW.mean(-1)

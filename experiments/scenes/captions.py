@@ -1,4 +1,4 @@
-"""Describes a scene in English, with the claims that the words make; all are true of its picture.
+"""Describe a scene in English, with the claims that the words make; all are true of its picture.
 
 Captions are long or short, in many wordings and orders. A short one leaves things out, and what is
 left out says nothing: "two houses" is true of a picture with trees as well.
@@ -82,12 +82,12 @@ class Words:
 
 
 def caption(scene: Scene, seed: int) -> str:
-    """An English description of the scene; the seed varies what is said and how."""
+    """Return an English description of the scene; the seed varies what is said and how."""
     return describe(scene, seed).text
 
 
 def describe(scene: Scene, seed: int) -> Words:
-    """As `caption`, with the claims that it makes."""
+    """Return a caption with the claims that it makes."""
     rng = random.Random(seed)
     facts = facts_of(scene)
     style = rng.random()
@@ -101,7 +101,7 @@ def describe(scene: Scene, seed: int) -> Words:
 
 
 def full(facts: Facts, rng: random.Random, backdrop: str = "") -> Words:
-    """A sentence that names everything on the ground, what is behind it, place, time and sky."""
+    """Return a sentence that names everything on the ground, what is behind it, land, time and sky."""
     things, at, when = things_words(facts, rng), place_words(facts, rng), time_words(facts, rng)
     sky = sky_words(facts, rng, is_full=True)
     if backdrop and rng.random() < 0.4:
@@ -122,7 +122,7 @@ def full(facts: Facts, rng: random.Random, backdrop: str = "") -> Words:
 
 
 def partial(facts: Facts, rng: random.Random) -> Words:
-    """A sentence that leaves things out, often nearly all."""
+    """Return a sentence that leaves things out, often nearly all."""
     share = rng.choice((0.25, 0.5, 0.75))
     has_place, has_time, has_sky = (rng.random() < share for _ in range(3))
     things = things_words(facts, rng, [g for g in present(facts) if rng.random() < share])
@@ -141,7 +141,7 @@ def partial(facts: Facts, rng: random.Random) -> Words:
 def _without_things(
     facts: Facts, rng: random.Random, has_place: bool, has_time: bool, has_sky: bool
 ) -> Words:
-    """A sentence about the land alone, or about the sky alone."""
+    """Return a sentence about the land alone, or about the sky alone."""
     when = [time_words(facts, rng)] if has_time else []
     if has_sky and not has_place:
         return joined([sky_words(facts, rng), *when])
@@ -154,7 +154,7 @@ def _under(facts: Facts, rng: random.Random) -> list[Words]:
 
 
 def tags(facts: Facts, rng: random.Random) -> Words:
-    """A list of a few things, in any order."""
+    """Return a list of a few things, in any order."""
     parts = [group_words(facts, group, rng) for group in present(facts)]
     parts += [_biome_noun(facts, rng), _time_noun(facts, rng), sky_words(facts, rng)]
     picked = rng.sample(parts, rng.randint(1, len(parts)))
@@ -162,12 +162,12 @@ def tags(facts: Facts, rng: random.Random) -> Words:
 
 
 def present(facts: Facts) -> list[str]:
-    """The groups on the ground that have things."""
+    """Return the groups on the ground that have things."""
     return [group for group in GROUND if facts.things[group]]
 
 
 def things_words(facts: Facts, rng: random.Random, groups: list[str] | None = None) -> Words:
-    """What stands on the ground and where, of some or of all groups; empty if there is nothing."""
+    """Say what stands on the ground and where, of some or all groups; empty if there is nothing."""
     groups = present(facts) if groups is None else groups
     groups = rng.sample(groups, len(groups))
     if not groups:
@@ -184,7 +184,7 @@ def things_words(facts: Facts, rng: random.Random, groups: list[str] | None = No
 
 
 def _row_words(facts: Facts, groups: list[str], rng: random.Random) -> Words | None:
-    """Three groups from left to right; None if they stand among each other."""
+    """Name three groups from left to right; None if they stand among each other."""
     groups = sorted(groups, key=lambda group: facts.xs(group)[0])
     if not all(_is_left(facts, a, b) for a, b in pairwise(groups)):
         return None
@@ -195,7 +195,7 @@ def _row_words(facts: Facts, groups: list[str], rng: random.Random) -> Words | N
 
 
 def pair_words(facts: Facts, a: str, b: str, rng: random.Random) -> Words:
-    """Two groups and how they stand to each other."""
+    """Name two groups and how they stand to each other."""
     first, second = group_words(facts, a, rng), group_words(facts, b, rng)
     where, other = where_words(facts, a, rng), where_words(facts, b, rng)
     if where.text and other.text and rng.random() < 0.3:
@@ -213,7 +213,7 @@ def pair_words(facts: Facts, a: str, b: str, rng: random.Random) -> Words:
 
 
 def where_words(facts: Facts, group: str, rng: random.Random) -> Words:
-    """Where a group stands, if all of it stands in one of PLACES; else nothing."""
+    """Say where a group stands, if all of it stands in one of PLACES; else nothing."""
     xs = facts.xs(group)
     for place, (low, high) in PLACES.items():
         if low <= xs[0] and xs[-1] <= high:
@@ -222,7 +222,7 @@ def where_words(facts: Facts, group: str, rng: random.Random) -> Words:
 
 
 def group_words(facts: Facts, group: str, rng: random.Random) -> Words:
-    """How many of what: "three pine trees", "a red house and a blue house", "clouds"."""
+    """Say how many of what: "three pine trees", "a red house and a blue house", "clouds"."""
     return _NAMING[group](facts, rng)
 
 
@@ -292,7 +292,7 @@ _NAMING: dict[str, Callable[[Facts, random.Random], Words]] = {
 
 
 def sky_words(facts: Facts, rng: random.Random, *, is_full: bool = False) -> Words:
-    """Sun or moon, clouds, or that there is nothing; `is_full` = what there is, mostly all of it."""
+    """Name sun or moon and clouds, or say that there is nothing; `is_full` = mostly all of it."""
     if not facts.things["bodies"]:
         if facts.things["clouds"]:
             return group_words(facts, "clouds", rng)
@@ -311,12 +311,12 @@ def sky_words(facts: Facts, rng: random.Random, *, is_full: bool = False) -> Wor
 
 
 def place_words(facts: Facts, rng: random.Random) -> Words:
-    """In what land."""
+    """Name the land."""
     return Words(rng.choice(BIOME_WORDS[facts.biome]), (Claim("biome", value=facts.biome),))
 
 
 def time_words(facts: Facts, rng: random.Random) -> Words:
-    """At what time of day."""
+    """Name the time of day."""
     return Words(rng.choice(TIME_WORDS[facts.time]), (Claim("time", value=facts.time),))
 
 
@@ -336,7 +336,7 @@ def _counted(
     *,
     is_exact: bool = False,
 ) -> Words:
-    """A noun with its number; two or more may go without, unless `is_exact`."""
+    """Return a noun with its number; two or more may go without, unless `is_exact`."""
     number, (one, many) = len(facts.things[group]), nouns
     exact = (Claim("count", (group,), number),)
     if number == 1:
@@ -357,7 +357,7 @@ def _listed(parts: list[str]) -> str:
 
 
 def joined(parts: Sequence[Words]) -> Words:
-    """The parts as one text, without a blank in front of punctuation; each claim once."""
+    """Join the parts to one text, without a blank in front of punctuation; each claim once."""
     text = " ".join(part.text for part in parts if part.text)
     for mark in (",", ":"):
         text = text.replace(f" {mark}", mark)

@@ -1,4 +1,4 @@
-"""The training pictures of the shipped models: rendered once into one array file.
+"""Render the training pictures of the shipped models once into one array file.
 
 B  images    Y, X  pixel rows, columns    h, w  rows, columns of codes
 """
@@ -24,7 +24,7 @@ CHUNK = 500
 def render(
     seeds: range, size: int = SIZE, compose: Callable[[int], Scene] = compose
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (B, Y, X, 3) uint8 and attribute labels (B, number of attributes) int64 of the scenes `seeds`."""
+    """Return pictures (B, Y, X, 3) uint8 and attribute labels (B, number of attributes) int64 of scenes."""
     scenes = [compose(seed) for seed in seeds]
     pixels = np.stack([np.asarray(draw(scene, size)) for scene in scenes])
     return pixels, np.array([list(attributes(scene).values()) for scene in scenes])
@@ -37,7 +37,7 @@ def make(
     size: int = SIZE,
     compose: Callable[[int], Scene] = compose,
 ) -> None:
-    """Renders scenes `first_seed` .. `first_seed + num - 1` into `pixels.npy` and `labels.npy` below `directory`."""
+    """Render scenes `first_seed` .. `first_seed + num - 1` into `pixels.npy` and `labels.npy` below `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     starts = range(first_seed, first_seed + num, CHUNK)
     chunks = [range(s, min(s + CHUNK, first_seed + num)) for s in starts]
@@ -48,7 +48,7 @@ def make(
 
 
 def load(directory: Path) -> tuple[Tensor, Tensor]:
-    """Pictures (B, Y, X, 3) uint8, mapped from disk, and attribute labels (B, attributes) made by `make`."""
+    """Return pictures (B, Y, X, 3) uint8, mapped from disk, and labels (B, attributes), both made by `make`."""
     for name in ("pixels.npy", "labels.npy"):
         if not (directory / name).exists():
             raise FileNotFoundError(
@@ -60,5 +60,5 @@ def load(directory: Path) -> tuple[Tensor, Tensor]:
 
 
 def to_network(pixels_BYXC: Tensor) -> Tensor:
-    """uint8 (B, Y, X, 3) -> float32 (B, 3, Y, X) in [-1, 1]."""
+    """Convert uint8 (B, Y, X, 3) to float32 (B, 3, Y, X) in [-1, 1]."""
     return pixels_BYXC.movedim(-1, 1).float().div(127.5).sub(1)

@@ -1,4 +1,4 @@
-"""Draws a scene as an anti-aliased picture: palettes, canvas, and how each thing looks."""
+"""Draw a scene as an anti-aliased picture: palettes, canvas, and how each thing looks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs of scenes that differ in one thing, and instructions that lead from one to the other, either way.
+"""Make pairs of scenes that differ in one thing, and instructions from one to the other, either way.
 
 Covered: all things of a group taken away or added (trees, houses, boats, clouds, sun or moon); another colour of
 houses, sails or round trees; another sun or moon; another time of day.
@@ -61,7 +61,7 @@ class Instruction:
 
 
 def altered(seed: int) -> Scene:
-    """The varied scene of a seed with one thing changed."""
+    """Return the varied scene of a seed with one thing changed."""
     scene, rng = compose_varied(seed), random.Random(f"edit of {seed}")
     for change in rng.sample(_CHANGES, len(_CHANGES)):
         other = change(scene, rng)
@@ -71,16 +71,16 @@ def altered(seed: int) -> Scene:
 
 
 def instruction(before: Facts, after: Facts, seed: int) -> Instruction:
-    """What makes a picture of the facts `after` of one of `before`, which differ in one thing."""
+    """Return the instruction that turns a picture of `before` into one of `after`; they differ in one thing."""
     rng = random.Random(seed)
-    task, words = _asked(before, after, rng)
+    task, words = _instruction_words(before, after, rng)
     if rng.random() < SHARE_DOT:
         words = replace(words, text=f"{words.text}.")
     return Instruction(task, words)
 
 
 def kept(before: Facts, after: Facts) -> tuple[Claim, ...]:
-    """All that is true of both pictures: land, hour, and which things there are."""
+    """Return all that is true of both pictures: land, hour, and which things there are."""
     groups = (Claim("each", (group,), tuple(sorted(after.kinds(group)))) for group in GROUPS)
     claims = (Claim("time", value=after.time), Claim("biome", value=after.biome), *groups)
     return tuple(claim for claim in claims if holds(claim, before))
@@ -99,7 +99,7 @@ def _without(scene: Scene, rng: random.Random) -> Scene | None:
 
 
 def _recoloured(scene: Scene, rng: random.Random) -> Scene | None:
-    """All things of one group and colour get another one, which no other thing of the group has."""
+    """Give all things of one group and colour another colour, which no other thing of the group has."""
     choices = {"houses": HOUSE_COLOURS, "boats": SAIL_COLOURS}
     if scene.trees and scene.trees[0].species == "round":
         choices["trees"] = ("green", "orange")
@@ -123,7 +123,7 @@ def _with_another_body(scene: Scene, rng: random.Random) -> Scene | None:
 
 
 def _at_another_time(scene: Scene, rng: random.Random) -> Scene:
-    """The sun becomes a moon at night, a moon the sun by day."""
+    """Change the time; the sun becomes a moon at night, a moon the sun by day."""
     time = rng.choice([time for time in TIMES if time != scene.time])
     body = scene.body
     if body is not None:
@@ -147,8 +147,8 @@ _CHANGES: tuple[Callable[[Scene, random.Random], Scene | None], ...] = (
 )
 
 
-def _asked(before: Facts, after: Facts, rng: random.Random) -> tuple[str, Words]:
-    """The task and the words."""
+def _instruction_words(before: Facts, after: Facts, rng: random.Random) -> tuple[str, Words]:
+    """Return the task and the words."""
     if before.time != after.time:
         return "time of day", _to_time(before.time, after.time, rng)
     group = next(group for group in GROUPS if before.kinds(group) != after.kinds(group))
@@ -204,7 +204,7 @@ def _to_colour(before: Facts, after: Facts, group: str, rng: random.Random) -> W
 
 
 def _noun(facts: Facts, group: str, rng: random.Random) -> str:
-    """What the things of a group are called."""
+    """Return a noun for the things of a group."""
     kinds = facts.kinds(group)
     if group == "bodies":
         return rng.choice((kinds[0], "sun" if kinds[0] == "sun" else "moon"))

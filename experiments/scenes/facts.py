@@ -1,4 +1,4 @@
-"""What a picture of a scene shows, and claims about it that can be checked.
+"""Facts that a picture of a scene shows, and claims about it that can be checked.
 
 The same facts come from a scene (`facts_of`) and from a picture (`text_judge.read`), so what a caption
 claims is checked alike on both.
@@ -71,7 +71,7 @@ class Claim:
 
     @property
     def label(self) -> str:
-        """What it is about, for tables: "count trees", "colour houses", "place", "order"."""
+        """Return its subject, for tables: "count trees", "colour houses", "place", "order"."""
         match self.what:
             case "time" | "biome":
                 return self.what
@@ -86,7 +86,7 @@ class Claim:
 
 
 def facts_of(scene: Scene) -> Facts:
-    """What the picture of a scene shows."""
+    """Return what the picture of a scene shows."""
     groups = {
         "trees": [(tree_kind(tree), tree.x) for tree in scene.trees],
         "houses": [(house.colour, house.x) for house in scene.houses],
@@ -102,12 +102,12 @@ def facts_of(scene: Scene) -> Facts:
 
 
 def tree_kind(tree: Tree) -> str:
-    """One of `TREE_KINDS`: round trees of another colour are of another kind."""
+    """Return one of `TREE_KINDS`: round trees of another colour are of another kind."""
     return f"{tree.colour} round" if tree.species == "round" else tree.species
 
 
 def holds(claim: Claim, facts: Facts, tolerance: float = TOLERANCE) -> bool:
-    """Whether a claim is true.
+    """Return whether a claim is true.
 
     Args:
         tolerance: how far beyond the edges of its place a thing may stand.

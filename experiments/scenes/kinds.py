@@ -1,4 +1,4 @@
-"""Which kind of thing stands on each token of the picture of a scene: what a text model has to know of it."""
+"""Label each token of the picture of a scene with the kind of thing that stands there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in parts of 
 
 
 def kinds_of(scene: Scene, grid: Grid) -> Tensor:
-    """Numbers (L,) in `KINDS` of what stands in front on each token, by rectangles around things."""
+    """Return numbers (L,) in `KINDS` of what stands in front on each token, by rectangles around things."""
     number_YX = torch.zeros(grid, dtype=torch.long)
     rows, columns = grid
     for kind, (left, top, right, bottom) in _boxes(scene):
@@ -29,13 +29,13 @@ def kinds_of(scene: Scene, grid: Grid) -> Tensor:
 
 
 def _tokens(low: float, high: float, size: int) -> slice:
-    """The tokens of `size` whose middle lies between two places; one at least."""
+    """Return the tokens of `size` whose centre lies between two positions; at least one."""
     first = min(max(0, round(low * size)), size - 1)
     return slice(first, max(first + 1, round(high * size)))
 
 
 def _boxes(scene: Scene) -> list[tuple[tuple[str, str], Box]]:
-    """Things and the rectangles around them as `scene_drawing` draws them, from back to front."""
+    """Return things and the rectangles around them, as `drawing` draws them, from back to front."""
     found: list[tuple[tuple[str, str], Box]] = []
 
     def add(group: str, kind: str, x: float, half: float, top: float, bottom: float) -> None:

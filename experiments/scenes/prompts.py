@@ -1,4 +1,4 @@
-"""Prompts to measure a text model with, and how their pictures score, in the manner of GenEval.
+"""Make prompts to measure a text model with, and score their pictures, in the manner of GenEval.
 
 Source: Ghosh et al. 2023 (GenEval, arXiv 2310.11513): six tasks, a picture is right if all that its prompt says is
 there; the score is the mean over the tasks. Here every prompt comes from a scene that no network was trained on, so
@@ -50,12 +50,12 @@ class Score:
 
     @property
     def overall(self) -> float:
-        """The mean over the tasks."""
+        """Return the mean over the tasks."""
         return sum(self.tasks.values()) / len(self.tasks)
 
 
 def prompts(numbers: dict[str, int] | None = None) -> list[Prompt]:
-    """The list, always the same: no text twice. `numbers` = how many of each task; None = the usual."""
+    """Return the prompts, always the same, no text twice. `numbers` = how many of each task; None = NUMBERS."""
     numbers = numbers or NUMBERS
     found: dict[str, dict[str, Prompt]] = {task: {} for task in numbers}
     for seed in count(FIRST_PROMPT_SEED):
@@ -70,7 +70,7 @@ def prompts(numbers: dict[str, int] | None = None) -> list[Prompt]:
 
 
 def score(pictures: Iterable[tuple[Prompt, Facts]]) -> Score:
-    """How well pictures show what their prompts say; `Facts` are what was read off each."""
+    """Score how well pictures show what their prompts say; `Facts` are what was read from each."""
     tasks, labels = defaultdict(list), defaultdict(list)
     for prompt, facts in pictures:
         is_right = [holds(claim, facts) for claim in prompt.claims]
@@ -140,7 +140,7 @@ def _long_caption(facts: Facts, rng: random.Random) -> Words | None:
 
 
 def _num_coloured(claims: Sequence[Claim]) -> int:
-    """How many colours are said of things."""
+    """Return how many colours are named."""
     colours = 0
     for claim in claims:
         if claim.what == "each":

@@ -1,6 +1,6 @@
-"""Flat-design landscapes with known contents, as data: what the scene of a seed holds, its labels.
+"""Compose flat-design landscapes with known contents, as data, and label them.
 
-`scene_drawing.draw` draws a scene, `scene_words.caption` describes it. Lengths are fractions of the
+`drawing.draw` draws a scene, `captions.caption` describes it. Lengths are fractions of the
 picture.
 """
 
@@ -124,7 +124,7 @@ class Scene:
 
     @property
     def class_id(self) -> int:
-        """Number of the scene's class, 0..15."""
+        """Return the number of the scene's class, 0..15."""
         return class_id_of(self.time, self.biome)
 
 
@@ -156,7 +156,7 @@ def compose(seed: int, *, time: str | None = None, biome: str | None = None) -> 
 
 
 def compose_varied(seed: int) -> Scene:
-    """As `compose`, but at dawn and dusk a third of the suns are moons: captions may ask for them."""
+    """Compose a scene in which, at dawn and dusk, a third of the suns are moons: captions may ask for them."""
     scene = compose(seed)
     rng = random.Random(f"sky of {seed}")
     if scene.time not in ("dawn", "dusk") or scene.body is None or rng.random() > 1 / 3:
@@ -174,7 +174,7 @@ def _compose_body(rng: random.Random, time: str, column: float) -> Body | None:
 
 
 def body_of(rng: random.Random, kind: str, time: str, x: float, size: float) -> Body:
-    """The sun or a moon at the height and in the colour that it has at a time of day."""
+    """Return the sun or a moon at the height and in the colour of a time of day."""
     if kind != "sun":
         return Body(kind, x, rng.uniform(0.14, 0.26), size, "pale yellow")
     y = rng.uniform(0.13, 0.2) if time == "day" else rng.uniform(0.28, 0.38)
@@ -182,7 +182,7 @@ def body_of(rng: random.Random, kind: str, time: str, x: float, size: float) -> 
 
 
 def compose_stars(rng: random.Random, body: Body | None) -> tuple[Star, ...]:
-    """The stars of a night, away from the moon."""
+    """Return the stars of a night, away from the moon."""
     stars: list[Star] = []
     count = rng.randint(6, 14)
     taken = [(body.x, body.y, 0.15)] if body else []

@@ -1,8 +1,8 @@
-"""Makes the tokenizer of the shipped text model: the published one's layout, with the words of the scenes.
+"""Make the tokenizer of the shipped text model: the published layout, with the words of the scenes.
 
 Words and the marks , . : are tokens, in lower case; other marks are left out, and a word that is not known is one
 token, `<unk>`: any text has ids.
-The special ids stand at the published offsets from the end of the text ids (`models.lumina.SPECIAL_IDS`), the system
+The special ids stand at the published offsets from the end of the text ids (`transformer.SPECIAL_IDS`), the system
 prompts in free ids between them, each as one token: they stand in every prompt. What is left over is reserved.
 
 The folder is one of transformers' fast tokenizers; reading it needs no code from it.
@@ -41,12 +41,12 @@ INSTRUCTIONS = (
 
 
 def words_of(text: str) -> list[str]:
-    """The words and marks that the tokenizer splits a text into."""
+    """Return the words and marks that the tokenizer splits a text into."""
     return re.findall(WORD, text.lower())
 
 
 def vocabulary(texts: Iterable[str]) -> dict[str, int]:
-    """Token -> id of all text ids: unknown first, then the words in alphabetical order.
+    """Return token -> id for all text ids: unknown first, then the words in alphabetical order.
 
     Raises:
         ValueError: there are more words than ids in front of the special ones.
@@ -65,7 +65,7 @@ def vocabulary(texts: Iterable[str]) -> dict[str, int]:
 
 
 def build(texts: Iterable[str]) -> Any:
-    """A `tokenizers.Tokenizer` that knows the words of `texts`."""
+    """Build a `tokenizers.Tokenizer` that knows the words of `texts`."""
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     tokenizer = Tokenizer(models.WordLevel(vocabulary(texts), unk_token=UNKNOWN))
@@ -77,7 +77,7 @@ def build(texts: Iterable[str]) -> Any:
 
 
 def save(folder: Path, tokenizer: Any) -> None:
-    """Writes the tokenizer into `folder`, as transformers reads it."""
+    """Write the tokenizer into `folder`, as transformers reads it."""
     special = {"unk_token": UNKNOWN, "eos_token": END_OF_TEXT, "mask_token": MASK}
     others = [token for token in _special_ids() if token not in special.values()]
     config = {
@@ -100,12 +100,12 @@ def save(folder: Path, tokenizer: Any) -> None:
 
 
 def make(folder: Path) -> None:
-    """Writes the tokenizer of the captions and of the prompts of all tasks into `folder`."""
+    """Write the tokenizer of the captions and of the prompts of all tasks into `folder`."""
     captions = (caption(compose_varied(seed), seed) for seed in CAPTION_SEEDS)
     save(folder, build([*captions, *SYSTEM_PROMPTS, *INSTRUCTIONS]))
 
 
 def _special_ids() -> dict[str, int]:
-    """Special token -> its id, counted from the end of the text ids."""
+    """Return special token -> its id, counted from the end of the text ids."""
     named = {f"<{name}>": offset for name, offset in SPECIAL_IDS.items() if name != "mask"}
     return {END_OF_TEXT: END_OF_TEXT_ID, MASK: SPECIAL_IDS["mask"], **named}

@@ -272,7 +272,7 @@ class Pictures:
         return [found[row.name, seed] for seed in options.seeds]
 
     def errors_at_use(self, name: str) -> list[float]:
-        """Return, by `USED`, the error of a row's head in runs of other numbers of steps."""
+        """Return the error, by `USED`, of a row's head in runs of other numbers of steps."""
         plan = CHANGES[name](self.lab.base)
 
         def measure_row(row: Row, seed: int) -> Figures:

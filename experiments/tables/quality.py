@@ -9,6 +9,7 @@ pass where "shortcut" asks the head.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -138,7 +139,7 @@ def networks_of(options: argparse.Namespace) -> Networks:
     return replace(networks, defaults=replace(networks.defaults, guidance=guidance))
 
 
-def quality_row(row: Row, figures: list[Figures], networks: Networks) -> QualityRow:
+def quality_row(row: Row, figures: Sequence[Figures], networks: Networks) -> QualityRow:
     """Return a row of the table from the figures of each seed."""
     config = networks.model.config
     num_guided = len(networks.defaults.guidance)
@@ -148,5 +149,7 @@ def quality_row(row: Row, figures: list[Figures], networks: Networks) -> Quality
         **cost_of(row, mean["seconds"], networks, classes, (config.grid, config.grid)),
         distances=[figure["distance"] for figure in figures],
         vq_distances=[figure["vq_distance"] for figure in figures],
-        **{name: mean[name] for name in ("time", "biome", "both")},
+        time=mean["time"],
+        biome=mean["biome"],
+        both=mean["both"],
     )

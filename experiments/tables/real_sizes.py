@@ -1,4 +1,4 @@
-"""What the published models take on a device, without their weights: python -m experiments real-sizes --device cuda
+"""Measure what the published models take on a device: python -m experiments real-sizes --device cuda
 
 The networks have the published sizes and random weights: neither the seconds nor the memory of a pass depend on the
 values. Every row goes through the sampler that makes pictures, and the rows of a model are measured in turn, so that
@@ -74,19 +74,19 @@ class System:
 
     @property
     def settings(self) -> Settings:
-        """Those of the original."""
+        """Return the settings of the original."""
         return Settings(**self.model[0].defaults)
 
     @property
     def runs(self) -> list[Settings]:
-        """Vanilla, then the presets with the head."""
+        """Return vanilla, then the presets with the head."""
         presets = list(self.model[0].presets.values())
         counts = [(presets[0].num_steps, None), *((p.num_steps, p.num_full) for p in presets)]
         return [replace(self.settings, num_steps=n, full_steps=full) for n, full in counts]
 
 
 def _prompts(num_images: int) -> tuple[Tensor, ...]:
-    """A prompt of 60 tokens and the one that says nothing; what they say does not matter."""
+    """Return a prompt of 60 tokens and the unconditional one; the ids do not matter."""
     return tuple(
         torch.zeros(num_images, length, dtype=torch.long) for length in (60, cost.UNCONDITIONAL)
     )
@@ -129,7 +129,7 @@ class Line:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The row's text, by COLUMNS."""
+        """Return the row's text, by COLUMNS."""
         seconds = median(self.seconds)
         rate = self.operations and f"{self.operations / seconds / cost.T:.0f}"
         return (
@@ -144,7 +144,7 @@ class Line:
 
 
 def add_parser(steps: Any) -> None:
-    """Adds `real-sizes` to the demo's command line."""
+    """Add `real-sizes` to the command line."""
     about = "seconds and memory of the published models, with random weights: a table"
     parser = steps.add_parser("real-sizes", help=about, description=about)
     parser.add_argument("--models", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
@@ -158,7 +158,7 @@ def add_parser(steps: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measures, prints the table. Returns 0.
+    """Measure and print the table. Returns 0.
 
     Raises:
         ValueError: the device does not exist, or a model makes no pictures of that size.
@@ -193,7 +193,7 @@ def measure(
     batch_size: int,
     repeats: int,
 ) -> list[Line]:
-    """The rows of a system with weights of one type: its runs, the first of which is vanilla, and decoding.
+    """Return the rows of a system with weights of one type: its runs, vanilla first, and decoding.
 
     Args:
         runs: settings, and the operations of an image.
@@ -235,7 +235,7 @@ def _run(
     device: torch.device,
     settings: Settings,
 ) -> float:
-    """Seconds of one batch."""
+    """Return the seconds of one batch."""
     return generate(
         model.on_grid(*grid),
         conditions,
@@ -249,14 +249,14 @@ def _run(
 
 
 def _operations(system: System, settings: Settings, grid: Grid) -> int:
-    """Of one image."""
+    """Return the FLOPs of one image."""
     model, head = (cost.shapes(f.network, config) for f, config in (system.model, system.head))
     used = None if settings.full_steps is None else head
     return count_operations(model, used, settings, system.conditions(1), grid).total
 
 
 def _decoding(system: System, grid: Grid, dtype: str, device: torch.device, repeats: int) -> Line:
-    """The row of the VQ model, in float32, with all else still on the device."""
+    """Return the row of the VQ model, in float32, with all else still on the device."""
     file = random_checkpoint(*system.vq, torch.float32, device)
     vq: Any = weights.build(file, dtype=torch.float32, device=device)
     codes_1hw = torch.zeros(1, *grid, dtype=torch.long, device=device)
@@ -281,7 +281,7 @@ def _decoding(system: System, grid: Grid, dtype: str, device: torch.device, repe
 def _in_turn(
     runs: Sequence[Callable[[], float]], repeats: int, device: torch.device
 ) -> tuple[list[list[float]], list[int | None]]:
-    """Seconds of every repeat of every run, and the most bytes on the device while it ran."""
+    """Return the seconds of every repeat of every run, and the most bytes on the device while it ran."""
     seconds: list[list[float]] = [[] for _ in runs]
     peaks: list[int | None] = [None for _ in runs]
     for repeat in range(repeats):
@@ -298,7 +298,7 @@ def _in_turn(
 def random_checkpoint(
     format: Format, config: Any, dtype: torch.dtype, device: torch.device
 ) -> Checkpoint:
-    """Weights of a network with small random values; those of norms are 1."""
+    """Return weights of a network with small random values; scales of norms are 1."""
     network = format.network(config, dtype=dtype, device="meta", operations=Bare)
     generator = torch.Generator(device).manual_seed(0)
     tensors = {}

@@ -103,7 +103,7 @@ def draw_chart(
         high = [max(quality(row)) - m for m, row in zip(y, shown, strict=True)]
         form = "o-" if kind == "vanilla" else "o"
         axes.errorbar(x, y, (low, high), fmt=form, color=colour, label=name)
-        for row, *point in zip(shown, x, y, strict=True):
+        for row, point in zip(shown, zip(x, y, strict=True), strict=True):
             text = f"{row.num_steps}" + (f"/{row.num_full}" if kind != "vanilla" else "")
             axes.annotate(
                 text, point, (7, offset), textcoords="offset points", color=colour, fontsize=10

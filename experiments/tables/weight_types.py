@@ -1,4 +1,4 @@
-"""What smaller weights cost the shipped text model: python -m experiments weight-types
+"""Measure what smaller weights cost the shipped text model: python -m experiments weight-types
 
 For each type of weights the memory they take, the accuracy of vanilla pictures of the prompts that `text-quality` asks
 (as there, by the judge), and how near the model stays to itself in float32: in every step of a run, float32 is shown
@@ -50,7 +50,7 @@ class Line:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The row's text, by COLUMNS."""
+        """Return the row's text, by COLUMNS."""
         shares = (f"{self.accuracy:.1%}", f"{self.same:.1%}")
         return (
             self.name,
@@ -62,7 +62,7 @@ class Line:
 
 
 def add_parser(steps: Any) -> None:
-    """Adds `weight-types` to the command line."""
+    """Add `weight-types` to the command line."""
     about = "measure what bfloat16, float16 and float8 weights cost the text model: a table (10 minutes)"
     parser = steps.add_parser("weight-types", help=about, description=about)
     parser.add_argument("--per-task", type=int, default=8, metavar="N", help="prompts of each kind")
@@ -73,7 +73,7 @@ def add_parser(steps: Any) -> None:
 
 @torch.no_grad()
 def run(options: argparse.Namespace) -> int:
-    """Prints the table. Returns 0."""
+    """Print the table. Returns 0."""
     model_file = weights.load(shipped.TEXT_MODEL, kind="model")
     tokenizer = load_tokenizer(shipped.TEXT_FOLDER, model_file.config)
     cases = text_cases(tokenizer, model_file.config, options.per_task)
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
 def measure(
     name: str, model_file: Checkpoint, cases: Sequence[PromptCase], settings: Settings, seed: int
 ) -> Line:
-    """The model with weights of the type `name`, beside itself in float32."""
+    """Compare the model with weights of the type `name` with itself in float32."""
     exact: Any = weights.build(model_file, dtype=torch.float32)
     file = weights.cast(model_file, DTYPES[name])
     dtype = torch.bfloat16 if name == FLOAT8 else DTYPES[name]
@@ -113,7 +113,7 @@ def measure(
 
 
 def by_lengths(cases: Sequence[PromptCase]) -> list[list[int]]:
-    """The numbers of cases whose prompts are as long: they make a batch without padding."""
+    """Group the numbers of cases whose prompts have one length: they make a batch without padding."""
     groups: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
     for number, case in enumerate(cases):
         groups[tuple(c.shape[1] for c in case.conditions)].append(number)
@@ -129,7 +129,7 @@ def sampled(
     seed: int,
     grid: Grid,
 ) -> tuple[torch.Tensor, Oversight]:
-    """Codes (B, h, w) by `model`, and how near each of its steps was to what `exact` would have done."""
+    """Return codes (B, h, w) by `model`, and how near each of its steps was to a step of `exact`."""
     branches = zip(*(cases[number].conditions for number in numbers), strict=True)
     conditions = [torch.cat(prompts) for prompts in branches]
     num_tokens = grid[0] * grid[1]

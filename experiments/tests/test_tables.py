@@ -150,7 +150,9 @@ def test_pictures_follow_from_the_seed_whatever_the_batch(tmp_path: Path) -> Non
         quality_measure.sample_codes(networks, row, seed, range(6))[0] for seed in (1, 2)
     )
     assert not torch.equal(codes, other)
-    measured = [dict.fromkeys(("seconds", "distance", "vq_distance", "time", "biome", "both"), 1.0)]
+    measured: list[dict[str, Any]] = [
+        dict.fromkeys(("seconds", "distance", "vq_distance", "time", "biome", "both"), 1.0)
+    ]
     found = [quality.quality_row(Row.parse(name), measured, networks) for name in ROWS]
     real, vq, vanilla_2, vanilla_4, shortcut, reuse = (row.flops for row in found)
     assert 0 == real == vq < vanilla_2 < reuse < shortcut < vanilla_4

@@ -1,4 +1,4 @@
-"""Trains the shipped class-conditional MaskGIT on the codes of the scenes.
+"""Train the shipped class model, a MaskGIT, on the codes of the scenes.
 
 Source: Chang et al. 2022, section 3.1: cross-entropy on the masked tokens, ratio of masked tokens arccos-distributed
 as in Besnier and Chen 2023; 10 % of the classes dropped for guidance.
@@ -80,12 +80,12 @@ class Batch:
     codes_BL: Tensor
     class_B: Tensor
     is_masked_BL: Tensor
-    kind_BL: Tensor  # numbers in `scene_places.KINDS`
+    kind_BL: Tensor  # numbers in `scenes.kinds.KINDS`
 
 
 @torch.no_grad()
 def encode_all(vqgan: VQGAN, directory: Path, batch_size: int = 25) -> tuple[Tensor, Tensor]:
-    """Codes (B, L) int16 and classes (B,) of the pictures of `directory`; the codes are kept there in `codes.pt`."""
+    """Return codes (B, L) int16 and classes (B,) of the pictures of `directory`; `codes.pt` there keeps the codes."""
     pixels, labels = load(directory)
     class_B = labels[:, 0] * 4 + labels[:, 1]
     cache, key = directory / "codes.pt", fingerprint(vqgan.state_dict())
@@ -113,7 +113,7 @@ class Training(nn.Module):
 def loss_of(
     training: Training, batch: Batch, kinds_weight: float = 0.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of the codes, and by weights what the readers read."""
+    """Return the loss of the codes and of what the readers read, weighted."""
     (features_BSD,) = training.network.features(batch.codes_BL, batch.is_masked_BL, [batch.class_B])
     index_BL = torch.arange(batch.codes_BL.shape[1]).expand_as(batch.codes_BL)
     features_BLD = features_BSD[:, : batch.codes_BL.shape[1]]
@@ -126,7 +126,7 @@ def loss_of(
 def codes_loss(
     logits_BLV: Tensor, codes_BL: Tensor, is_masked_BL: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy of the masked codes, and by weight of the known ones."""
+    """Return the cross-entropy of the masked codes plus the weighted one of the known codes."""
     loss_BL = F.cross_entropy(logits_BLV.float().movedim(-1, 1), codes_BL, reduction="none")
     masked, known = (_mean(loss_BL, is_in_BL) for is_in_BL in (is_masked_BL, ~is_masked_BL))
     is_right_BL = (logits_BLV.argmax(-1) == codes_BL).float()
@@ -135,19 +135,19 @@ def codes_loss(
 
 
 def _mean(value_BL: Tensor, is_counted_BL: Tensor) -> Tensor:
-    """Mean where `is_counted_BL` is True; 0 if that is nowhere."""
+    """Return the mean where `is_counted_BL` is True; 0 if it is nowhere."""
     return (value_BL * is_counted_BL).sum() / is_counted_BL.sum().clamp(min=1)
 
 
 def draw_masks(num_images: int, num_tokens: int, generator: torch.Generator) -> Tensor:
-    """Masks (B, L), True = masked, whose ratio is arccos-distributed; at least one token each."""
+    """Return masks (B, L), True = masked, whose ratio is arccos-distributed; at least one token each."""
     ratio_B1 = torch.rand(num_images, 1, generator=generator).acos() / (math.pi / 2)
     order_BL = torch.rand(num_images, num_tokens, generator=generator).argsort(1)
     return order_BL < (ratio_B1 * num_tokens).ceil().clamp(min=1)
 
 
 def initialised(config: Config, seed: int) -> Training:
-    """A network with normal weights of deviation 0.02, zero biases; the global random state is left alone."""
+    """Return a network with normal weights of deviation 0.02, zero biases; the global random state is left alone."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = MaskGIT(config, attention=sdpa_float32)
@@ -161,7 +161,7 @@ def initialised(config: Config, seed: int) -> Training:
 
 
 def train(directory: Path, vqgan: VQGAN) -> MaskGIT:
-    """Trains on the codes of `directory`/train, with checkpoints in `directory`. Returns the averaged network."""
+    """Train on the codes of `directory`/train, with checkpoints in `directory`. Returns the averaged network."""
     codes, classes = encode_all(vqgan, directory / "train")
     return learn(codes, classes, CONFIG, STAGES, directory)
 
@@ -169,7 +169,7 @@ def train(directory: Path, vqgan: VQGAN) -> MaskGIT:
 def learn(
     codes: Tensor, classes: Tensor, config: Config, stages: Sequence[Stage], directory: Path
 ) -> MaskGIT:
-    """Trains on codes (B, L) and classes (B,) of the scenes 0, 1, 2 ..., with checkpoints in `directory`."""
+    """Train on codes (B, L) and classes (B,) of the scenes 0, 1, 2 ..., with checkpoints in `directory`."""
 
     def draw(generator: torch.Generator, size: int) -> Batch:
         seed_B = torch.randint(len(codes), (size,), generator=generator)

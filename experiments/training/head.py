@@ -1,4 +1,4 @@
-"""Trains the shortcut head of the shipped MaskGIT while its teacher runs with several numbers of steps."""
+"""Train the shortcut head of the shipped MaskGIT while its teacher runs with several numbers of steps."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ PLAN = HeadPlan(config=CONFIG, recipe=RECIPE, teaching=TEACHING, objective=OBJEC
 
 
 def train(directory: Path, model_file: Checkpoint, device: str = "cpu") -> Checkpoint:
-    """Trains with checkpoints in `directory`. Returns the averaged head, which says how it did on unseen runs."""
+    """Train with checkpoints in `directory`. Returns the averaged head, with its figures on held-out runs."""
     network = weights.build(model_file, dtype=torch.float32, device=device)
     teacher = teacher_of(model_file, network, autocast=RECIPE.autocast, device=device)
     return learn(teacher, model_file, PLAN, checkpoint=directory / "head.ckpt")

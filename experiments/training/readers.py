@@ -1,8 +1,8 @@
-"""What the last features of a model of scenes have to show beside codes: linear readers for training.
+"""Train the last features of a model of scenes to show more than codes, by linear readers.
 
-- Places: the row and the column of each token. A model trained on codes alone showed rows (R2 0.89) but hardly columns
-  (R2 0.29), and a shortcut head cannot look for new tokens near a place that it does not know.
-- Kinds: what stands there (`scene_places`). Many codes look alike, and what tells a red house from a blue one is a
+- Position: the row and the column of each token. A model trained on codes alone showed rows (R2 0.89) but hardly
+  columns (R2 0.29), and a shortcut head cannot look for new tokens near a position that it does not know.
+- Kind: what stands there (`scenes.kinds`). Many codes look alike, and what tells a red house from a blue one is a
   small part of their cross-entropy.
 
     B  images    L  image tokens    D  model width    K  kinds of things
@@ -32,7 +32,7 @@ class Readers(nn.Module):
     def loss(
         self, features_BLD: Tensor, kind_BL: Tensor, kinds_weight: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted cross-entropies of what is read from the last features, and each without its weight."""
+        """Return the weighted cross-entropy of what is read from the last features, and the parts without weights."""
         rows, columns = self.grid
         index_BL = torch.arange(rows * columns).expand(kind_BL.shape)
         row_BVL, column_BVL = self.place(features_BLD).float().movedim(-1, 1).split(self.grid, 1)

@@ -1,13 +1,13 @@
-"""Trains the shipped text model, a small Lumina-DiMOO, on the codes, the captions and the edits of scenes.
+"""Train the shipped text model, a small Lumina-DiMOO, on the codes, the captions and the edits of scenes.
 
 A sample is a sequence as at use: the prompt of one guidance branch, then the target image. Most are text to image, some
-of them with a region to fill as in inpainting, the others edits with their source image (`scene_edits`). Samples lie
+of them with a region to fill as in inpainting, the others edits with their source image (`scenes.edits`). Samples lie
 side by side on one axis, each in its own length: measured on a CPU, that is as fast as one length for all, and nothing
 has to be padded.
 
 Source: Xin et al. 2025 (arXiv 2510.06308), Nie et al. 2025 (arXiv 2502.09992): cross-entropy of masked tokens, here of
 the target's codes alone. Chang et al. 2022, equation 3: share of masked tokens. What a head needs in the last features
-is learned as by the MaskGIT (`train_base`): the codes that are known, and the places.
+is learned as by the MaskGIT (`training.base`): which codes are known, and positions.
 
     B  samples    P  prompt tokens    L  image tokens    S  sequence    D  width    V  codebook size
 """
@@ -101,7 +101,7 @@ class Batch:
     prompts: list[Tensor]  # (1, P) in lengths of their own
     codes_BL: Tensor
     is_masked_BL: Tensor
-    kind_BL: Tensor  # numbers in `scene_places.KINDS`
+    kind_BL: Tensor  # numbers in `scenes.kinds.KINDS`
 
 
 class _Sample(NamedTuple):
@@ -112,7 +112,7 @@ class _Sample(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """What batches are drawn from: codes (B, L) of the varied scenes 0, 1, 2 ..., and of the altered ones."""
+    """Batches are drawn from it: codes (B, L) of the varied scenes 0, 1, 2 ..., and of the altered ones."""
 
     codes: Tensor
     altered: Tensor  # of the first scenes
@@ -123,7 +123,7 @@ class TrainingData:
     num_edits: int  # likewise
 
     def draw(self, generator: torch.Generator) -> Batch:
-        """A batch that follows from the generator alone."""
+        """Draw a batch that follows from the generator alone."""
         rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
         samples = [self._picture(rng) for _ in range(self.num_pictures)]
         samples += [self._edit(rng) for _ in range(self.num_edits)]
@@ -137,7 +137,7 @@ class TrainingData:
         return Batch(prompts, codes_BL, draw_masks(has_region_B, self.grid, generator), kind_BL)
 
     def _picture(self, rng: random.Random) -> _Sample:
-        """A picture behind a caption, or behind the prompt that says nothing."""
+        """Draw a picture behind a caption or behind the unconditional prompt."""
         seed = rng.randrange(len(self.codes))
         scene = compose_varied(seed)
         text = caption(scene, rng.randrange(FIRST_PROMPT_SEED))
@@ -146,7 +146,7 @@ class TrainingData:
         return _Sample(prompt_1P, self.codes[seed], scene)
 
     def _edit(self, rng: random.Random) -> _Sample:
-        """A result behind an instruction and its source image, or without one of both."""
+        """Draw a result behind an instruction and its source image, or without one of them."""
         seed = rng.randrange(len(self.altered))
         scenes = compose_varied(seed), altered(seed)
         codes = self.codes[seed], self.altered[seed]
@@ -164,7 +164,7 @@ class TrainingData:
 
 
 def with_unknown_words(prompt_1P: Tensor, config: Config, generator: torch.Generator) -> Tensor:
-    """The prompt with some words made unknown now and then: who types others shall get a picture too."""
+    """Make some words of some prompts unknown, so that prompts with unknown words give pictures too."""
     share = SHARE_UNKNOWN * (torch.rand((), generator=generator) < SHARE_UNSURE)
     is_word_1P = prompt_1P < config.num_text_ids + END_OF_TEXT_ID
     is_unknown_1P = torch.rand(prompt_1P.shape, generator=generator) < share
@@ -172,7 +172,7 @@ def with_unknown_words(prompt_1P: Tensor, config: Config, generator: torch.Gener
 
 
 def draw_masks(has_region_B: Tensor, grid: Grid, generator: torch.Generator) -> Tensor:
-    """Masks (B, L), True = masked, as a run has them at a random time; at least one token each.
+    """Return masks (B, L), True = masked, as a run has them at a random time; at least one token each.
 
     Args:
         has_region_B: True: masked tokens lie in a region only.
@@ -186,7 +186,7 @@ def draw_masks(has_region_B: Tensor, grid: Grid, generator: torch.Generator) -> 
 
 
 def draw_regions(num_images: int, grid: Grid, generator: torch.Generator) -> Tensor:
-    """Regions (B, L), True = inside: boxes, often up to edges, and blobs; or all around one. None is empty."""
+    """Return regions (B, L), True = inside: boxes, often up to edges, and blobs, or all around one. None is empty."""
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(num_images, *shape, generator=generator)
@@ -208,7 +208,7 @@ def draw_regions(num_images: int, grid: Grid, generator: torch.Generator) -> Ten
 
 
 def _between(low_B: Tensor, high_B: Tensor, size: int) -> Tensor:
-    """Which of `size` rows or columns lie between two places in [0, 1]."""
+    """Return which of `size` rows or columns lie between two positions in [0, 1]."""
     place_N = (torch.arange(size) + 0.5) / size
     return (place_N >= low_B.unsqueeze(1)) & (place_N <= high_B.unsqueeze(1))
 
@@ -222,7 +222,7 @@ class Training(nn.Module):
         self.readers = Readers(network.config.width, grid)
 
     def image_features(self, batch: Batch) -> Tensor:
-        """Last features (B, L, D) of the image tokens of all samples."""
+        """Return the last features (B, L, D) of the image tokens of all samples."""
         view = self.network.on_grid(*self.grid)
         target_BS = view.target_tokens(batch.codes_BL, batch.is_masked_BL)
         targets = target_BS.split(1)
@@ -236,7 +236,7 @@ class Training(nn.Module):
 def loss_of(
     training: Training, batch: Batch, kinds_weight: float = 0.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy of the masked codes, and by weights of the known ones, of places and of kinds of things."""
+    """Return the cross-entropy of the masked codes and, weighted, of known codes, positions and kinds of things."""
     features_BLD = training.image_features(batch)
     logits_BLV = training.network.code_output(features_BLD)
     loss, figures = codes_loss(logits_BLV, batch.codes_BL, batch.is_masked_BL)
@@ -245,7 +245,7 @@ def loss_of(
 
 
 def initialised(config: Config, grid: Grid, seed: int) -> Training:
-    """A network with normal weights of deviation 0.02; the global random state is left alone."""
+    """Return a network with normal weights of deviation 0.02; the global random state is left alone."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = LuminaDiMOO(config, attention=sdpa_float32)
@@ -262,7 +262,7 @@ def learn(
     start: Training | None = None,
     kinds_weight: float = 0.0,
 ) -> Training:
-    """Trains a network on `data`; returns the averaged one.
+    """Train a network on `data`. Returns the averaged network.
 
     Args:
         start: network to go on with; None = a new one.
@@ -274,7 +274,7 @@ def learn(
 
 
 def train(directory: Path, vqgan: VQGAN, tokenizer: Any) -> LuminaDiMOO:
-    """Trains on the pictures in `directory`, with checkpoints there. Returns the averaged network."""
+    """Train on the pictures in `directory`, with checkpoints there. Returns the averaged network."""
     codes, _ = encode_all(vqgan, directory / TRAIN_FOLDER)
     altered_codes, _ = encode_all(vqgan, directory / EDITS_FOLDER)
     training = initialised(CONFIG, GRID, STAGES[0].recipe.seed)

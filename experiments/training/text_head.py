@@ -1,4 +1,4 @@
-"""Trains the shortcut head of the shipped text model while its teacher makes pictures of captions.
+"""Train the shortcut head of the shipped text model while its teacher makes pictures of captions.
 
 The images of a run have prompts of one length, so that nothing has to be padded; runs differ in it as captions do.
 It learns from text to image alone, as in the paper.
@@ -41,7 +41,7 @@ CONFIG = Config(
     norm_eps=MODEL.norm_eps,
     has_time=True,
     sees_new=True,
-    from_full=True,  # for the reason in train_head
+    from_full=True,  # for the reason in `training.head`
 )
 RECIPE = Recipe(
     iterations=1800,
@@ -70,19 +70,19 @@ NUM_CAPTIONS = 20_000
 def caption_conditions(
     tokenizer: Any, config: ModelConfig, num_captions: int = NUM_CAPTIONS
 ) -> DrawConditions:
-    """Captions of the scenes, as `text_conditions` draws them."""
+    """Return a function that draws captions of the scenes."""
     return text_conditions(tokenizer, config, captions(num_captions))
 
 
 def captions(num: int = NUM_CAPTIONS) -> list[str]:
-    """A caption of each of the varied scenes 0, 1, 2 ..."""
+    """Return a caption of each of the varied scenes 0, 1, 2 ..."""
     return [caption(compose_varied(seed), seed) for seed in range(num)]
 
 
 def train(
     directory: Path, model_file: Checkpoint, tokenizer: Any
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Trains with checkpoints in `directory`. Returns the averaged head and how it did on runs that it never saw."""
+    """Train with checkpoints in `directory`. Returns the averaged head and its figures on held-out runs."""
     model: Any = weights.build(model_file, dtype=torch.float32)
     return learn(
         model.on_grid(*GRID),
@@ -103,7 +103,7 @@ def learn(
     num_steps: tuple[int, ...] = NUM_STEPS,
     checkpoint: Path | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """As `train`, of a model on its grid.
+    """Train a head of a model on its grid.
 
     Args:
         settings: of the teacher's runs, but for the steps.

@@ -1,4 +1,4 @@
-"""Trains the shipped VQGAN on the scenes: L1 on pixels and contrasts, codebook by moving averages.
+"""Train the shipped VQGAN on the scenes: L1 on pixels and contrasts, codebook by moving averages.
 
 Source: van den Oord et al. 2017, appendix A.1 (codebook by exponential moving averages) and equation 3 (commitment);
 replacement of unused entries as in Dhariwal et al. 2020 (Jukebox), section 3.1.
@@ -71,7 +71,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def start_codebook(self, pixels: Tensor) -> None:
-        """Takes the codebook from the latents of `pixels`, each code counted as used once a batch."""
+        """Take the codebook from the latents of `pixels`; each code counts as used once a batch."""
         flat_MC = self.vqgan.latents(pixels).movedim(1, -1).flatten(0, -2)
         num_codes = len(self.count_V)
         spread = torch.linspace(0, len(flat_MC) - 1, num_codes).long()
@@ -80,7 +80,7 @@ class Quantizer(nn.Module):
         self.count_V.fill_(1.0)
 
     def forward(self, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns reconstruction (B, 3, Y, X), commitment loss, number of codes used by this batch."""
+        """Return reconstruction (B, 3, Y, X), commitment loss, number of codes used by this batch."""
         latents = self.vqgan.latents(pixels).float()
         codes = self.vqgan.quantize.nearest(latents.detach())
         self._move_codebook(latents.detach(), codes, generator)
@@ -110,12 +110,12 @@ class Quantizer(nn.Module):
 
 
 def contrasts(x: Tensor, distance: int) -> tuple[Tensor, Tensor]:
-    """Horizontal and vertical differences of pixels `distance` apart."""
+    """Return horizontal and vertical differences of pixels `distance` apart."""
     return x[..., distance:] - x[..., :-distance], x[..., distance:, :] - x[..., :-distance, :]
 
 
 def contrast_loss(found: Tensor, pixels: Tensor, distances: tuple[int, ...]) -> Tensor:
-    """L1 on contrasts, summed over distances and both directions."""
+    """Return L1 on contrasts, summed over distances and both directions."""
     pairs = [
         (a, b)
         for distance in distances
@@ -125,12 +125,12 @@ def contrast_loss(found: Tensor, pixels: Tensor, distances: tuple[int, ...]) -> 
 
 
 def psnr_db(mse: Tensor) -> Tensor:
-    """Peak signal to noise ratio of a mean squared error of pixels in [-1, 1]."""
+    """Return the peak signal to noise ratio of a mean squared error of pixels in [-1, 1]."""
     return -10 * torch.log10(mse.detach() / 4)
 
 
 def autoencoder_loss(network: VQGAN, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Without quantization; a weak pull keeps the latents near unit size."""
+    """Return the loss without quantization; a weak pull keeps the latents near unit size."""
     pixels, _ = batch
     latents = network.latents(pixels)
     found = network.decode_latents(latents)
@@ -140,7 +140,7 @@ def autoencoder_loss(network: VQGAN, batch: Batch) -> tuple[Tensor, dict[str, Te
 
 
 def quantized_loss(network: Quantizer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """With quantization: pixels, contrasts, and the commitment of the encoder to its codes.
+    """Return the loss with quantization: pixels, contrasts, commitment of the encoder to its codes.
 
     Contrasts weigh more: at 9 bits a code, plain errors would put all of them into exact sky colours.
     """
@@ -153,7 +153,7 @@ def quantized_loss(network: Quantizer, batch: Batch) -> tuple[Tensor, dict[str, 
 
 
 def train(directory: Path) -> VQGAN:
-    """Trains on `directory`/train, with checkpoints in `directory`. Returns the averaged network."""
+    """Train on `directory`/train, with checkpoints in `directory`. Returns the averaged network."""
     pixels, _ = load(directory / "train")
 
     def draw_batch(generator: torch.Generator) -> Batch:
