@@ -19,10 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from shortcut_pack.shortcut import checkpoint as checkpoints
-from shortcut_pack.shortcut import shipped
+from shortcut_pack.shortcut import models, shipped
 from shortcut_pack.shortcut.checkpoint import Metadata
 from shortcut_pack.shortcut.models.layers import Bare
 from shortcut_pack.shortcut.models.layout import Layout, Table, Unbatched, _fill, _match, _names
@@ -108,6 +109,19 @@ def text_head(
 ) -> checkpoints.Checkpoint:
     """A shortcut head that fits `text_model()`."""
     return _checkpoint(lumina_head.LAYOUT, config, seed, metadata)
+
+
+def with_layout(monkeypatch: pytest.MonkeyPatch, changed: Layout) -> None:
+    """Puts a changed layout in the place of the one of the same name."""
+
+    def pick(layout: Layout | None) -> Layout | None:
+        return changed if layout is not None and layout.name == changed.name else layout
+
+    changed_all = [
+        replace(a, model=pick(a.model), vqs=tuple(map(pick, a.vqs)), head=pick(a.head))
+        for a in models.ARCHITECTURES
+    ]
+    monkeypatch.setattr(models, "ARCHITECTURES", changed_all)
 
 
 def write_text(folder: Path, **metadata: Any) -> Path:
