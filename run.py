@@ -18,6 +18,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,9 @@ REQUIREMENTS = {
     "test": ["requirements.txt", "experiments/requirements.txt", "requirements-test.txt"],
 }
 PICTURE = ["--class", "night snow", "--steps", "32", "--full-steps", "8", "--seed", "7"]
-TESTS = ["tests", "experiments/tests"]
+TESTS = ["experiments/tests", "tests"]
+NO_TESTS = 5  # pytest's exit status if no test has the name that was asked for
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 MAX_PROCESSES = 4  # each of the tests' processes imports PyTorch
 
 
@@ -193,11 +196,21 @@ def picture(python: Path, options: list[str]) -> int:
 
 def test(python: Path, options: list[str]) -> int:
     """Run all tests, or those that the options name, with pytest."""
-    paths = [o for o in options if not o.startswith("-") and (ROOT / o.split("::")[0]).exists()]
-    if not paths:
-        processes = ["-n", str(min(MAX_PROCESSES, num_cores())), "--dist", "loadfile"]
-        options = [*processes, *options, *(name for name in TESTS if (ROOT / name).is_dir())]
-    return run([python, "-m", "pytest", *options], cwd=ROOT)
+    pytest = [python, "-m", "pytest"]
+    if any(not o.startswith("-") and (ROOT / o.split("::")[0]).exists() for o in options):
+        return run([*pytest, *options], cwd=ROOT)
+    if sys.stdout.isatty():
+        pytest.append("--color=yes")
+    processes = ["-n", str(min(MAX_PROCESSES, num_cores())), "--dist", "loadfile"]
+    # Each folder in a run of its own: they import the pack by different names.
+    ends = {
+        name: run_showing_end([*pytest, *processes, *options, name], cwd=ROOT)
+        for name in TESTS
+        if (ROOT / name).is_dir()
+    }
+    print("\n" + "\n".join(f"{name}: {end}" for name, (_, end) in ends.items()), flush=True)
+    failed = [status for status, _ in ends.values() if status not in (0, NO_TESTS)]
+    return failed[0] if failed else min(status for status, _ in ends.values())
 
 
 def num_cores() -> int:
@@ -218,6 +231,26 @@ def run(command: list, cwd: Path | None = None, env: dict[str, str] | None = Non
         except KeyboardInterrupt:
             process.kill()
         raise
+
+
+def run_showing_end(command: list, cwd: Path) -> tuple[int, str]:
+    """Run a program, show what it prints at once, and return its exit status and its last line."""
+    tail = b""
+    process = subprocess.Popen(list(map(str, command)), cwd=cwd, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        while part := os.read(process.stdout.fileno(), 65536):
+            sys.stdout.buffer.write(part)
+            sys.stdout.flush()
+            tail = (tail + part)[-4096:]
+        status = process.wait()
+    except KeyboardInterrupt:
+        sys.stdout.buffer.write(process.stdout.read())  # what pytest says about the interrupt
+        sys.stdout.flush()
+        process.wait()
+        raise
+    lines = COLOUR.sub("", tail.decode(errors="replace")).splitlines()
+    return status, next((line.strip(" =") for line in reversed(lines) if line.strip()), "")
 
 
 def output(command: list) -> str | None:

@@ -32,6 +32,10 @@ class Machine:
             (python / ("python" if sys.platform != "win32" else "python.exe")).touch()
         return int(bool(self.failing) and self.failing in command)
 
+    def run_showing_end(self, command, cwd) -> tuple[int, str]:
+        status = self.run(command, cwd)
+        return status, "1 failed in 2s" if status else "3 passed in 4s"
+
     def output(self, command) -> str | None:
         command = [str(part) for part in command]
         if "config" in command:
@@ -57,6 +61,7 @@ def machine(monkeypatch, tmp_path):
     def make(system: str = "Linux", nvidia: bool = False, **properties) -> Machine:
         machine = Machine(**properties)
         monkeypatch.setattr(run, "run", machine.run)
+        monkeypatch.setattr(run, "run_showing_end", machine.run_showing_end)
         monkeypatch.setattr(run, "output", machine.output)
         monkeypatch.setattr(run, "has_nvidia", lambda: nvidia)
         monkeypatch.setattr(run.platform, "system", lambda: system)
@@ -140,6 +145,29 @@ def test_tests_install_only_what_the_picture_did_not(machine, tmp_path):
     assert computer.commands[-1][1:] == [
         *("-m", "pytest", "-n", str(min(4, run.num_cores())), "--dist", "loadfile", "-x", "tests")
     ]
+
+
+@pytest.mark.parametrize("failing", ["", "tests", "experiments/tests"])
+def test_both_folders_of_tests_run_and_their_last_lines_close_the_output(
+    machine, tmp_path, capsys, failing
+):
+    (tmp_path / "experiments" / "tests").mkdir(parents=True)
+    computer = machine()
+    assert run.main(["picture"]) == 0
+    capsys.readouterr()
+    computer.failing = failing
+    assert run.main(["test"]) == int(bool(failing))
+    assert [command[-1] for command in computer.commands[-2:]] == ["experiments/tests", "tests"]
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"{name}: {'1 failed in 2s' if name == failing else '3 passed in 4s'}"
+        for name in ("experiments/tests", "tests")
+    ]
+
+
+def test_the_last_line_of_a_program_is_returned(capfd, tmp_path):
+    program = "import sys; print('dots'); print('== 3 passed in 4s ==\\n'); sys.exit(3)"
+    status, end = run.run_showing_end([sys.executable, "-c", program], tmp_path)
+    assert (status, end) == (3, "3 passed in 4s")
 
 
 def test_named_tests_run_alone(machine):
