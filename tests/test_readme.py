@@ -13,7 +13,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-from shortcut_pack.shortcut.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -83,6 +82,8 @@ def test_the_two_commands_are_there_once():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_have_options_that_exist(page, monkeypatch):
+    from shortcut_pack.shortcut.__main__ import main
+
     parse = argparse.ArgumentParser.parse_args
 
     def parse_only(parser, arguments=None, namespace=None):
