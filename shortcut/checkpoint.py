@@ -1,21 +1,46 @@
-"""A checkpoint in memory, and the same in another type."""
+"""Checkpoints: from a file to named tensors with their sizes, to a network, and back to a file.
+
+A published file and one of ours become the same thing, a `Checkpoint`; only the data of their layout tells them apart.
+Everything is strict: a missing or an unknown tensor is an error.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import quantized
-from .metadata import Metadata
-from .models.layout import Bare, Format
-from .shards import INDEX_SUFFIX
-from .values import check_finite
+from . import models, quantized
+from .files import (
+    FORMAT_KEY,
+    INDEX_SUFFIX,
+    OUR_SUFFIX,
+    Metadata,
+    find,
+    read,
+    write_safetensors,
+    written_whole,
+)
+from .models.architecture import Architecture, Network
+from .models.layers import Attention, Bare, sdpa
+from .models.layout import Kind, Layout, configure, first_five, recognise
+
+PREFIX = "shortcut."
+VERSION_KEY, VERSION = (
+    PREFIX + "version",
+    "1",
+)  # raised when an older reader would misread a newer file
+KINDS: dict[Kind, str] = {"model": "model", "vq": "VQ model", "head": "shortcut head"}
+FINGERPRINT_VALUES = 4096  # of each tensor
+WHOLE = 2**22  # values up to which a tensor is always looked at in full
+PART = 2**16  # values looked at in a larger one
+CHUNK = 2**24  # values converted at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +51,7 @@ class Checkpoint:
     weights they are what `quantized.py` describes.
     """
 
-    format: Format
+    layout: Layout
     config: Any
     tensors: Mapping[str, Tensor]
     fingerprint: str
@@ -35,10 +60,15 @@ class Checkpoint:
     quantized: Mapping[str, str] = field(default_factory=dict)  # {name of a weight: its format}
 
     @property
+    def architecture(self) -> Architecture:
+        """The architecture of a model or a head."""
+        return models.architecture_of(self.layout)
+
+    @property
     def name(self) -> str:
-        """For messages: the file's, or the folder's of a model in several files."""
+        """The name for messages: the file's, or the folder's of a model in several files."""
         if self.path is None:
-            return f"this {self.format.title}"
+            return f"this {self.layout.title}"
         return (self.path.parent if self.path.name.endswith(INDEX_SUFFIX) else self.path).name
 
     @property
@@ -53,7 +83,7 @@ class Checkpoint:
 
     @property
     def num_parameters(self) -> int:
-        """Of the network."""
+        """The number of the network's parameters."""
         extras = quantized.extras(self.quantized)
         return sum(
             quantized.num_values(tensor, self.quantized.get(name))
@@ -62,11 +92,11 @@ class Checkpoint:
         )
 
     def without_tensors(self) -> Checkpoint:
-        """The same for keeping beside a network: `check_head` and `settings` need no weights."""
+        """Return the description alone, to keep beside a network."""
         return replace(self, tensors={})
 
     def in_dtype(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of all that `cast` gives, made one after the other.
+        """Yield (name, tensor) of all that `cast` gives, made one after the other.
 
         Raises:
             ValueError: as `cast`.
@@ -76,8 +106,8 @@ class Checkpoint:
                 check_finite({name: tensor}, is_full=True)
                 yield name, tensor
 
-    def layout(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """The shapes and types of the tensors, in `dtype` if given, on the meta device."""
+    def shapes(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """Return the tensors on the meta device, in `dtype` if given."""
         shapes = {name: tensor.to("meta") for name, tensor in self.tensors.items()}
         with naming(self.path):
             return shapes if dtype is None else dict(self._recast(shapes, dtype))
@@ -90,8 +120,7 @@ class Checkpoint:
 
 
 def cast(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
-    """The same with all weights in `dtype`. Float8 is for the linear weights in a model's blocks;
-    the others stay as they are.
+    """Return the checkpoint with all weights in `dtype`. Float8 is for the linear weights in a model's blocks.
 
     Raises:
         ValueError: a value does not fit, or the weights cannot be taken from or to float8.
@@ -103,24 +132,252 @@ def cast(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
 
 
 def linear_weights(checkpoint: Checkpoint) -> set[str]:
-    """Names of the weights that may be float8. Raises ValueError if it is not a model's checkpoint."""
-    format = checkpoint.format
-    if format.kind != "model":
+    """Return the names of the weights that may be float8. Raises ValueError if there are none."""
+    layout = checkpoint.layout
+    if not layout.quantizable:
         raise ValueError(
-            f"float8 is for the large weights of a model, and this is a {format.title}. Choose float16 or bfloat16."
+            f"float8 is for the large weights of a model, and this is a {layout.title}. Choose float16 or bfloat16."
         )
-    network = format.network(checkpoint.config, device="meta", operations=Bare)
+    network = layout.network(checkpoint.config, device="meta", operations=Bare)
     return {
         f"{name}.weight"
         for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith("blocks.")
+        if isinstance(module, nn.Linear) and name.startswith(layout.quantizable)
     }
 
 
 @contextmanager
 def naming(path: Path | None) -> Iterator[None]:
-    """Puts the file in front of an error's text."""
+    """Put the file in front of an error's text."""
     try:
         yield
     except ValueError as error:
         raise ValueError(f"{path or 'this checkpoint'}: {error}") from error
+
+
+def load(path: str | Path, kind: Kind | None = None, **known: int) -> Checkpoint:
+    """Read a published file or index of files, one of ours, or the only such file in a folder.
+
+    Args:
+        kind: what it must be; None = anything known.
+        known: config fields that no tensor shows (`num_heads`, `num_codes`), where neither the file
+            nor a preset has them.
+
+    Raises:
+        FileNotFoundError: there is no such file, or none in the folder, or a part is missing.
+        ValueError: it is not a checkpoint of a known format, or not a sound one.
+    """
+    file = find(Path(path), models.layouts(kind))
+    raw, metadata = read(file)
+    return from_tensors(raw, metadata, file, kind, **known)
+
+
+def from_tensors(
+    raw: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+    path: str | Path | None = None,
+    kind: Kind | None = None,
+    **known: int,
+) -> Checkpoint:
+    """Do as `load`, with tensors that the host has read already.
+
+    Args:
+        raw: the dict that the file holds, or that its container holds.
+        metadata: of the safetensors file, if it is one.
+        path: for messages, and to find what lies beside the file.
+    """
+    path = Path(path) if path is not None else None
+    metadata = metadata or {}
+    is_published = FORMAT_KEY not in metadata
+    with naming(path):
+        stored: Mapping[str, Tensor] = {}
+        formats: Mapping[str, str] = {}
+        unknown: list[str] = []
+        if is_published:
+            layout, tensors, unknown = _published(raw, path)
+        else:
+            layout = _our_layout(metadata)
+            tensors, stored, formats = quantized.split(raw)
+        if kind not in (None, layout.kind):
+            raise ValueError(
+                f"it is a {layout.title}, expected a {KINDS[kind]}. Give it as the "
+                f"{KINDS[layout.kind]} instead."
+            )
+        described = Metadata.parse(metadata)
+        beside: Mapping[str, Any] = {}
+        if layout.read_beside is not None and path is not None and is_published:
+            beside = layout.read_beside(path)
+        config, tensors = configure(
+            layout,
+            tensors,
+            described=described.config,
+            beside=beside,
+            known=known,
+            unknown=unknown,
+            is_published=is_published,
+        )
+        tensors = {**tensors, **stored}
+        check_finite(tensors)
+        if layout.check_beside is not None and path is not None and is_published:
+            layout.check_beside(path, config)
+        num_names, num_classes = len(described.class_names), layout.num_classes(config)
+        if num_names not in (0, num_classes):
+            raise ValueError(f"its metadata name {num_names} classes, but it has {num_classes}.")
+    weights = {name: tensors[name] for name in tensors.keys() - quantized.extras(formats)}
+    return Checkpoint(layout, config, tensors, fingerprint(weights), described, path, formats)
+
+
+def pack(
+    network: Network, layout: Layout, *, dtype: torch.dtype | None = None, **metadata: Any
+) -> Checkpoint:
+    """Return the checkpoint of a network.
+
+    Args:
+        dtype: of the weights; None = as they are, and then shared with the network.
+        metadata: fields of `Metadata`.
+    """
+    tensors = {name: tensor.detach() for name, tensor in network.state_dict().items()}
+    checkpoint = Checkpoint(
+        layout, network.config, tensors, fingerprint(tensors), Metadata(**metadata)
+    )
+    return checkpoint if dtype is None else cast(checkpoint, dtype)
+
+
+def build(
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    operations: Any = Bare,
+    attention: Attention = sdpa,
+    compute_dtype: torch.dtype | None = None,
+) -> Any:
+    """Build the network, in eval mode and without gradients.
+
+    It shares the checkpoint's tensors where type and device agree: there is no second copy. Where
+    they do not, tensors are copied one by one.
+
+    Args:
+        dtype: of the weights; None = as in the file. Quantized weights stay as they are.
+        operations: namespace of layers, torch's own or a host's that knows quantized weights.
+        attention: function with the signature of `layers.sdpa`.
+        compute_dtype: of the activations, for networks that tell them apart; None = `dtype`.
+
+    Raises:
+        ValueError: the weights are quantized in a way that torch or the device cannot compute.
+    """
+    dtype = dtype or checkpoint.dtype
+    is_ours_to_compute = bool(checkpoint.quantized) and operations is Bare
+    if is_ours_to_compute:
+        operations = quantized.Operations
+    options: dict[str, Any] = {"operations": operations, "attention": attention}
+    if compute_dtype is not None:
+        options["compute_dtype"] = compute_dtype
+    network = checkpoint.layout.network(checkpoint.config, dtype=dtype, device="meta", **options)
+    if is_ours_to_compute:
+        with naming(checkpoint.path):
+            quantized.check_computed(checkpoint.quantized)
+            quantized.check_layers(network, checkpoint.quantized)
+            quantized.check_device(device)
+    stored = quantized.members(checkpoint.quantized)
+    state = {
+        name: tensor.to(device) if name in stored else tensor.to(device, dtype)
+        for name, tensor in checkpoint.tensors.items()
+    }
+    network.load_state_dict(state, strict=True, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def save(path: str | Path, checkpoint: Checkpoint, *, dtype: torch.dtype | None = None) -> None:
+    """Write a checkpoint as one of our files, whole or not at all.
+
+    It is written tensor by tensor, so that another type needs no second copy.
+
+    Args:
+        dtype: as for `cast`; None = unchanged.
+
+    Raises:
+        ValueError: another suffix than .safetensors, or as `cast`.
+    """
+    path = Path(path)
+    if path.suffix.lower() != OUR_SUFFIX:
+        raise ValueError(
+            f"{path} has the suffix {path.suffix!r}, expected {OUR_SUFFIX}. Rename the output."
+        )
+    described = replace(checkpoint.metadata, config=asdict(checkpoint.config))
+    strings = {FORMAT_KEY: checkpoint.layout.name, VERSION_KEY: VERSION, **described.dump()}
+    tensors = checkpoint.tensors.items() if dtype is None else checkpoint.in_dtype(dtype)
+    with written_whole(path) as partial:
+        write_safetensors(partial, checkpoint.shapes(dtype), tensors, strings)
+
+
+def _published(
+    raw: Mapping[str, Any], path: Path | None
+) -> tuple[Layout, dict[str, Tensor], list[str]]:
+    """Return (layout, tensors under our names, unknown keys)."""
+    layouts = models.layouts()
+    recognised = recognise(layouts, raw, path)
+    if recognised is None:
+        raise ValueError(
+            f"it is no {' or '.join(layout.title for layout in layouts)}. Its {len(raw)} entries: {first_five(raw)}. "
+            "Choose another file."
+        )
+    return recognised
+
+
+def _our_layout(metadata: Mapping[str, str]) -> Layout:
+    """Return the layout that one of our files says it has."""
+    layouts = {layout.name: layout for layout in models.layouts()}
+    name, version = metadata[FORMAT_KEY], metadata.get(VERSION_KEY)
+    if name not in layouts or version != VERSION:
+        raise ValueError(
+            f"it has format {name!r} version {version}, expected version {VERSION} of "
+            f"{', '.join(layouts)}. If a newer version of this project wrote it, update."
+        )
+    return layouts[name]
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Return 16 hex digits that tell trained weights apart, but not the types that they are stored in.
+
+    Hashed are names, shapes and the signs of the first values of each tensor: a conversion between
+    float32, float16, bfloat16 and float8 changes values, but no signs.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        is_negative = tensor.flatten()[:FINGERPRINT_VALUES].float().signbit()
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(is_negative.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_finite(tensors: Mapping[str, Tensor], *, is_full: bool = False) -> None:
+    """Check that values are finite.
+
+    Of tensors with more than 4M values only the first rows are looked at: else a model of 16 GB
+    would be read from disk once for this and again for its work. That finds weights that training
+    or a conversion has spoiled as a whole; single values are found by the sampler, whose logits
+    they make NaN in the first step.
+
+    Args:
+        is_full: True: all values, as after a conversion, which has read them anyway.
+
+    Raises:
+        ValueError: some are not.
+    """
+    for name, tensor in tensors.items():
+        part = (
+            tensor if is_full or tensor.numel() <= WHOLE else tensor.split(_rows(tensor, PART))[0]
+        )
+        # One sum is several times cheaper than a test of each value, and shows the same.
+        pieces = part.split(_rows(part, CHUNK)) if part.ndim else (part,)
+        if not all(piece.float().sum().isfinite() for piece in pieces):
+            raise ValueError(
+                f"tensor {name!r} holds NaN, infinite or, in {tensor.dtype}, too large values. "
+                "Choose another file, or another type if this is a conversion."
+            )
+
+
+def _rows(tensor: Tensor, num_values: int) -> int:
+    """Return how many rows hold `num_values`; at least one."""
+    return max(1, num_values * len(tensor) // tensor.numel())

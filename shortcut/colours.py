@@ -20,7 +20,7 @@ CONTRAST = 0.4  # standard deviation of the colours of codes, about that of pict
 
 
 def measured(codes_Bhw: Tensor, pixels_BCYX: Tensor, num_codes: int) -> Tensor:
-    """The mean colour of each code in pictures (RGB in [-1, 1]) and their codes; grey where it does not occur."""
+    """Return the mean colour of each code in pictures (RGB in [-1, 1]) and their codes; grey where unused."""
     colours_M3 = _mean_by_cell(pixels_BCYX, codes_Bhw.shape[-1])
     codes_M = codes_Bhw.flatten().cpu()
     total_V3 = torch.zeros(num_codes, 3).index_add_(0, codes_M, colours_M3)
@@ -29,7 +29,7 @@ def measured(codes_Bhw: Tensor, pixels_BCYX: Tensor, num_codes: int) -> Tensor:
 
 @torch.no_grad()
 def estimated(codebook_VC: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
-    """A guess at what `measured` would give, without pictures.
+    """Estimate what `measured` would give, without pictures.
 
     A code alone, or a field of one code, decodes to no colour that it has in pictures. What random
     pictures show is regressed on the codebook vectors instead; then each channel is given the middle
@@ -54,12 +54,12 @@ def estimated(codebook_VC: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor
 
 
 def to_text(colours_V3: Tensor) -> str:
-    """Six hex digits for each code, RRGGBB."""
+    """Return six hex digits for each code, RRGGBB."""
     return bytes(((colours_V3 + 1) * 127.5).round().clamp(0, 255).byte().flatten().tolist()).hex()
 
 
 def from_text(text: str, num_codes: int) -> Tensor:
-    """The inverse of `to_text`. Raises ValueError if `text` does not hold one colour per code."""
+    """Read the text that `to_text` writes. Raises ValueError if `text` does not hold one colour per code."""
     try:
         values = bytes.fromhex(text)
     except ValueError as error:
@@ -72,5 +72,5 @@ def from_text(text: str, num_codes: int) -> Tensor:
 
 
 def _mean_by_cell(pixels_BCYX: Tensor, num_cells: int) -> Tensor:
-    """Mean colour (M, 3) of each of `num_cells` x `num_cells` cells of each image."""
+    """Return the mean colour (M, 3) of each of `num_cells` x `num_cells` cells of each image."""
     return F.adaptive_avg_pool2d(pixels_BCYX.cpu().float(), num_cells).movedim(1, -1).reshape(-1, 3)

@@ -1,9 +1,9 @@
-"""From codes to guided logits: a full pass of the model or the predicted features, then guidance.
+"""From codes to guided logits: a full pass of the model or predicted features, then guidance.
 
-It knows the model and the predictor by their protocols only.
+It knows the model and the accelerator by their protocols only.
 
     B  images    S  sequence of one guidance branch    D  width    L  image tokens, rows x columns
-    N  positions asked for    K  tokens revealed by the step before    V  codebook size
+    N  positions asked for    K  tokens revealed    V  codebook size
 """
 
 from __future__ import annotations
@@ -16,26 +16,103 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .gather import at_places
+from .gather import tokens_at
 from .schedule import Step
 
 # Last-layer features (B, S, D), one for each guidance branch: the condition first, then what to guide away from.
 Features = tuple[Tensor, ...]
 
 
+class Conditions(Protocol):
+    """The condition of one guidance branch, rows = images. Only its conditioner and its model look inside.
+
+    One tensor is such a condition; so is any class with these three methods.
+    """
+
+    def to(self, device: Any, /) -> Conditions: ...
+    def __getitem__(self, rows: Any, /) -> Conditions: ...
+    def __len__(self) -> int: ...
+
+
+class MaskedImageModel(Protocol):
+    """What the sampler calls of a masked image model, for images of one size."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of an image's tokens."""
+        ...
+
+    def features(
+        self,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        conditions: Sequence[Conditions],
+        step: Step,
+    ) -> Features:
+        """Run one full pass for each of the branches' `conditions`.
+
+        Args:
+            codes_BL: code ids; those at masked positions are ignored.
+            step: for models that take a timestep.
+        """
+        ...
+
+    def image_positions(self, index_BN: Tensor, length: int) -> Tensor:
+        """Return the positions of the image tokens `index_BN` in a sequence of `length` tokens."""
+        ...
+
+    def logits(self, features_BND: Tensor, index_BN: Tensor) -> Tensor:
+        """Return float32 logits (B, N, V), affine in the features of the image tokens `index_BN`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Revealed:
-    """Tokens that a step revealed: their codes and, in ascending order, their indices among the image tokens."""
+    """Revealed tokens: their codes and, in ascending order, their indices among the image tokens."""
 
     codes_BK: Tensor
     index_BK: Tensor
 
 
-def merged(revealed: Sequence[Revealed]) -> Revealed:
-    """All tokens that several steps revealed."""
-    index_BK, order_BK = torch.cat([r.index_BK for r in revealed], 1).sort(1)
-    codes_BK = torch.cat([r.codes_BK for r in revealed], 1).gather(1, order_BK)
-    return Revealed(codes_BK, index_BK)
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The image tokens before a step."""
+
+    codes_BL: Tensor  # undefined where masked
+    is_masked_BL: Tensor
+    index_BN: Tensor  # of the masked ones, ascending
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Features, and the tokens that they were made from."""
+
+    features: Features
+    num_masked: int
+    is_masked_BL: Tensor
+
+    def revealed_until(self, step: Step, tokens: Tokens) -> Revealed:
+        """Return the tokens that were revealed since, before `step`."""
+        is_new_BL = self.is_masked_BL & ~tokens.is_masked_BL
+        index_BK = positions(is_new_BL, self.num_masked - step.num_masked)
+        return Revealed(tokens.codes_BL.gather(1, index_BK), index_BK)
+
+
+class Accelerator(Protocol):
+    """A source of features for steps that are not full passes. It keeps nothing between steps."""
+
+    def predict(
+        self, step: Step, tokens: Tokens, full: Snapshot, last: Snapshot
+    ) -> Features | None:
+        """Return the features of `step`, or None if it must be a full pass after all.
+
+        Only the features of the masked tokens `tokens.index_BN` are used.
+
+        Args:
+            full: the last full pass.
+            last: the step before, full or predicted.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,116 +122,81 @@ class Denoised:
     logits_BNV: Tensor  # guided, float32
     features: Features
     was_full: bool  # True: from a full pass. False: predicted
-    # How many tokens near each position the last full pass did not see. None: of no account.
+    # Number of tokens near each position that the last full pass did not see. None: full pass, or spread is off.
     unseen_BN: Tensor | None = None
 
 
-class Model(Protocol):
-    """What the sampler needs of a masked image model."""
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of an image's tokens."""
-        ...
-
-    def features(
-        self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Any]
-    ) -> Features:
-        """One full pass for each of the branches' `conditions`."""
-        ...
-
-    def image_places(self, index_BN: Tensor, num_tokens: int) -> Tensor:
-        """Where image positions `index_BN` stand in a sequence of so many tokens."""
-        ...
-
-    def logits(self, features_BND: Tensor, index_BN: Tensor) -> Tensor:
-        """Float32 logits (B, N, V), linear but for a constant, from the features of image positions `index_BN`."""
-        ...
-
-
-class Predictor(Protocol):
-    """Where the features of a step come from when it is not a full pass. One object serves one run."""
-
-    def observe(self, step: Step, features: Features) -> None:
-        """Sees the features of every full pass."""
-        ...
-
-    def predict(
-        self, step: Step, features: Features, revealed: Revealed, index_BN: Tensor
-    ) -> Features | None:
-        """The features of `step` from those of the step before; None = a full pass is needed after all.
-
-        What they are is asked at the image positions `index_BN` only, those still masked.
-        """
-        ...
-
-
 class Denoiser:
-    """One run of a model under fixed conditions.
+    """One run of a model under fixed conditions. Between steps it keeps the last full pass and the last features.
 
     Args:
-        conditions: one for each guidance branch; what they are is the model's business.
-        predictor: None = every step is a full pass, whatever the plan says.
+        conditions: one for each guidance branch.
+        accelerator: None = every step is a full pass, whatever the plan says.
     """
 
-    def __init__(self, model: Model, conditions: Sequence[Any], predictor: Predictor | None = None):
-        self.model, self.conditions, self.predictor = model, conditions, predictor
-        self.features: Features = ()
-        self.is_fresh = (
-            False  # True: `features` are of a full pass since which nothing was revealed
-        )
-        self.was_masked_BL: Tensor | None = None  # in the last full pass
-
-    def __call__(
+    def __init__(
         self,
-        step: Step,
-        codes_BL: Tensor,
-        is_masked_BL: Tensor,
-        index_BN: Tensor,
-        revealed: Revealed | None,
-    ) -> Denoised:
-        """Guided logits of `step` at the image positions `index_BN`."""
+        model: MaskedImageModel,
+        conditions: Sequence[Conditions],
+        accelerator: Accelerator | None = None,
+    ):
+        self.model, self.conditions, self.accelerator = model, conditions, accelerator
+        self.full: Snapshot | None = None
+        self.last: Snapshot | None = None
+
+    def __call__(self, step: Step, tokens: Tokens) -> Denoised:
+        """Return the guided logits of `step` at the masked tokens."""
         features = None
-        self.is_fresh &= revealed is not None and revealed.codes_BK.shape[1] == 0
-        if not step.is_full and self.predictor is not None and revealed is not None:
-            features = self.predictor.predict(step, self.features, revealed, index_BN)
-            self.is_fresh = False
-        elif self.is_fresh:
-            features = self.features  # a full pass would only say the same again
+        if self.accelerator is not None and self.full and self.last and not step.is_full:
+            features = self.accelerator.predict(step, tokens, self.full, self.last)
         was_full = features is None
         if features is None:
-            self.is_fresh, self.was_masked_BL = True, is_masked_BL
-            features = self.model.features(codes_BL, is_masked_BL, self.conditions)
-            if self.predictor is not None:
-                self.predictor.observe(step, features)
-        self.features = features
-        logits_BNV = guided_logits(self.model, features, step.guidance, index_BN)
+            features = self.model.features(
+                tokens.codes_BL, tokens.is_masked_BL, self.conditions, step
+            )
+        self.last = Snapshot(features, step.num_masked, tokens.is_masked_BL)
+        if was_full:
+            self.full = self.last
+        logits_BNV = guided_logits(self.model, features, step.guidance, tokens.index_BN)
         unseen_BN = None
-        if step.spread and not was_full and self.was_masked_BL is not None:
-            is_unseen_BL = self.was_masked_BL & ~is_masked_BL
-            unseen_BN = count_near(is_unseen_BL, self.model.grid, step.spread).gather(1, index_BN)
+        if step.spread and not was_full and self.full is not None:
+            is_unseen_BL = self.full.is_masked_BL & ~tokens.is_masked_BL
+            near_BL = count_near(is_unseen_BL, self.model.grid, step.spread)
+            unseen_BN = near_BL.gather(1, tokens.index_BN)
         return Denoised(logits_BNV, features, was_full, unseen_BN)
 
 
+def positions(is_wanted_BL: Tensor, count: int) -> Tensor:
+    """Return the indices (B, `count`) of the True positions, ascending; each image has `count` of them."""
+    return (~is_wanted_BL).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
+
+
+def merged(revealed: Sequence[Revealed]) -> Revealed:
+    """Return all tokens that several steps revealed."""
+    index_BK, order_BK = torch.cat([r.index_BK for r in revealed], 1).sort(1)
+    codes_BK = torch.cat([r.codes_BK for r in revealed], 1).gather(1, order_BK)
+    return Revealed(codes_BK, index_BK)
+
+
 def count_near(is_counted_BL: Tensor, grid: tuple[int, int], radius: int) -> Tensor:
-    """How many tokens that count stand within `radius` rows and columns of each, itself among them: (B, L)."""
+    """Return how many counted tokens stand within `radius` rows and columns of each, itself included: (B, L)."""
     counted_BYX = is_counted_BL.float().unflatten(1, grid).unsqueeze(1)
-    radius = min(radius, max(grid))  # further is nothing
+    radius = min(radius, max(grid))  # a larger window would only add padding
     side = 2 * radius + 1
     near_BYX = F.avg_pool2d(counted_BYX, side, stride=1, padding=radius) * side**2
     return near_BYX.flatten(1).round()
 
 
 def guided_logits(
-    model: Model, features: Features, weights: Sequence[float], index_BN: Tensor
+    model: MaskedImageModel, features: Features, weights: Sequence[float], index_BN: Tensor
 ) -> Tensor:
-    """Float32 logits (B, N, V) at image positions: those of the first branch, moved away from every other's.
+    """Return float32 logits (B, N, V) at image tokens: the first branch's, moved away from every other's.
 
-    Logits are linear in the features, so these are moved, in float32: one product serves all branches, and in half
-    precision it is rounded once, not multiplied by the weights after rounding.
+    Logits are affine in the features, so the features are moved, in float32. One product serves all branches, and in
+    half precision it is rounded once, not multiplied by the weights after rounding.
 
     Args:
-        weights: of each branch but the first; one of 0 is not looked at.
+        weights: guidance weight of each branch but the first; a branch of weight 0 is not looked at.
     """
     first_BND = guided_BND = image_features(model, features[0], index_BN).float()
     for branch_BSD, weight in zip(features[1:], weights, strict=True):
@@ -164,6 +206,6 @@ def guided_logits(
     return model.logits(guided_BND.to(features[0].dtype), index_BN)
 
 
-def image_features(model: Model, features_BSD: Tensor, index_BN: Tensor) -> Tensor:
-    """Features (B, N, D) of the image positions `index_BN` of one branch."""
-    return at_places(features_BSD, model.image_places(index_BN, features_BSD.shape[1]))
+def image_features(model: MaskedImageModel, features_BSD: Tensor, index_BN: Tensor) -> Tensor:
+    """Return the features (B, N, D) of the image tokens `index_BN` of one branch."""
+    return tokens_at(features_BSD, model.image_positions(index_BN, features_BSD.shape[1]))

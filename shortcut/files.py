@@ -1,6 +1,10 @@
-"""Files of tensors: read without ever running code from them, written whole or not at all.
+"""Files of tensors: found in folders, read without ever running code from them, written whole or not at all.
 
-It knows containers (safetensors, an index of several of them, PyTorch), not what is in them.
+It knows containers (safetensors, an index of several of them, PyTorch), not what their tensors mean.
+
+One of our files has "shortcut.format" and "shortcut.version" in its metadata beside the fields of `Metadata`.
+Large models are published in several safetensors files (shards) with an index, model.safetensors.index.json:
+{"metadata": {...}, "weight_map": {"NAME": "model-00001-of-00004.safetensors", ...}}
 """
 
 from __future__ import annotations
@@ -9,8 +13,9 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +23,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .shards import INDEX_SUFFIX, read_shards, shards_of
+from .models.layout import Layout
+
+OUR_SUFFIX = ".safetensors"
+METADATA_PREFIX = "shortcut."
+FORMAT_KEY = METADATA_PREFIX + "format"  # in the metadata of our files: the name of their layout
+INDEX_SUFFIX = ".index.json"
+SHARD_PATTERN = "*-of-*.safetensors"
 
 # First bytes of what people save under a checkpoint's name by mistake.
 IMPOSTORS = {
@@ -31,6 +42,8 @@ IMPOSTORS = {
 NO_TENSORS = (
     "not a safetensors or PyTorch file, or cut off. Choose a .safetensors, .pth or .ckpt checkpoint"
 )
+
+SAME_DOWNLOAD = "The files are of different downloads or damaged: download the index and the files it names again."
 
 SAFETENSORS_DTYPES = {
     torch.float64: "F64",
@@ -45,8 +58,58 @@ SAFETENSORS_DTYPES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What one of our files says besides its tensors: each field is one entry "shortcut.FIELD" in JSON.
+
+    A published file says nothing: all empty.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)  # of the network
+    title: str = ""
+    class_names: tuple[str, ...] = ()  # of a class-conditional model, in the order of the ids
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # sampler settings that suit a model
+    grid: tuple[int, ...] = ()  # of a model of any size: rows and columns that it was trained on
+    model_fingerprint: str = ""  # of the model that a head belongs to
+    code_colours: str = ""  # of a VQ model, for previews: six hex digits for each code, RRGGBB
+    trained: Mapping[str, Any] = field(default_factory=dict)  # how: steps, schedule, data, figures
+
+    @classmethod
+    def parse(cls, strings: Mapping[str, str]) -> Metadata:
+        """Read a file's metadata. Raises ValueError if an entry does not hold what it should."""
+        names = [item.name for item in fields(cls) if METADATA_PREFIX + item.name in strings]
+        return cls(**{name: _parse(name, strings[METADATA_PREFIX + name]) for name in names})
+
+    def dump(self) -> dict[str, str]:
+        """Return the strings that `parse` reads."""
+        return {
+            METADATA_PREFIX + k: json.dumps(v, sort_keys=True) for k, v in asdict(self).items() if v
+        }
+
+
+STRINGS = ("title", "model_fingerprint", "code_colours")
+ITEMS = {"class_names": str, "grid": int}  # of lists
+TYPES = {**dict.fromkeys(STRINGS, str), **dict.fromkeys(ITEMS, list)}  # the others: dict
+
+
+def _parse(name: str, text: str) -> Any:
+    expected = TYPES.get(name, dict)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its metadata {METADATA_PREFIX}{name} are not JSON ({error}).") from error
+    is_right = isinstance(value, expected)
+    if expected is list:
+        is_right = is_right and all(isinstance(item, ITEMS[name]) for item in value)
+    if not is_right:
+        raise ValueError(
+            f"its metadata {METADATA_PREFIX}{name} are {text[:80]}, expected a {expected.__name__}."
+        )
+    return tuple(value) if expected is list else value
+
+
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """What a file holds, mapped from disk where possible, and its safetensors metadata.
+    """Return what a file holds, mapped from disk where possible, and its safetensors metadata.
 
     The content decides how the file is read, not its suffix. Of a PyTorch file only tensors and
     plain containers are read: one that asks for anything else is refused. An index of several
@@ -69,7 +132,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
     if start[8:9] == b"{":
         return _read_safetensors(path)
     if start.lstrip().startswith(b"{"):
-        return read_shards(path, lambda shard: _read_safetensors(shard)[0]), {}
+        return read_shards(path), {}
     if start.startswith((b"PK\x03\x04", b"\x80")):
         return _read_pytorch(path, is_zip=start.startswith(b"PK")), {}
     if not start.strip(b"\0"):
@@ -81,7 +144,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file; empty if it is none or cannot be read."""
+    """Return the metadata of a safetensors file; empty if it is none or cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
@@ -90,12 +153,135 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def parts(path: Path) -> list[Path]:
-    """The files that `read` reads for `path`: itself and what it names."""
+    """Return the files that `read` reads for `path`: itself and the shards that it names."""
     return [path, *shards_of(path).values()] if path.name.endswith(INDEX_SUFFIX) else [path]
 
 
+def find(path: Path, layouts: Collection[Layout]) -> Path:
+    """Return `path` itself, or if it is a folder the only file of `layouts` in it, else in its subfolders.
+
+    Safetensors files count by their content, or by a published name where they cannot be read; PyTorch files by their
+    published names.
+
+    Raises:
+        FileNotFoundError: there is none in the folder.
+        ValueError: there are several.
+    """
+    if not path.is_dir():
+        return path
+    for pattern in ("*", "*/*"):
+        found = sorted(file for file in path.glob(pattern) if _is_of(file, layouts))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(str(file.relative_to(path)) for file in found)
+            raise ValueError(f"{path} holds {len(found)} such files: {names}. Give one of them.")
+    names = ", ".join(name for layout in layouts for name in layout.filenames)
+    shards = sorted(path.glob(SHARD_PATTERN))
+    raise FileNotFoundError(
+        f"{path} holds no {' or '.join(layout.title for layout in layouts)}. "
+        + (
+            f"It holds {shards[0].name}, a part of one, but not the index that names all parts: "
+            "download model.safetensors.index.json into it."
+            if shards and any(layout.kind == "model" for layout in layouts)
+            else f"Looked there and in its subfolders for {names} and for our own .safetensors. "
+            "Give the file itself."
+        )
+    )
+
+
+def _is_of(file: Path, layouts: Collection[Layout]) -> bool:
+    """Return whether a file of a folder is of one of the layouts."""
+    if not file.is_file() or file.match(SHARD_PATTERN):
+        return False
+    if name := read_metadata(file).get(FORMAT_KEY):
+        return name in {layout.name for layout in layouts}
+    if (keys := _keys(file)) is None:
+        return any(file.match(name) for layout in layouts for name in layout.filenames)
+    return any(keys.issuperset(layout.marks) for layout in layouts)
+
+
+def _keys(file: Path) -> set[str] | None:
+    """Return the names of the tensors of a safetensors file or an index; None if it is neither, or cannot be read."""
+    try:
+        if file.name.endswith(INDEX_SUFFIX):
+            return set(read_index(file))
+        if file.suffix.lower() == OUR_SUFFIX:
+            with safe_open(file, framework="pt") as tensors:
+                return set(tensors.keys())
+    except (OSError, SafetensorError, ValueError):
+        return None
+    return None
+
+
+def read_shards(index: Path) -> dict[str, Any]:
+    """Return all tensors of the shards that `index` names: exactly those that it says are in each.
+
+    Raises:
+        FileNotFoundError: a shard is missing.
+        ValueError: the index is none or contradicts a shard, or a shard is damaged.
+    """
+    weight_map = read_index(index)
+    tensors: dict[str, Any] = {}
+    for name, shard in shards_of(index, weight_map).items():
+        found, _ = _read_safetensors(shard)
+        expected = {key for key, place in weight_map.items() if place == name}
+        if missing := sorted(expected - found.keys()):
+            raise ValueError(
+                f"{index} says that tensor {missing[0]!r} is in {name}, but it is not ({len(missing)} "
+                f"such tensors). {SAME_DOWNLOAD}"
+            )
+        for key in sorted(found.keys() - expected):
+            place = weight_map.get(key)
+            raise ValueError(
+                f"{shard} holds tensor {key!r}, which {index.name} "
+                + (f"says is in {place}" if place else "does not know")
+                + f". {SAME_DOWNLOAD}"
+            )
+        tensors |= found
+    return tensors
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """Return {tensor: name of its shard}. Raises ValueError if the file is no index."""
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = set(weight_map.values())
+        is_sound = bool(names) and all(isinstance(name, str) for name in names)
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{index} is not an index of safetensors files ({type(error).__name__}: {error}). Choose "
+            "the model.safetensors.index.json of a published folder, or a checkpoint itself."
+        ) from error
+    if not is_sound:
+        raise ValueError(f"{index} names no files for its tensors. Download it again.")
+    for name in names:
+        # Shards lie beside the index: an index may not reach for other files.
+        if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            raise ValueError(f"{index} names {name!r}, expected a .safetensors file beside it.")
+    return weight_map
+
+
+def shards_of(index: Path, weight_map: Mapping[str, str] | None = None) -> dict[str, Path]:
+    """Return {name: path} of the shards that `index` names, all of which exist.
+
+    Raises:
+        FileNotFoundError: one does not.
+        ValueError: the file is no index.
+    """
+    weight_map = read_index(index) if weight_map is None else weight_map
+    shards = {name: index.with_name(name) for name in sorted(set(weight_map.values()))}
+    missing = [name for name, path in shards.items() if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{index} names {len(shards)} files, of which {len(missing)} are missing in "
+            f"{index.parent}: {', '.join(missing)}. Download them into this folder."
+        )
+    return shards
+
+
 def check_writable(path: Path) -> None:
-    """Raises OSError if no file can be written to `path`, its folders made if need be."""
+    """Raise OSError if no file can be written to `path`, its folders made if need be."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder. Give the name of a file in it.")
     there = next(folder for folder in path.absolute().parents if folder.exists())
@@ -107,7 +293,7 @@ def check_writable(path: Path) -> None:
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """A path beside `path` to write to.
+    """Yield a path beside `path` to write to.
 
     It takes the place of `path` when the block ends, and vanishes when it ends by an error.
     """
@@ -130,7 +316,7 @@ def write_safetensors(
     tensors: Iterable[tuple[str, Tensor]],
     metadata: Mapping[str, str],
 ) -> None:
-    """Writes a safetensors file from tensors that need not exist all at once.
+    """Write a safetensors file from tensors that need not exist all at once.
 
     Source: the format's own description, github.com/huggingface/safetensors README.md.
 

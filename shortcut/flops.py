@@ -1,40 +1,42 @@
-"""How many floating point operations a run takes, counted without running it.
+"""FLOPs of a run and memory of its tensors, counted on torch's meta device: without values, at any size.
 
-The networks are rebuilt on torch's meta device and every step of the plan goes through the same
-`Denoiser` as in a run, so the real weights are neither touched nor needed. Counted are matrix
-products, convolutions and attention, two operations for each multiply-add. All else, such as norms,
-softmax and the choice of tokens, is counted apart: one operation for each element written.
+The networks are rebuilt there and every step of the plan goes through the same `Denoiser` as in a run, so the real
+weights are neither touched nor needed. Counted are matrix products, convolutions and attention, two operations for each
+multiply-add. All else, such as norms, softmax and the choice of tokens, is counted apart: one for each element written.
 
-Source: torch.utils.flop_counter. It does not see the CPU's fused attention; on the meta device
-attention falls apart into matrix products, which it counts.
+Source: torch.utils.flop_counter. It does not see the CPU's fused attention; on the meta device attention falls apart
+into matrix products, which it counts.
+Differs from a GPU: the memory that a kernel takes for itself is not seen.
 
-    B  images    L  image tokens    N  tokens still masked    K  tokens revealed by the step before
+    B  images    L  image tokens    N  tokens still masked    K  tokens revealed
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from .accelerators.shortcut_head import ShortcutPredictor
-from .denoiser import Denoiser, Features, Revealed
-from .generate import PredictorOf
-from .models.layout import Bare
+from .accelerators import MakeAccelerator
+from .accelerators.shortcut_head import ShortcutHead
+from .denoiser import Conditions, Denoiser, Features, MaskedImageModel, Tokens
+from .models.architecture import HeadNetwork, ModelNetwork
+from .models.layers import Bare
 from .noise import Noise
 from .sampler import confidence, draw_codes
-from .schedule import Settings, plan
+from .schedule import SamplerRules, Settings, Step, plan
 
 
 @dataclass(frozen=True, slots=True)
-class Operations:
+class Flops:
     """Floating point operations of a run, by part."""
 
     full: int  # all full passes of the model, every guidance branch
@@ -49,17 +51,18 @@ class Operations:
 
 
 @torch.no_grad()
-def count_operations(
-    network: Any,
-    head: Any | None,
+def count_flops(
+    network: ModelNetwork,
+    head: HeadNetwork | None,
     settings: Settings,
-    conditions: Sequence[Tensor],
+    conditions: Sequence[Conditions],
     grid: tuple[int, int],
     *,
+    rules: SamplerRules,
     num_to_make: int | None = None,
-    predictor: PredictorOf | None = None,
-) -> Operations:
-    """Operations of a run.
+    accelerator: MakeAccelerator | None = None,
+) -> Flops:
+    """Count the operations of a run.
 
     Args:
         network: a model; only its type and `config` are looked at.
@@ -67,33 +70,37 @@ def count_operations(
         conditions: of the run, one for each guidance branch; only their shapes matter. Rows = images.
         grid: rows and columns of the images' codes.
         num_to_make: tokens to make in each image; None = all.
-        predictor: answers the other steps where there is no head; None = all are full passes.
+        accelerator: answers the other steps where there is no head; None = all are full passes.
 
     Raises:
         ValueError: a setting is out of range, or the model does not make images of that size.
     """
-    model, head = _on_meta(network).on_grid(*grid), head and _on_meta(head)
+    model = _on_meta(network).on_grid(*grid)
     conditions = [condition.to("meta") for condition in conditions]
     num_images, num_tokens = len(conditions[0]), grid[0] * grid[1]
-    steps = plan(settings, num_tokens if num_to_make is None else num_to_make, num_tokens)
-    codes_BL, revealed = _ids(num_images, num_tokens), None
+    steps = plan(settings, num_tokens if num_to_make is None else num_to_make, num_tokens, rules)
+    if not steps:
+        return Flops(0, 0, 0, 0)
+    codes_BL = _ids(num_images, num_tokens)
     with _Elements() as written_by_full, FlopCounterMode(display=False) as counter:
-        features = model.features(codes_BL, codes_BL.bool(), conditions)
+        features = model.features(codes_BL, codes_BL.bool(), conditions, steps[0])
     per_full, passes = counter.get_total_flops(), _FullPasses(model, features)
+    make = accelerator
     if head is not None:
-        predictor = partial(ShortcutPredictor, head)
-    denoiser = Denoiser(passes, conditions, predictor and predictor(model, conditions))
-    noise = Noise(*torch.zeros(2, len(steps), num_images, num_tokens, device="meta").unbind())
+        counted_head = _on_meta(head)
+        make = partial(ShortcutHead, counted_head)
+    denoiser = Denoiser(passes, conditions, make and make(model, conditions))
+    noise = Noise(
+        *torch.zeros(2, steps[-1].index + 1, num_images, num_tokens, device="meta").unbind()
+    )
     with _Elements() as written, FlopCounterMode(display=False) as counter:
         for step in steps:
             index_BN = _ids(num_images, step.num_masked)
-            denoised = denoiser(step, codes_BL, codes_BL.bool(), index_BN, revealed)
+            denoised = denoiser(step, Tokens(codes_BL, codes_BL.bool(), index_BN))
             drawn_BN = draw_codes(denoised.logits_BNV, step, index_BN, noise)
             confidence(denoised.logits_BNV, drawn_BN, step, index_BN, noise)
-            ids_BK = _ids(num_images, step.num_revealed)
-            revealed = Revealed(ids_BK, ids_BK)
     in_head = sum(counter.get_flop_counts().get(type(head).__name__, {}).values())
-    return Operations(
+    return Flops(
         full=passes.count * per_full,
         head=in_head,
         logits=counter.get_total_flops() - in_head,
@@ -104,12 +111,17 @@ def count_operations(
 class _FullPasses:
     """A model that counts its full passes instead of making them: they are all alike."""
 
-    def __init__(self, model: Any, features: Features):
-        self.logits, self.image_places, self.grid = model.logits, model.image_places, model.grid
+    def __init__(self, model: MaskedImageModel, features: Features):
+        self.logits, self.image_positions = model.logits, model.image_positions
+        self.grid = model.grid
         self.known, self.count = features, 0
 
     def features(
-        self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Any]
+        self,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        conditions: Sequence[Conditions],
+        step: Step,
     ) -> Features:
         self.count += 1
         return self.known
@@ -132,9 +144,58 @@ class _Elements(TorchDispatchMode):
 
 
 def _on_meta(network: Any) -> Any:
-    """A network of the same type and configuration that has shapes but no values."""
+    """Return a network of the same type and configuration that has shapes but no values."""
     return type(network)(network.config, device="meta", operations=Bare)
 
 
 def _ids(num_images: int, count: int) -> Tensor:
     return torch.zeros(num_images, count, dtype=torch.long, device="meta")
+
+
+class LiveTensors(TorchDispatchMode):
+    """Adds up the bytes of live tensors made under it, without the weights of `networks`.
+
+    `peak` is the most at a time; `peaks` the same for each part, see `during`.
+    """
+
+    def __init__(self, *networks: nn.Module):
+        super().__init__()
+        self.weights = [p.untyped_storage() for net in networks for p in net.parameters()]
+        self.live: dict[int, Any] = {id(storage): None for storage in self.weights}
+        self.now = self.peak = 0
+        self.peaks: dict[str, int] = {}
+        self.part: str | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in self.live:
+                self._add(tensor.untyped_storage())
+        return out
+
+    def during(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `function` so that calling it begins `part`, which ends where another begins."""
+
+        def watched(*args: Any) -> Any:
+            self.part, self.peaks[part] = part, max(self.now, self.peaks.get(part, 0))
+            return function(*args)
+
+        return watched
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+
+        def gone(_: Any) -> None:
+            del self.live[key]
+            self.now -= size
+
+        self.live[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        if self.part is not None:
+            self.peaks[self.part] = max(self.peaks[self.part], self.now)
+
+
+def fused(q_BSD: Tensor, k_BTD: Tensor, v_BTD: Tensor, num_heads: int) -> Tensor:
+    """Stand in for attention that keeps no scores, as GPU kernels do, without values."""
+    return torch.empty_like(q_BSD)

@@ -1,6 +1,6 @@
-"""Some tokens of sequences: taken out, or changed where they stand.
+"""Rows of sequences: gathered, or added to where they stand.
 
-B  sequences    S  tokens of a sequence    M  places    D  width
+B  sequences    S  tokens of a sequence    M  positions    D  width
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ import torch
 from torch import Tensor
 
 
-def at_places(x_BSD: Tensor, place_BM: Tensor | None) -> Tensor:
-    """What stands at the places `place_BM` of each sequence: (B, M, D). None = all, as it is."""
-    if place_BM is None:
+def tokens_at(x_BSD: Tensor, position_BM: Tensor | None) -> Tensor:
+    """Return the tokens (B, M, D) at `position_BM` of each sequence; None = all, unchanged."""
+    if position_BM is None:
         return x_BSD
-    # Whole rows are copied: `gather` goes element by element, which takes several times as long on a CPU.
-    rows = x_BSD.flatten(0, 1).index_select(0, _row(place_BM, x_BSD.shape[1]))
-    return rows.unflatten(0, place_BM.shape)
+    # index_select copies whole rows: `gather` goes element by element, several times as slow on a CPU.
+    rows = x_BSD.flatten(0, 1).index_select(0, _row(position_BM, x_BSD.shape[1]))
+    return rows.unflatten(0, position_BM.shape)
 
 
-def added_at(x_BSD: Tensor, place_BM: Tensor | None, change_BMD: Tensor) -> Tensor:
-    """The sequences with `change_BMD` added at the places `place_BM`, each named once. None = everywhere."""
-    if place_BM is None:
+def added_at(x_BSD: Tensor, position_BM: Tensor | None, change_BMD: Tensor) -> Tensor:
+    """Return the sequences with `change_BMD` added at distinct positions `position_BM`; None = everywhere."""
+    if position_BM is None:
         return x_BSD + change_BMD
-    row = _row(place_BM, x_BSD.shape[1])
+    row = _row(position_BM, x_BSD.shape[1])
     return x_BSD.flatten(0, 1).index_add(0, row, change_BMD.flatten(0, 1)).view_as(x_BSD)
 
 
-def _row(place_BM: Tensor, length: int) -> Tensor:
-    """Which rows (B * M,) of sequences laid end to end stand at `place_BM`."""
-    start_B1 = length * torch.arange(len(place_BM), device=place_BM.device).unsqueeze(1)
-    return (place_BM + start_B1).flatten()
+def _row(position_BM: Tensor, length: int) -> Tensor:
+    """Return the rows (B * M,) of `position_BM` in all sequences laid end to end."""
+    start_B1 = length * torch.arange(len(position_BM), device=position_BM.device).unsqueeze(1)
+    return (position_BM + start_B1).flatten()

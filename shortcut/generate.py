@@ -1,4 +1,4 @@
-"""The story of a run: model and conditions -> plan -> sampler loop -> codes. Command line and nodes both call this.
+"""From conditions and settings to codes: plan -> noise -> sampler loop. Command line, nodes and training call it.
 
 B  images    L  image tokens    T  steps
 """
@@ -8,23 +8,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser, Predictor
+from .accelerators import MakeAccelerator
+from .denoiser import Conditions, Denoiser
+from .models.architecture import Branches, GridModel
 from .noise import Noise, seeded
 from .sampler import Trace, sample
-from .schedule import Settings, plan
-
-# Builds the predictor of a run from the model and its conditions, or None for vanilla.
-PredictorOf = Callable[[Any, Sequence[Any]], Predictor | None]
+from .schedule import SamplerRules, Settings, Step, plan
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run made and what it took."""
+    """The codes of a run and what it took."""
 
     codes_BL: Tensor
     num_steps: int  # steps executed; the longest group's where images have different numbers of tokens to make
@@ -33,27 +31,28 @@ class Result:
 
 
 def generate(
-    model: Any,
-    conditions: Sequence[Tensor],
+    model: GridModel,
+    conditions: Sequence[Conditions],
     settings: Settings,
+    rules: SamplerRules,
     *,
     seed: int,
     image_indices: Sequence[int],
     num_tokens: int,
-    predictor: PredictorOf | None = None,
+    accelerator: MakeAccelerator | None = None,
     known_codes_BL: Tensor | None = None,
     is_editable_BL: Tensor | None = None,
     denoise: float = 1.0,
     device: torch.device | str = "cpu",
     on_step: Callable[[Trace], None] | None = None,
 ) -> Result:
-    """Makes the codes of a batch of images.
+    """Make the codes of a batch of images.
 
     Args:
         conditions: one for each guidance branch, rows = images; `settings.guidance` has one weight less.
         image_indices: place of each image in its batch; (seed, place) alone decides its randomness.
         num_tokens: tokens of one image (L).
-        predictor: makes the run's predictor; None = every step is a full pass.
+        accelerator: makes the run's accelerator; None = every step is a full pass.
         known_codes_BL: codes to start from; None = everything is made.
         is_editable_BL: True where tokens may be made anew; None = everywhere.
         denoise: share of the editable tokens that is made anew, picked at random by the seed, in (0, 1].
@@ -73,26 +72,31 @@ def generate(
     for count in sorted(set(counts)):
         rows = [row for row, c in enumerate(counts) if c == count]
         rows_B = torch.tensor(rows, device=device)
-        steps = plan(settings, count, num_tokens)
+        steps = plan(settings, count, num_tokens, rules)
         group_conditions = tuple(c.to(device)[rows_B] for c in conditions)
         denoiser = Denoiser(
-            model, group_conditions, predictor and predictor(model, group_conditions)
+            model, group_conditions, accelerator and accelerator(model, group_conditions)
         )
-        tally = _Tally(on_step)
+        counter = _FullPassCounter(on_step)
         noise = Noise.draw(
-            seed, [image_indices[row] for row in rows], len(steps), num_tokens, device
+            seed, [image_indices[row] for row in rows], num_draws(steps), num_tokens, device
         )
         codes_BL[rows_B] = sample(
-            denoiser, codes_BL[rows_B], is_masked_BL[rows_B], steps, noise, tally
+            denoiser, codes_BL[rows_B], is_masked_BL[rows_B], steps, noise, counter
         )
-        num_steps, num_full = max(num_steps, len(steps)), max(num_full, tally.num_full)
+        num_steps, num_full = max(num_steps, len(steps)), max(num_full, counter.num_full)
     return Result(codes_BL, num_steps, num_full, time.perf_counter() - begun)
 
 
+def num_draws(steps: Sequence[Step]) -> int:
+    """Return the steps of the schedule that noise is drawn for, those left out of the plan included."""
+    return steps[-1].index + 1 if steps else 0
+
+
 def needed_branches(
-    conditions: Sequence[Tensor], guidance: Sequence[float]
-) -> tuple[tuple[Tensor, ...], tuple[float, ...]]:
-    """The conditions and weights of guidance that matter: a branch of weight 0 costs a pass for nothing.
+    conditions: Sequence[Conditions], guidance: Sequence[float]
+) -> tuple[Branches, tuple[float, ...]]:
+    """Return the conditions and guidance weights that matter: a branch of weight 0 costs a pass for nothing.
 
     Args:
         conditions: the wanted one, then one for each weight in `guidance`.
@@ -110,7 +114,7 @@ def masked_at_start(
     is_editable_BL: Tensor | None,
     denoise: float,
 ) -> Tensor:
-    """Which tokens are to be made: (B, L), True = masked, on the CPU.
+    """Return which tokens are to be made: (B, L), True = masked, on the CPU.
 
     Raises:
         ValueError: `denoise` outside (0, 1], or a tensor of another shape than (images, `num_tokens`).
@@ -139,7 +143,7 @@ def masked_at_start(
     return is_masked_BL & (rank_BL < num_picked_B1)
 
 
-class _Tally:
+class _FullPassCounter:
     """Counts the full passes of a run on their way to the caller's hook."""
 
     def __init__(self, on_step: Callable[[Trace], None] | None):

@@ -6,19 +6,18 @@ A grid is (rows, columns).
 from __future__ import annotations
 
 from .checkpoint import Checkpoint
-
-Grid = tuple[int, int]
+from .models.architecture import Grid
 
 
 def usual_grid(model: Checkpoint) -> Grid:
-    """The grid of an image whose size nobody states: of what the model was trained on.
+    """Return the grid of an image whose size nobody states: what the model was trained on.
 
     Raises:
         ValueError: its metadata state one that is none.
     """
-    if model.format.only_grid is not None:
-        return model.format.only_grid(model.config)
-    stated = model.metadata.grid or model.format.usual_grid
+    if (fixed := model.architecture.fixed_grid(model.config)) is not None:
+        return fixed
+    stated = model.metadata.grid or model.architecture.usual_grid
     if stated is None or len(stated) != 2 or min(stated) < 1:
         raise ValueError(f"{model.name} states the grid {stated}, expected rows and columns.")
     return stated[0], stated[1]
@@ -27,7 +26,7 @@ def usual_grid(model: Checkpoint) -> Grid:
 def grid_of(
     model: Checkpoint, downscale: int, width: int | None = None, height: int | None = None
 ) -> Grid:
-    """The grid of images of `width` x `height` pixels; None = as usual.
+    """Return the grid of images of `width` x `height` pixels; None = as usual.
 
     Args:
         downscale: pixels per code along one side, of the VQ model.
@@ -38,10 +37,8 @@ def grid_of(
     rows, columns = usual_grid(model)
     width = columns * downscale if width is None else width
     height = rows * downscale if height is None else height
-    if model.format.only_grid is not None and (height, width) != (
-        rows * downscale,
-        columns * downscale,
-    ):
+    is_fixed = model.architecture.fixed_grid(model.config) is not None
+    if is_fixed and (height, width) != (rows * downscale, columns * downscale):
         raise ValueError(
             f"this model makes images of {columns * downscale} x {rows * downscale} pixels only, got {width} x "
             f"{height}."
@@ -51,7 +48,7 @@ def grid_of(
 
 
 def check_multiples(width: int, height: int, downscale: int) -> None:
-    """Raises ValueError, naming the nearest sizes, if a side is not a multiple of `downscale`."""
+    """Raise ValueError, naming the nearest sizes, if a side is not a multiple of `downscale`."""
     if width % downscale or height % downscale or min(width, height) < 1:
         nearest = [" or ".join(map(str, _multiples(side, downscale))) for side in (width, height)]
         raise ValueError(
@@ -61,7 +58,7 @@ def check_multiples(width: int, height: int, downscale: int) -> None:
 
 
 def _multiples(side: int, downscale: int) -> list[int]:
-    """`side` if it is a multiple, else those below and above it; none below 1."""
+    """Return `side` if it is a multiple, else the multiples below and above it; none below 1."""
     below = side // downscale * downscale
     found = [below] if below == side else [below, below + downscale]
     return [multiple for multiple in found if multiple > 0] or [downscale]

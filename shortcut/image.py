@@ -15,7 +15,7 @@ MASKED_COLOUR = (128, 128, 128)
 
 
 def to_pictures(pixels_BCYX: Tensor) -> list[Image.Image]:
-    """Pictures of RGB pixels in [-1, 1], clipped.
+    """Return pictures of RGB pixels in [-1, 1], clipped.
 
     Source: MIGM-Shortcut Trainer/vit.py, images are (x + 1) / 2 clipped to [0, 1].
     """
@@ -24,13 +24,13 @@ def to_pictures(pixels_BCYX: Tensor) -> list[Image.Image]:
 
 
 def to_pixels(picture: Image.Image) -> Tensor:
-    """RGB pixels (1, 3, Y, X) in [-1, 1] of a picture."""
+    """Return RGB pixels (1, 3, Y, X) in [-1, 1] of a picture."""
     values = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32))
     return values.movedim(-1, 0).unsqueeze(0) / 127.5 - 1
 
 
 def covered(mask_BYX: Tensor, rows: int, columns: int) -> Tensor:
-    """Which codes of a grid a mask of any size covers by more than half of their area: (B, rows, columns).
+    """Return which codes (B, rows, columns) a mask of any size covers by more than half of their area.
 
     Source: Lumina-DiMOO utils/image_utils.py encode_img_with_paint ("area").
     """
@@ -39,7 +39,7 @@ def covered(mask_BYX: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def preview(codes_hw: Tensor, is_masked_hw: Tensor, colours_V3: Tensor) -> Image.Image:
-    """A picture of one pixel per code of a partly revealed grid; masked tokens are grey."""
+    """Return a picture of one pixel per code of a partly revealed grid; masked tokens are grey."""
     colour_hw3 = ((colours_V3[codes_hw.cpu()] + 1) * 127.5).byte()
     colour_hw3[is_masked_hw.cpu()] = torch.tensor(MASKED_COLOUR, dtype=torch.uint8)
     return Image.fromarray(colour_hw3.numpy())

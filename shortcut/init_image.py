@@ -1,11 +1,11 @@
-"""What a run starts from: the pictures that the user gives -> the codes that stay, and those of source images.
+"""From pictures to what a run starts from: the codes that stay, and the codes of source images.
 
 B  images    h, w  rows, columns of codes    Y, X  pixel rows, columns
 """
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +15,24 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .cli.options import flag
 from .grid import Grid, check_multiples, grid_of
 from .image import covered, to_pixels
-from .models.lumina_dimoo.prompts import TASKS
-from .pipeline import Tools
+from .pipeline import Pipeline
 
 SIDES = ("left", "top", "right", "bottom")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pictures:
+    """The pictures and sizes that a user gives. None = not given."""
+
+    image: Path | None = None  # what a task starts from, or the picture to change
+    style_image: Path | None = None
+    mask: Path | None = None  # of the size of `image`: white is made anew
+    outpaint: str | None = None  # pixels to add on each of SIDES: "0,0,128,0"
+    denoise: float | None = None  # share of the tokens of `image` that is made anew
+    width: int | None = None  # pixels
+    height: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,40 +45,40 @@ class Start:
     is_editable_1hw: Tensor | None = None  # True = may be made anew; None = everywhere
 
 
-def start_of(tools: Tools, options: argparse.Namespace) -> Start:
-    """What the options give a run to start from.
+def start_of(pipeline: Pipeline, given: Pictures, task: str | None) -> Start:
+    """Encode the pictures of a run.
+
+    Args:
+        task: one of the architecture's tasks, which take source images; None = none of them.
 
     Raises:
         ValueError: a picture is missing, has no use or another size than it must; a mask covers nothing.
         OSError: a picture cannot be read.
     """
-    wanted = _picture_options(options)
-    changes = [
-        name for name in ("mask", "outpaint", "denoise") if getattr(options, name) is not None
-    ]
-    if options.image is None:
+    wanted = _source_pictures(pipeline, given, task)
+    changes = [name for name in ("mask", "outpaint", "denoise") if getattr(given, name) is not None]
+    downscale = pipeline.downscale
+    if given.image is None:
         if changes:
-            raise ValueError(f"{flag(changes[0])} needs the picture to change. Add --image.")
-        return Start(grid_of(tools.model_file, tools.downscale, options.width, options.height))
+            raise ValueError(f"--{changes[0]} needs the picture to change. Add --image.")
+        return Start(grid_of(pipeline.model_file, downscale, given.width, given.height))
     if not wanted and not changes:
         raise ValueError(
             "--image is of no use here. Say what to make anew by --mask, --outpaint or --denoise, or choose a --task "
             "that starts from a picture, such as edit."
         )
     pictures = [open_picture(path) for path in wanted]
-    sources = tuple(
-        tools.encode(to_pixels(_fitted(picture, tools.downscale))) for picture in pictures
-    )
+    sources = tuple(pipeline.encode(to_pixels(_fitted(picture, downscale))) for picture in pictures)
     if changes:
-        return _changed(tools, options, sources)
+        return _changed(pipeline, given, sources)
     rows, columns = sources[0].shape[1:]
-    width = columns * tools.downscale if options.width is None else options.width
-    height = rows * tools.downscale if options.height is None else options.height
-    return Start(grid_of(tools.model_file, tools.downscale, width, height), sources)
+    width = columns * downscale if given.width is None else given.width
+    height = rows * downscale if given.height is None else given.height
+    return Start(grid_of(pipeline.model_file, downscale, width, height), sources)
 
 
 def open_picture(path: Path, mode: str = "RGB") -> Image.Image:
-    """The picture in a file, upright.
+    """Return the picture in a file, upright.
 
     Raises:
         OSError: there is none, or it is damaged or larger than Pillow reads.
@@ -82,21 +93,24 @@ def open_picture(path: Path, mode: str = "RGB") -> Image.Image:
         ) from error
 
 
-def _picture_options(options: argparse.Namespace) -> list[Path]:
-    """The source images, in the order of the task."""
-    task = options.task or "text_to_image"
-    given = {"image": options.image, "style_image": options.style_image}
-    wanted = list(given)[: TASKS[task].num_sources]
-    for name in wanted:
-        if given[name] is None:
-            raise ValueError(f"the task {task!r} starts from a picture. Add {flag(name)} PICTURE.")
-    if options.style_image is not None and "style_image" not in wanted:
-        raise ValueError(f"the task {task!r} takes no --style-image. Choose --task style.")
-    return [given[name] for name in wanted]
+def _source_pictures(pipeline: Pipeline, given: Pictures, task: str | None) -> Sequence[Path]:
+    """Return the source images of a task, in its order."""
+    num_sources = 0 if task is None else pipeline.architecture.tasks[task]
+    named = (("--image", given.image), ("--style-image", given.style_image))
+    found = []
+    for flag, path in named[:num_sources]:
+        if path is None:
+            raise ValueError(f"the task {task!r} starts from a picture. Add {flag} PICTURE.")
+        found.append(path)
+    if given.style_image is not None and num_sources < 2:
+        raise ValueError(
+            f"the task {task or 'text_to_image'!r} takes no --style-image. Choose --task style."
+        )
+    return found
 
 
 def _fitted(picture: Image.Image, downscale: int) -> Image.Image:
-    """The picture scaled down to whole codes.
+    """Scale a picture down to whole codes.
 
     Source: diffusers VaeImageProcessor, by which Lumina-DiMOO utils/image_utils.py encode_img_with_breaks does it.
     """
@@ -104,48 +118,49 @@ def _fitted(picture: Image.Image, downscale: int) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _changed(tools: Tools, options: argparse.Namespace, sources: tuple[Tensor, ...]) -> Start:
-    """Of --image some tokens are made anew: those under the mask, around it, or a share of them."""
-    picture, downscale = open_picture(options.image), tools.downscale
-    left, top, right, bottom = _borders(options.outpaint, downscale)
+def _changed(pipeline: Pipeline, given: Pictures, sources: tuple[Tensor, ...]) -> Start:
+    """Encode the picture to change: tokens under the mask, around the picture, or a share of them are made anew."""
+    assert given.image is not None
+    picture, downscale = open_picture(given.image), pipeline.downscale
+    left, top, right, bottom = _borders(given.outpaint, downscale)
     check_multiples(*picture.size, downscale)
     width, height = picture.width + left + right, picture.height + top + bottom
-    if (options.width or width, options.height or height) != (width, height):
+    if (given.width or width, given.height or height) != (width, height):
         raise ValueError(
             f"--image makes a picture of {width} x {height} pixels, but --width and --height say "
-            f"{options.width or width} x {options.height or height}. Leave them out, or scale the picture."
+            f"{given.width or width} x {given.height or height}. Leave them out, or scale the picture."
         )
-    grid = grid_of(tools.model_file, downscale, width, height)
-    codes_1hw = tools.encode(to_pixels(picture))
-    is_editable_1hw = _editable(options, picture, codes_1hw)
+    grid = grid_of(pipeline.model_file, downscale, width, height)
+    codes_1hw = pipeline.encode(to_pixels(picture))
+    is_editable_1hw = _editable(given, picture, codes_1hw)
     pad = tuple(border // downscale for border in (left, right, top, bottom))
     return Start(
         grid, sources, F.pad(codes_1hw, pad), F.pad(is_editable_1hw.byte(), pad, value=1).bool()
     )
 
 
-def _editable(options: argparse.Namespace, picture: Image.Image, codes_1hw: Tensor) -> Tensor:
-    """Which codes (1, h, w) of the picture itself may be made anew."""
-    if options.mask is None:
-        return torch.full(codes_1hw.shape, options.outpaint is None)
-    mask = open_picture(options.mask, "L")
+def _editable(given: Pictures, picture: Image.Image, codes_1hw: Tensor) -> Tensor:
+    """Return which codes (1, h, w) of the picture itself may be made anew."""
+    if given.mask is None:
+        return torch.full(codes_1hw.shape, given.outpaint is None)
+    mask = open_picture(given.mask, "L")
     if mask.size != picture.size:
         raise ValueError(
-            f"{options.mask} has {mask.width} x {mask.height} pixels, expected those of {options.image}: "
+            f"{given.mask} has {mask.width} x {mask.height} pixels, expected those of {given.image}: "
             f"{picture.width} x {picture.height}. Scale it."
         )
     share_1YX = torch.from_numpy(np.asarray(mask, dtype=np.float32) / 255).unsqueeze(0)
     is_editable_1hw = covered(share_1YX, *codes_1hw.shape[1:])
-    if options.outpaint is None and not is_editable_1hw.any():
+    if given.outpaint is None and not is_editable_1hw.any():
         raise ValueError(
-            f"{options.mask} covers no token: white must fill more than half of the pixels of one. What is white is "
+            f"{given.mask} covers no token: white must fill more than half of the pixels of one. What is white is "
             "made anew, what is black stays."
         )
     return is_editable_1hw
 
 
 def _borders(text: str | None, downscale: int) -> tuple[int, ...]:
-    """Pixels to add on each of SIDES."""
+    """Return the pixels to add on each of SIDES."""
     if text is None:
         return (0,) * len(SIDES)
     parts = text.split(",")

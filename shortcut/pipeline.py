@@ -1,46 +1,120 @@
-"""What a command loads once for all its pictures: model, VQ model, head, tokenizer."""
+"""A model with its VQ model, conditioner and shortcut head, checked to fit each other once, and what they make.
+
+    pipeline = Pipeline.load("scenes")
+    pictures = pipeline.generate(label="night snow", seed=7, steps=32, full_steps=8)
+
+B  images    L  image tokens    h, w  rows, columns of codes    Y, X  pixel rows, columns
+"""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from . import shipped, weights
-from .accelerators.shortcut_head import ShortcutPredictor
+from . import checkpoint as checkpoints
+from . import shipped
+from .accelerators import MakeAccelerator
+from .accelerators.shortcut_head import ShortcutHead
 from .checkpoint import Checkpoint
-from .cli.options import given_text
-from .generate import PredictorOf
-from .models.lumina_dimoo import prompts
-from .models.lumina_dimoo.tokenizer import tokenizer_folder
+from .denoiser import Conditions
+from .generate import Result, generate, needed_branches
+from .grid import Grid, grid_of
+from .image import to_pictures
+from .models.architecture import (
+    Architecture,
+    Conditioner,
+    HeadNetwork,
+    ModelNetwork,
+    Request,
+    VQNetwork,
+)
+from .sampler import Trace
+from .schedule import Settings
+from .settings import chosen_settings
 
 logger = logging.getLogger(__name__)
 
 LARGE = 2**33  # bytes of weights in float32 above which they keep the type of their file
 
 
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """Networks on one device. The files say what they are; they have no tensors."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """Networks that fit each other, on one device. The files are descriptions without tensors."""
 
     model_file: Checkpoint
-    model: Any
-    head_file: Checkpoint | None
-    head: Any | None
+    model: ModelNetwork
+    conditioner: Conditioner
     vq_file: Checkpoint
-    vq: Any
-    tokenizer: Any | None  # of a text model
+    vq: VQNetwork
+    head_file: Checkpoint | None = None
+    head: HeadNetwork | None = None
     device: torch.device
-    is_sequential: bool
+    is_sequential: bool = False  # one guidance branch at a time
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        vq: str | Path | None = None,
+        head: str | Path | None = None,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        is_sequential: bool = False,
+    ) -> Pipeline:
+        """Load files and check that they fit each other.
+
+        Args:
+            model: file or folder of a model, or the name of a shipped one, which comes with its VQ model and head.
+            vq: None = the VQ model in the model's folder.
+            head: None = none, or the shipped one.
+            device: "cuda" is the process's own device under torchrun.
+            dtype: of model and head; None = float32, or the file's own type where float32 would take over 8 GB.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is damaged or unknown, two do not fit each other, or there is no such device.
+        """
+        if (files := shipped.files_of(str(model))) is not None:
+            model, vq, head = files["model"], vq or files["vq"], head or files["head"]
+        found_device = checked_device(device)
+        model_file = checkpoints.load(model, kind="model")
+        assert model_file.path is not None
+        vq_file = checkpoints.load(vq or model_file.path.parent, kind="vq")
+        check_vq(vq_file, model_file)
+        head_file = None if head is None else checkpoints.load(head, kind="head")
+        if head_file is not None and (doubt := check_head(head_file, model_file)):
+            logger.warning(doubt)
+        if dtype is None:
+            is_large = 4 * model_file.num_parameters > LARGE
+            dtype = model_file.dtype if is_large else torch.float32
+        build = partial(checkpoints.build, device=found_device)
+        return cls(
+            model_file=model_file.without_tensors(),
+            model=build(model_file, dtype=dtype),
+            conditioner=conditioner_of(model_file),
+            vq_file=vq_file.without_tensors(),
+            vq=build(vq_file, dtype=torch.float32),
+            head_file=head_file and head_file.without_tensors(),
+            head=head_file and build(head_file, dtype=dtype),
+            device=found_device,
+            is_sequential=is_sequential,
+        )
+
+    @property
+    def architecture(self) -> Architecture:
+        """The model's architecture."""
+        return self.model_file.architecture
 
     @property
     def downscale(self) -> int:
@@ -48,84 +122,145 @@ class Tools:
         return self.vq.config.downscale
 
     @property
-    def predictor(self) -> PredictorOf | None:
-        """What makes the predictor of a run; None = vanilla."""
-        return self.head and partial(ShortcutPredictor, self.head)
+    def accelerator(self) -> MakeAccelerator | None:
+        """Makes the accelerator of a run; None = vanilla."""
+        return None if self.head is None else partial(ShortcutHead, self.head)
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        label: str | None = None,
+        negative: str | None = None,
+        seed: int = 0,
+        num_images: int = 1,
+        width: int | None = None,
+        height: int | None = None,
+        on_step: Callable[[Trace], None] | None = None,
+        **settings: Any,
+    ) -> list[Image.Image]:
+        """Make pictures from a prompt or a class.
+
+        Args:
+            label: name or number of a class.
+            width, height: pixels; None = those that the model was trained on.
+            settings: as for `chosen_settings`: preset, steps, full_steps, cfg, temperature, schedule ...
+
+        Raises:
+            ValueError: something is out of range, or the model does not know it.
+            RuntimeError: the device is out of memory.
+        """
+        request = Request(prompt=prompt, label=label, negative=negative)
+        self.architecture.check(request)
+        conditions = self.conditioner.conditions(request, num_images)
+        chosen = chosen_settings(
+            self.model_file,
+            num_guided=len(conditions) - 1,
+            has_head=self.head is not None,
+            **settings,
+        )
+        grid = grid_of(self.model_file, self.downscale, width, height)
+        result = self.sample(
+            conditions,
+            chosen,
+            grid,
+            seed=seed,
+            image_indices=range(num_images),
+            on_step=on_step,
+        )
+        return to_pictures(self.decode(result.codes_BL.unflatten(1, grid)))
+
+    def sample(
+        self,
+        conditions: Sequence[Conditions],
+        settings: Settings,
+        grid: Grid,
+        *,
+        seed: int,
+        image_indices: Sequence[int],
+        known_codes_BL: Tensor | None = None,
+        is_editable_BL: Tensor | None = None,
+        denoise: float = 1.0,
+        on_step: Callable[[Trace], None] | None = None,
+    ) -> Result:
+        """Make codes. Arguments as for `generate.generate`; branches of weight 0 are left out."""
+        conditions, guidance = needed_branches(conditions, settings.guidance)
+        with advice_on_memory():
+            return generate(
+                self.model.on_grid(*grid, is_sequential=self.is_sequential),
+                conditions,
+                replace(settings, guidance=guidance),
+                self.architecture.rules,
+                seed=seed,
+                image_indices=image_indices,
+                num_tokens=grid[0] * grid[1],
+                accelerator=self.accelerator,
+                known_codes_BL=known_codes_BL,
+                is_editable_BL=is_editable_BL,
+                denoise=denoise,
+                device=self.device,
+                on_step=on_step,
+            )
 
     @torch.no_grad()
     def encode(self, pixels_BCYX: Tensor) -> Tensor:
-        """Codes (B, h, w) on the CPU of RGB pixels in [-1, 1]."""
+        """Return codes (B, h, w) on the CPU of RGB pixels in [-1, 1]."""
         with advice_on_memory():
             return self.vq.encode(pixels_BCYX.to(self.device)).cpu()
 
     @torch.no_grad()
     def decode(self, codes_Bhw: Tensor) -> Tensor:
-        """Pixels (B, 3, Y, X), one image at a time so that memory does not grow with the batch."""
+        """Return pixels (B, 3, Y, X), made one image at a time so that memory does not grow with the batch."""
         with advice_on_memory():
             return torch.cat([self.vq.decode(codes_1hw) for codes_1hw in codes_Bhw.split(1)])
 
 
-def load(options: argparse.Namespace) -> Tools:
-    """Loads what the options name, checked to fit each other.
+def conditioner_of(model: Checkpoint) -> Conditioner:
+    """Return the conditioner of a model's file."""
+    return model.architecture.conditioner(model.config, model.metadata.class_names, model.path)
+
+
+def check_vq(vq: Checkpoint, model: Checkpoint) -> None:
+    """Raise ValueError if a VQ model does not go with a model. Neither needs its tensors."""
+    if vq.config.num_codes != model.config.num_codes:
+        raise ValueError(
+            f"{vq.name} has {vq.config.num_codes} codes, and {model.name} makes "
+            f"{model.config.num_codes}. Give the VQ model that it was trained with."
+        )
+
+
+def check_head(head: Checkpoint, model: Checkpoint) -> str | None:
+    """Check that `head` belongs to `model`. Neither needs its tensors.
+
+    Returns:
+        What could not be verified, as a sentence; None if everything was.
 
     Raises:
-        FileNotFoundError, ValueError: as `weights.load`, `check_head`, `load_tokenizer`; no such device.
+        ValueError: it is a head for another architecture, another width or other weights.
     """
-    device = checked_device(options.device)
-    files = shipped.CHOICES[shipped.TEXT_NAME if given_text(options) else shipped.NAME]
-    model, vq, head = files["model"], files["vq"], files["head"]
-    if options.model is not None:
-        model, vq, head = options.model, None, "none"
-    model_file = weights.load(model, kind="model")
-    assert model_file.path is not None
-    vq_file = weights.load(options.vq or vq or model_file.path.parent, kind="vq")
-    if vq_file.config.num_codes != model_file.config.num_codes:
+    problem = None
+    expected = head.metadata.model_fingerprint
+    if head.layout != model.architecture.head:
+        problem = f"is a {head.layout.title}, which does not go with a {model.layout.title}"
+    elif head.config.model_width != model.config.width:
+        problem = f"is for a width of {head.config.model_width}, not {model.config.width}"
+    elif expected and expected != model.fingerprint:
+        problem = f"was trained for the model {expected}, not {model.fingerprint}"
+    if problem is not None:
         raise ValueError(
-            f"{vq_file.name} has {vq_file.config.num_codes} codes, and {model_file.name} makes "
-            f"{model_file.config.num_codes}. Give the VQ model that belongs to it as --vq."
+            f"{head.name} {problem} as in {model.name}. Pick the head that was trained for this "
+            "model."
         )
-    head_file = _head_file(options.head or head, model_file)
-    tokenizer = None
-    if model_file.format.conditioning == "text":
-        folder = tokenizer_folder(model_file.path)
-        tokenizer = prompts.load_tokenizer(folder, model_file.config)
-    dtype = dtype_of(options.dtype, model_file)
-    return Tools(
-        model_file=model_file.without_tensors(),
-        model=weights.build(model_file, dtype=dtype, device=device),
-        head_file=head_file and head_file.without_tensors(),
-        head=head_file and weights.build(head_file, dtype=dtype, device=device),
-        vq_file=vq_file.without_tensors(),
-        vq=weights.build(vq_file, dtype=torch.float32, device=device),
-        tokenizer=tokenizer,
-        device=device,
-        is_sequential=options.sequential,
+    if expected:
+        return None
+    return (
+        f"{head.name} does not say which model it was trained for. Its width {model.config.width} "
+        f"fits {model.name}; nothing else could be verified."
     )
 
 
-@contextlib.contextmanager
-def advice_on_memory() -> Iterator[None]:
-    """Says what to do when the device has no memory left."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise RuntimeError(
-            f"the device is out of memory. Use --sequential, --dtype bfloat16, a smaller picture or --batch-size, or "
-            f"convert the weights to float8. ({error})"
-        ) from error
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory is exhausted: only CUDA has a type of its own for that."""
-    marks = "out of memory", "not enough memory", "alloc_cpu"
-    is_typed = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return is_typed or any(mark in str(error) for mark in marks)
-
-
 def checked_device(name: str) -> torch.device:
-    """The device called `name`; under torchrun `cuda` is the one of this process.
+    """Return the device called `name`; under torchrun `cuda` is the one of this process.
 
     Raises:
         ValueError: there is no such device here.
@@ -142,20 +277,22 @@ def checked_device(name: str) -> torch.device:
     return device
 
 
-def dtype_of(name: str | None, model_file: Checkpoint) -> torch.dtype:
-    """The type called `name`; None = float32, or the file's own where that would be large."""
-    if name is not None:
-        return getattr(torch, name)
-    is_large = 4 * model_file.num_parameters > LARGE
-    return model_file.dtype if is_large else torch.float32
+@contextlib.contextmanager
+def advice_on_memory() -> Iterator[None]:
+    """Say what to do when the device has no memory left."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RuntimeError(
+            f"the device is out of memory. Use --sequential, --dtype bfloat16, a smaller picture or --batch-size, or "
+            f"convert the weights to float8. ({error})"
+        ) from error
 
 
-def _head_file(path: Path | str, model_file: Checkpoint) -> Checkpoint | None:
-    """The head's file, checked against the model; None = vanilla."""
-    if path == "none":
-        return None
-    head_file = weights.load(Path(path), kind="head")
-    unverified = weights.check_head(head_file, model_file)
-    if unverified:
-        logger.warning(unverified)
-    return head_file
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that memory is exhausted: only CUDA has a type of its own for that."""
+    marks = "out of memory", "not enough memory", "alloc_cpu"
+    is_typed = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_typed or any(mark in str(error) for mark in marks)

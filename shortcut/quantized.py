@@ -19,14 +19,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .models.layout import (
-    Bare,
-    Tensors,
-    checked,
-    dense,
-)
+from .models.architecture import Network
+from .models.layers import Bare
+from .models.layout import Tensors, checked, dense
 
 MARK, SCALE = "comfy_quant", "weight_scale"
 EXTRAS = (MARK, SCALE, "weight_scale_2", "pre_quant_scale", "input_scale")  # beside weight and bias
@@ -106,20 +103,34 @@ def quantize(name: str, weight_OI: Tensor, dtype: torch.dtype) -> dict[str, Tens
     Differs: ComfyUI's tools take the scale that uses the range to its end. Float8 has the same precision anywhere in
     its range, so nothing is gained by it.
     """
+    layer = name.removesuffix(".weight")
+    if weight_OI.is_meta:  # `aminmax` there imports sympy, which takes seconds
+        scale = torch.empty((), device="meta")
+        return {
+            name: weight_OI.to(dtype),
+            f"{layer}.{SCALE}": scale,
+            f"{layer}.{MARK}": _mark(dtype),
+        }
     low, high = weight_OI.aminmax()
     largest = torch.maximum(-low, high).float()
     share = (largest / torch.finfo(dtype).max).clamp(min=torch.finfo(torch.float32).tiny)
     scale = torch.ldexp(torch.ones_like(share), share.frexp().exponent)
     scale = torch.where(largest.isfinite(), scale, torch.nan)  # float8 has no infinity to tell of
-    layer = name.removesuffix(".weight")
-    # Without calibrated input scales ComfyUI would cast activations to float8 as they are, which
-    # clips those beyond 448: this asks it for what the layer below computes.
-    mark = {"format": FLOAT8[dtype], "full_precision_matrix_mult": True}
     return {
         name: weight_OI.div(scale).to(dtype),
         f"{layer}.{SCALE}": scale,
-        f"{layer}.{MARK}": torch.tensor(list(json.dumps(mark).encode()), dtype=torch.uint8),
+        f"{layer}.{MARK}": _mark(dtype),
     }
+
+
+def _mark(dtype: torch.dtype) -> Tensor:
+    """Return the description of a float8 layer.
+
+    Without calibrated input scales ComfyUI would cast activations to float8 unscaled, which clips those beyond 448: the
+    mark asks it for what the layer below computes.
+    """
+    mark = {"format": FLOAT8[dtype], "full_precision_matrix_mult": True}
+    return torch.tensor(list(json.dumps(mark).encode()), dtype=torch.uint8)
 
 
 def dequantize(weight_OI: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -172,7 +183,7 @@ def check_computed(formats: Mapping[str, str]) -> None:
         )
 
 
-def check_layers(network: nn.Module, formats: Collection[str]) -> None:
+def check_layers(network: Network, formats: Collection[str]) -> None:
     """Raises ValueError if a quantized weight is not one of a linear layer of `Operations`."""
     for name in formats:
         if not isinstance(network.get_submodule(name.removesuffix(".weight")), Operations.Linear):

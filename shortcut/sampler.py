@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .denoiser import Denoised, Revealed
+from .denoiser import Denoised, Revealed, Tokens, positions
 from .noise import Noise
 from .schedule import Step
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What happened in one step. Tensors are live: copy what outlives the call."""
+    """Record of one step. Tensors are live: copy those that outlive the call."""
 
     step: Step
     denoised: Denoised
@@ -32,29 +32,28 @@ class Trace:
 
 @torch.no_grad()
 def sample(
-    denoise: Callable[[Step, Tensor, Tensor, Tensor, Revealed | None], Denoised],
+    denoise: Callable[[Step, Tokens], Denoised],
     codes_BL: Tensor,
     is_masked_BL: Tensor,
     plan: Sequence[Step],
     noise: Noise,
     on_step: Callable[[Trace], None] | None = None,
 ) -> Tensor:
-    """Fills the masked positions of `codes_BL`. Known codes never change. Returns code ids (B, L).
+    """Fill the masked positions of `codes_BL`. Known codes never change. Returns code ids (B, L).
 
     Args:
-        denoise: (step, codes, is_masked, indices of masked positions, revealed by the step before) -> logits there.
+        denoise: (step, tokens) -> logits at the masked positions.
         is_masked_BL: as many True in each image as `plan` has tokens to make.
         on_step: called after each step; an exception from it ends the run.
 
     Raises:
         FloatingPointError: the model gave logits that are not finite.
     """
-    revealed = None
     is_finite = torch.ones((), dtype=torch.bool, device=codes_BL.device)
     for step in plan:
         index_BN = positions(is_masked_BL, step.num_masked)
-        denoised = denoise(step, codes_BL, is_masked_BL, index_BN, revealed)
-        # What is not finite makes the sum so; it reads the logits once, isfinite().all() several times.
+        denoised = denoise(step, Tokens(codes_BL, is_masked_BL, index_BN))
+        # A logit that is not finite makes the sum so. The sum reads the logits once, isfinite().all() several times.
         is_finite &= denoised.logits_BNV.sum().isfinite()
         revealed = decide(denoised, step, index_BN, noise)
         codes_BL = codes_BL.scatter(1, revealed.index_BK, revealed.codes_BK)
@@ -70,13 +69,8 @@ def sample(
     return codes_BL
 
 
-def positions(is_masked_BL: Tensor, num_masked: int) -> Tensor:
-    """Indices (B, N) of the masked positions in ascending order; each image has `num_masked` of them."""
-    return (~is_masked_BL).to(torch.uint8).argsort(dim=1, stable=True)[:, :num_masked]
-
-
 def decide(denoised: Denoised, step: Step, index_BN: Tensor, noise: Noise) -> Revealed:
-    """The tokens that a step reveals, given the logits at all masked positions `index_BN`."""
+    """Choose the tokens that a step reveals, given the logits at all masked positions `index_BN`."""
     drawn_BN = draw_codes(denoised.logits_BNV, step, index_BN, noise)
     score_BN = confidence(denoised.logits_BNV, drawn_BN, step, index_BN, noise)
     chosen_BK = foremost(score_BN, denoised.unseen_BN, step.num_revealed).sort().values
@@ -84,7 +78,7 @@ def decide(denoised: Denoised, step: Step, index_BN: Tensor, noise: Noise) -> Re
 
 
 def foremost(score_BN: Tensor, unseen_BN: Tensor | None, count: int) -> Tensor:
-    """Which `count` positions come first (B, K): those with the fewest `unseen_BN`, of these the highest scores."""
+    """Return the `count` positions (B, K) to reveal first: fewest `unseen_BN` first, then highest scores."""
     if unseen_BN is None:
         return score_BN.topk(count).indices
     order_BN = score_BN.argsort(dim=1, descending=True)
@@ -93,7 +87,7 @@ def foremost(score_BN: Tensor, unseen_BN: Tensor | None, count: int) -> Tensor:
 
 
 def draw_codes(logits_BNV: Tensor, step: Step, index_BN: Tensor, noise: Noise) -> Tensor:
-    """One code (B, N) per position: the most likely at temperature 0, else drawn from softmax(logits / temperature)."""
+    """Draw one code (B, N) per position from softmax(logits / temperature); at temperature 0 take the most likely."""
     if step.temperature == 0:
         return logits_BNV.argmax(-1)
     return noise.codes(step.index, index_BN, logits_BNV / step.temperature)
@@ -102,7 +96,7 @@ def draw_codes(logits_BNV: Tensor, step: Step, index_BN: Tensor, noise: Noise) -
 def confidence(
     logits_BNV: Tensor, drawn_BN: Tensor, step: Step, index_BN: Tensor, noise: Noise
 ) -> Tensor:
-    """Score (B, N) of the drawn codes, highest revealed first: log-probability plus tempered Gumbel noise.
+    """Score the drawn codes (B, N), highest revealed first: log-probability plus tempered Gumbel noise.
 
     Source: Chang et al. 2022, section 3.2; Besnier and Chen 2023, section 3.
     Differs: Lumina-DiMOO takes probabilities below 1e-20 for 1e-20; here the logarithm is exact.

@@ -14,13 +14,13 @@ from itertools import pairwise
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What one step does. Temperatures and guidance are those of this step."""
+    """What one step does. Temperatures and guidance hold for this step."""
 
-    index: int  # 0-based
+    index: int  # 0-based, in the schedule: numbers of steps that reveal nothing are left out
     num_masked: int  # tokens masked before the step, per image
-    num_revealed: int  # tokens it reveals, per image; 0 is allowed
+    num_revealed: int  # tokens it reveals, per image; at least 1
     mask_ratio: float  # share that is masked before the step, as a shortcut head sees it, in [0, 1]
-    is_full: bool  # True: a full pass of the model. False: the predictor is asked first
+    is_full: bool  # True: a full pass of the model. False: the accelerator is asked first
     guidance: tuple[
         float, ...
     ]  # one weight per branch beside the first: cond + weight * (cond - branch)
@@ -43,7 +43,7 @@ class Settings:
 
     num_steps: int = 32
     full_steps: int | tuple[int, ...] | None = (
-        None  # how many steps are full passes, or which; None = all
+        None  # how many are full passes, or which; None = all
     )
     guidance: tuple[float, ...] = (2.8,)  # empty = no guidance branch at all
     guidance_ramp: bool = (
@@ -52,17 +52,12 @@ class Settings:
     schedule: str = "arccos"
     temperature: float = 1.0  # of the codes; 0 = the most likely code
     choice_temperature: float = 7.0  # of the first step; inf = random positions
-    choice_ramp: bool = True  # True: falls evenly to 0 in the last step
-    score_temperature: float | None = None  # None = that of the codes, or 1 where that is 0
-    ratio_of_made: bool = (
-        False  # True: mask ratios are shares of the tokens to make, not of the image
-    )
-    # Not in the paper. In steps that are no full pass, positions within so many rows and columns of tokens that the
-    # last one did not see come last: what it says about them is out of date. 0 = by confidence alone.
+    # Not in the paper. In steps that are not full passes, positions within so many rows and columns of tokens that the
+    # last full pass did not see come last: its features there are out of date. 0 = by confidence alone.
     spread: int = 0
 
     def check(self) -> None:
-        """Raises ValueError for the first setting that is out of range."""
+        """Raise ValueError for the first setting that is out of range."""
         if self.num_steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.num_steps}.")
         if self.schedule not in SCHEDULES:
@@ -79,16 +74,12 @@ class Settings:
             raise ValueError(
                 f"choice temperature must be at least 0, got {self.choice_temperature}."
             )
-        if self.score_temperature is not None and not 0 < self.score_temperature < math.inf:
-            raise ValueError(
-                f"score temperature must be a finite number above 0, got {self.score_temperature}."
-            )
         if isinstance(self.spread, bool) or not isinstance(self.spread, int) or self.spread < 0:
             raise ValueError(f"spread must be a whole number of at least 0, got {self.spread!r}.")
         self.full_indices(self.num_steps)
 
     def full_indices(self, num_steps: int) -> frozenset[int]:
-        """The full steps of a run that has `num_steps` steps, which may be fewer than asked for."""
+        """Return the full steps of a run of `num_steps` steps, which may be fewer than asked for."""
         if self.full_steps is None:
             return frozenset(range(num_steps))
         if isinstance(self.full_steps, int):
@@ -100,6 +91,17 @@ class Settings:
                 f"got {list(self.full_steps)}."
             )
         return frozenset(i for i in self.full_steps if i < num_steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerRules:
+    """What an architecture fixes about its sampler. The defaults are MaskGIT's."""
+
+    choice_ramp: bool = True  # True: the choice temperature falls evenly to 0 in the last step
+    score_temperature: float | None = None  # None = that of the codes, or 1 where that is 0
+    ratio_of_made: bool = (
+        False  # True: mask ratios are shares of the tokens to make, not of the image
+    )
 
 
 # Share of the tokens per step at r = 1 .. 0, before normalisation.
@@ -116,7 +118,7 @@ SCHEDULES = (*SHARES, LUMINA)
 
 
 def reveal_counts(schedule: str, num_steps: int, num_tokens: int) -> list[int]:
-    """Tokens to reveal in each step, `num_tokens` in all; at least 1 each but in "lumina".
+    """Return the tokens to reveal in each step, `num_tokens` in all; at least 1 each but in "lumina".
 
     Source: Besnier and Chen 2023, section 3; adap_sche as above: shares are rounded, zeros become 1, the last step
     takes the difference. For "lumina" see `lumina_counts`.
@@ -147,7 +149,7 @@ def reveal_counts(schedule: str, num_steps: int, num_tokens: int) -> list[int]:
 
 
 def lumina_counts(num_steps: int, num_tokens: int) -> list[int]:
-    """Tokens to reveal in each step, `num_tokens` in all; 0 is possible, and sure with more steps than tokens.
+    """Return the tokens to reveal in each step, `num_tokens` in all. A step may get 0.
 
     After step s of N, floor(num_tokens * cos(pi / 2 * (s + 1) / N)) stay masked, but at least 1 until the last.
 
@@ -173,12 +175,12 @@ def lumina_counts(num_steps: int, num_tokens: int) -> list[int]:
 
 
 def _float32(number: float) -> float:
-    """The float32 nearest to `number`. Of a product of two float32s it is what float32 arithmetic gives."""
+    """Return the nearest float32; of a product of two float32s that is what float32 arithmetic gives."""
     return struct.unpack("f", struct.pack("f", number))[0]
 
 
 def full_step_indices(num_steps: int, num_full: int) -> list[int]:
-    """The steps that are full passes: step 0, then `num_full - 1` more, evenly spread.
+    """Return the steps that are full passes: step 0, then `num_full - 1` more, evenly spread.
 
     Source: MIGM-Shortcut Trainer/vit.py sample_shortcut: step k is
     max(previous + 1, round(num_steps * (k / num_full))), rounding halves to even.
@@ -197,13 +199,19 @@ def full_step_indices(num_steps: int, num_full: int) -> list[int]:
     return indices
 
 
-def plan(settings: Settings, num_tokens: int, image_tokens: int) -> list[Step]:
-    """All steps of a run that makes `num_tokens` of the `image_tokens` tokens of each image.
+def plan(
+    settings: Settings,
+    num_tokens: int,
+    image_tokens: int,
+    rules: SamplerRules = SamplerRules(),
+) -> list[Step]:
+    """Return the steps of a run that makes `num_tokens` of the `image_tokens` tokens of each image.
 
-    Where each step reveals at least one token, steps are limited to `num_tokens`; the schedule "lumina" keeps its
-    steps, as the original does, and some reveal nothing. Nothing to make gives an empty plan.
+    Every step reveals at least one token. A schedule may give a step none ("lumina" does): that step is left out, its
+    full pass goes to the next one, and the others keep their numbers. Nothing to make gives an empty plan.
 
     Source: MIGM-Shortcut Trainer/vit.py sample_shortcut ("linear").
+    Differs: the original spends a pass on steps that reveal nothing, which tells it nothing new.
 
     Raises:
         ValueError: a setting is out of range.
@@ -214,33 +222,35 @@ def plan(settings: Settings, num_tokens: int, image_tokens: int) -> list[Step]:
     num_steps = settings.num_steps
     if settings.schedule != LUMINA:
         num_steps = min(num_steps, num_tokens)
-    is_full = settings.full_indices(num_steps)
-    score_temperature = settings.score_temperature or settings.temperature or 1.0
-    whole = num_tokens if settings.ratio_of_made else image_tokens
-    steps, masked = [], num_tokens
-    for i, count in enumerate(reveal_counts(settings.schedule, num_steps, num_tokens)):
+    full = settings.full_indices(num_steps)
+    score_temperature = rules.score_temperature or settings.temperature or 1.0
+    whole = num_tokens if rules.ratio_of_made else image_tokens
+    steps: list[Step] = []
+    num_masked, is_full = num_tokens, False
+    for i, num_revealed in enumerate(reveal_counts(settings.schedule, num_steps, num_tokens)):
+        is_full |= i in full
+        if num_revealed == 0:
+            continue
         elapsed = i / (num_steps - 1) if num_steps > 1 else 1.0
+        choice_temperature = settings.choice_temperature
+        if rules.choice_ramp and not math.isinf(choice_temperature):
+            choice_temperature *= 1 - elapsed
+        guidance = settings.guidance
+        if settings.guidance_ramp:
+            guidance = tuple(weight * elapsed for weight in guidance)
         steps.append(
             Step(
                 index=i,
-                num_masked=masked,
-                num_revealed=count,
-                mask_ratio=masked / whole,
-                is_full=i in is_full,
-                guidance=tuple(
-                    g * elapsed if settings.guidance_ramp else g for g in settings.guidance
-                ),
+                num_masked=num_masked,
+                num_revealed=num_revealed,
+                mask_ratio=num_masked / whole,
+                is_full=is_full,
+                guidance=guidance,
                 temperature=settings.temperature,
                 score_temperature=score_temperature,
-                choice_temperature=_annealed(settings.choice_temperature, elapsed)
-                if settings.choice_ramp
-                else settings.choice_temperature,
+                choice_temperature=choice_temperature,
                 spread=settings.spread,
             )
         )
-        masked -= count
+        num_masked, is_full = num_masked - num_revealed, False
     return steps
-
-
-def _annealed(temperature: float, elapsed: float) -> float:
-    return temperature if math.isinf(temperature) else temperature * (1 - elapsed)

@@ -18,3 +18,8 @@ CHOICES = {
     NAME: {"model": MODEL, "vq": VQ, "head": HEAD},
     TEXT_NAME: {"model": TEXT_FOLDER, "vq": VQ, "head": TEXT_FOLDER},
 }
+
+
+def files_of(name: str) -> dict[str, Path] | None:
+    """Return the files of a shipped model by its name, such as "scenes" or "scenes (shipped)"; None = not shipped."""
+    return CHOICES.get(name) or CHOICES.get(f"{name} (shipped)")

@@ -7,43 +7,39 @@ that its errors do not add up.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
-from torch import Tensor
-
-from ..denoiser import Features, Revealed, merged
+from ..denoiser import Conditions, Features, MaskedImageModel, Snapshot, Tokens
+from ..models.architecture import HeadNetwork
 from ..schedule import Step
 
 
-class ShortcutPredictor:
+class ShortcutHead:
     """Asks a shortcut head. The head and the model may differ in dtype; features keep the model's.
 
     Args:
-        head: network of `shortcut.heads`; of it `next_features` and `config.from_full` are used.
-        model: the model it was trained for.
-        conditions: those of the run, one for each guidance branch.
+        head: the network.
+        model: the model that it was trained for.
+        conditions: of the run, one for each guidance branch.
     """
 
-    def __init__(self, head: Any, model: Any, conditions: Any):
+    def __init__(
+        self, head: HeadNetwork, model: MaskedImageModel, conditions: Sequence[Conditions]
+    ):
         self.head, self.model, self.conditions = head, model, conditions
-        self.last_full: Features = ()
-        self.since: list[Revealed] = []  # by the steps since `last_full`
 
-    def observe(self, step: Step, features: Features) -> None:
-        """Notes a full pass."""
-        self.last_full, self.since = features, []
+    def predict(self, step: Step, tokens: Tokens, full: Snapshot, last: Snapshot) -> Features:
+        """Return the features of `step`, one tensor for each guidance branch.
 
-    def predict(
-        self, step: Step, features: Features, revealed: Revealed, index_BN: Tensor
-    ) -> Features:
-        """The features of `step`, one tensor for each guidance branch.
-
-        A head that starts from full passes works for `index_BN` alone; of its own features it sees none again.
+        A head that starts from full passes predicts the masked tokens alone: it never sees its own features again.
         """
-        wanted_BN = None
-        if self.head.config.from_full:
-            self.since.append(revealed)
-            features, revealed, wanted_BN = self.last_full, merged(self.since), index_BN
+        from_full = self.head.config.from_full
+        start = full if from_full else last
         return self.head.next_features(
-            self.model, features, self.conditions, revealed, step.mask_ratio, wanted_BN
+            self.model,
+            start.features,
+            self.conditions,
+            start.revealed_until(step, tokens),
+            step.mask_ratio,
+            tokens.index_BN if from_full else None,
         )

@@ -1,0 +1,34 @@
+"""The list of architectures: one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from . import lumina_dimoo, maskgit
+from .architecture import Architecture
+from .layout import Kind, Layout
+
+ARCHITECTURES: list[Architecture] = [
+    maskgit.ARCHITECTURE,
+    lumina_dimoo.ARCHITECTURE,
+]
+
+
+def layouts(kind: Kind | None = None) -> list[Layout]:
+    """Return the layouts of all files of a kind; None = of all kinds."""
+    found: dict[str, Layout] = {}
+    for architecture in ARCHITECTURES:
+        for layout in (architecture.model, *architecture.vqs, architecture.head):
+            if layout is not None and kind in (None, layout.kind):
+                found[layout.name] = layout
+    return list(found.values())
+
+
+def architecture_of(layout: Layout) -> Architecture:
+    """Return the architecture that a model or a head of this layout belongs to."""
+    return next(a for a in ARCHITECTURES if layout in (a.model, a.head))
+
+
+def tasks() -> Sequence[str]:
+    """Return the tasks that some architecture knows."""
+    return list(dict.fromkeys(task for a in ARCHITECTURES for task in a.tasks))

@@ -1,14 +1,15 @@
-"""Layers that several model files share with identical numerics.
+"""Layers that several architectures share with identical numerics, and the base class of their networks.
 
-Every network of this package is built from an `operations` namespace (`torch.nn`, or a host's own layers) and an
-`attention` function, so that a host can bring weight offloading, quantized weights and its own attention kernels.
+Every network is built from an `operations` namespace (`torch.nn`, or a host's own layers) and an `attention` function,
+so that a host can bring weight offloading, quantized weights and its own attention kernels.
 
     B  images or sequences    S, T  query and key positions    D  width (all heads together)    K  width of a head
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,70 @@ def sdpa(q_BSD: Tensor, k_BTD: Tensor, v_BTD: Tensor, num_heads: int) -> Tensor:
         return sdpa(q_BSD.float(), k_BTD.float(), v_BTD.float(), num_heads).to(q_BSD.dtype)
     q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q_BSD, k_BTD, v_BTD))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class Bare:
+    """Torch's layers without initial values, for networks that get theirs from a file.
+
+    On the meta device initial values cost the import of what computes their shapes, as long as importing torch.
+    """
+
+    class Linear(nn.Linear):
+        def reset_parameters(self) -> None:
+            pass
+
+    class Embedding(nn.Embedding):
+        def reset_parameters(self) -> None:
+            pass
+
+    class Conv2d(nn.Conv2d):
+        def reset_parameters(self) -> None:
+            pass
+
+    class LayerNorm(nn.LayerNorm):
+        def reset_parameters(self) -> None:
+            pass
+
+    class RMSNorm(nn.RMSNorm):
+        def reset_parameters(self) -> None:
+            pass
+
+    class GroupNorm(nn.GroupNorm):
+        def reset_parameters(self) -> None:
+            pass
+
+
+class BaseNetwork(nn.Module):
+    """A network of given sizes. Subclasses make their layers in `build`.
+
+    Args:
+        config: the sizes.
+        dtype, device: of the weights.
+        compute_dtype: of the activations; None means `dtype`.
+        operations: namespace of layers (Linear, LayerNorm, Embedding ...).
+        attention: function with the signature of `sdpa`.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        compute_dtype: torch.dtype | None = None,
+        operations: Any = nn,
+        attention: Attention = sdpa,
+    ):
+        super().__init__()
+        self.config, self.dtype = config, dtype or torch.float32
+        self.compute_dtype = compute_dtype or self.dtype
+        self.build(config, operations, attention, {"dtype": dtype, "device": device})
+
+    def build(
+        self, config: Any, operations: Any, attention: Attention, tensor: dict[str, Any]
+    ) -> None:
+        """Make the layers; `tensor` holds the type and device of their weights."""
+        raise NotImplementedError
 
 
 class MultiHeadAttention(nn.Module):
@@ -108,3 +173,59 @@ class Rotary:
         return torch.cat(
             [turned, (second * self.cos + first * self.sin).to(x_BSD.dtype)], -1
         ).flatten(2)
+
+
+NUM_FREQUENCIES = 128
+MAX_PERIOD = 10_000.0
+RATIO_SCALE = 1000.0  # the ratio in [0, 1] takes the place of a diffusion timestep
+
+
+class MaskRatioModulation(nn.Module):
+    """Modulates features by the mask ratio: x * (1 + scale) + shift."""
+
+    def __init__(self, width: int, operations: Any, **tensor: Any):
+        super().__init__()
+        middle = round(math.sqrt(2 * NUM_FREQUENCIES * width))
+        self.time_in = operations.Linear(2 * NUM_FREQUENCIES, middle, **tensor)
+        self.time_out = operations.Linear(middle, width, **tensor)
+        self.modulation = operations.Linear(width, 2 * width, **tensor)
+
+    def forward(self, x_BSD: Tensor, mask_ratio_B: Tensor) -> Tensor:
+        """`mask_ratio_B` lies in [0, 1]. Returns (B, S, D)."""
+        waves = self.time_in(fourier(mask_ratio_B).to(x_BSD.dtype))
+        scale, shift = self.modulation(self.time_out(F.silu(waves))).unsqueeze(1).chunk(2, dim=-1)
+        return x_BSD * (1 + scale) + shift
+
+
+def fourier(mask_ratio_B: Tensor) -> Tensor:
+    """Cosines, then sines, of the scaled ratio at 128 frequencies: float32 (B, 256)."""
+    exponent = torch.arange(NUM_FREQUENCIES, device=mask_ratio_B.device, dtype=torch.float32)
+    frequency = torch.exp(-math.log(MAX_PERIOD) / NUM_FREQUENCIES * exponent)
+    angle = mask_ratio_B.float().unsqueeze(1) * RATIO_SCALE * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+def transformer_bytes(
+    lengths: Sequence[int],
+    *,
+    num_images: int,
+    num_tokens: int,
+    config: Any,
+    itemsize: int,
+    is_sequential: bool,
+) -> float:
+    """Return the bytes that a run of a transformer takes above its weights: features, and a block or a draw of codes.
+
+    The factors are what `python -m shortcut cost` finds alive at the peaks.
+
+    Args:
+        lengths: sequence length of each guidance branch.
+        num_tokens: image tokens of one image.
+        config: with `width`, `mlp_width` and `num_codes`.
+        itemsize: bytes of an activation.
+    """
+    at_once = max(lengths) if is_sequential else sum(lengths)
+    block = at_once * (4 * config.width + 2 * config.mlp_width) * itemsize
+    draw = 4 * num_tokens * config.num_codes * 4
+    features = 2 * sum(lengths) * config.width * itemsize
+    return num_images * (features + max(block, draw))

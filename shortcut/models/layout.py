@@ -1,6 +1,6 @@
-"""What a checkpoint format is: how its tensors are recognised, named and checked.
+"""The layout of a kind of checkpoint file: how its tensors are recognised, renamed and checked.
 
-The formats themselves lie with their networks; `weights.py` lists them. Nothing here reads a file.
+The layouts themselves stand beside their networks. Nothing here reads a file.
 
 A key table is data: {"their key": our key}. In keys `{}` stands for a number and a final `*` for
 any rest; both are carried over in order. Our key may also be
@@ -14,16 +14,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from .layers import Bare
+
+if TYPE_CHECKING:
+    from .architecture import Network
 
 Kind = Literal["model", "vq", "head"]
-PRESET_NAMES = ("quality", "balanced", "fast")
 Tensors = Mapping[str, Tensor]
 
 
@@ -34,101 +38,44 @@ class Unbatched:
     name: str
 
 
-class Bare:
-    """Torch's layers without initial values, for networks that get theirs from a file.
-
-    On the meta device these values would cost no time but importing what computes their shapes:
-    as long as importing torch itself.
-    """
-
-    class Linear(nn.Linear):
-        def reset_parameters(self) -> None:
-            pass
-
-    class Embedding(nn.Embedding):
-        def reset_parameters(self) -> None:
-            pass
-
-    class Conv2d(nn.Conv2d):
-        def reset_parameters(self) -> None:
-            pass
-
-    class LayerNorm(nn.LayerNorm):
-        def reset_parameters(self) -> None:
-            pass
-
-    class RMSNorm(nn.RMSNorm):
-        def reset_parameters(self) -> None:
-            pass
-
-    class GroupNorm(nn.GroupNorm):
-        def reset_parameters(self) -> None:
-            pass
-
-
 Row = str | tuple[str, ...] | Unbatched | None
 Table = Mapping[str, Row]
 
 
-class Preset(NamedTuple):
-    """Speed against quality with a shortcut head."""
-
-    num_steps: int
-    num_full: int  # of them full passes
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NewHead:
-    """What is asked of a new shortcut head."""
-
-    width: int  # that of its model = no bottleneck
-    num_blocks: int
-    num_heads: int
-    is_large: bool  # True: as the paper's. False: small parts, as suits a small model
-    has_time: bool
-    from_full: bool  # True: predicts from the last full pass. False: from the step before
-    sees_new: bool  # False: blind to the tokens just revealed
-    kernel: int | None  # side of the neighbourhood it looks at; 0 = none, None = what suits
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Format:
-    """One kind of checkpoint: how to recognise it, to name its tensors, and its network."""
+class Layout:
+    """One kind of checkpoint file: how to recognise it, how to rename its tensors, and its network."""
 
     name: str  # in the metadata of our files
     kind: Kind
     title: str  # in messages: "it is a TITLE"
-    filenames: tuple[str, ...]  # of the published files
-    container: str | None  # entry of the published file that holds the tensors; None: they lie bare
-    container_extras: Mapping[str, Any] = field(default_factory=dict)  # what else its loader reads
-    marks: tuple[str, ...]  # published keys that no other format has all of
+    filenames: tuple[
+        str, ...
+    ]  # of the published files; a name may stand in a subfolder: "vqvae/model.safetensors"
+    container: str | None = (
+        None  # entry of the published file that holds the tensors; None = top level
+    )
+    marks: tuple[str, ...]  # published keys that recognise it
     table: Table
     config: type
     # (our tensors, config fields that no tensor shows) -> config
     read_config: Callable[[Tensors, Mapping[str, Any]], Any]
-    network: type[nn.Module]
-    model: str | None = None  # of a head: the name of its model's format
-    # Of a head: (config of its model, what is asked) -> config; raises ValueError for what there is no place for
-    new_head: Callable[[Any, NewHead], Any] | None = None
-    # Of a head: (its config, iterations of its training) -> weight of the divergence of guided codes; the squared
-    # error has 1
-    guided_kl: Callable[[Any, int], float] = lambda config, iterations: 0.3
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # Settings of the original sampler
-    source_guidance: tuple[
-        float, ...
-    ] = ()  # likewise; of text and source images, if it takes these
-    conditioning: Literal["class", "text"] | None = None  # of a model: what its conditions say
-    # Of a model that makes images of one size only: config -> (rows, columns) of their codes
-    only_grid: Callable[[Any], tuple[int, int]] | None = None
-    usual_grid: tuple[int, int] | None = None  # of a model of any size: (rows, columns) of most
-    presets: Mapping[str, Preset] = field(default_factory=dict)  # of a model: by PRESET_NAMES
-    # published file -> fields or properties of config that files beside it state and tensors must obey
+    network: Callable[..., Network]
+    # Published file -> why files beside it say that it is of another model, or None. It tells apart models that have
+    # the same keys.
+    denies: Callable[[Path], str | None] | None = None
+    # Published file -> fields or properties of config that files beside it state and tensors must obey
     read_beside: Callable[[Path], Mapping[str, Any]] | None = None
     # (published file, config) -> None; raises ValueError if a description beside it contradicts it
     check_beside: Callable[[Path, Any], None] | None = None
     # (published tensors under our names, config) -> those that the network keeps. Views only: the
     # tensors are mapped from the file, and what is not kept is never read.
     narrow: Callable[[Tensors, Any], Tensors] | None = None
+    num_classes: Callable[[Any], int] = lambda config: (
+        0
+    )  # configuration -> classes that metadata may name
+    codebook: str = ""  # of a VQ model: our name of the codebook (V, C)
+    quantizable: tuple[str, ...] = ()  # prefixes of the linear layers whose weights may be float8
 
 
 class MissingTensor(LookupError):
@@ -173,14 +120,28 @@ def check_heads(num_heads: int, width: int) -> int:
 
 
 def recognise(
-    formats: Iterable[Format], raw: Mapping[Any, Any]
-) -> tuple[Format, dict[str, Tensor], list[str]] | None:
-    """(format, our tensors, unknown keys) of a published file's dict; None = no known format."""
-    for format in formats:
-        inner = raw.get(format.container) if format.container is not None else None
+    layouts: Iterable[Layout], raw: Mapping[Any, Any], path: Path | None
+) -> tuple[Layout, dict[str, Tensor], list[str]] | None:
+    """Return (layout, our tensors, unknown keys) of a published file's dict, or None if no layout has its keys.
+
+    Args:
+        path: the file, to ask the files beside it where several models have the same keys; None = not known.
+
+    Raises:
+        ValueError: it has the keys of a layout, but the files beside it say that it is of another model.
+    """
+    denial = None
+    for layout in layouts:
+        inner = raw.get(layout.container) if layout.container is not None else None
         published = inner if isinstance(inner, Mapping) else raw
-        if all(mark in published for mark in format.marks):
-            return format, *rename(format.table, published)
+        if not all(mark in published for mark in layout.marks):
+            continue
+        why = layout.denies(path) if layout.denies is not None and path is not None else None
+        if why is None:
+            return layout, *rename(layout.table, published)
+        denial = denial or why
+    if denial is not None:
+        raise ValueError(denial)
     return None
 
 
@@ -203,7 +164,7 @@ def dense(key: str, value: Any) -> Tensor:
 
 
 def configure(
-    format: Format,
+    layout: Layout,
     tensors: Tensors,
     *,
     described: Mapping[str, Any],
@@ -226,15 +187,15 @@ def configure(
     """
 
     def key_of(name: str) -> str:
-        return published_key(format.table, name) if is_published else name
+        return published_key(layout.table, name) if is_published else name
 
-    names = sorted(item.name for item in fields(format.config))
+    names = sorted(item.name for item in fields(layout.config))
     if stray := sorted({*described, *known} - set(names)):
-        raise ValueError(f"a {format.title} has no {stray[0]!r}, expected {', '.join(names)}.")
+        raise ValueError(f"a {layout.title} has no {stray[0]!r}, expected {', '.join(names)}.")
     try:
-        config = format.read_config(tensors, {**known, **described, **beside})
+        config = layout.read_config(tensors, {**known, **described, **beside})
     except MissingTensor as missing:
-        raise ValueError(_mismatch(format, unknown, [key_of(missing.args[0])])) from missing
+        raise ValueError(_mismatch(layout, unknown, [key_of(missing.args[0])])) from missing
     sources = (
         ("its metadata say", described),
         ("the files beside it say", beside),
@@ -245,14 +206,14 @@ def configure(
             found = json.loads(json.dumps(getattr(config, name)))  # tuples are lists in JSON
             if found != value:
                 raise ValueError(f"{name} is {found}, but {source} {value!r}.")
-    if is_published and format.narrow is not None:
-        tensors = format.narrow(tensors, config)
-    network = format.network(config, device="meta", operations=Bare)
+    if is_published and layout.narrow is not None:
+        tensors = layout.narrow(tensors, config)
+    network = layout.network(config, device="meta", operations=Bare)
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     unknown = unknown + _unique(key_of(name) for name in tensors if name not in shapes)
     absent = _unique(key_of(name) for name in shapes if name not in tensors)
     if unknown or absent:
-        raise ValueError(_mismatch(format, unknown, absent))
+        raise ValueError(_mismatch(layout, unknown, absent))
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
             actual, expected = tuple(tensors[name].shape), tuple(shape)
@@ -260,12 +221,12 @@ def configure(
     return config, tensors
 
 
-def _mismatch(format: Format, unknown: list[str], missing: list[str]) -> str:
+def _mismatch(layout: Layout, unknown: list[str], missing: list[str]) -> str:
     said = []
     if unknown:
-        said.append(f"{len(unknown)} keys are not of a {format.title}: {first_five(unknown)}")
+        said.append(f"{len(unknown)} keys are not of a {layout.title}: {first_five(unknown)}")
     if missing:
-        said.append(f"{len(missing)} keys of a {format.title} are missing: {first_five(missing)}")
+        said.append(f"{len(missing)} keys of a {layout.title} are missing: {first_five(missing)}")
     return (
         f"{'; '.join(said)}. The file is of another model or damaged: choose another or download "
         "it again."
@@ -301,18 +262,6 @@ def rename(table: Table, published: Mapping[Any, Any]) -> tuple[dict[str, Tensor
             names = [_fill(name, match.groups()) for name in _names(row)]
             ours.update(zip(names, _unpack(row, key, checked(key, value)), strict=True))
     return ours, unknown
-
-
-def publish(table: Table, ours: Tensors) -> dict[str, Tensor]:
-    """The inverse of `rename`; nothing stands in for what it dropped."""
-    rows: dict[str, tuple[Row, dict[int, Tensor]]] = {}
-    for name, tensor in ours.items():
-        key, row, index = _origin(table, name)
-        rows.setdefault(key, (row, {}))[1][index] = tensor
-    return {
-        key: _pack(row, [parts[index] for index in sorted(parts)])
-        for key, (row, parts) in rows.items()
-    }
 
 
 def published_key(table: Table, name: str) -> str:
@@ -355,12 +304,6 @@ def _unpack(row: Row, key: str, tensor: Tensor) -> Iterator[Tensor]:
         yield from tensor.chunk(len(row))
     else:
         yield tensor
-
-
-def _pack(row: Row, parts: list[Tensor]) -> Tensor:
-    if isinstance(row, Unbatched):
-        return parts[0].unsqueeze(0)
-    return torch.cat(parts) if isinstance(row, tuple) else parts[0]
 
 
 def _match(pattern: str, key: str) -> re.Match[str] | None:

@@ -25,25 +25,25 @@ BlockConfig = Any
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """Where the tokens of sequences that lie side by side on one axis stand in their own sequences."""
+class SequencePositions:
+    """Positions of tokens in their own sequences, which lie side by side on one axis."""
 
     lengths: list[int]  # tokens of each; 0 is allowed
     rotary: Rotary
 
     @classmethod
-    def of(cls, places: Sequence[Tensor], config: BlockConfig) -> Places:
-        """Of one tensor (B, S) for each sequence, or (1, S) for all images of it."""
+    def of(cls, positions: Sequence[Tensor], config: BlockConfig) -> SequencePositions:
+        """Make them of one tensor (B, S) for each sequence, or (1, S) for all images of it."""
         rotary = Rotary.at(
-            torch.cat(list(places), 1), config.width // config.num_heads, config.rope_theta
+            torch.cat(list(positions), 1), config.width // config.num_heads, config.rope_theta
         )
-        return cls([place_BS.shape[1] for place_BS in places], rotary)
+        return cls([position_BS.shape[1] for position_BS in positions], rotary)
 
     @classmethod
     def whole(
         cls, lengths: Sequence[int], config: BlockConfig, device: torch.device | str
-    ) -> Places:
-        """Of whole sequences."""
+    ) -> SequencePositions:
+        """Make them of whole sequences of the given lengths."""
         return cls.of([torch.arange(n, device=device).unsqueeze(0) for n in lengths], config)
 
 
@@ -70,26 +70,32 @@ class Block(nn.Module):
         self.feed_forward = SwiGLU(width, config.mlp_width, operations, **tensor)
 
     def forward(
-        self, x_BSD: Tensor, places: Places, context: tuple[Tensor, Places] | None = None
+        self,
+        x_BSD: Tensor,
+        positions: SequencePositions,
+        context: tuple[Tensor, SequencePositions] | None = None,
     ) -> Tensor:
         """Returns (B, S, D).
 
         Args:
-            context: other tokens (B, N, D) to attend to, and their places; they go through the same norm.
+            context: other tokens (B, N, D) to attend to, and their positions; they go through the same norm.
         """
-        x_BSD = x_BSD + self.out(self._attended(x_BSD, places, context))
+        x_BSD = x_BSD + self.out(self._attended(x_BSD, positions, context))
         return x_BSD + self.feed_forward(self.feed_forward_norm(x_BSD))
 
     def _attended(
-        self, x_BSD: Tensor, places: Places, context: tuple[Tensor, Places] | None
+        self,
+        x_BSD: Tensor,
+        positions: SequencePositions,
+        context: tuple[Tensor, SequencePositions] | None,
     ) -> Tensor:
         """What attention gives, before the last projection. Nothing else of it outlives the call."""
         h = self.attention_norm(x_BSD)
-        q = places.rotary(self.query(h)).split(places.lengths, dim=1)
+        q = positions.rotary(self.query(h)).split(positions.lengths, dim=1)
         if context is not None:
-            h, places = self.attention_norm(context[0]), context[1]
-        k = self._for_each_head(places.rotary(self.key(h))).split(places.lengths, dim=1)
-        v = self._for_each_head(self.value(h)).split(places.lengths, dim=1)
+            h, positions = self.attention_norm(context[0]), context[1]
+        k = self._for_each_head(positions.rotary(self.key(h))).split(positions.lengths, dim=1)
+        v = self._for_each_head(self.value(h)).split(positions.lengths, dim=1)
         del h
         # Without anything to attend to the answer is zero, where a kernel may say NaN.
         return torch.cat(

@@ -36,13 +36,40 @@ EXPECTED = {
 }
 
 
+def denies(file: Path) -> str | None:
+    """Return why the config.json beside the published `file` says that it is another network, or None.
+
+    Other models, such as MMaDA, have tensors of the same names.
+    """
+    for name, value in EXPECTED.items():
+        found = _stated(file).get(name, value)
+        if found != value:
+            return (
+                f"{_description(file)} beside it says {name} = {found!r}, expected {value!r}: it is another network "
+                "than Lumina-DiMOO. Choose the folder of Lumina-DiMOO."
+            )
+    return None
+
+
 def read_beside(file: Path) -> dict[str, Any]:
-    """The sizes that the config.json beside the published `file` states; empty if there is none.
+    """Return the sizes that the config.json beside the published `file` states; empty if there is none.
 
     Raises:
-        ValueError: it cannot be read, or describes another network than this one.
+        ValueError: it cannot be read.
     """
-    description = file.with_name("config.json")
+    stated = _stated(file)
+    found = {ours: stated.get(theirs) for theirs, ours in FIELDS.items()}
+    found["vocabulary"] = stated.get("embedding_size") or stated.get("vocab_size")
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _description(file: Path) -> Path:
+    return file.with_name("config.json")
+
+
+def _stated(file: Path) -> Mapping[str, Any]:
+    """Return the contents of the config.json beside `file`; empty if there is none."""
+    description = _description(file)
     if not description.is_file():
         return {}
     try:
@@ -53,15 +80,7 @@ def read_beside(file: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(stated, Mapping):
         raise ValueError(f"{description} beside it is no JSON object. Download it again.")
-    for name, value in EXPECTED.items():
-        if name in stated and stated[name] != value:
-            raise ValueError(
-                f"{description} beside it says {name} = {stated[name]!r}, expected {value!r}: it is another network "
-                "than Lumina-DiMOO. Choose the folder of Lumina-DiMOO."
-            )
-    found = {ours: stated.get(theirs) for theirs, ours in FIELDS.items()}
-    found["vocabulary"] = stated.get("embedding_size") or stated.get("vocab_size")
-    return {name: value for name, value in found.items() if value is not None}
+    return stated
 
 
 def check_vocabulary(num_rows: int, known: Mapping[str, Any]) -> None:

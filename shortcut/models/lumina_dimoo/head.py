@@ -13,36 +13,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ...gather import added_at, at_places
-from ..layers import Attention, sdpa
-from ..layout import (
-    Format,
-    NewHead,
-    Tensors,
-    check_heads,
-    count,
-    given,
-    sizes,
-)
-from ..modulation import MaskRatioModulation
-from .block import (
-    Block,
-    Places,
-    block_table,
-    kv_heads,
-)
-from .transformer import (
-    NORM_EPS,
-    NUM_HEADS,
-    ROPE_THETA,
-    OnGrid,
-    positive,
-)
+from ...denoiser import Conditions, Features, MaskedImageModel, Revealed
+from ...gather import added_at, tokens_at
+from ..architecture import HeadSize
+from ..layers import Attention, BaseNetwork, MaskRatioModulation
+from ..layout import Layout, Tensors, check_heads, count, given, sizes
+from .block import Block, SequencePositions, block_table, kv_heads
+from .transformer import NORM_EPS, NUM_HEADS, ROPE_THETA, OnGrid, positive
 from .transformer import Config as ModelConfig
 
 
@@ -63,23 +45,14 @@ class Config:
     from_full: bool = False  # True: predicts from the last full pass. False: from the step before
 
 
-class LuminaHead(nn.Module):
-    """The network. Arguments as for `models.lumina.LuminaDiMOO`."""
+class LuminaHead(BaseNetwork):
+    """The network."""
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        compute_dtype: torch.dtype | None = None,
-        operations: Any = nn,
-        attention: Attention = sdpa,
-    ):
-        super().__init__()
-        self.config, self.dtype = config, dtype or torch.float32
-        self.compute_dtype = compute_dtype or self.dtype
-        tensor = {"dtype": dtype, "device": device}
+    config: Config
+
+    def build(
+        self, config: Config, operations: Any, attention: Attention, tensor: dict[str, Any]
+    ) -> None:
         width = config.width
         has_bottleneck = width != config.model_width
 
@@ -95,22 +68,28 @@ class LuminaHead(nn.Module):
         self.final_norm = operations.RMSNorm(width, eps=config.norm_eps, **tensor)
         self.time = MaskRatioModulation(width, operations, **tensor) if config.has_time else None
 
-    def output_layers(self) -> list[Any]:
-        """The layers that make it hand its input through where they are zero."""
+    def output_layers(self) -> list[nn.Module]:
+        """Return the layers that make the head pass its input through where they are zero."""
         if isinstance(self.proj_out, nn.Linear):
             return [self.proj_out]
         return [self.final_norm, *([] if self.time is None else [self.time.modulation])]
 
-    def token_projections(self) -> list[Any]:
-        """The layers whose outputs, of new tokens, nothing brings to unit size: none, its blocks normalise them."""
+    def saved_values_per_position(self) -> int:
+        """Return how many values the backward pass keeps for each position of a sequence."""
+        config = self.config
+        of_blocks = config.num_blocks * 2 * (8 * config.width + 4 * config.mlp_width)
+        return of_blocks + 6 * config.model_width
+
+    def token_projections(self) -> list[nn.Module]:
+        """Return no layers: the blocks normalise new-token embeddings."""
         return []
 
     def forward(
         self,
         features_BSD: Tensor,
-        places: Places,
+        positions: SequencePositions,
         new_BND: Tensor,
-        new_places: Places,
+        new_positions: SequencePositions,
         mask_ratio_B: Tensor,
         wanted: Wanted | None = None,
     ) -> Tensor:
@@ -118,34 +97,34 @@ class LuminaHead(nn.Module):
 
         Args:
             features_BSD: of the last step, from a full pass or from this head.
-            places: of the features.
+            positions: of the features.
             new_BND: the model's input embeddings of the tokens just revealed; a sequence may have none.
-            new_places: of the new tokens, in the same sequences.
+            new_positions: of the new tokens, in the same sequences.
             mask_ratio_B: share of the tokens to make that is still masked now, in [0, 1].
             wanted: the positions to predict, the others are handed through; None = all.
         """
         x = self.proj_in(features_BSD)
         new = None
         if self.new_token_proj_in is not None:
-            new = self.new_token_proj_in(new_BND), new_places
+            new = self.new_token_proj_in(new_BND), new_positions
         *early, last = self.blocks
         for block in early:
-            x = block(x, places, new)
-        x = self.final_norm(last(x, places, new, wanted))
+            x = block(x, positions, new)
+        x = self.final_norm(last(x, positions, new, wanted))
         if self.time is not None:
             x = self.time(x, mask_ratio_B)
         return added_at(features_BSD, wanted and wanted.axis_BM, self.proj_out(x))
 
     def next_features(
         self,
-        model: OnGrid,
-        features: tuple[Tensor, ...],
-        conditions: Sequence[Tensor],
-        revealed: Any,
+        model: MaskedImageModel,
+        features: Features,
+        conditions: Sequence[Conditions],
+        revealed: Revealed,
         mask_ratio: float,
         wanted_BM: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
-        """As `forward`, for all guidance branches.
+    ) -> Features:
+        """Run `forward` for all guidance branches.
 
         To the first, the full condition, its prompt is new in every step; the others see what was revealed alone.
 
@@ -153,14 +132,15 @@ class LuminaHead(nn.Module):
             conditions: prompt tokens (B, P) of each branch.
             wanted_BM: the image positions to predict, the others are handed through; None = all positions.
         """
+        view, prompts = cast(OnGrid, model), cast(Sequence[Tensor], conditions)
         wanted = None
         if wanted_BM is not None:
-            wanted = [model.places(wanted_BM, prompt_BP.shape[1]) for prompt_BP in conditions]
+            wanted = [view.positions_after(prompt_BP, wanted_BM) for prompt_BP in prompts]
         new = [
-            self._new_tokens(model, prompt_BP, revealed, sees_prompt=branch == 0)
-            for branch, prompt_BP in enumerate(conditions)
+            self._new_tokens(view, prompt_BP, revealed, sees_prompt=branch == 0)
+            for branch, prompt_BP in enumerate(prompts)
         ]
-        if not model.is_sequential:
+        if not view.is_sequential:
             return self._next(features, new, mask_ratio, wanted)
         return tuple(
             self._next((branch_BSD,), [new[i]], mask_ratio, wanted and [wanted[i]])[0]
@@ -168,16 +148,16 @@ class LuminaHead(nn.Module):
         )
 
     def _new_tokens(
-        self, model: OnGrid, prompt_BP: Tensor, revealed: Any, *, sees_prompt: bool
+        self, model: OnGrid, prompt_BP: Tensor, revealed: Revealed, *, sees_prompt: bool
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, N, D) of a branch's new tokens, and their places (B, N)."""
-        new_BND = model.embed_codes(revealed.codes_BK)
-        place_BN = model.places(revealed.index_BK, prompt_BP.shape[1])
+        """Embeddings (B, N, D) of a branch's new tokens, and their positions (B, N)."""
+        new_BND = model.embed(revealed.codes_BK)
+        position_BN = model.positions_after(prompt_BP, revealed.index_BK)
         if sees_prompt:
             new_BND = torch.cat([model.model.embed_tokens(prompt_BP), new_BND], 1)
-            prompt_P = torch.arange(prompt_BP.shape[1], device=place_BN.device)
-            place_BN = torch.cat([prompt_P.expand(len(place_BN), -1), place_BN], 1)
-        return new_BND.to(self.compute_dtype), place_BN
+            prompt_P = torch.arange(prompt_BP.shape[1], device=position_BN.device)
+            position_BN = torch.cat([prompt_P.expand(len(position_BN), -1), position_BN], 1)
+        return new_BND.to(self.compute_dtype), position_BN
 
     def _next(
         self,
@@ -188,17 +168,19 @@ class LuminaHead(nn.Module):
     ) -> tuple[Tensor, ...]:
         """One pass for branches side by side."""
         features_BSD = torch.cat(list(features), 1)
-        places = Places.whole([f.shape[1] for f in features], self.config, features_BSD.device)
+        positions = SequencePositions.whole(
+            [f.shape[1] for f in features], self.config, features_BSD.device
+        )
         ratio_B = torch.full((len(features_BSD),), mask_ratio, device=features_BSD.device)
         next_BSD = self(
             features_BSD.to(self.compute_dtype),
-            places,
+            positions,
             torch.cat([new_BND for new_BND, _ in new], 1),
-            Places.of([place_BN for _, place_BN in new], self.config),
+            SequencePositions.of([position_BN for _, position_BN in new], self.config),
             ratio_B,
-            wanted and Wanted.of(wanted, places.lengths, self.config),
+            wanted and Wanted.of(wanted, positions.lengths, self.config),
         )
-        return next_BSD.to(features_BSD.dtype).split(places.lengths, dim=1)
+        return next_BSD.to(features_BSD.dtype).split(positions.lengths, dim=1)
 
 
 class HeadBlock(nn.Module):
@@ -214,8 +196,8 @@ class HeadBlock(nn.Module):
     def forward(
         self,
         x_BSD: Tensor,
-        places: Places,
-        new: tuple[Tensor, Places] | None,
+        positions: SequencePositions,
+        new: tuple[Tensor, SequencePositions] | None,
         wanted: Wanted | None = None,
     ) -> Tensor:
         """Returns (B, S, D), or (B, M, D) of what is `wanted`: the second half needs no others' result.
@@ -223,11 +205,11 @@ class HeadBlock(nn.Module):
         Args:
             new: the new tokens; None = both halves attend to the features.
         """
-        x_BSD = self.cross_attention(x_BSD, places, new)
+        x_BSD = self.cross_attention(x_BSD, positions, new)
         if wanted is None:
-            return self.self_attention(x_BSD, places)
-        x_BMD = at_places(x_BSD, wanted.axis_BM)
-        return self.self_attention(x_BMD, wanted.places, (x_BSD, places))
+            return self.self_attention(x_BSD, positions)
+        x_BMD = tokens_at(x_BSD, wanted.axis_BM)
+        return self.self_attention(x_BMD, wanted.positions, (x_BSD, positions))
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,14 +217,14 @@ class Wanted:
     """Some tokens of sequences that lie side by side."""
 
     axis_BM: Tensor  # where they stand on the common axis
-    places: Places
+    positions: SequencePositions
 
     @classmethod
     def of(cls, wanted: Sequence[Tensor], lengths: Sequence[int], config: Config) -> Wanted:
-        """Those that stand at the places `wanted` (B, M) of each sequence; the sequences have so many tokens."""
+        """Those that stand at the positions `wanted` (B, M) of each sequence; the sequences have so many tokens."""
         starts = accumulate(lengths, initial=0)
-        axis = [place_BM + start for place_BM, start in zip(wanted, starts, strict=False)]
-        return cls(torch.cat(axis, 1), Places.of(wanted, config))
+        axis = [position_BM + start for position_BM, start in zip(wanted, starts, strict=False)]
+        return cls(torch.cat(axis, 1), SequencePositions.of(wanted, config))
 
 
 def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
@@ -274,7 +256,7 @@ def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
     )
 
 
-def new_head(model: ModelConfig, asked: NewHead) -> Config:
+def new_head(model: ModelConfig, asked: HeadSize) -> Config:
     """Sizes of a new head. Raises ValueError if it shall look at a neighbourhood."""
     if asked.kernel:
         raise ValueError(
@@ -307,17 +289,14 @@ TABLE = {
     "adaLN_modulation.*": "time.modulation.*",
 }
 
-FORMAT = Format(
+LAYOUT = Layout(
     name="lumina-dimoo-head",
     kind="head",
     title="Lumina-DiMOO shortcut head",
     filenames=("dimoo-shortcut.pth",),
-    container=None,
     marks=("blocks.0.cross_attn.attn_norm.weight", "ln_f.weight"),
     table=TABLE,
     config=Config,
     read_config=read_config,
     network=LuminaHead,
-    model="lumina-dimoo",
-    new_head=new_head,
 )

@@ -10,8 +10,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ...files import written_whole
-from ...shards import INDEX_SUFFIX
+from ...files import INDEX_SUFFIX, written_whole
 
 NEEDED = "tokenizer.json"
 NAMES = (
@@ -24,31 +23,31 @@ NAMES = (
 
 
 def tokenizer_folder(checkpoint: Path) -> Path:
-    """The folder with the tokenizer of a checkpoint file.
+    """Return the folder with the tokenizer of a checkpoint file.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    places = list(dict.fromkeys((own_folder(checkpoint), checkpoint.parent)))
-    for folder in places:
+    folders = list(dict.fromkeys((own_folder(checkpoint), checkpoint.parent)))
+    for folder in folders:
         if (folder / NEEDED).is_file():
             return folder
     raise FileNotFoundError(
-        f"{checkpoint} has no tokenizer: there is no {NEEDED} in {' or in '.join(map(str, places))}. Copy "
-        f"{', '.join(NAMES[:3])} from the published folder of the model to {places[0]}; if you moved or renamed the "
+        f"{checkpoint} has no tokenizer: there is no {NEEDED} in {' or in '.join(map(str, folders))}. Copy "
+        f"{', '.join(NAMES[:3])} from the published folder of the model to {folders[0]}; if you moved or renamed the "
         "weights, do the same with that folder."
     )
 
 
 def own_folder(checkpoint: Path) -> Path:
-    """Where the tokenizer of a checkpoint file belongs."""
+    """Return where the tokenizer of a checkpoint file belongs."""
     if checkpoint.name.endswith(INDEX_SUFFIX):
         return checkpoint.parent
     return checkpoint.with_suffix(".tokenizer")
 
 
 def copy_tokenizer(source: Path, checkpoint: Path) -> None:
-    """Copies the tokenizer files in the folder `source` to the own folder of `checkpoint`.
+    """Copy the tokenizer files in the folder `source` to the own folder of `checkpoint`.
 
     What of another tokenizer is there already goes. Only data is copied, never code.
     """
@@ -59,3 +58,20 @@ def copy_tokenizer(source: Path, checkpoint: Path) -> None:
         elif not (copy.is_file() and copy.samefile(source / name)):
             with written_whole(copy) as partial:
                 shutil.copyfile(source / name, partial)
+
+
+def copy_tokenizer_of(model: Path, copy: Path) -> None:
+    """Copy the tokenizer of the model file `model` for its copy.
+
+    Raises:
+        FileNotFoundError: it has none.
+    """
+    copy_tokenizer(tokenizer_folder(model), copy)
+
+
+def tokenizer_or_advice(model: Path) -> dict[str, str]:
+    """Return where the tokenizer of a model file is, or where it belongs."""
+    try:
+        return {"tokenizer": str(tokenizer_folder(model))}
+    except FileNotFoundError:
+        return {"tokenizer": f"missing; it belongs into {own_folder(model)}"}

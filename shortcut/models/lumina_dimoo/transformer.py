@@ -17,29 +17,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import Attention, sdpa
-from ..layout import (
-    Format,
-    Preset,
-    Tensors,
-    check_heads,
-    count,
-    given,
-    sizes,
-)
-from .block import (
-    Block,
-    Places,
-    block_table,
-    kv_heads,
-)
-from .config import check_vocabulary, codebook_rows, read_beside
+from ...denoiser import Conditions, Features
+from ...schedule import Step
+from ..layers import Attention, BaseNetwork, transformer_bytes
+from ..layout import Layout, Tensors, check_heads, count, given, sizes
+from .block import Block, SequencePositions, block_table, kv_heads
+from .config import check_vocabulary, codebook_rows, denies, read_beside
 
 # Token -> its id, counted from the end of the text ids.
 SPECIAL_IDS = {
@@ -81,31 +70,14 @@ class Config:
         return self.num_text_ids + SPECIAL_IDS[name]
 
 
-class LuminaDiMOO(nn.Module):
-    """The network. `on_grid` makes of it what a sampler calls.
+class LuminaDiMOO(BaseNetwork):
+    """The network. `on_grid` returns what a sampler calls."""
 
-    Args:
-        config: the sizes.
-        operations: namespace of layers (Linear, RMSNorm, Embedding).
-        attention: function with the signature of `layers.sdpa`.
-        dtype, device: of the weights.
-        compute_dtype: of the activations; None means `dtype`.
-    """
+    config: Config
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        compute_dtype: torch.dtype | None = None,
-        operations: Any = nn,
-        attention: Attention = sdpa,
-    ):
-        super().__init__()
-        self.config, self.dtype = config, dtype or torch.float32
-        self.compute_dtype = compute_dtype or self.dtype
-        tensor = {"dtype": dtype, "device": device}
+    def build(
+        self, config: Config, operations: Any, attention: Attention, tensor: dict[str, Any]
+    ) -> None:
         width = config.width
         self.token = operations.Embedding(config.vocabulary, width, **tensor)
         self.blocks = nn.ModuleList(
@@ -117,10 +89,10 @@ class LuminaDiMOO(nn.Module):
     def forward(self, sequences: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Last-layer features (B, S, D), after the last norm, of token sequences (B, S) of any lengths."""
         x = self.embed_tokens(torch.cat(list(sequences), 1))
-        places = Places.whole([s.shape[1] for s in sequences], self.config, x.device)
+        positions = SequencePositions.whole([s.shape[1] for s in sequences], self.config, x.device)
         for block in self.blocks:
-            x = block(x, places)
-        return self.final_norm(x).split(places.lengths, dim=1)
+            x = block(x, positions)
+        return self.final_norm(x).split(positions.lengths, dim=1)
 
     def embed_tokens(self, tokens_BS: Tensor) -> Tensor:
         """The network's input (B, S, D); it knows nothing of positions."""
@@ -135,10 +107,14 @@ class LuminaDiMOO(nn.Module):
         """
         return OnGrid(self, rows, columns, is_sequential)
 
+    def layers_to_logits(self) -> Sequence[nn.Module]:
+        """Return the layers that gradients pass from logits to features."""
+        return (self.code_output,)
+
 
 @dataclass(frozen=True, slots=True)
 class OnGrid:
-    """A network that makes images of one size: the `Model` of `denoiser`, with what its head needs beside.
+    """A network that makes images of one size, with what its head asks it.
 
     The condition of a guidance branch is a LongTensor (B, P): all tokens in front of the target's BOA. Features are
     (B, S, D), S = P + 2 + rows * (columns + 1) + 2.
@@ -170,16 +146,22 @@ class OnGrid:
         return self.rows * self.columns
 
     def features(
-        self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Tensor]
-    ) -> tuple[Tensor, ...]:
-        """One full pass. Returns features (B, S, D) for each guidance branch.
+        self,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        conditions: Sequence[Conditions],
+        step: Step | None = None,
+    ) -> Features:
+        """Run one full pass. Returns features (B, S, D) for each guidance branch.
 
         Args:
-            codes_BL: code ids; what stands at masked positions is ignored.
+            codes_BL: code ids; those at masked positions are ignored.
             conditions: prompt tokens (B, P) of each branch, in lengths of their own.
+            step: ignored: the network takes no timestep.
         """
         target_BS = self.target_tokens(codes_BL, is_masked_BL)
-        sequences = [torch.cat([prompt_BP, target_BS], 1) for prompt_BP in conditions]
+        prompts = cast(Sequence[Tensor], conditions)
+        sequences = [torch.cat([prompt_BP, target_BS], 1) for prompt_BP in prompts]
         if self.is_sequential:
             return tuple(self.model([tokens_BS])[0] for tokens_BS in sequences)
         return self.model(sequences)
@@ -192,24 +174,36 @@ class OnGrid:
         """As `logits`, for the whole sequence: (B, S, V)."""
         return self.model.code_output(features_BSD).float()
 
-    def embed_codes(self, codes_BN: Tensor) -> Tensor:
-        """The network's input (B, N, D) for `codes_BN`."""
+    def embed(self, codes_BN: Tensor, index_BN: Tensor | None = None) -> Tensor:
+        """Return the network's input (B, N, D) for `codes_BN`, wherever they stand."""
         return self.model.embed_tokens(codes_BN + self.config.num_text_ids)
 
-    def places(self, index_BN: Tensor, num_prompt_tokens: int) -> Tensor:
-        """Where the image positions `index_BN` stand in a sequence with that prompt."""
-        return num_prompt_tokens + 2 + self._place_in_rows(index_BN)
+    def positions_after(self, prompt_BP: Tensor, index_BN: Tensor) -> Tensor:
+        """Return the positions of the image tokens `index_BN` in a sequence with that prompt."""
+        return self.image_positions(index_BN, self.sequence_length(prompt_BP))
 
-    def num_positions(self, prompt_BP: Tensor) -> int:
-        """Length of the sequence (S) of a branch with that condition."""
-        return prompt_BP.shape[1] + 2 + self.rows * (self.columns + 1) + 2
+    def sequence_length(self, condition: Conditions | None) -> int:
+        """Return the positions of a branch with that prompt (B, P); None = without a prompt."""
+        num_prompt_tokens = 0 if condition is None else cast(Tensor, condition).shape[1]
+        return num_prompt_tokens + 2 + self.rows * (self.columns + 1) + 2
 
-    def image_places(self, index_BN: Tensor, num_tokens: int) -> Tensor:
-        """Where the image positions `index_BN` stand in a sequence of so many tokens."""
-        start = num_tokens - 2 - self.rows * (self.columns + 1)
-        return start + self._place_in_rows(index_BN)
+    def activation_bytes(self, num_images: int, lengths: Sequence[int]) -> float:
+        """Return the memory that a run needs above the weights."""
+        return transformer_bytes(
+            lengths,
+            num_images=num_images,
+            num_tokens=self.num_tokens,
+            config=self.config,
+            itemsize=self.model.compute_dtype.itemsize,
+            is_sequential=self.is_sequential,
+        )
 
-    def _place_in_rows(self, index_BN: Tensor) -> Tensor:
+    def image_positions(self, index_BN: Tensor, length: int) -> Tensor:
+        """Return the positions of image tokens in a sequence of `length` tokens; each row has one newline."""
+        start = length - 2 - self.rows * (self.columns + 1)
+        return start + self._position_in_rows(index_BN)
+
+    def _position_in_rows(self, index_BN: Tensor) -> Tensor:
         return index_BN + index_BN.div(self.columns, rounding_mode="floor")  # one newline a row
 
     def target_tokens(self, codes_BL: Tensor, is_masked_BL: Tensor) -> Tensor:
@@ -286,37 +280,18 @@ TABLE = {
     "model.transformer.ff_out.weight": "code_output.weight",
 }
 
-FORMAT = Format(
+LAYOUT = Layout(
     name="lumina-dimoo",
     kind="model",
     title="Lumina-DiMOO transformer",
     filenames=("model.safetensors", "model.safetensors.index.json"),
-    container=None,
     marks=("model.transformer.wte.weight", "model.transformer.ff_out.weight"),
     table=TABLE,
     config=Config,
     read_config=read_config,
     network=LuminaDiMOO,
-    source_guidance=(2.5, 4.0),
-    defaults={
-        "num_steps": 64,
-        "guidance": (4.0,),
-        "guidance_ramp": False,
-        "schedule": "lumina",
-        "temperature": 1.0,
-        "choice_temperature": 1.0,
-        "choice_ramp": False,
-        "score_temperature": 1.0,
-        "ratio_of_made": True,
-    },
-    conditioning="text",
-    usual_grid=(64, 64),
-    # Source: arXiv 2602.23996, its main figure: ImageReward and times as fast as 64 full passes, which have 0.913.
-    presets={
-        "quality": Preset(64, 14),  # 0.895, 4.0
-        "balanced": Preset(64, 11),  # 0.868, 4.9
-        "fast": Preset(64, 9),  # 0.829, 5.8
-    },
+    denies=denies,
     read_beside=read_beside,
     narrow=codebook_rows,
+    quantizable=("blocks.",),
 )

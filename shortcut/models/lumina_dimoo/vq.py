@@ -19,17 +19,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import Attention, sdpa
-from ..layout import (
-    Format,
-    Tensors,
-    count,
-    sizes,
-)
+from ..layers import Attention, BaseNetwork
+from ..layout import Layout, Tensors, count, sizes
 from ..vq_layers import (
     Codebook,
     Downsample,
@@ -60,21 +54,14 @@ class Config:
         return 2 ** (len(self.widths) - 1)
 
 
-class LuminaVQ(nn.Module):
-    """Encoder, codebook and decoder. Arguments as for `models.maskgit_vqgan.VQGAN`; it has no attention."""
+class LuminaVQ(BaseNetwork):
+    """Encoder, codebook and decoder, without attention."""
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        operations: Any = nn,
-        attention: Attention = sdpa,
-    ):
-        super().__init__()
-        self.config, self.dtype = config, dtype or torch.float32
-        tensor = {"dtype": dtype, "device": device}
+    config: Config
+
+    def build(
+        self, config: Config, operations: Any, attention: Attention, tensor: dict[str, Any]
+    ) -> None:
         host = Host(operations, attention, tensor, config.num_groups)
         width = config.latent_channels
         self.encoder = Encoder(config, host)
@@ -260,12 +247,11 @@ TABLE = {
     **_stack("decoder", "up_blocks", "upsamplers"),
 }
 
-FORMAT = Format(
+LAYOUT = Layout(
     name="lumina-vq",
     kind="vq",
     title="VQ model of Lumina-DiMOO",
     filenames=("diffusion_pytorch_model.safetensors",),
-    container=None,
     marks=(
         "quantize.embedding.weight",
         "encoder.down_blocks.0.resnets.0.norm1.weight",
@@ -276,4 +262,5 @@ FORMAT = Format(
     read_config=read_config,
     network=LuminaVQ,
     read_beside=read_beside,
+    codebook="quantize.embedding.weight",
 )

@@ -1,20 +1,110 @@
-"""Class-conditional models: from what a user writes to the conditions of a run.
+"""The conditions of MaskGIT: the class of each image.
 
-B  images
+As ComfyUI's CONDITIONING a class is one row (1, 1, classes), 1 at the class. All zero = no class, so ComfyUI's own
+Conditioning Zero Out means what it says.
+
+B  images    C  classes
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..architecture import Branches, Conditioning, Request
+from ..conditioning import only_row
+from .transformer import Config
+
 NO_CLASS = ("", "none", "-1")
 
 
+@dataclass(frozen=True, slots=True)
+class ClassConditioner:
+    """Turns class names and numbers into class ids (B,), guided away from no class (`num_classes`)."""
+
+    num_classes: int
+    names: tuple[str, ...]  # empty: the classes have numbers only
+
+    @classmethod
+    def of(cls, config: Config, names: Sequence[str], path: Path | None) -> ClassConditioner:
+        """Make the conditioner of a model."""
+        return cls(config.num_classes, tuple(names))
+
+    def conditions(self, request: Request, num_images: int) -> Branches:
+        """Return the class of each image, and no class."""
+        return self._branches(torch.full((num_images,), self._class_id(request)))
+
+    def draw(self, requests: Sequence[Request]) -> Callable[[int, torch.Generator], Branches]:
+        """Return a function that draws random classes, evenly from `requests`; none = from all classes."""
+        chosen_C = torch.tensor(
+            [self._class_id(request) for request in requests] or list(range(self.num_classes))
+        )
+
+        def draw(num_images: int, generator: torch.Generator) -> Branches:
+            index_B = torch.randint(len(chosen_C), (num_images,), generator=generator)
+            return self._branches(chosen_C[index_B])
+
+        return draw
+
+    def described(self, request: Request) -> dict[str, Any]:
+        """Return the class as a picture's settings name it."""
+        return {"class": _label(request)}
+
+    def graph_node(self, request: Request) -> tuple[str, dict[str, Any]]:
+        """Return ComfyUI's node of the class."""
+        return "ShortcutClassCondition", {"class_name": _label(request)}
+
+    def to_conditioning(self, request: Request) -> Conditioning:
+        """Return the CONDITIONING of the class."""
+        row, chosen = torch.zeros(1, 1, self.num_classes), self._class_id(request)
+        if chosen < self.num_classes:
+            row[..., chosen] = 1
+        return [[row, {}]]
+
+    def from_conditioning(
+        self, positive: Conditioning, negative: Conditioning | None, num_images: int
+    ) -> Branches:
+        """Return the class of each image, and the class to guide away from.
+
+        Raises:
+            ValueError: a CONDITIONING is not one class of this model.
+        """
+        wanted = self._only_class(positive, "positive")
+        unwanted = self.num_classes if negative is None else self._only_class(negative, "negative")
+        return torch.full((num_images,), wanted), torch.full((num_images,), unwanted)
+
+    def _class_id(self, request: Request) -> int:
+        return class_id(_label(request), self.names, self.num_classes)
+
+    def _branches(self, class_B: Tensor) -> Branches:
+        return class_B, torch.full_like(class_B, self.num_classes)
+
+    def _only_class(self, conditioning: Conditioning, name: str) -> int:
+        row, _ = only_row(conditioning, name)
+        if row.ndim != 3 or row.shape[-1] != self.num_classes:
+            raise ValueError(
+                f"{name} has shape {tuple(row.shape)}, expected (1, 1, {self.num_classes}): it is text, or "
+                "a class of another model. Use Class Condition with this model."
+            )
+        chosen = row[0, 0].nonzero().flatten().tolist()
+        if len(chosen) > 1:
+            raise ValueError(
+                f"{name} mixes {len(chosen)} classes, expected one. Wire one Class Condition."
+            )
+        return chosen[0] if chosen else self.num_classes
+
+
+def _label(request: Request) -> str:
+    return "0" if request.label is None else request.label
+
+
 def class_id(text: str, class_names: Sequence[str], num_classes: int) -> int:
-    """The class that `text` means: a number, a name, the words of a name in any order, or none (`num_classes`).
+    """Return the class that `text` means: a number, a name, its words in any order, or none (`num_classes`).
 
     Raises:
         ValueError: there is no such class, or several.
@@ -37,8 +127,3 @@ def class_id(text: str, class_names: Sequence[str], num_classes: int) -> int:
         problem = "no class is" if not found else f"{len(found)} classes are"
         raise ValueError(f"{problem} called {text!r}. Classes: {', '.join(class_names)}.")
     return found[0]
-
-
-def class_branches(class_B: Tensor, num_classes: int, num_guided: int) -> tuple[Tensor, ...]:
-    """Conditions for the guidance branches: the classes, then `num_guided` times "no class". Each (B,)."""
-    return (class_B, *(torch.full_like(class_B, num_classes) for _ in range(num_guided)))

@@ -13,30 +13,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...gather import added_at, at_places
-from ..layers import (
-    Attention,
-    FeedForward,
-    MultiHeadAttention,
-    sdpa,
-)
-from ..layout import (
-    Format,
-    MissingTensor,
-    NewHead,
-    Tensors,
-    check_heads,
-    count,
-    given,
-    sizes,
-)
-from ..modulation import MaskRatioModulation
+from ...denoiser import Conditions, Features, MaskedImageModel, Revealed
+from ...gather import added_at, tokens_at
+from ..architecture import HeadSize
+from ..layers import Attention, BaseNetwork, FeedForward, MaskRatioModulation, MultiHeadAttention
+from ..layout import Layout, MissingTensor, Tensors, check_heads, count, given, sizes
 from .nearby import Around, Nearby, kernel_of
 from .transformer import NUM_HEADS, MaskGIT
 from .transformer import Config as ModelConfig
@@ -58,23 +45,14 @@ class Config:
     attends: bool = True
 
 
-class MaskGITHead(nn.Module):
-    """The network. Arguments as for `models.maskgit.MaskGIT`."""
+class MaskGITHead(BaseNetwork):
+    """The network."""
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        compute_dtype: torch.dtype | None = None,
-        operations: Any = nn,
-        attention: Attention = sdpa,
-    ):
-        super().__init__()
-        self.config, self.dtype = config, dtype or torch.float32
-        self.compute_dtype = compute_dtype or self.dtype
-        tensor = {"dtype": dtype, "device": device}
+    config: Config
+
+    def build(
+        self, config: Config, operations: Any, attention: Attention, tensor: dict[str, Any]
+    ) -> None:
         width = config.width
         has_bottleneck = width != config.model_width
 
@@ -129,14 +107,20 @@ class MaskGITHead(nn.Module):
             x = self.time(x, mask_ratio_B)
         return added_at(features_BSD, wanted_BM, self.proj_out(x))
 
-    def output_layers(self) -> list[Any]:
-        """The layers that make it hand its input through where they are zero."""
+    def output_layers(self) -> list[nn.Module]:
+        """Return the layers that make the head pass its input through where they are zero."""
         if isinstance(self.proj_out, nn.Linear):
             return [self.proj_out]
         return [self.last_layer[-1], *([] if self.time is None else [self.time.modulation])]
 
-    def token_projections(self) -> list[Any]:
-        """The layers whose outputs, of new tokens, nothing brings to unit size."""
+    def saved_values_per_position(self) -> int:
+        """Return how many values the backward pass keeps for each position of a sequence."""
+        config = self.config
+        of_blocks = config.num_blocks * 2 * (8 * config.width + 4 * 4 * config.width)
+        return of_blocks + 6 * config.model_width
+
+    def token_projections(self) -> list[nn.Module]:
+        """Return the projections of new-token embeddings that no norm follows."""
         projections = [
             self.new_token_proj_in,
             *([] if self.nearby is None else [self.nearby.proj_in]),
@@ -145,15 +129,17 @@ class MaskGITHead(nn.Module):
 
     def next_features(
         self,
-        model: MaskGIT,
-        features: tuple[Tensor, ...],
-        conditions: Sequence[Any],
-        revealed: Any,
+        model: MaskedImageModel,
+        features: Features,
+        conditions: Sequence[Conditions],
+        revealed: Revealed,
         mask_ratio: float,
         wanted_BM: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
-        """As `forward`, for all guidance branches at once: they see the same tokens, whatever their class."""
-        new_BND = model.embed(revealed.codes_BK, revealed.index_BK).to(self.compute_dtype)
+    ) -> Features:
+        """Run `forward` for all guidance branches at once: they see the same tokens, whatever their class."""
+        new_BND = (
+            cast(MaskGIT, model).embed(revealed.codes_BK, revealed.index_BK).to(self.compute_dtype)
+        )
         stacked_BSD = torch.cat(features)
         ratio_B = torch.full((len(stacked_BSD),), mask_ratio, device=stacked_BSD.device)
         new_BND = new_BND.repeat(len(features), 1, 1)
@@ -199,7 +185,7 @@ class Block(nn.Module):
         if new_BND.shape[1] > 0:
             x_BSD = x_BSD + self.cross_attention(self.cross_norm(x_BSD), new_BND)
         x_BSD = x_BSD + self.cross_ff(self.cross_ff_norm(x_BSD))
-        x_BMD = at_places(x_BSD, wanted_BM)
+        x_BMD = tokens_at(x_BSD, wanted_BM)
         if self.self_around is None:
             x_BMD = x_BMD + self.self_attention(self.self_norm(x_BMD), x_BSD)
         else:
@@ -234,7 +220,7 @@ def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
 KERNEL = 7  # of new heads
 
 
-def new_head(model: ModelConfig, asked: NewHead) -> Config:
+def new_head(model: ModelConfig, asked: HeadSize) -> Config:
     """Sizes of a new head. Raises ValueError if it shall be blind to new tokens."""
     if not asked.sees_new:
         raise ValueError("only a head of Lumina-DiMOO can be blind to new tokens.")
@@ -287,18 +273,14 @@ TABLE = {
     "adaLN_modulation.*": "time.modulation.*",
 }
 
-FORMAT = Format(
+LAYOUT = Layout(
     name="maskgit-head",
     kind="head",
     title="MaskGIT shortcut head",
     filenames=("maskgit-shortcut.pth",),
-    container=None,
     marks=("blocks.0.cross_attn.fn.mha.in_proj_weight", "last_layer.0.weight"),
     table=TABLE,
     config=Config,
     read_config=read_config,
     network=MaskGITHead,
-    model="maskgit",
-    new_head=new_head,
-    guided_kl=guided_kl,
 )

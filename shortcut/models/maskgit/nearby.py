@@ -14,7 +14,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...gather import at_places
+from ...gather import tokens_at
 from ..layout import Tensors, sizes
 
 
@@ -39,7 +39,7 @@ class Around(nn.Module):
         """What to add to the image positions `index_BM`: (B, M, D); None = to all."""
         grid_BDhw = x_BLD.transpose(1, 2).unflatten(2, (rows, columns))
         around_BLD = self.around(grid_BDhw).flatten(2).transpose(1, 2)
-        return self.mix(F.gelu(at_places(around_BLD, index_BM)))
+        return self.mix(F.gelu(tokens_at(around_BLD, index_BM)))
 
 
 class Nearby(Around):

@@ -16,27 +16,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..layers import (
-    Attention,
-    FeedForward,
-    MultiHeadAttention,
-    sdpa,
-)
-from ..layout import (
-    Format,
-    Preset,
-    Tensors,
-    Unbatched,
-    check_heads,
-    count,
-    given,
-    sizes,
-)
+from ...denoiser import Conditions
+from ...schedule import Step
+from ..layers import Attention, BaseNetwork, FeedForward, MultiHeadAttention, transformer_bytes
+from ..layout import Layout, Tensors, Unbatched, check_heads, count, given, sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,31 +54,14 @@ class Config:
         return self.num_codes + self.num_classes + 2
 
 
-class MaskGIT(nn.Module):
-    """The network.
+class MaskGIT(BaseNetwork):
+    """The network. It makes images of one size, so it is its own `GridModel`."""
 
-    Args:
-        config: the sizes.
-        operations: namespace of layers (Linear, LayerNorm, Embedding).
-        attention: function with the signature of `layers.sdpa`.
-        dtype, device: of the weights.
-        compute_dtype: of the activations; None means `dtype`.
-    """
+    config: Config
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        compute_dtype: torch.dtype | None = None,
-        operations: Any = nn,
-        attention: Attention = sdpa,
-    ):
-        super().__init__()
-        self.config, self.dtype = config, dtype or torch.float32
-        self.compute_dtype = compute_dtype or self.dtype
-        tensor = {"dtype": dtype, "device": device}
+    def build(
+        self, config: Config, operations: Any, attention: Attention, tensor: dict[str, Any]
+    ) -> None:
         width, length = config.width, config.num_tokens + 1
         self.token = operations.Embedding(config.vocabulary, width, **tensor)
         self.position = operations.Embedding(length, width, **tensor)
@@ -145,15 +116,20 @@ class MaskGIT(nn.Module):
         return self.config.grid, self.config.grid
 
     def features(
-        self, codes_BL: Tensor, is_masked_BL: Tensor, classes: Sequence[Tensor]
+        self,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        conditions: Sequence[Conditions],
+        step: Step | None = None,
     ) -> tuple[Tensor, ...]:
-        """One full pass. Returns features (B, S, D) for each guidance branch.
+        """Run one full pass. Returns features (B, S, D) for each guidance branch.
 
         Args:
-            codes_BL: code ids; what stands at masked positions is ignored.
-            classes: for each branch the class of each image (B,), `num_classes` for no class.
+            codes_BL: code ids; those at masked positions are ignored.
+            conditions: for each branch the class of each image (B,), `num_classes` for no class.
+            step: ignored: the network takes no timestep.
         """
-        config = self.config
+        config, classes = self.config, cast(Sequence[Tensor], conditions)
         image_BL = codes_BL.masked_fill(is_masked_BL, config.mask_id)
         sequences = [
             torch.cat([image_BL, (class_B + config.num_codes + 1).unsqueeze(1)], 1)
@@ -161,12 +137,12 @@ class MaskGIT(nn.Module):
         ]
         return self(torch.cat(sequences)).chunk(len(classes))
 
-    def num_positions(self, class_B: Tensor) -> int:
-        """Length of the sequence (S) of a branch with that condition: the codes and the class."""
+    def sequence_length(self, condition: Conditions | None) -> int:
+        """Return the positions of any branch: the codes and the class."""
         return self.config.num_tokens + 1
 
-    def image_places(self, index_BN: Tensor, num_tokens: int) -> Tensor:
-        """Where the image positions `index_BN` stand in a sequence of so many tokens: its codes come first."""
+    def image_positions(self, index_BN: Tensor, length: int) -> Tensor:
+        """Return the positions of image tokens in a sequence: its codes come first."""
         return index_BN
 
     def logits(self, features_BND: Tensor, index_BN: Tensor) -> Tensor:
@@ -182,10 +158,25 @@ class MaskGIT(nn.Module):
         return self.logits(features_BSD, index_S.expand(len(features_BSD), -1))
 
     def embed(self, codes_BN: Tensor, index_BN: Tensor) -> Tensor:
-        """What the network's input is for `codes_BN` at the image positions `index_BN`: (B, N, D)."""
+        """Return the network's input (B, N, D) for `codes_BN` at the image positions `index_BN`."""
         return self.token(codes_BN).to(self.compute_dtype) + self.position(index_BN).to(
             self.compute_dtype
         )
+
+    def activation_bytes(self, num_images: int, lengths: Sequence[int]) -> float:
+        """Return the memory that a run needs above the weights."""
+        return transformer_bytes(
+            lengths,
+            num_images=num_images,
+            num_tokens=self.config.num_tokens,
+            config=self.config,
+            itemsize=self.compute_dtype.itemsize,
+            is_sequential=False,
+        )
+
+    def layers_to_logits(self) -> Sequence[nn.Module]:
+        """Return no layers: logits come from embeddings, which are looked up as copies."""
+        return ()
 
 
 class Block(nn.Module):
@@ -265,24 +256,17 @@ TABLE = {
     "last_layer.4.*": "last_layer.3.*",
 }
 
-FORMAT = Format(
+LAYOUT = Layout(
     name="maskgit",
     kind="model",
     title="MaskGIT transformer",
     filenames=("MaskGIT_ImageNet_512.pth", "MaskGIT_ImageNet_256.pth"),
     container="model_state_dict",
-    container_extras={"iter": 0, "global_epoch": 0, "optimizer_state_dict": {}},
     marks=("tok_emb.weight", "pos_emb", "bias"),
     table=TABLE,
     config=Config,
     read_config=read_config,
     network=MaskGIT,
-    conditioning="class",
-    only_grid=lambda config: (config.grid, config.grid),
-    # Source: arXiv 2602.23996, its MaskGIT figure: FID at ImageNet 512, where 32 full passes have 8.08.
-    presets={
-        "quality": Preset(32, 12),  # 6.84
-        "balanced": Preset(32, 9),  # 6.97
-        "fast": Preset(32, 8),  # 7.30
-    },
+    num_classes=lambda config: config.num_classes,
+    quantizable=("blocks.",),
 )

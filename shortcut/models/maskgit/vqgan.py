@@ -15,17 +15,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import Attention, sdpa
-from ..layout import (
-    Format,
-    Tensors,
-    count,
-    sizes,
-)
+from ..layers import Attention, BaseNetwork
+from ..layout import Layout, Tensors, count, sizes
 from ..vq_layers import (
     Codebook,
     Downsample,
@@ -55,28 +49,15 @@ class Config:
         return 2 ** (len(self.multipliers) - 1)
 
 
-class VQGAN(nn.Module):
-    """Encoder, codebook and decoder.
+class VQGAN(BaseNetwork):
+    """Encoder, codebook and decoder."""
 
-    Args:
-        config: the sizes.
-        operations: namespace of layers (Conv2d, GroupNorm, Embedding).
-        attention: function with the signature of `layers.sdpa`.
-        dtype, device: of the weights.
-    """
+    config: Config
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        operations: Any = nn,
-        attention: Attention = sdpa,
-    ):
-        super().__init__()
-        self.config, self.dtype = config, dtype or torch.float32
-        host = Host(operations, attention, {"dtype": dtype, "device": device})
+    def build(
+        self, config: Config, operations: Any, attention: Attention, tensor: dict[str, Any]
+    ) -> None:
+        host = Host(operations, attention, tensor)
         self.encoder = Encoder(config, host)
         self.quant_conv = host.conv(config.latent_channels, config.code_width, 1)
         self.quantize = Codebook(config.num_codes, config.code_width, host)
@@ -287,7 +268,7 @@ TABLE = {
     "loss.*": None,  # the discriminator and the perceptual network of its training
 }
 
-FORMAT = Format(
+LAYOUT = Layout(
     name="maskgit-vqgan",
     kind="vq",
     title="VQGAN of MaskGIT",
@@ -303,4 +284,5 @@ FORMAT = Format(
     read_config=read_config,
     network=VQGAN,
     check_beside=check_yaml,
+    codebook="quantize.embedding.weight",
 )
