@@ -84,6 +84,7 @@ ARCHITECTURE = Architecture(
     tasks={name: task.num_sources for name, task in TASKS.items()},
     conditioner=PromptConditioner.of,
     usual_grid=(64, 64),
+    num_heads=lambda config: config.num_heads,
     new_head=head.new_head,
     copy_companions=copy_tokenizer_of,
     companions=tokenizer_or_advice,
