@@ -2,6 +2,7 @@
 
 It knows containers (safetensors, an index of several of them, PyTorch), not what their tensors mean.
 
+One of our files has "shortcut.format" and "shortcut.version" in its metadata beside the fields of `Metadata`.
 Large models are published in several safetensors files (shards) with an index, model.safetensors.index.json:
 {"metadata": {...}, "weight_map": {"NAME": "model-00001-of-00004.safetensors", ...}}
 """
@@ -14,6 +15,7 @@ import pickle
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from torch import Tensor
 from .models.layout import Layout
 
 OUR_SUFFIX = ".safetensors"
-FORMAT_KEY = "shortcut.format"  # in the metadata of our files: the name of their layout
+METADATA_PREFIX = "shortcut."
+FORMAT_KEY = METADATA_PREFIX + "format"  # in the metadata of our files: the name of their layout
 INDEX_SUFFIX = ".index.json"
 SHARD_PATTERN = "*-of-*.safetensors"
 
@@ -53,6 +56,56 @@ SAFETENSORS_DTYPES = {
     torch.int8: "I8",
     torch.uint8: "U8",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What one of our files says besides its tensors: each field is one entry "shortcut.FIELD" in JSON.
+
+    A published file says nothing: all empty.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)  # of the network
+    title: str = ""
+    class_names: tuple[str, ...] = ()  # of a class-conditional model, in the order of the ids
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # sampler settings that suit a model
+    grid: tuple[int, ...] = ()  # of a model of any size: rows and columns that it was trained on
+    model_fingerprint: str = ""  # of the model that a head belongs to
+    code_colours: str = ""  # of a VQ model, for previews: six hex digits for each code, RRGGBB
+    trained: Mapping[str, Any] = field(default_factory=dict)  # how: steps, schedule, data, figures
+
+    @classmethod
+    def parse(cls, strings: Mapping[str, str]) -> Metadata:
+        """Read a file's metadata. Raises ValueError if an entry does not hold what it should."""
+        names = [item.name for item in fields(cls) if METADATA_PREFIX + item.name in strings]
+        return cls(**{name: _parse(name, strings[METADATA_PREFIX + name]) for name in names})
+
+    def dump(self) -> dict[str, str]:
+        """Return the strings that `parse` reads."""
+        return {
+            METADATA_PREFIX + k: json.dumps(v, sort_keys=True) for k, v in asdict(self).items() if v
+        }
+
+
+STRINGS = ("title", "model_fingerprint", "code_colours")
+ITEMS = {"class_names": str, "grid": int}  # of lists
+TYPES = {**dict.fromkeys(STRINGS, str), **dict.fromkeys(ITEMS, list)}  # the others: dict
+
+
+def _parse(name: str, text: str) -> Any:
+    expected = TYPES.get(name, dict)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its metadata {METADATA_PREFIX}{name} are not JSON ({error}).") from error
+    is_right = isinstance(value, expected)
+    if expected is list:
+        is_right = is_right and all(isinstance(item, ITEMS[name]) for item in value)
+    if not is_right:
+        raise ValueError(
+            f"its metadata {METADATA_PREFIX}{name} are {text[:80]}, expected a {expected.__name__}."
+        )
+    return tuple(value) if expected is list else value
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:

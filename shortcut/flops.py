@@ -87,8 +87,8 @@ def count_flops(
     per_full, passes = counter.get_total_flops(), _FullPasses(model, features)
     make = accelerator
     if head is not None:
-        head = _on_meta(head)
-        make = partial(ShortcutHead, head)
+        counted_head = _on_meta(head)
+        make = partial(ShortcutHead, counted_head)
     denoiser = Denoiser(passes, conditions, make and make(model, conditions))
     noise = Noise(
         *torch.zeros(2, steps[-1].index + 1, num_images, num_tokens, device="meta").unbind()

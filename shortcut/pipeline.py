@@ -25,7 +25,7 @@ from . import checkpoint as checkpoints
 from . import shipped
 from .accelerators import MakeAccelerator
 from .accelerators.shortcut_head import ShortcutHead
-from .checkpoint import Checkpoint, naming
+from .checkpoint import Checkpoint
 from .denoiser import Conditions
 from .generate import Result, generate, needed_branches
 from .grid import Grid, grid_of
@@ -40,12 +40,11 @@ from .models.architecture import (
 )
 from .sampler import Trace
 from .schedule import Settings
+from .settings import chosen_settings
 
 logger = logging.getLogger(__name__)
 
 LARGE = 2**33  # bytes of weights in float32 above which they keep the type of their file
-USUAL_PRESET = "balanced"  # whose share of full steps a run with a head has
-USUAL_SHARE = 0.25  # the same of a model without presets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +124,7 @@ class Pipeline:
     @property
     def accelerator(self) -> MakeAccelerator | None:
         """Makes the accelerator of a run; None = vanilla."""
-        return self.head and partial(ShortcutHead, self.head)
+        return None if self.head is None else partial(ShortcutHead, self.head)
 
     def generate(
         self,
@@ -258,108 +257,6 @@ def check_head(head: Checkpoint, model: Checkpoint) -> str | None:
         f"{head.name} does not say which model it was trained for. Its width {model.config.width} "
         f"fits {model.name}; nothing else could be verified."
     )
-
-
-def usual_settings(model: Checkpoint, *, num_guided: int = 1) -> Settings:
-    """Return the sampler settings that the model's file states; its original's for the rest.
-
-    Args:
-        num_guided: branches to guide away from; 2 for conditions with source images.
-
-    Raises:
-        ValueError: the file states one that does not exist or is out of range.
-    """
-    architecture = model.architecture
-    stated = {k: tuple(v) if isinstance(v, list) else v for k, v in model.metadata.defaults.items()}
-    source_guidance = stated.pop("source_guidance", architecture.guidance.get(2))
-    with naming(model.path):
-        try:
-            found = replace(architecture.settings, **stated)
-            if num_guided == 2 and source_guidance is not None:
-                found = replace(found, guidance=source_guidance)
-            elif num_guided != len(found.guidance):
-                found = replace(
-                    found, guidance=architecture.guidance.get(num_guided, (0.0,) * num_guided)
-                )
-            found.check()
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"its metadata state unusable sampler settings: {error}") from error
-    return found
-
-
-def chosen_settings(
-    model: Checkpoint,
-    *,
-    num_guided: int,
-    has_head: bool,
-    preset: str | None = None,
-    steps: int | None = None,
-    full_steps: int | tuple[int, ...] | None = None,
-    cfg: float | None = None,
-    cfg_image: float | None = None,
-    **others: Any,
-) -> Settings:
-    """Return the model's settings with those that were given. None = not given.
-
-    Args:
-        num_guided: branches to guide away from.
-        preset: sets steps and full steps.
-        full_steps: how many steps are full passes, or which; None = a usual share with a head, else all.
-        cfg, cfg_image: guidance weights of the text or class, and of the source images.
-        others: further fields of `Settings`.
-
-    Raises:
-        ValueError: one is out of range, or does not go with another.
-    """
-    usual = usual_settings(model, num_guided=num_guided)
-    given = {name: value for name, value in others.items() if value is not None}
-    if preset is not None:
-        if steps is not None or full_steps is not None:
-            raise ValueError("--preset sets --steps and --full-steps. Leave them out, or --preset.")
-        steps, full_steps = preset_of(model, preset)
-    if full_steps is not None and not has_head:
-        used = "--full-steps" if preset is None else "--preset"
-        raise ValueError(
-            f"{used} needs a shortcut head: without one every step is full. Add --head FILE."
-        )
-    num_steps = usual.num_steps if steps is None else steps
-    if has_head and full_steps is None:
-        full_steps = usual_full_steps(model.architecture, num_steps)
-    weights = (cfg, cfg_image)
-    if cfg_image is not None and num_guided < 2:
-        raise ValueError(
-            "--cfg-image is for a --task that starts from a picture, such as edit. Leave it out."
-        )
-    guidance = tuple(
-        default if weight is None else weight
-        for default, weight in zip(usual.guidance, weights, strict=False)
-    )
-    try:
-        settings = replace(
-            usual, num_steps=num_steps, full_steps=full_steps, guidance=guidance, **given
-        )
-    except TypeError:
-        known = "preset, steps, full_steps, cfg, cfg_image, temperature, choice_temperature, schedule, spread"
-        raise ValueError(f"settings are {known}; got {', '.join(sorted(given))}.") from None
-    settings.check()
-    return settings
-
-
-def preset_of(model: Checkpoint, name: str) -> tuple[int, int]:
-    """Return steps and full steps of a preset. Raises ValueError if the model has no such preset."""
-    presets = model.architecture.presets
-    if name not in presets:
-        known = f"It has {', '.join(presets)}." if presets else "It has none: give steps."
-        raise ValueError(f"{model.layout.title} has no preset {name!r}. {known}")
-    return presets[name]
-
-
-def usual_full_steps(architecture: Architecture, num_steps: int) -> int:
-    """Return the full steps of a run with a head: as large a share as in the usual preset."""
-    share = USUAL_SHARE
-    if (preset := architecture.presets.get(USUAL_PRESET)) is not None:
-        return max(1, round(num_steps * preset.num_full / preset.num_steps))
-    return max(1, round(num_steps * share))
 
 
 def checked_device(name: str) -> torch.device:

@@ -19,14 +19,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .models.layout import (
-    Bare,
-    Tensors,
-    checked,
-    dense,
-)
+from .models.architecture import Network
+from .models.layers import Bare
+from .models.layout import Tensors, checked, dense
 
 MARK, SCALE = "comfy_quant", "weight_scale"
 EXTRAS = (MARK, SCALE, "weight_scale_2", "pre_quant_scale", "input_scale")  # beside weight and bias
@@ -186,7 +183,7 @@ def check_computed(formats: Mapping[str, str]) -> None:
         )
 
 
-def check_layers(network: nn.Module, formats: Collection[str]) -> None:
+def check_layers(network: Network, formats: Collection[str]) -> None:
     """Raises ValueError if a quantized weight is not one of a linear layer of `Operations`."""
     for name in formats:
         if not isinstance(network.get_submodule(name.removesuffix(".weight")), Operations.Linear):

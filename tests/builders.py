@@ -21,17 +21,17 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from shortcut_pack.shortcut import shipped, weights
-from shortcut_pack.shortcut.metadata import Metadata
-from shortcut_pack.shortcut.models.layout import Bare, Format, publish
+from shortcut_pack.shortcut import checkpoint as checkpoints
+from shortcut_pack.shortcut import shipped
+from shortcut_pack.shortcut.checkpoint import Metadata
+from shortcut_pack.shortcut.models.layers import Bare
+from shortcut_pack.shortcut.models.layout import Layout, Table, Unbatched, _fill, _match, _names
 from shortcut_pack.shortcut.models.lumina_dimoo import head as lumina_head
 from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
 from shortcut_pack.shortcut.models.lumina_dimoo.tokenizer import copy_tokenizer
 from shortcut_pack.shortcut.models.maskgit import head as maskgit_head
 from shortcut_pack.shortcut.models.maskgit import transformer as maskgit
 from shortcut_pack.shortcut.models.maskgit import vqgan as maskgit_vqgan
-
-
 
 MODEL_CONFIG = maskgit.Config(
     grid=4, width=32, depth=2, num_heads=4, mlp_width=48, num_codes=16, num_classes=3
@@ -77,37 +77,37 @@ HEAD_SIZES = {"num_heads": 4}
 
 def model(
     config: maskgit.Config = MODEL_CONFIG, seed: int = 0, **metadata: Any
-) -> weights.Checkpoint:
+) -> checkpoints.Checkpoint:
     """A MaskGIT transformer."""
-    return _checkpoint(maskgit.FORMAT, config, seed, metadata)
+    return _checkpoint(maskgit.LAYOUT, config, seed, metadata)
 
 
 def head(
     config: maskgit_head.Config = HEAD_CONFIG, seed: int = 1, **metadata: Any
-) -> weights.Checkpoint:
+) -> checkpoints.Checkpoint:
     """A shortcut head that fits `model()`; `model_fingerprint=model().fingerprint` says so."""
-    return _checkpoint(maskgit_head.FORMAT, config, seed, metadata)
+    return _checkpoint(maskgit_head.LAYOUT, config, seed, metadata)
 
 
 def vq(
     config: maskgit_vqgan.Config = VQ_CONFIG, seed: int = 2, **metadata: Any
-) -> weights.Checkpoint:
+) -> checkpoints.Checkpoint:
     """A VQGAN that fits `model()`: 8x8 pixels."""
-    return _checkpoint(maskgit_vqgan.FORMAT, config, seed, metadata)
+    return _checkpoint(maskgit_vqgan.LAYOUT, config, seed, metadata)
 
 
 def text_model(
     config: lumina.Config = TEXT_CONFIG, seed: int = 3, **metadata: Any
-) -> weights.Checkpoint:
+) -> checkpoints.Checkpoint:
     """A Lumina-DiMOO transformer for images of 4x4 codes."""
-    return _checkpoint(lumina.FORMAT, config, seed, {"grid": (4, 4), **metadata})
+    return _checkpoint(lumina.LAYOUT, config, seed, {"grid": (4, 4), **metadata})
 
 
 def text_head(
     config: lumina_head.Config = TEXT_HEAD_CONFIG, seed: int = 4, **metadata: Any
-) -> weights.Checkpoint:
+) -> checkpoints.Checkpoint:
     """A shortcut head that fits `text_model()`."""
-    return _checkpoint(lumina_head.FORMAT, config, seed, metadata)
+    return _checkpoint(lumina_head.LAYOUT, config, seed, metadata)
 
 
 def write_text(folder: Path, **metadata: Any) -> Path:
@@ -124,7 +124,7 @@ def published_text(folder: Path) -> lumina.Config:
     """Writes a Lumina-DiMOO with the published vocabulary as its folder has it, without a tokenizer; its config."""
     sizes = {"num_text_ids": 126_356, "num_codes": 8192, "width": 8, "mlp_width": 8, "depth": 1}
     config = replace(TEXT_CONFIG, **sizes)
-    tensors = publish(lumina.FORMAT.table, text_model(config).tensors)
+    tensors = publish(lumina.LAYOUT.table, text_model(config).tensors)
     output, embedding = "model.transformer.ff_out.weight", "model.transformer.wte.weight"
     tensors[output] = torch.cat([torch.zeros(config.num_text_ids, 8), tensors[output]])
     assert tensors[output].shape == tensors[embedding].shape
@@ -136,38 +136,63 @@ def published_text(folder: Path) -> lumina.Config:
     return config
 
 
-def published(checkpoint: weights.Checkpoint) -> dict[str, Any]:
+def published(checkpoint: checkpoints.Checkpoint) -> dict[str, Any]:
     """What torch.load gives of the published file."""
-    format = checkpoint.format
-    tensors = publish(format.table, checkpoint.tensors)
-    if format.container is None:
+    layout = checkpoint.layout
+    tensors = publish(layout.table, checkpoint.tensors)
+    if layout.container is None:
         return tensors
-    return {**format.container_extras, format.container: tensors}
+    return {"iter": 0, "global_epoch": 0, "optimizer_state_dict": {}, layout.container: tensors}
 
 
-def write(path: Path, checkpoint: weights.Checkpoint) -> Path:
-    """Saves a checkpoint; the suffix decides the layout."""
-    weights.save(path, checkpoint)
+def publish(table: Table, ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The inverse of `layout.rename`; nothing stands in for what it dropped."""
+    rows: dict[str, tuple[Any, dict[int, torch.Tensor]]] = {}
+    for name, tensor in ours.items():
+        key, row, index = next(
+            (_fill(theirs, match.groups()), row, index)
+            for theirs, row in table.items()
+            for index, pattern in enumerate(_names(row))
+            if (match := _match(pattern, name))
+        )
+        rows.setdefault(key, (row, {}))[1][index] = tensor
+    return {
+        key: parts[0].unsqueeze(0)
+        if isinstance(row, Unbatched)
+        else torch.cat([parts[i] for i in sorted(parts)])
+        if isinstance(row, tuple)
+        else parts[0]
+        for key, (row, parts) in rows.items()
+    }
+
+
+def write(path: Path, checkpoint: checkpoints.Checkpoint) -> Path:
+    """Saves a checkpoint: one of ours, or by suffix in the published layout."""
+    if path.suffix == ".safetensors":
+        checkpoints.save(path, checkpoint)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(published(checkpoint), path)
     return path
 
 
 def _checkpoint(
-    format: Format, config: Any, seed: int, metadata: dict[str, Any]
-) -> weights.Checkpoint:
+    layout: Layout, config: Any, seed: int, metadata: dict[str, Any]
+) -> checkpoints.Checkpoint:
     generator = torch.Generator().manual_seed(seed)
-    shapes = format.network(config, device="meta", operations=Bare).state_dict()
+    shapes = layout.network(config, device="meta", operations=Bare).state_dict()
     tensors = {
         name: torch.randn(tensor.shape, generator=generator) * 0.2
         + (tensor.ndim == 1 and name.endswith("weight"))  # scales of norms lie around 1
         for name, tensor in shapes.items()
     }
-    return weights.Checkpoint(
-        format, config, tensors, weights.fingerprint(tensors), Metadata(**metadata)
+    return checkpoints.Checkpoint(
+        layout, config, tensors, checkpoints.fingerprint(tensors), Metadata(**metadata)
     )
 
 
-def assert_same(actual: weights.Checkpoint, expected: weights.Checkpoint) -> None:
-    assert (actual.format, actual.config) == (expected.format, expected.config)
+def assert_same(actual: checkpoints.Checkpoint, expected: checkpoints.Checkpoint) -> None:
+    assert (actual.layout, actual.config) == (expected.layout, expected.config)
     assert actual.tensors.keys() == expected.tensors.keys()
     for name, tensor in expected.tensors.items():
         assert actual.tensors[name].dtype == tensor.dtype

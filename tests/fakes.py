@@ -7,13 +7,16 @@ from collections.abc import Sequence
 
 import torch
 from golden_sets import tiny_maskgit
-from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutPredictor
+from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
 from shortcut_pack.shortcut.denoiser import (
+    Accelerator,
     Denoiser,
     Features,
-    Predictor,
     Revealed,
+    Snapshot,
+    Tokens,
 )
+from shortcut_pack.shortcut.generate import num_draws
 from shortcut_pack.shortcut.noise import Noise
 from shortcut_pack.shortcut.sampler import Trace, sample
 from shortcut_pack.shortcut.schedule import Settings, Step, plan
@@ -40,12 +43,16 @@ class TableModel:
         return (math.isqrt(self.table_CLV.shape[1]),) * 2
 
     def features(
-        self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Tensor]
+        self,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        conditions: Sequence[Tensor],
+        step: Step | None = None,
     ) -> Features:
         self.num_passes += 1
         return tuple(self.table_CLV[class_B] for class_B in conditions)
 
-    def image_places(self, index_BN: Tensor, num_tokens: int) -> Tensor:
+    def image_positions(self, index_BN: Tensor, num_tokens: int) -> Tensor:
         self.num_branches += 1
         return index_BN
 
@@ -70,21 +77,21 @@ def varied(num_classes: int, num_tokens: int, num_codes: int, seed: int = 0) -> 
 
 
 class Watcher:
-    """A predictor that hands on to another, or declines every step, and keeps what it was asked."""
+    """An accelerator that hands on to another, or declines every step, and keeps what it was asked."""
 
-    def __init__(self, answers: Predictor | None = None):
+    def __init__(self, answers: Accelerator | None = None):
         self.answers = answers
-        self.observed: list[int] = []  # steps
-        self.asked: list[tuple[int, Revealed]] = []
-
-    def observe(self, step: Step, features: Features) -> None:
-        self.observed.append(step.index)
+        self.full: list[Snapshot] = []  # the full passes that it saw
+        self.asked: list[
+            tuple[int, Revealed]
+        ] = []  # steps, and what was revealed since the step before
 
     def predict(
-        self, step: Step, features: Features, revealed: Revealed, index_BN: Tensor
+        self, step: Step, tokens: Tokens, full: Snapshot, last: Snapshot
     ) -> Features | None:
-        self.asked.append((step.index, revealed))
-        return self.answers and self.answers.predict(step, features, revealed, index_BN)
+        self.full.append(full)
+        self.asked.append((step.index, last.revealed_until(step, tokens)))
+        return self.answers and self.answers.predict(step, tokens, full, last)
 
 
 def run(
@@ -95,7 +102,7 @@ def run(
     num_tokens: int,
     codes_BL: Tensor | None = None,
     is_masked_BL: Tensor | None = None,
-    predictor: Predictor | None = None,
+    accelerator: Accelerator | None = None,
     seed: int = 0,
     image_indices: Sequence[int] | None = None,
 ) -> tuple[Tensor, list[Trace]]:
@@ -108,9 +115,9 @@ def run(
     if isinstance(steps, Settings):
         steps = plan(steps, int(is_masked_BL[0].sum()), num_tokens)
     indices = range(num_images) if image_indices is None else image_indices
-    noise = Noise.draw(seed, indices, len(steps), num_tokens, "cpu")
+    noise = Noise.draw(seed, indices, num_draws(steps), num_tokens, "cpu")
     traces: list[Trace] = []
-    denoiser = Denoiser(model, conditions, predictor)
+    denoiser = Denoiser(model, conditions, accelerator)
     return sample(denoiser, codes_BL, is_masked_BL, steps, noise, traces.append), traces
 
 
@@ -130,5 +137,5 @@ def tiny_run(ids, settings, *, use_head=True, dtype=None, head_dtype=None, **opt
     """A run of the tiny network of the golden sets."""
     model, head = tiny_maskgit(dtype, head_dtype)
     conditions = classes(*ids)[: 1 + len(settings.guidance)]
-    predictor = ShortcutPredictor(head, model, conditions) if use_head else None
-    return run(model, conditions, settings, num_tokens=L, predictor=predictor, **options)
+    accelerator = ShortcutHead(head, model, conditions) if use_head else None
+    return run(model, conditions, settings, num_tokens=L, accelerator=accelerator, **options)

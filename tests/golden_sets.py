@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from golden import detfill
 from safetensors.torch import load_file
-from shortcut_pack.shortcut import weights
+from shortcut_pack.shortcut import checkpoint as checkpoints
 from torch import Tensor
 
 FOLDER = Path(__file__).parent / "golden"
@@ -85,8 +85,8 @@ def tiny_maskgit(
     golden = load("maskgit_sampling_shortcut")
     sizes = golden.info["config"]["vit"]
     known = {"num_heads": sizes["heads"], "num_codes": sizes["codebook_size"]}
-    model = weights.from_tensors(golden.weights("vit"), kind="model", **known)
-    head = weights.from_tensors(
+    model = checkpoints.from_tensors(golden.weights("vit"), kind="model", **known)
+    head = checkpoints.from_tensors(
         golden.weights("head"), kind="head", num_heads=golden.args["head"]["num_heads"]
     )
-    return weights.build(model, dtype=dtype), weights.build(head, dtype=head_dtype or dtype)
+    return checkpoints.build(model, dtype=dtype), checkpoints.build(head, dtype=head_dtype or dtype)

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from golden_sets import GoldenSet, load
-from shortcut_pack.shortcut import weights
+from shortcut_pack.shortcut import checkpoint as checkpoints
 
 
 @cache
@@ -16,7 +16,7 @@ def network(set_name: str) -> Any:
     num_rows = stated_sizes(golden)["vocab_size"]
     num_codes = num_rows - special_ids(set_name)["text_vocab_size"]
     raw = golden.weights("backbone")
-    return weights.build(weights.from_tensors(raw, num_codes=num_codes, **known(set_name)))
+    return checkpoints.build(checkpoints.from_tensors(raw, num_codes=num_codes, **known(set_name)))
 
 
 def known(set_name: str) -> dict[str, Any]:
@@ -47,4 +47,4 @@ def head(set_name: str) -> Any:
     if "head" not in golden.info["weights"]:
         return None
     raw = golden.weights("head")
-    return weights.build(weights.from_tensors(raw, kind="head", **known(set_name)))
+    return checkpoints.build(checkpoints.from_tensors(raw, kind="head", **known(set_name)))

@@ -17,7 +17,8 @@ import pytest
 import torch
 from builders import KINDS, assert_same
 from safetensors.torch import load_file, save_file
-from shortcut_pack.shortcut import values, weights
+from shortcut_pack.shortcut import checkpoint as checkpoints
+from shortcut_pack.shortcut.files import read
 
 
 @pytest.fixture(params=KINDS)
@@ -37,7 +38,7 @@ def edited(kind: str, **changes: Any) -> dict[str, Any]:
 
 def refused(kind: str, raw: Mapping[str, Any], match: str, **known: Any) -> None:
     with pytest.raises(ValueError, match=match):
-        weights.from_tensors(raw, path="FILE", **(KINDS[kind][1] | known))
+        checkpoints.from_tensors(raw, path="FILE", **(KINDS[kind][1] | known))
 
 
 MARKS = {"model": "last_layer.0.bias", "head": "last_layer.0.bias", "vq": "encoder.norm_out.bias"}
@@ -68,14 +69,14 @@ def test_a_tensor_that_sizes_are_read_from_is_missing() -> None:
 
 def test_a_file_of_ours_is_as_strict(tmp_path: Path) -> None:
     path = builders.write(tmp_path / "a.safetensors", builders.model())
-    raw, metadata = weights.read(path)
+    raw, metadata = read(path)
     with pytest.raises(ValueError, match="1 keys are not of a MaskGIT transformer: 'x'"):
-        weights.from_tensors(raw | {"x": torch.zeros(1)}, metadata, path)
+        checkpoints.from_tensors(raw | {"x": torch.zeros(1)}, metadata, path)
     del raw["last_layer.0.bias"]
     with pytest.raises(
         ValueError, match=r"a.safetensors: 1 keys of .* missing: 'last_layer.0.bias'"
     ):
-        weights.from_tensors(raw, metadata, path)
+        checkpoints.from_tensors(raw, metadata, path)
 
 
 @pytest.mark.parametrize(
@@ -114,9 +115,9 @@ def test_channels_of_a_vqgan_that_do_not_fit() -> None:
 def test_sizes_that_no_tensor_shows() -> None:
     raw = edited("model")
     with pytest.raises(ValueError, match=r"num_codes cannot .* convert IN .* --num-codes N"):
-        weights.from_tensors(raw)
+        checkpoints.from_tensors(raw)
     with pytest.raises(ValueError, match=r"num_heads cannot .*presets: 16 for 768.* --num-heads N"):
-        weights.from_tensors(raw, num_codes=16)
+        checkpoints.from_tensors(raw, num_codes=16)
     refused("model", raw, "num_heads is 5, expected a divisor of the width 32", num_heads=5)
     refused("model", raw, "num_heads is 0, expected a whole number", num_heads=0)
     refused("model", raw, "num_codes is 19, expected at most 18", num_codes=19)
@@ -143,22 +144,22 @@ def test_sizes_that_no_tensor_shows() -> None:
 )
 def test_wrong_metadata(entry: str, text: str, match: str, tmp_path: Path) -> None:
     path = builders.write(tmp_path / "a.safetensors", builders.model())
-    raw, metadata = weights.read(path)
+    raw, metadata = read(path)
     with pytest.raises(ValueError, match=match):
-        weights.from_tensors(raw, metadata | {f"shortcut.{entry}": text}, path)
+        checkpoints.from_tensors(raw, metadata | {f"shortcut.{entry}": text}, path)
 
 
 def test_what_the_caller_says_does_not_override_the_file(tmp_path: Path) -> None:
     path = builders.write(tmp_path / "a.safetensors", builders.model())
     with pytest.raises(ValueError, match="num_heads is 4, but you gave 8"):
-        weights.load(path, num_heads=8)
+        checkpoints.load(path, num_heads=8)
 
 
 def test_a_file_of_another_kind() -> None:
     for kind, (make, known) in KINDS.items():
         wanted = next(other for other in KINDS if other != kind)
         with pytest.raises(ValueError, match=r"FILE: it is a .*, expected a .*\. Give it as the "):
-            weights.from_tensors(builders.published(make()), path="FILE", kind=wanted, **known)
+            checkpoints.from_tensors(builders.published(make()), path="FILE", kind=wanted, **known)
 
 
 def test_a_checkpoint_of_something_else() -> None:
@@ -172,7 +173,7 @@ def test_a_conversion_that_overflows() -> None:
     model = builders.model()
     big = dict(model.tensors) | {"token.weight": model.tensors["token.weight"] * 1e6}
     with pytest.raises(ValueError, match=r"'token.weight' holds NaN.* in torch.float16"):
-        weights.cast(replace(model, tensors=big), torch.float16)
+        checkpoints.cast(replace(model, tensors=big), torch.float16)
 
 
 def test_large_tensors_are_looked_at_in_part_and_after_a_conversion_in_full(monkeypatch) -> None:
@@ -181,12 +182,12 @@ def test_large_tensors_are_looked_at_in_part_and_after_a_conversion_in_full(monk
     monkeypatch.setattr(values, "CHUNK", 64)
     damaged = torch.zeros(20, 10)
     damaged[-1, -1] = torch.nan
-    values.check_finite({"a": damaged})
+    checkpoints.check_finite({"a": damaged})
     with pytest.raises(ValueError, match="'a' holds NaN"):
-        values.check_finite({"a": damaged}, is_full=True)
+        checkpoints.check_finite({"a": damaged}, is_full=True)
     for tensor in (damaged.flip(0), damaged[-10:], damaged[-1, -1]):
         with pytest.raises(ValueError, match="'a' holds NaN"):
-            values.check_finite({"a": tensor})
+            checkpoints.check_finite({"a": tensor})
 
 
 # Files that are not what they should be.
@@ -214,7 +215,7 @@ def test_a_pickle_that_would_run_code_is_refused(place: str, is_zip: bool, tmp_p
     with pytest.raises(
         ValueError, match=r"evil.pth was refused: it asks for \w+.system, which could"
     ):
-        weights.load(path)
+        checkpoints.load(path)
     assert not mark.exists()
     torch.load(path, weights_only=False)  # the file is as hostile as it claims
     assert mark.exists()
@@ -226,21 +227,21 @@ def test_a_plain_pickle_is_refused_too(tmp_path: Path) -> None:
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         path.write_bytes(pickle.dumps(Hostile(mark), protocol))
         with pytest.raises(ValueError, match=r"evil.pth (was refused|is a damaged)"):
-            weights.load(path)
+            checkpoints.load(path)
     assert not mark.exists()
 
 
 def test_a_pickled_network_is_refused(tmp_path: Path) -> None:
     torch.save(torch.nn.Identity(), tmp_path / "a.pth")
     with pytest.raises(ValueError, match=r"asks for torch.nn.modules.linear.Identity.* state_dict"):
-        weights.load(tmp_path / "a.pth")
+        checkpoints.load(tmp_path / "a.pth")
 
 
 def test_files_from_before_pytorch_1_6_are_read(kind: str, tmp_path: Path) -> None:
     make, known = KINDS[kind]
     path = tmp_path / "old.pth"
     torch.save(builders.published(make()), path, _use_new_zipfile_serialization=False)
-    assert_same(weights.load(path, **known), make())
+    assert_same(checkpoints.load(path, **known), make())
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -250,7 +251,7 @@ def test_a_file_that_was_cut_off(suffix: str, tmp_path: Path) -> None:
     for length in (0, 1, 5, 9, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=f"cut{suffix} (is|was)"):
-            weights.load(path, **builders.HEAD_SIZES)
+            checkpoints.load(path, **builders.HEAD_SIZES)
 
 
 @pytest.mark.parametrize("layout", ["ours", "published", "old"])
@@ -267,7 +268,7 @@ def test_a_file_with_a_wrong_byte_is_read_or_refused_by_name(layout: str, tmp_pa
         damaged[choice.randrange(min(len(whole), 5000))] ^= 1 << choice.randrange(8)
         path.write_bytes(damaged)
         try:
-            weights.load(path, **builders.HEAD_SIZES)
+            checkpoints.load(path, **builders.HEAD_SIZES)
         except ValueError as error:
             assert "odd" in str(error)
 
@@ -291,7 +292,7 @@ def test_something_else_under_a_checkpoints_name(
     path = tmp_path / "a.pth"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"a.pth {match}"):
-        weights.load(path)
+        checkpoints.load(path)
 
 
 def test_a_zip_and_a_list_are_no_checkpoints(tmp_path: Path) -> None:
@@ -299,37 +300,37 @@ def test_a_zip_and_a_list_are_no_checkpoints(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "x")
     with pytest.raises(ValueError, match=r"a.pth is a damaged PyTorch file or none at all"):
-        weights.load(path)
+        checkpoints.load(path)
     torch.save([torch.zeros(1)], path)
     with pytest.raises(ValueError, match=r"a.pth holds a list, expected a dict of tensors"):
-        weights.load(path)
+        checkpoints.load(path)
 
 
 def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing.pth does not exist"):
-        weights.load(tmp_path / "nothing.pth")
+        checkpoints.load(tmp_path / "nothing.pth")
 
 
 def test_a_folder_stands_for_the_one_file_in_it(tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match=r"holds no MaskGIT .* for MaskGIT_ImageNet_512.pth"
     ):
-        weights.load(tmp_path)
+        checkpoints.load(tmp_path)
     model = builders.write(tmp_path / "MaskGIT" / "MaskGIT_ImageNet_256.pth", builders.model())
     vq = builders.write(tmp_path / "VQGAN" / "last.ckpt", builders.vq())
     (tmp_path / "notes.txt").write_text("x")
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    assert weights.load(tmp_path, "model", **builders.MODEL_SIZES).path == model
-    assert weights.load(tmp_path, "vq").path == vq
+    assert checkpoints.load(tmp_path, "model", **builders.MODEL_SIZES).path == model
+    assert checkpoints.load(tmp_path, "vq").path == vq
     head = builders.write(tmp_path / "head.safetensors", builders.head())
-    assert weights.load(tmp_path, "head").path == head
+    assert checkpoints.load(tmp_path, "head").path == head
     builders.write(tmp_path / "head2.safetensors", builders.head())
     with pytest.raises(
         ValueError, match=r"holds 2 such files: head.safetensors, head2.safetensors"
     ):
-        weights.load(tmp_path, "head")
+        checkpoints.load(tmp_path, "head")
     with pytest.raises(FileNotFoundError, match=r"holds no MaskGIT shortcut head .*Looked"):
-        weights.load(tmp_path / "VQGAN", "head")
+        checkpoints.load(tmp_path / "VQGAN", "head")
 
 
 # A published folder of many files.
@@ -342,7 +343,7 @@ def folder(tmp_path: Path) -> Path:
 
 def refused_folder(folder: Path, match: str, error: type[Exception] = ValueError) -> None:
     with pytest.raises(error, match=match):
-        weights.load(folder, "model", **lumina_folder.SIZES)
+        checkpoints.load(folder, "model", **lumina_folder.SIZES)
 
 
 def test_a_folder_without_its_index(folder: Path) -> None:
@@ -355,7 +356,7 @@ def test_a_folder_without_its_index(folder: Path) -> None:
 
 def test_a_folder_without_a_vq_model(folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no .*VQ.* Looked there and in its sub"):
-        weights.load(folder, "vq")
+        checkpoints.load(folder, "vq")
 
 
 def test_a_folder_with_both_an_index_and_one_file(folder: Path) -> None:
@@ -454,20 +455,20 @@ def test_output_rows_of_another_vocabulary() -> None:
     name = "model.transformer.ff_out.weight"
     raw[name] = torch.cat([raw[name], raw[name][:8]])
     with pytest.raises(ValueError, match=r"372 rows, expected those of its embedding, 364"):
-        weights.from_tensors(raw, num_heads=4, **lumina_folder.SIZES)
+        checkpoints.from_tensors(raw, num_heads=4, **lumina_folder.SIZES)
 
 
 def test_a_vocabulary_that_no_file_explains(folder: Path) -> None:
     with pytest.raises(
         ValueError, match=r"num_codes cannot be read .*8192 for 134548.*--num-codes"
     ):
-        weights.load(folder)
+        checkpoints.load(folder)
 
 
 @pytest.mark.parametrize("codes", [0, 93, 365])
 def test_a_codebook_that_does_not_fit_the_vocabulary(codes: int, folder: Path) -> None:
     with pytest.raises(ValueError, match=r"num_codes is 0, expected|which leaves -?\d+ text ids"):
-        weights.load(folder, num_codes=codes)
+        checkpoints.load(folder, num_codes=codes)
 
 
 # model.yaml beside a published VQGAN.
@@ -485,9 +486,9 @@ model:
 """
 
 
-def described_vq(folder: Path, yaml: str) -> weights.Checkpoint:
+def described_vq(folder: Path, yaml: str) -> checkpoints.Checkpoint:
     (folder / "model.yaml").write_text(yaml)
-    return weights.load(builders.write(folder / "last.ckpt", builders.vq()))
+    return checkpoints.load(builders.write(folder / "last.ckpt", builders.vq()))
 
 
 @pytest.mark.parametrize("left_out", ["", "n_embed: 16", "resolution: 64, ", "num_res_blocks: 1, "])

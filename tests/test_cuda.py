@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from shortcut_pack.shortcut import shipped, weights
-from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutPredictor
+from shortcut_pack.shortcut import checkpoint as checkpoints
+from shortcut_pack.shortcut import shipped
+from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
 from shortcut_pack.shortcut.denoiser import Denoiser
 from shortcut_pack.shortcut.generate import Result, generate
 from shortcut_pack.shortcut.grid import usual_grid
@@ -44,8 +45,8 @@ class Case:
     device: torch.device
 
     @property
-    def predictor(self) -> partial[ShortcutPredictor]:
-        return partial(ShortcutPredictor, self.head)
+    def predictor(self) -> partial[ShortcutHead]:
+        return partial(ShortcutHead, self.head)
 
     def run(self, images: Sequence[int] = range(NUM_IMAGES), **more: Any) -> Result:
         return generate(
@@ -55,7 +56,7 @@ class Case:
             seed=3,
             image_indices=images,
             num_tokens=self.num_tokens,
-            predictor=self.predictor,
+            accelerator=self.predictor,
             device=self.device,
             **more,
         )
@@ -64,9 +65,9 @@ class Case:
 def case(name: str, device: str, dtype: torch.dtype = torch.float32) -> Case:
     """16 steps of which 5 are full passes."""
     is_text = name == "text"
-    model_file = weights.load(shipped.TEXT_MODEL if is_text else shipped.MODEL, kind="model")
-    head_file = weights.load(shipped.TEXT_HEAD if is_text else shipped.HEAD, kind="head")
-    settings = replace(weights.settings(model_file), num_steps=16, full_steps=5)
+    model_file = checkpoints.load(shipped.TEXT_MODEL if is_text else shipped.MODEL, kind="model")
+    head_file = checkpoints.load(shipped.TEXT_HEAD if is_text else shipped.HEAD, kind="head")
+    settings = replace(usual_settings(model_file), num_steps=16, full_steps=5)
     if is_text:
         tokenizer = load_tokenizer(shipped.TEXT_FOLDER, model_file.config)
         branches = conditions(tokenizer, model_file.config, "text_to_image", "two pines at dawn")
@@ -75,9 +76,9 @@ def case(name: str, device: str, dtype: torch.dtype = torch.float32) -> Case:
         branches = class_branches(torch.arange(NUM_IMAGES), model_file.config.num_classes, 1)
     rows, columns = usual_grid(model_file)
     return Case(
-        model=weights.build(model_file, dtype=dtype, device=device).on_grid(rows, columns),
-        head=weights.build(head_file, dtype=dtype, device=device),
-        vq=weights.build(weights.load(shipped.VQ, kind="vq"), dtype=torch.float32, device=device),
+        model=checkpoints.build(model_file, dtype=dtype, device=device).on_grid(rows, columns),
+        head=checkpoints.build(head_file, dtype=dtype, device=device),
+        vq=checkpoints.build(checkpoints.load(shipped.VQ, kind="vq"), dtype=torch.float32, device=device),
         conditions=branches,
         settings=settings,
         num_tokens=rows * columns,
@@ -189,7 +190,7 @@ def test_too_little_memory_says_what_to_do_and_the_next_run_works():
 
 
 def test_a_head_learns_there_as_on_a_cpu():
-    model_file = weights.load(shipped.MODEL, kind="model")
+    model_file = checkpoints.load(shipped.MODEL, kind="model")
     whole = HeadPlan.default(model_file, iterations=10)
     runs = tuple(replace(settings, num_steps=6) for settings in whole.teaching.runs)
     few = replace(
@@ -197,7 +198,7 @@ def test_a_head_learns_there_as_on_a_cpu():
     )
     errors = []
     for device in ("cpu", "cuda"):
-        network = weights.build(model_file, dtype=torch.float32, device=device)
+        network = checkpoints.build(model_file, dtype=torch.float32, device=device)
         teacher = teacher_of(model_file, network, device=device)
         head = learn(teacher, model_file, replace(whole, teaching=few))
         errors.append([x["error"] for x in head.metadata.trained["held_out"]["6 steps"]])
@@ -205,8 +206,8 @@ def test_a_head_learns_there_as_on_a_cpu():
 
 
 def test_runs_are_kept_there_where_they_fit(monkeypatch: pytest.MonkeyPatch):
-    model_file = weights.load(shipped.MODEL, kind="model")
-    network = weights.build(model_file, dtype=torch.float32, device="cuda")
+    model_file = checkpoints.load(shipped.MODEL, kind="model")
+    network = checkpoints.build(model_file, dtype=torch.float32, device="cuda")
     teacher = teacher_of(model_file, network, device="cuda")
     teaching = HeadPlan.default(model_file, iterations=10).teaching
     assert place_of_runs(teacher, teaching).type == "cuda"

@@ -73,7 +73,7 @@ def test_a_step_after_nothing_was_revealed_needs_no_pass():
         steps,
         num_tokens=L,
         is_masked_BL=is_masked_BL,
-        predictor=Watcher(),  # declines: a pass after all
+        accelerator=Watcher(),  # declines: a pass after all
     )
     assert asked_always.num_passes == 24
     assert torch.equal(codes_BL, expected_BL)
@@ -83,7 +83,7 @@ def test_features_that_were_predicted_are_not_taken_for_those_of_a_pass():
     steps = plan(Settings(num_steps=4, full_steps=(0, 2), **UNGUIDED), L, L)
     idle = replace(steps[1], num_revealed=0)
     model = varied(1, L, V)
-    run(model, CLASS_0, [steps[0], idle, *steps[2:]], num_tokens=L, predictor=Reuse())
+    run(model, CLASS_0, [steps[0], idle, *steps[2:]], num_tokens=L, accelerator=Reuse())
     assert model.num_passes == 2
 
 
@@ -120,7 +120,7 @@ def test_full_steps_are_those_planned(full_steps, guidance):
 def test_a_predictor_sees_full_passes_and_is_asked_for_the_rest_with_what_was_just_revealed():
     model, watcher = varied(1, L, V), Watcher(Reuse())
     settings = Settings(num_steps=6, full_steps=(0, 3), **UNGUIDED)
-    _, traces = run(model, [torch.tensor([0])], settings, num_tokens=L, predictor=watcher)
+    _, traces = run(model, [torch.tensor([0])], settings, num_tokens=L, accelerator=watcher)
     assert watcher.observed == [0, 3]
     assert [index for index, _ in watcher.asked] == [1, 2, 4, 5]
     for index, revealed in watcher.asked:
@@ -131,7 +131,7 @@ def test_a_predictor_sees_full_passes_and_is_asked_for_the_rest_with_what_was_ju
 def test_reuse_keeps_the_features_of_the_last_full_pass():
     model, _ = tiny_maskgit()
     settings = Settings(num_steps=6, full_steps=(0, 3))
-    _, traces = run(model, classes(1, 2), settings, num_tokens=L, predictor=Reuse())
+    _, traces = run(model, classes(1, 2), settings, num_tokens=L, accelerator=Reuse())
     for index, source in ((1, 0), (2, 0), (4, 3), (5, 3)):
         for kept, full in zip(
             traces[index].denoised.features, traces[source].denoised.features, strict=True
@@ -144,7 +144,7 @@ def test_a_predictor_that_declines_gets_a_full_step_and_the_trace_says_so():
     watcher = Watcher()
     model, _ = tiny_maskgit()
     settings = Settings(num_steps=6, full_steps=2)
-    made, traces = run(model, classes(1, 2), settings, num_tokens=L, predictor=watcher)
+    made, traces = run(model, classes(1, 2), settings, num_tokens=L, accelerator=watcher)
     assert [t.step.is_full for t in traces] == [True, False, False, True, False, False]
     assert all(t.denoised.was_full for t in traces)
     assert watcher.observed == list(range(6))
@@ -153,7 +153,7 @@ def test_a_predictor_that_declines_gets_a_full_step_and_the_trace_says_so():
 
 def test_a_plan_that_does_not_begin_full_begins_full_all_the_same():
     steps = [replace(s, is_full=False) for s in plan(Settings(num_steps=3, **UNGUIDED), L, L)]
-    _, traces = run(varied(1, L, V), [torch.tensor([0])], steps, num_tokens=L, predictor=Reuse())
+    _, traces = run(varied(1, L, V), [torch.tensor([0])], steps, num_tokens=L, accelerator=Reuse())
     assert [t.denoised.was_full for t in traces] == [True, False, False]
 
 
@@ -178,7 +178,7 @@ def test_tokens_near_are_counted_in_rows_and_columns(radius, expected):
 
 def test_what_was_revealed_since_the_last_full_pass_is_unseen():
     settings = Settings(num_steps=6, full_steps=(0, 3), spread=1, **UNGUIDED)
-    _, traces = run(varied(1, L, V), CLASS_0, settings, num_tokens=L, predictor=Reuse())
+    _, traces = run(varied(1, L, V), CLASS_0, settings, num_tokens=L, accelerator=Reuse())
     unseen_BL = torch.zeros(1, L, dtype=torch.bool)
     for trace in traces:
         if trace.step.is_full:

@@ -11,12 +11,11 @@ import pytest
 import torch
 from golden_sets import load
 from lumina_sets import head, network
-from shortcut_pack.shortcut import weights
-from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutPredictor
+from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
 from shortcut_pack.shortcut.denoiser import Revealed
-from shortcut_pack.shortcut.gather import at_places
+from shortcut_pack.shortcut.gather import tokens_at
 from shortcut_pack.shortcut.generate import Result, generate
-from shortcut_pack.shortcut.models.layout import Bare
+from shortcut_pack.shortcut.models.layers import Bare
 from shortcut_pack.shortcut.models.lumina_dimoo import head as lumina_head
 from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
 from shortcut_pack.shortcut.schedule import Settings
@@ -24,7 +23,7 @@ from torch import Tensor
 
 ROWS, COLUMNS = 3, 5
 L = ROWS * COLUMNS
-SETTINGS = Settings(**{**lumina.FORMAT.defaults, "num_steps": 6, "full_steps": 3})
+SETTINGS = Settings(**{**lumina.LAYOUT.defaults, "num_steps": 6, "full_steps": 3})
 WITHIN = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -51,7 +50,7 @@ def run(
     **options: Any,
 ) -> Result:
     places = list(range(len(prompts[0]))) if places is None else places
-    predictor = partial(ShortcutPredictor, head("dimoo_sampling_t0_shortcut"))
+    predictor = partial(ShortcutHead, head("dimoo_sampling_t0_shortcut"))
     settings = replace(settings, guidance=settings.guidance[: len(prompts) - 1])
     return generate(
         model,
@@ -60,7 +59,7 @@ def run(
         seed=3,
         image_indices=places,
         num_tokens=model.num_tokens,
-        predictor=predictor if with_head else None,
+        accelerator=predictor if with_head else None,
         **options,
     )
 
@@ -246,8 +245,8 @@ def test_a_head_predicts_only_what_is_wanted(is_sequential, num_blocks):
     everywhere, there = next_features(net, grid), next_features(net, grid, wanted_BM=wanted_BM)
     before = next_features(net, grid, wanted_BM=wanted_BM[:, :0])
     for before_BSD, all_BSD, some_BSD in zip(before, everywhere, there, strict=True):
-        place_BM = grid.image_places(wanted_BM, all_BSD.shape[1])
-        torch.testing.assert_close(at_places(some_BSD, place_BM), at_places(all_BSD, place_BM))
+        place_BM = grid.image_positions(wanted_BM, all_BSD.shape[1])
+        torch.testing.assert_close(tokens_at(some_BSD, place_BM), tokens_at(all_BSD, place_BM))
         is_other_BS = torch.ones(some_BSD.shape[:2]).scatter(1, place_BM, 0).bool()
         assert torch.equal(some_BSD[is_other_BS], before_BSD[is_other_BS])
         assert not torch.allclose(all_BSD[is_other_BS], before_BSD[is_other_BS])
@@ -259,5 +258,5 @@ def test_a_file_may_state_the_guidance_that_suits_source_images():
         for defaults in ({}, {"guidance": [3.0], "source_guidance": [2.0, 1.5]})
     )
     for model, guidance, with_sources in ((plain, (4.0,), (2.5, 4.0)), (own, (3.0,), (2.0, 1.5))):
-        assert weights.settings(model).guidance == guidance
-        assert weights.settings(model, has_sources=True).guidance == with_sources
+        assert usual_settings(model).guidance == guidance
+        assert usual_settings(model, has_sources=True).guidance == with_sources

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import builders
 import pytest
 import torch
-from shortcut_pack.shortcut import weights
+from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.denoiser import Revealed
-from shortcut_pack.shortcut.gather import at_places
+from shortcut_pack.shortcut.gather import tokens_at
 from shortcut_pack.shortcut.models.maskgit.nearby import Nearby
 from shortcut_pack.shortcut.models.maskgit.transformer import MaskGIT
 from shortcut_pack.shortcut.train.head import fit_to_embeddings, initialised
@@ -43,8 +43,8 @@ def test_a_token_is_seen_around_its_place_and_nowhere_else(row, column):
 
 def test_the_head_asks_it():
     """Without any other way for new tokens, features change around them alone."""
-    model: MaskGIT = weights.build(builders.model())
-    head = weights.build(builders.head(CONFIG))
+    model: MaskGIT = checkpoints.build(builders.model())
+    head = checkpoints.build(builders.head(CONFIG))
     for block in head.blocks:
         for attention in (block.cross_attention, block.self_attention):
             nn.init.zeros_(attention.out.weight)
@@ -66,8 +66,8 @@ def test_the_head_asks_it():
 @torch.no_grad()
 def test_only_what_is_wanted_is_predicted(attends, num_blocks):
     """As if everything were; the rest is handed through."""
-    model: MaskGIT = weights.build(builders.model())
-    head = weights.build(builders.head(replace(CONFIG, attends=attends, num_blocks=num_blocks)))
+    model: MaskGIT = checkpoints.build(builders.model())
+    head = checkpoints.build(builders.head(replace(CONFIG, attends=attends, num_blocks=num_blocks)))
     generator = torch.Generator().manual_seed(1)
     features = tuple(torch.randn(2, model.config.grid**2 + 1, 32, generator=generator).unbind())
     features = tuple(branch_SD.expand(3, -1, -1) for branch_SD in features)
@@ -76,7 +76,7 @@ def test_only_what_is_wanted_is_predicted(attends, num_blocks):
     everywhere = head.next_features(model, features, None, revealed, 0.5)
     there = head.next_features(model, features, None, revealed, 0.5, wanted_BM)
     for before_BSD, all_BSD, some_BSD in zip(features, everywhere, there, strict=True):
-        torch.testing.assert_close(at_places(some_BSD, wanted_BM), at_places(all_BSD, wanted_BM))
+        torch.testing.assert_close(tokens_at(some_BSD, wanted_BM), tokens_at(all_BSD, wanted_BM))
         is_other_BS = torch.ones(some_BSD.shape[:2]).scatter(1, wanted_BM, 0).bool()
         assert torch.equal(some_BSD[is_other_BS], before_BSD[is_other_BS])
         assert not torch.allclose(all_BSD[is_other_BS], before_BSD[is_other_BS])
@@ -85,7 +85,7 @@ def test_only_what_is_wanted_is_predicted(attends, num_blocks):
 @torch.no_grad()
 def test_in_place_of_self_attention_features_see_their_neighbourhood_alone():
     """Not beyond it, and not the class."""
-    head = weights.build(builders.head(replace(CONFIG, attends=False)))
+    head = checkpoints.build(builders.head(replace(CONFIG, attends=False)))
     grid, (row, column) = 4, (1, 0)
     x_BSD = torch.randn(1, grid**2 + 1, 32, generator=torch.Generator().manual_seed(1))
     other_BSD = x_BSD.clone()
@@ -104,7 +104,7 @@ def test_in_place_of_self_attention_features_see_their_neighbourhood_alone():
 
 def test_training_begins_with_new_tokens_of_unit_size():
     """Else the convolution would see next to nothing of a model whose embeddings are small."""
-    model: MaskGIT = weights.build(builders.model())
+    model: MaskGIT = checkpoints.build(builders.model())
     (
         model.token.weight.mul_(0.3),
         model.position.weight.mul_(0.3),
@@ -134,7 +134,7 @@ def test_new_tokens_are_scaled_where_the_head_is():
 
 def test_our_files_say_the_kernel_and_the_published_layout_has_no_place_for_it(tmp_path, capsys):
     source = builders.write(tmp_path / "head.safetensors", builders.head(CONFIG))
-    assert weights.load(source, kind="head").config == CONFIG
+    assert checkpoints.load(source, kind="head").config == CONFIG
     assert main(["convert", str(source), str(tmp_path / "head.pth")]) == 1
     assert "no place for the part of a head that looks at" in capsys.readouterr().err
     assert not (tmp_path / "head.pth").exists()
@@ -143,7 +143,7 @@ def test_our_files_say_the_kernel_and_the_published_layout_has_no_place_for_it(t
 def test_our_files_say_that_features_see_their_neighbourhood_alone(tmp_path):
     config = replace(CONFIG, attends=False)
     source = builders.write(tmp_path / "head.safetensors", builders.head(config))
-    assert weights.load(source, kind="head").config == config
+    assert checkpoints.load(source, kind="head").config == config
 
 
 def test_a_head_that_sees_features_around_but_no_tokens_is_refused(tmp_path):
@@ -151,7 +151,7 @@ def test_a_head_that_sees_features_around_but_no_tokens_is_refused(tmp_path):
     tensors = {name: t for name, t in head.tensors.items() if not name.startswith("nearby.")}
     source = builders.write(tmp_path / "head.safetensors", replace(head, tensors=tensors))
     with pytest.raises(ValueError, match=r"nearby\.around\.weight"):
-        weights.load(source, kind="head")
+        checkpoints.load(source, kind="head")
 
 
 @pytest.mark.parametrize("shape", [(16, 1, 4, 4), (16, 1, 3, 5)])
@@ -160,7 +160,7 @@ def test_a_file_with_an_impossible_kernel_is_refused(tmp_path, shape):
     tensors = {**head.tensors, "nearby.around.weight": torch.zeros(shape)}
     source = builders.write(tmp_path / "head.safetensors", replace(head, tensors=tensors))
     with pytest.raises(ValueError, match=r"looks at . x . codes, expected a square of an odd side"):
-        weights.load(source, kind="head")
+        checkpoints.load(source, kind="head")
 
 
 @pytest.mark.parametrize(("kernel", "expected"), [(None, 7), (0, 0), (5, 5)])

@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import builders
 import torch
-from shortcut_pack.shortcut import weights
+from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.accelerators.reuse import Reuse
-from shortcut_pack.shortcut.flops import count_operations
+from shortcut_pack.shortcut.flops import count_flops
 from shortcut_pack.shortcut.models.maskgit import head as maskgit_head
 from shortcut_pack.shortcut.models.maskgit import transformer as maskgit
 from shortcut_pack.shortcut.models.maskgit.classes import class_branches
@@ -45,11 +45,11 @@ def operations_by_part(model, head, settings: Settings, num_images: int = 1, **o
     config = model.config
     class_B = torch.zeros(num_images, dtype=torch.long)
     classes = class_branches(class_B, config.num_classes, len(settings.guidance))
-    return count_operations(model, head, settings, classes, (config.grid, config.grid), **options)
+    return count_flops(model, head, settings, classes, (config.grid, config.grid), **options)
 
 
 def test_operations_of_a_vanilla_run_are_two_per_multiply_add():
-    model, settings = weights.build(builders.model(MODEL_CONFIG)), Settings(num_steps=5)
+    model, settings = checkpoints.build(builders.model(MODEL_CONFIG)), Settings(num_steps=5)
     found = operations_by_part(model, None, settings, num_images=3)
     assert found.full == 2 * 5 * pass_by_hand(MODEL_CONFIG, sequences=6)
     assert found.logits == 2 * logits_by_hand(MODEL_CONFIG, settings, images=3)
@@ -58,7 +58,7 @@ def test_operations_of_a_vanilla_run_are_two_per_multiply_add():
 
 
 def test_operations_of_a_shortcut_run_depend_on_the_tokens_that_each_step_reveals():
-    model, head = weights.build(builders.model(MODEL_CONFIG)), weights.build(builders.head())
+    model, head = checkpoints.build(builders.model(MODEL_CONFIG)), checkpoints.build(builders.head())
     settings = Settings(num_steps=5, full_steps=2)
     steps = plan(settings, MODEL_CONFIG.num_tokens, MODEL_CONFIG.num_tokens)
     found = operations_by_part(model, head, settings)
@@ -75,7 +75,7 @@ def test_operations_of_a_shortcut_run_depend_on_the_tokens_that_each_step_reveal
 def test_a_head_that_starts_from_full_passes_works_for_masked_tokens_alone():
     """The second half of its last block and what follows are of these; the rest is of the whole sequence."""
     config = replace(builders.HEAD_CONFIG, from_full=True)
-    model, head = weights.build(builders.model(MODEL_CONFIG)), weights.build(builders.head(config))
+    model, head = checkpoints.build(builders.model(MODEL_CONFIG)), checkpoints.build(builders.head(config))
     settings = Settings(num_steps=5, full_steps=(0,))
     length, width = MODEL_CONFIG.num_tokens + 1, config.width
     # Query, output, feed-forward, last layer, projection out; both products of self-attention.
@@ -91,15 +91,15 @@ def test_a_head_that_starts_from_full_passes_works_for_masked_tokens_alone():
 
 def test_operations_without_guidance_are_those_of_one_branch():
     settings = Settings(num_steps=4, guidance=())
-    found = operations_by_part(weights.build(builders.model(MODEL_CONFIG)), None, settings)
+    found = operations_by_part(checkpoints.build(builders.model(MODEL_CONFIG)), None, settings)
     assert found.full == 2 * 4 * pass_by_hand(MODEL_CONFIG, sequences=1)
 
 
 def test_reused_features_cost_nothing():
     model, settings = (
-        weights.build(builders.model(MODEL_CONFIG)),
+        checkpoints.build(builders.model(MODEL_CONFIG)),
         Settings(num_steps=5, full_steps=2),
     )
-    found = operations_by_part(model, None, settings, predictor=lambda model, conditions: Reuse())
+    found = operations_by_part(model, None, settings, accelerator=lambda model, conditions: Reuse())
     assert found.full == 2 * 2 * pass_by_hand(MODEL_CONFIG, sequences=2)
     assert found.head == 0

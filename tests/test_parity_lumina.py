@@ -14,7 +14,7 @@ import torch
 from golden_sets import load
 from lumina_sets import head, network, special_ids
 from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
-from shortcut_pack.shortcut.models.lumina_dimoo.block import Places
+from shortcut_pack.shortcut.models.lumina_dimoo.block import SequencePositions
 from shortcut_pack.shortcut.models.lumina_dimoo.head import LuminaHead
 from torch import nn
 
@@ -58,7 +58,7 @@ def without_places(model: lumina.LuminaDiMOO) -> None:
         block.register_forward_pre_hook(
             lambda _, args: (
                 args[0],
-                Places.of([torch.zeros(1, length) for length in args[1].lengths], model.config),
+                SequencePositions.of([torch.zeros(1, length) for length in args[1].lengths], model.config),
             )
         )
 
@@ -69,7 +69,7 @@ def with_one_sequence(model: lumina.LuminaDiMOO) -> None:
         block.register_forward_pre_hook(
             lambda _, args: (
                 args[0],
-                Places([sum(args[1].lengths)], args[1].rotary),
+                SequencePositions([sum(args[1].lengths)], args[1].rotary),
             )
         )
 
@@ -110,9 +110,9 @@ def check_head(model: LuminaHead) -> None:
         inner, hooks = watched(model) if case == "a" else ({}, [])
         next_BSD = model(
             features_BSD,
-            Places.whole([features_BSD.shape[1]], model.config, "cpu"),
+            SequencePositions.whole([features_BSD.shape[1]], model.config, "cpu"),
             new_BND,
-            Places.of([is_new_BS.nonzero()[:, 1].unsqueeze(0)], model.config),
+            SequencePositions.of([is_new_BS.nonzero()[:, 1].unsqueeze(0)], model.config),
             golden[f"{case}/mask_ratio"],
         )
         for hook in hooks:
@@ -161,7 +161,7 @@ def with_new_tokens_in_a_row(model: LuminaHead) -> None:
     model.register_forward_pre_hook(
         lambda _, args: (
             *args[:3],
-            Places.whole(args[3].lengths, model.config, "cpu"),
+            SequencePositions.whole(args[3].lengths, model.config, "cpu"),
             args[4],
         )
     )

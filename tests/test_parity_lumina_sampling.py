@@ -15,19 +15,19 @@ import pytest
 import torch
 from golden_sets import GoldenSet, load
 from lumina_sets import head, network
-from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutPredictor
-from shortcut_pack.shortcut.denoiser import Denoised, Denoiser, guided_logits
+from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
+from shortcut_pack.shortcut.denoiser import Denoised, Denoiser, guided_logits, positions
+from shortcut_pack.shortcut.models.lumina_dimoo import ARCHITECTURE
 from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
-from shortcut_pack.shortcut.models.lumina_dimoo.block import Places
+from shortcut_pack.shortcut.models.lumina_dimoo.block import SequencePositions
 from shortcut_pack.shortcut.models.lumina_dimoo.head import LuminaHead
 from shortcut_pack.shortcut.sampler import (
     Trace,
     confidence,
     draw_codes,
-    positions,
     sample,
 )
-from shortcut_pack.shortcut.schedule import Settings, Step, plan
+from shortcut_pack.shortcut.schedule import Settings, Step, plan, reveal_counts
 from test_parity_sampling import change_steps
 from torch import Tensor
 
@@ -42,7 +42,8 @@ EDITING = ("lumina_i2i_t0", "lumina_i2i_t1")
 PAINTING = ("lumina_inpaint_t0", "lumina_extrapolate_t0")
 SETS = SHORTCUT + VANILLA + EDITING + PAINTING
 IDLE = "lumina_inpaint_t0"  # the rules of the originals differ in it
-GREEDY = Settings(**{**lumina.FORMAT.defaults, "temperature": 0.0, "choice_temperature": 0.0})
+USUAL, RULES = ARCHITECTURE.settings, ARCHITECTURE.rules
+GREEDY = replace(USUAL, temperature=0.0, choice_temperature=0.0)
 WITH_NOISE = ("dimoo_sampling_t1_shortcut", "dimoo_sampling_t1_vanilla", "lumina_i2i_t1")
 
 
@@ -87,8 +88,8 @@ class Run:
     def check(self) -> None:
         """Runs the sampler and compares every step with the record."""
         golden = self.golden
-        predictor = self.head and ShortcutPredictor(self.head, self.model, self.conditions)
-        denoiser = Denoiser(self.model, self.conditions, predictor)
+        accelerator = self.head and ShortcutHead(self.head, self.model, self.conditions)
+        denoiser = Denoiser(self.model, self.conditions, accelerator)
         traces: list[Trace] = []
         told: list[tuple[Any, ...]] = []  # what the head got in each call
         hook = self.head and self.head.register_forward_pre_hook(lambda _, args: told.append(args))
@@ -143,18 +144,18 @@ class Run:
     def check_head_input(self, told: tuple[Any, ...], step: Step) -> None:
         """Compares which tokens were new to the head, where they stand, and how many were masked."""
         golden, prefix = self.golden, f"step{step.index:02d}/"
-        _, _, new_BND, new_places, ratio_B, wanted = told
+        _, _, new_BND, new_positions, ratio_B, wanted = told
         assert wanted is None  # the published head predicts every position
         target_BS = golden["x_before"][step.index : step.index + 1, self.conditions[0].shape[1] :]
-        tokens, places = [], []
+        tokens, where = [], []
         for name, prompt_BP in zip(("cond", "uncond"), self.conditions, strict=True):
             is_new_BS = golden[prefix + f"{name}_new_token_map"]
             tokens.append(torch.cat([prompt_BP, target_BS], 1)[is_new_BS])
-            places.append(is_new_BS.nonzero()[:, 1].unsqueeze(0))
+            where.append(is_new_BS.nonzero()[:, 1].unsqueeze(0))
         assert torch.equal(new_BND[0], self.model.model.embed_tokens(torch.cat(tokens)))
-        expected = Places.of(places, self.head.config)
-        assert new_places.lengths == expected.lengths
-        torch.testing.assert_close(new_places.rotary.cos, expected.rotary.cos)
+        expected = SequencePositions.of(where, self.head.config)
+        assert new_positions.lengths == expected.lengths
+        torch.testing.assert_close(new_positions.rotary.cos, expected.rotary.cos)
         torch.testing.assert_close(ratio_B, golden[prefix + "mask_ratio"], rtol=0, atol=1e-7)
 
 
@@ -171,17 +172,15 @@ def recorded_run(name: str) -> Run:
     guidance = (args["cfg_scale"],)
     if "cfg_img" in args["extra"]:
         guidance = (args["cfg_scale"], args["extra"]["cfg_img"])
-    settings = Settings(
-        **{
-            **lumina.FORMAT.defaults,
-            "num_steps": args["timesteps"],
-            "full_steps": args["extra"]["budget"] if uses_head else None,
-            "guidance": guidance,
-            "temperature": args["temperature"],
-            "choice_temperature": args["temperature"],
-        }
+    settings = replace(
+        USUAL,
+        num_steps=args["timesteps"],
+        full_steps=args["extra"]["budget"] if uses_head else None,
+        guidance=guidance,
+        temperature=args["temperature"],
+        choice_temperature=args["temperature"],
     )
-    steps = plan(settings, int(is_masked_BL.sum()), model.num_tokens)
+    steps = with_idle_steps(settings, int(is_masked_BL.sum()), model.num_tokens)
     return Run(
         golden,
         model,
@@ -192,6 +191,16 @@ def recorded_run(name: str) -> Run:
         never_idle(steps) if name == IDLE else steps,
         Replay.of(golden),
     )
+
+
+def with_idle_steps(settings: Settings, num_tokens: int, image_tokens: int) -> list[Step]:
+    """The plan of the original, which spends passes on steps that reveal nothing; ours leaves them out."""
+    full, left, steps = settings.full_indices(settings.num_steps), num_tokens, []
+    ours = {step.num_masked: step for step in plan(settings, num_tokens, image_tokens, RULES)}
+    for i, count in enumerate(reveal_counts(settings.schedule, settings.num_steps, num_tokens)):
+        steps.append(replace(ours[left], index=i, num_revealed=count, is_full=i in full))
+        left -= count
+    return steps
 
 
 def never_idle(steps: list[Step]) -> list[Step]:
@@ -214,8 +223,8 @@ def test_every_step_equals_the_original(name):
 
 def test_the_rules_of_the_originals_differ_where_a_step_would_reveal_nothing():
     run = recorded_run(IDLE)
-    ours = plan(replace(GREEDY, num_steps=7), 9, 30)
-    assert [s.num_masked_after for s in ours] == [8, 8, 7, 5, 3, 2, 0]
+    ours = plan(replace(GREEDY, num_steps=7), 9, 30, RULES)
+    assert [s.num_masked_after for s in ours] == [8, 7, 5, 3, 2, 0]
     assert [s.num_masked_after for s in run.steps] == [8, 7, 6, 5, 3, 2, 0]
     run.steps = ours
     with pytest.raises(AssertionError):
@@ -268,7 +277,7 @@ def without_newlines(run: Run) -> None:
     """Logits of positions that are off by one a row."""
 
     class Shifted(lumina.OnGrid):
-        def _place_in_rows(self, index_BN: Tensor) -> Tensor:
+        def _position_in_rows(self, index_BN: Tensor) -> Tensor:
             return index_BN
 
     run.model = Shifted(run.model.model, run.model.rows, run.model.columns, False)
@@ -312,7 +321,7 @@ def one_step(probabilities: list[float], num_masked_after: int) -> list[bool]:
     logits_NV = ((1 - top_N) / (num_codes - 1)).log().unsqueeze(1).repeat(1, num_codes)
     logits_NV[:, 3] = top_N.log()
     settings = replace(GREEDY, num_steps=1)
-    (step,) = plan(settings, num_tokens, num_tokens)
+    (step,) = plan(settings, num_tokens, num_tokens, RULES)
     step = replace(step, num_revealed=num_tokens - num_masked_after)
     traces: list[Trace] = []
     sample(

@@ -10,9 +10,9 @@ import golden_sets
 import pytest
 import torch
 from safetensors.torch import save_file
-from shortcut_pack.shortcut import weights
+from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.image import covered, to_pictures, to_pixels
-from shortcut_pack.shortcut.models.layout import Bare
+from shortcut_pack.shortcut.models.layers import Bare
 from shortcut_pack.shortcut.models.lumina_dimoo import vq as lumina_vq
 from torch import Tensor
 
@@ -28,9 +28,9 @@ def golden() -> golden_sets.GoldenSet:
 
 def network(raw: dict[str, Tensor] | None = None, **known: int) -> Any:
     raw = golden().weights("vq") if raw is None else raw
-    checkpoint = weights.from_tensors(raw, kind="vq", **{"num_groups": NUM_GROUPS, **known})
-    assert checkpoint.format is lumina_vq.FORMAT
-    return weights.build(checkpoint)
+    checkpoint = checkpoints.from_tensors(raw, kind="vq", **{"num_groups": NUM_GROUPS, **known})
+    assert checkpoint.layout is lumina_vq.LAYOUT
+    return checkpoints.build(checkpoint)
 
 
 def write(folder: Path, **changes: Any) -> Path:
@@ -156,19 +156,19 @@ def test_every_weight_sits_in_a_layer_of_the_host() -> None:
 
 
 def test_the_published_folder_is_read_with_its_config(tmp_path: Path) -> None:
-    checkpoint = weights.load(write(tmp_path), kind="vq")
+    checkpoint = checkpoints.load(write(tmp_path), kind="vq")
     config = checkpoint.config
     assert config == lumina_vq.Config((16, 16, 16, 32, 32), 1, 8, 64, NUM_GROUPS)
     assert (config.downscale, config.channels) == (16, 16)
-    check_decode(weights.build(checkpoint))
+    check_decode(checkpoints.build(checkpoint))
     ours = tmp_path / "vq.safetensors"
-    weights.save(ours, checkpoint)
-    again = weights.load(ours)
+    checkpoints.save(ours, checkpoint)
+    again = checkpoints.load(ours)
     assert (again.config, again.fingerprint) == (config, checkpoint.fingerprint)
 
 
 def test_published_tensors_come_back_under_their_keys(tmp_path: Path) -> None:
-    weights.save(tmp_path / "a.pth", weights.load(write(tmp_path)))
+    builders.write(tmp_path / "a.pth", checkpoints.load(write(tmp_path)))
     again, raw = torch.load(tmp_path / "a.pth"), golden().weights("vq")
     assert again.keys() == raw.keys()
     assert all(torch.equal(again[key], raw[key]) for key in raw)
@@ -189,14 +189,14 @@ def test_published_tensors_come_back_under_their_keys(tmp_path: Path) -> None:
 )
 def test_a_config_that_does_not_fit(changes: dict[str, Any], match: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=match):
-        weights.load(write(tmp_path, **changes))
+        checkpoints.load(write(tmp_path, **changes))
 
 
 def test_without_its_config_the_file_says_what_is_missing(tmp_path: Path) -> None:
     path = write(tmp_path)
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match=r"groups of its norms cannot .* Put the config.json"):
-        weights.load(path)
+        checkpoints.load(path)
 
 
 def test_unknown_and_missing_keys_are_named() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from fakes import run
 from golden_sets import GoldenSet, load, tiny_maskgit
-from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutPredictor
+from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
 from shortcut_pack.shortcut.denoiser import Denoiser, guided_logits
 from shortcut_pack.shortcut.sampler import (
     Trace,
@@ -64,7 +64,7 @@ class Run:
             codes_BL = golden["init_code"].flatten(1)
         is_masked_BL = codes_BL == self.model.config.mask_id
         conditions = (labels_B, torch.full_like(labels_B, self.model.config.num_classes))
-        predictor = self.head and ShortcutPredictor(self.head, self.model, conditions)
+        predictor = self.head and ShortcutHead(self.head, self.model, conditions)
         denoiser = Denoiser(self.model, conditions, predictor)
         traces: list[Trace] = []
         made_BL = sample(denoiser, codes_BL, is_masked_BL, self.steps, self.noise, traces.append)

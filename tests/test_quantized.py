@@ -14,9 +14,11 @@ import pytest
 import torch
 from builders import assert_same
 from safetensors.torch import load_file
-from shortcut_pack.shortcut import quantized, weights
+from shortcut_pack.shortcut import checkpoint as checkpoints
+from shortcut_pack.shortcut import quantized
 from shortcut_pack.shortcut.checkpoint import Checkpoint
-from shortcut_pack.shortcut.models.layout import Bare
+from shortcut_pack.shortcut.files import read
+from shortcut_pack.shortcut.models.layers import Bare
 from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
 from torch import Tensor
 
@@ -25,19 +27,19 @@ LAYER = "blocks.1.feed_forward.up"
 
 
 def tiny(dtype: torch.dtype = torch.float32) -> Checkpoint:
-    checkpoint = weights.from_tensors(lumina_folder.raw(), num_heads=4, **lumina_folder.SIZES)
-    return weights.cast(checkpoint, dtype)
+    checkpoint = checkpoints.from_tensors(lumina_folder.raw(), num_heads=4, **lumina_folder.SIZES)
+    return checkpoints.cast(checkpoint, dtype)
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    weights.save(tmp_path / "float8.safetensors", tiny(torch.bfloat16), dtype=FLOAT8)
+    checkpoints.save(tmp_path / "float8.safetensors", tiny(torch.bfloat16), dtype=FLOAT8)
     return tmp_path / "float8.safetensors"
 
 
 @torch.no_grad()
 def features(checkpoint: Checkpoint, **options: Any) -> Tensor:
-    network: Any = weights.build(checkpoint, **options)
+    network: Any = checkpoints.build(checkpoint, **options)
     generator = torch.Generator().manual_seed(0)
     tokens_BS = torch.randint(checkpoint.config.vocabulary, (2, 21), generator=generator)
     return network([tokens_BS])[0]
@@ -89,7 +91,7 @@ def test_weights_that_are_not_finite(value: float, tmp_path: Path) -> None:
     damaged[3, 3] = value
     checkpoint = replace(checkpoint, tensors=checkpoint.tensors | {f"{LAYER}.weight": damaged})
     with pytest.raises(ValueError, match=rf"'{LAYER}.weight(_scale)?' holds NaN"):
-        weights.save(tmp_path / "a.safetensors", checkpoint, dtype=FLOAT8)
+        checkpoints.save(tmp_path / "a.safetensors", checkpoint, dtype=FLOAT8)
     assert not list(tmp_path.iterdir())
 
 
@@ -119,7 +121,7 @@ def test_activations_are_not_quantized_by_comfyui() -> None:
 
 
 def test_a_file_is_a_checkpoint_of_the_same_model(path: Path) -> None:
-    found, source = weights.load(path, "model"), tiny()
+    found, source = checkpoints.load(path, "model"), tiny()
     assert (found.config, found.num_parameters) == (source.config, source.num_parameters)
     assert found.fingerprint == source.fingerprint
     assert found.dtype == torch.bfloat16
@@ -128,18 +130,18 @@ def test_a_file_is_a_checkpoint_of_the_same_model(path: Path) -> None:
 
 
 def test_a_cast_in_memory_is_what_a_file_holds(path: Path) -> None:
-    found, source = weights.load(path), weights.cast(tiny(torch.bfloat16), FLOAT8)
+    found, source = checkpoints.load(path), checkpoints.cast(tiny(torch.bfloat16), FLOAT8)
     assert_same(found, source)
     assert found.quantized == source.quantized
 
 
 def test_a_model_of_maskgit_can_be_float8_too(tmp_path: Path) -> None:
-    weights.save(tmp_path / "a.safetensors", builders.model(), dtype=FLOAT8)
-    found = weights.load(tmp_path)
+    checkpoints.save(tmp_path / "a.safetensors", builders.model(), dtype=FLOAT8)
+    found = checkpoints.load(tmp_path)
     assert found.fingerprint == builders.model().fingerprint
     head = builders.head(model_fingerprint=builders.model().fingerprint)
-    assert weights.check_head(head, found) is None
-    network: Any = weights.build(found)
+    assert check_head(head, found) is None
+    network: Any = checkpoints.build(found)
     tokens_BS = torch.zeros(1, 17, dtype=torch.long)
     assert network(tokens_BS).isfinite().all()
 
@@ -147,7 +149,7 @@ def test_a_model_of_maskgit_can_be_float8_too(tmp_path: Path) -> None:
 def test_the_published_sizes_take_less_than_9_gb() -> None:
     config = lumina.Config(4096, 32, 32, 32, 12288, 126356, 8192, 500_000.0, 1e-5)
     network = lumina.LuminaDiMOO(config, dtype=torch.bfloat16, device="meta", operations=Bare)
-    checkpoint = Checkpoint(lumina.FORMAT, config, network.state_dict(), "")
+    checkpoint = Checkpoint(lumina.LAYOUT, config, network.state_dict(), "")
     assert checkpoint.num_parameters == 8_081_805_312 - 126_356 * 4096
     sizes = {
         dtype: sum(tensor.nbytes for tensor in checkpoint.layout(dtype).values())
@@ -161,13 +163,13 @@ def test_the_published_sizes_take_less_than_9_gb() -> None:
 
 
 def test_a_network_keeps_float8_and_computes_with_what_it_stands_for(path: Path) -> None:
-    found = weights.load(path)
-    network: Any = weights.build(found)
+    found = checkpoints.load(path)
+    network: Any = checkpoints.build(found)
     layer = network.get_submodule(LAYER)
     assert layer.weight.dtype == FLOAT8
     assert layer.weight.data_ptr() == found.tensors[f"{LAYER}.weight"].data_ptr(), "no copy"
     assert network.token.weight.dtype == network.dtype == torch.bfloat16
-    dequantized = weights.cast(found, torch.float32)
+    dequantized = checkpoints.cast(found, torch.float32)
     assert not dequantized.quantized
     expected_BSD = features(dequantized)
     torch.testing.assert_close(features(found, dtype=torch.float32), expected_BSD)
@@ -176,7 +178,7 @@ def test_a_network_keeps_float8_and_computes_with_what_it_stands_for(path: Path)
 
 
 def test_control_a_scale_counts(path: Path) -> None:
-    found = weights.load(path)
+    found = checkpoints.load(path)
     scale = found.tensors[f"{LAYER}.weight_scale"] * 2
     wrong = replace(found, tensors={**found.tensors, f"{LAYER}.weight_scale": scale})
     with pytest.raises(AssertionError):
@@ -194,8 +196,8 @@ def test_a_host_with_its_own_layers_gets_all_that_is_stored(path: Path) -> None:
                 seen.update(state)
                 super()._load_from_state_dict(state, prefix, *others)
 
-    found = weights.load(path)
-    weights.build(found, operations=Host)
+    found = checkpoints.load(path)
+    checkpoints.build(found, operations=Host)
     assert set(found.tensors) - seen == {
         name for name in found.tensors if "norm" in name or name == "token.weight"
     }
@@ -209,13 +211,13 @@ def test_a_device_that_cannot_hold_float8(path: Path, monkeypatch: pytest.Monkey
             raise TypeError("no such type here")
         return to(tensor, *args, **options)
 
-    found = weights.load(path)
+    found = checkpoints.load(path)
     monkeypatch.setattr(Tensor, "to", refuse)
     with pytest.raises(
         ValueError,
         match=r"float8.safetensors: .* device cpu cannot hold .no such type here.*--dtype",
     ):
-        weights.build(found)
+        checkpoints.build(found)
 
 
 # What is refused.
@@ -223,7 +225,7 @@ def test_a_device_that_cannot_hold_float8(path: Path, monkeypatch: pytest.Monkey
 
 def changed(path: Path, **changes: Any) -> tuple[dict[str, Any], Mapping[str, str]]:
     """What the file holds, with changes to parts of one layer; None removes one."""
-    raw, metadata = weights.read(path)
+    raw, metadata = read(path)
     raw |= {f"{LAYER}.{name}": value for name, value in changes.items()}
     return {name: value for name, value in raw.items() if value is not None}, metadata
 
@@ -256,13 +258,13 @@ def mark(text: str) -> Tensor:
 def test_a_damaged_layer(changes: dict[str, Any], match: str, path: Path) -> None:
     raw, metadata = changed(path, **changes)
     with pytest.raises(ValueError, match=match):
-        weights.from_tensors(raw, metadata, path)
+        checkpoints.from_tensors(raw, metadata, path)
 
 
 def test_scales_of_activations_are_left_to_comfyui(path: Path) -> None:
     raw, metadata = changed(path, input_scale=torch.ones(()))
-    found = weights.from_tensors(raw, metadata)
-    assert torch.equal(features(found), features(weights.load(path)))
+    found = checkpoints.from_tensors(raw, metadata)
+    assert torch.equal(features(found), features(checkpoints.load(path)))
 
 
 @pytest.mark.parametrize(
@@ -282,11 +284,11 @@ def test_other_quantized_layers_load_for_comfyui_alone(
     raw, metadata = changed(
         path, weight=stored, comfy_quant=mark(json.dumps({"format": format})), **scales
     )
-    found = weights.from_tensors(raw, metadata)
+    found = checkpoints.from_tensors(raw, metadata)
     assert found.num_parameters == tiny().num_parameters
     kept = found.tensors[f"{LAYER}.weight"]
     assert kept.dtype == stored.dtype and torch.equal(kept, stored)
-    for refused in (weights.build, lambda found: weights.cast(found, torch.float32)):
+    for refused in (checkpoints.build, lambda found: checkpoints.cast(found, torch.float32)):
         with pytest.raises(ValueError, match=f"quantized as {format}, which only ComfyUI computes"):
             refused(found)
 
@@ -294,22 +296,22 @@ def test_other_quantized_layers_load_for_comfyui_alone(
 def test_a_quantized_embedding_is_for_comfyui_alone(path: Path) -> None:
     raw, metadata = changed(path)
     stored = quantized.quantize("token.weight", raw["token.weight"], FLOAT8)
-    found = weights.from_tensors(raw | stored, metadata, path)
+    found = checkpoints.from_tensors(raw | stored, metadata, path)
     with pytest.raises(
         ValueError, match=r"safetensors: tensor 'token.weight' is quantized and not of"
     ):
-        weights.build(found)
-    assert features(weights.cast(found, torch.float32)).isfinite().all()
+        checkpoints.build(found)
+    assert features(checkpoints.cast(found, torch.float32)).isfinite().all()
 
 
 def test_conversions_that_make_no_sense(path: Path, tmp_path: Path) -> None:
-    found, out = weights.load(path), tmp_path / "b.safetensors"
+    found, out = checkpoints.load(path), tmp_path / "b.safetensors"
     with pytest.raises(ValueError, match=r"float8.safetensors: its weights are quantized already"):
-        weights.save(out, found, dtype=FLOAT8)
+        checkpoints.save(out, found, dtype=FLOAT8)
     for other in (builders.head(), builders.vq()):
         with pytest.raises(ValueError, match=r"float8 is for the large weights of a model, and"):
-            weights.save(out, other, dtype=FLOAT8)
-    maskgit = weights.cast(builders.model(), FLOAT8)
+            checkpoints.save(out, other, dtype=FLOAT8)
+    maskgit = checkpoints.cast(builders.model(), FLOAT8)
     with pytest.raises(ValueError, match=r"c.pth: the published .* no place for quantized weights"):
-        weights.save(tmp_path / "c.pth", maskgit)
+        checkpoints.save(tmp_path / "c.pth", maskgit)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]

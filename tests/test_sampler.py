@@ -25,7 +25,7 @@ from fakes import (
 )
 from golden_sets import tiny_maskgit
 from shortcut_pack.shortcut.accelerators.reuse import Reuse
-from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutPredictor
+from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
 from shortcut_pack.shortcut.denoiser import Denoised, Denoiser, count_near
 from shortcut_pack.shortcut.noise import Noise
 from shortcut_pack.shortcut.sampler import foremost, positions, sample
@@ -80,8 +80,8 @@ def test_a_head_step_after_nothing_was_revealed():
     steps = plan(Settings(num_steps=4, full_steps=1), L, L)
     idle = replace(steps[0], num_revealed=0)
     model, head = tiny_maskgit()
-    predictor = ShortcutPredictor(head, model, classes(1))
-    _, traces = run(model, classes(1), [idle, *steps[1:2]], num_tokens=L, predictor=predictor)
+    predictor = ShortcutHead(head, model, classes(1))
+    _, traces = run(model, classes(1), [idle, *steps[1:2]], num_tokens=L, accelerator=predictor)
     assert [t.denoised.was_full for t in traces] == [True, False]
     assert traces[1].denoised.logits_BNV.isfinite().all()
 
@@ -334,7 +334,7 @@ def num_beside_unseen(spread: int, **more) -> list[int]:
     )
     model, unseen_BL = varied(1, 144, V), torch.zeros(8, 144, dtype=torch.bool)
     class_B = torch.zeros(8, dtype=torch.long)
-    _, traces = run(model, [class_B], settings, num_tokens=144, predictor=Reuse())
+    _, traces = run(model, [class_B], settings, num_tokens=144, accelerator=Reuse())
     found = []
     for trace in traces:
         if trace.step.is_full:
@@ -360,7 +360,7 @@ def test_spread_changes_no_run_whose_steps_are_all_full():
     runs = [run(model, classes(1, 2), s, num_tokens=L)[0] for s in (usual, spread)]
     assert torch.equal(*runs)
     shortened = [replace(s, full_steps=2) for s in (usual, spread)]
-    runs = [run(model, classes(1, 2), s, num_tokens=L, predictor=Reuse())[0] for s in shortened]
+    runs = [run(model, classes(1, 2), s, num_tokens=L, accelerator=Reuse())[0] for s in shortened]
     assert not torch.equal(*runs)
 
 
@@ -374,7 +374,7 @@ def loop_inputs(device: str):
     steps = plan(Settings(num_steps=8, full_steps=3, spread=1), 30, L)
     codes_BL = torch.zeros(2, L, dtype=torch.long, device=device)
     is_masked_BL = some_masked(2, 30).to(device)
-    denoiser = Denoiser(model, conditions, ShortcutPredictor(head, model, conditions))
+    denoiser = Denoiser(model, conditions, ShortcutHead(head, model, conditions))
     return denoiser, codes_BL, is_masked_BL, steps, Noise.draw(0, range(2), 8, L, device)
 
 

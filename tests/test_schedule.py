@@ -154,7 +154,7 @@ def test_lumina_keeps_its_steps_however_few_tokens_there_are():
 
 
 def test_settings_of_lumina_are_those_of_its_original():
-    settings = Settings(**lumina.FORMAT.defaults)
+    settings = Settings(**lumina.LAYOUT.defaults)
     first, *_, last = plan(settings, 30, 36)
     assert (len(plan(settings, 30, 36)), first.guidance, last.guidance) == (64, (4.0,), (4.0,))
     assert (first.choice_temperature, last.choice_temperature) == (1, 1)

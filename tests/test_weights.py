@@ -15,7 +15,7 @@ import pytest
 import torch
 from builders import KINDS, assert_same
 from safetensors.torch import load_file, save_file
-from shortcut_pack.shortcut import weights
+from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.denoiser import guided_logits
 from shortcut_pack.shortcut.models.maskgit import head as head_file
 from shortcut_pack.shortcut.models.maskgit import transformer as maskgit
@@ -47,7 +47,7 @@ def backbone(raw: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     golden = golden_sets.load("maskgit_backbone")
     sizes = golden.info["config"]["vit"]
     known = {"num_heads": sizes["heads"], "num_codes": sizes["codebook_size"]}
-    network: Any = weights.build(weights.from_tensors(raw, kind="model", **known))
+    network: Any = checkpoints.build(checkpoints.from_tensors(raw, kind="model", **known))
     codes_BL = golden["img_token"].flatten(1)
     class_B = golden["labels"].masked_fill(golden["drop_label"], sizes["nclass"])
     is_masked_BL = codes_BL == golden.info["token_ids"]["mask"]
@@ -65,8 +65,8 @@ def test_a_published_model_computes_what_the_original_did() -> None:
 
 def test_control_exchanged_queries_and_keys_do_not_pass_for_the_model(monkeypatch) -> None:
     golden = golden_sets.load("maskgit_backbone")
-    wrong = swapped(maskgit.FORMAT, ".query.", ".key.")
-    monkeypatch.setitem(weights.FORMATS, "maskgit", wrong)
+    wrong = swapped(maskgit.LAYOUT, ".query.", ".key.")
+    monkeypatch.setitem(weights.LAYOUTS, "maskgit", wrong)
     with pytest.raises(AssertionError, match="logits"):
         golden.assert_close(backbone(golden.weights("vit"))[0], "logits")
 
@@ -76,7 +76,7 @@ def head_features(case: str) -> torch.Tensor:
     golden = golden_sets.load("maskgit_shortcut_head")
     model, _ = golden_sets.tiny_maskgit()
     num_heads = golden.args["cases"][0]["head"]["num_heads"]
-    head: Any = weights.build(weights.from_tensors(golden.weights("head"), num_heads=num_heads))
+    head: Any = checkpoints.build(checkpoints.from_tensors(golden.weights("head"), num_heads=num_heads))
     codes_BN = golden[f"{case}/new_token_ids"]
     index_BN = golden[f"{case}/new_token_map"].nonzero()[:, 1].view_as(codes_BN)
     new_BND = model.embed(codes_BN, index_BN)
@@ -91,8 +91,8 @@ def test_a_published_head_computes_what_the_original_did(case: str) -> None:
 
 def test_control_exchanged_queries_and_keys_do_not_pass_for_the_head(monkeypatch) -> None:
     golden = golden_sets.load("maskgit_shortcut_head")
-    wrong = swapped(head_file.FORMAT, ".query.", ".key.")
-    monkeypatch.setitem(weights.FORMATS, "maskgit-head", wrong)
+    wrong = swapped(head_file.LAYOUT, ".query.", ".key.")
+    monkeypatch.setitem(weights.LAYOUTS, "maskgit-head", wrong)
     with pytest.raises(AssertionError, match="feat"):
         golden.assert_close(head_features("head_0"), "head_0/feat")
 
@@ -101,9 +101,9 @@ def test_control_exchanged_queries_and_keys_do_not_pass_for_the_head(monkeypatch
 def check_vqgan() -> None:
     golden = golden_sets.load("taming_vqgan")
     raw = {"epoch": 1, "state_dict": golden.weights("vq") | {"loss.steps": torch.tensor(3)}}
-    checkpoint = weights.from_tensors(raw, kind="vq")
+    checkpoint = checkpoints.from_tensors(raw, kind="vq")
     assert checkpoint.config.attention_levels == (2,)
-    network: Any = weights.build(checkpoint)
+    network: Any = checkpoints.build(checkpoint)
     golden.assert_close(network.decode(golden["codes"]), "decode")
     codes_Bhw = network.encode(golden["image"])
     assert torch.equal(codes_Bhw.flatten(), golden["indices"])
@@ -115,13 +115,13 @@ def test_a_published_vqgan_computes_what_the_original_did() -> None:
 
 
 def test_control_exchanged_up_and_mid_blocks_do_not_pass_for_the_vqgan(monkeypatch) -> None:
-    format = maskgit_vqgan.FORMAT
+    format = maskgit_vqgan.LAYOUT
     rows = {
         "decoder.mid.block_1.*": "decoder.mid.block_2.*",
         "decoder.mid.block_2.*": "decoder.mid.block_1.*",
     }
     wrong = replace(format, table=rows | dict(format.table))
-    monkeypatch.setitem(weights.FORMATS, "maskgit-vqgan", wrong)
+    monkeypatch.setitem(weights.LAYOUTS, "maskgit-vqgan", wrong)
     with pytest.raises(AssertionError, match="decode"):
         check_vqgan()
 
@@ -130,7 +130,7 @@ def test_ours_to_published_gives_every_published_tensor_back() -> None:
     golden = golden_sets.load("maskgit_shortcut_head")
     for name, known in (("vit", {"num_codes": 32}), ("head", {})):
         raw = golden.weights(name)
-        again = builders.published(weights.from_tensors(raw, num_heads=4, **known))
+        again = builders.published(checkpoints.from_tensors(raw, num_heads=4, **known))
         again = again.get("model_state_dict", again)
         assert again.keys() == raw.keys()
         assert all(torch.equal(again[key], raw[key]) for key in raw)
@@ -143,9 +143,9 @@ def test_ours_to_published_gives_every_published_tensor_back() -> None:
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".ckpt"])
 def test_round_trip(kind: str, suffix: str, dtype: torch.dtype, tmp_path: Path) -> None:
     make, known = KINDS[kind]
-    checkpoint = weights.cast(make(), dtype)
+    checkpoint = checkpoints.cast(make(), dtype)
     path = builders.write(tmp_path / f"a{suffix}", checkpoint)
-    again = weights.load(path, kind, **known)
+    again = checkpoints.load(path, kind, **known)
     assert_same(again, checkpoint)
     assert again.dtype == dtype
     assert again.fingerprint == make().fingerprint
@@ -164,7 +164,7 @@ def test_round_trip(kind: str, suffix: str, dtype: torch.dtype, tmp_path: Path) 
 def test_the_parts_of_a_head_are_read_from_its_keys(sizes: dict[str, Any], tmp_path: Path) -> None:
     checkpoint = builders.head(replace(builders.HEAD_CONFIG, **sizes))
     path = builders.write(tmp_path / "maskgit-shortcut.pth", checkpoint)
-    assert_same(weights.load(tmp_path, **builders.HEAD_SIZES), checkpoint)
+    assert_same(checkpoints.load(tmp_path, **builders.HEAD_SIZES), checkpoint)
     has_projections = any(key.startswith("proj_in") for key in torch.load(path))
     assert has_projections == (checkpoint.config.width != checkpoint.config.model_width)
 
@@ -175,15 +175,15 @@ def test_the_levels_of_a_vqgan_are_read_from_its_keys(
 ) -> None:
     config = replace(builders.VQ_CONFIG, attention_levels=attention_levels, blocks_per_level=2)
     path = builders.write(tmp_path / "last.ckpt", builders.vq(config))
-    assert weights.load(path).config == config
+    assert checkpoints.load(path).config == config
 
 
 def test_heads_of_the_published_sizes_are_known() -> None:
     config = maskgit.Config(2, 768, 1, 16, 8, 1024, 1000)
     raw = builders.published(builders.model(config))
-    assert weights.from_tensors(raw).config == config
+    assert checkpoints.from_tensors(raw).config == config
     head = head_file.Config(768, 384, 1, 16, True)
-    assert weights.from_tensors(builders.published(builders.head(head))).config == head
+    assert checkpoints.from_tensors(builders.published(builders.head(head))).config == head
 
 
 def test_a_file_says_what_it_is(tmp_path: Path) -> None:
@@ -191,9 +191,9 @@ def test_a_file_says_what_it_is(tmp_path: Path) -> None:
     trained = {"steps": 10, "loss": [0.5, 0.25]}
     head = builders.head(model_fingerprint=model.fingerprint, trained=trained)
     for checkpoint in (model, head):
-        found = weights.load(builders.write(tmp_path / "a.safetensors", checkpoint)).metadata
+        found = checkpoints.load(builders.write(tmp_path / "a.safetensors", checkpoint)).metadata
         assert replace(found, config={}) == checkpoint.metadata
-    assert weights.load(tmp_path).metadata.config["width"] == head.config.width
+    assert checkpoints.load(tmp_path).metadata.config["width"] == head.config.width
 
 
 def test_the_published_layout_has_what_its_loader_reads(tmp_path: Path) -> None:
@@ -207,46 +207,46 @@ def test_the_published_layout_has_what_its_loader_reads(tmp_path: Path) -> None:
 def test_a_host_may_read_the_file_itself() -> None:
     model, vq = builders.model(), builders.vq()
     bare = builders.published(model)["model_state_dict"]
-    assert_same(weights.from_tensors(bare, **builders.MODEL_SIZES), model)
-    assert_same(weights.from_tensors(builders.published(vq)["state_dict"], {"format": "pt"}), vq)
+    assert_same(checkpoints.from_tensors(bare, **builders.MODEL_SIZES), model)
+    assert_same(checkpoints.from_tensors(builders.published(vq)["state_dict"], {"format": "pt"}), vq)
 
 
 def test_networks_are_ready_and_share_the_files_tensors(kind: str) -> None:
     checkpoint = KINDS[kind][0]()
-    network = weights.build(checkpoint)
+    network = checkpoints.build(checkpoint)
     assert not network.training
     for name, parameter in network.named_parameters():
         assert not parameter.requires_grad
         assert parameter.data_ptr() == checkpoint.tensors[name].data_ptr()
-    assert {p.dtype for p in weights.build(checkpoint, dtype=torch.bfloat16).parameters()} == {
+    assert {p.dtype for p in checkpoints.build(checkpoint, dtype=torch.bfloat16).parameters()} == {
         torch.bfloat16
     }
 
 
 def test_weights_and_activations_may_differ_in_type() -> None:
-    network: Any = weights.build(builders.model(), dtype=torch.float16, compute_dtype=torch.float32)
+    network: Any = checkpoints.build(builders.model(), dtype=torch.float16, compute_dtype=torch.float32)
     assert (network.dtype, network.compute_dtype) == (torch.float16, torch.float32)
 
 
 def test_what_was_trained_can_be_packed(tmp_path: Path) -> None:
-    network = weights.build(builders.head()).requires_grad_(True)
-    packed = weights.pack(network, head_file.FORMAT, dtype=torch.float16, title="mine")
-    again = weights.load(builders.write(tmp_path / "a.safetensors", packed))
-    assert_same(again, weights.cast(builders.head(), torch.float16))
+    network = checkpoints.build(builders.head()).requires_grad_(True)
+    packed = checkpoints.pack(network, head_file.LAYOUT, dtype=torch.float16, title="mine")
+    again = checkpoints.load(builders.write(tmp_path / "a.safetensors", packed))
+    assert_same(again, checkpoints.cast(builders.head(), torch.float16))
     assert again.metadata.title == "mine"
 
 
 def test_sampler_settings_come_with_a_model() -> None:
     model = builders.model(defaults={"num_steps": 9, "guidance": [1.5], "schedule": "cosine"})
-    found = weights.settings(model)
+    found = usual_settings(model)
     assert (found.num_steps, found.guidance, found.schedule) == (9, (1.5,), "cosine")
-    assert found.choice_temperature == weights.settings(builders.model()).choice_temperature == 7.0
+    assert found.choice_temperature == usual_settings(builders.model()).choice_temperature == 7.0
 
 
 @pytest.mark.parametrize("defaults", [{"speed": 9}, {"num_steps": 0}, {"num_steps": "x"}])
 def test_unusable_sampler_settings(defaults: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="unusable sampler settings"):
-        weights.settings(builders.model(defaults=defaults))
+        usual_settings(builders.model(defaults=defaults))
 
 
 # A published folder of many files.
@@ -254,21 +254,21 @@ def test_unusable_sampler_settings(defaults: dict[str, Any]) -> None:
 
 def test_a_folder_of_shards_is_one_checkpoint(tmp_path: Path) -> None:
     folder = lumina_folder.write(tmp_path / "Lumina", has_vq=True)
-    expected = weights.from_tensors(lumina_folder.raw(), num_heads=4, **lumina_folder.SIZES)
+    expected = checkpoints.from_tensors(lumina_folder.raw(), num_heads=4, **lumina_folder.SIZES)
     for path in (folder, folder / lumina_folder.INDEX):
-        found = weights.load(path, "model", **lumina_folder.SIZES)
+        found = checkpoints.load(path, "model", **lumina_folder.SIZES)
         assert_same(found, expected)
         assert found.fingerprint == expected.fingerprint
-    assert weights.load(folder, "vq").format.name == "lumina-vq"
+    assert checkpoints.load(folder, "vq").layout.name == "lumina-vq"
 
 
 def test_a_folder_with_one_file_is_one_checkpoint(tmp_path: Path) -> None:
-    expected = weights.load(lumina_folder.write(tmp_path / "a"), **lumina_folder.SIZES)
+    expected = checkpoints.load(lumina_folder.write(tmp_path / "a"), **lumina_folder.SIZES)
     single = lumina_folder.write(tmp_path / "b")
     for name in (lumina_folder.INDEX, *lumina_folder.SHARDS):
         (single / name).unlink()
     save_file(lumina_folder.raw(), single / "model.safetensors", {"format": "pt"})
-    assert_same(weights.load(single, **lumina_folder.SIZES), expected)
+    assert_same(checkpoints.load(single, **lumina_folder.SIZES), expected)
 
 
 @pytest.mark.parametrize(
@@ -283,17 +283,17 @@ def test_config_json_decides_what_no_tensor_shows(
     theirs: str, ours: str, value: float, tmp_path: Path
 ) -> None:
     folder = lumina_folder.write(tmp_path)
-    usual = weights.load(folder, **lumina_folder.SIZES).config
+    usual = checkpoints.load(folder, **lumina_folder.SIZES).config
     lumina_folder.rewrite_json(folder / "config.json", **{theirs: value, "n_kv_heads": None})
-    changed = weights.load(folder, **lumina_folder.SIZES).config
+    changed = checkpoints.load(folder, **lumina_folder.SIZES).config
     assert getattr(changed, ours) == value != getattr(usual, ours)
 
 
 def test_the_output_rows_of_text_are_dropped_and_nothing_else(tmp_path: Path) -> None:
-    found = weights.load(lumina_folder.write(tmp_path), **lumina_folder.SIZES)
+    found = checkpoints.load(lumina_folder.write(tmp_path), **lumina_folder.SIZES)
     published = lumina_folder.raw()["model.transformer.ff_out.weight"]
     assert torch.equal(found.tensors["code_output.weight"], published[300:])
-    ours = weights.load(builders.write(tmp_path / "a.safetensors", found))
+    ours = checkpoints.load(builders.write(tmp_path / "a.safetensors", found))
     assert_same(ours, found)
     assert ours.fingerprint == found.fingerprint
 
@@ -303,30 +303,30 @@ def test_the_output_rows_of_text_are_dropped_and_nothing_else(tmp_path: Path) ->
 
 def with_format(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """Changes what the format of MaskGIT says."""
-    monkeypatch.setitem(weights.FORMATS, "maskgit", replace(maskgit.FORMAT, **changes))
+    monkeypatch.setitem(weights.LAYOUTS, "maskgit", replace(maskgit.LAYOUT, **changes))
 
 
 def test_sampler_settings_of_a_formats_original(monkeypatch: pytest.MonkeyPatch) -> None:
     with_format(monkeypatch, defaults={"num_steps": 64, "schedule": "cosine"})
     raw = builders.published(builders.model())
-    found = weights.settings(weights.from_tensors(raw, **builders.MODEL_SIZES))
+    found = usual_settings(checkpoints.from_tensors(raw, **builders.MODEL_SIZES))
     assert (found.num_steps, found.schedule, found.choice_temperature) == (64, "cosine", 7.0)
-    stated = replace(builders.model(defaults={"num_steps": 9}), format=weights.FORMATS["maskgit"])
-    assert weights.settings(stated).num_steps == 9
+    stated = replace(builders.model(defaults={"num_steps": 9}), format=weights.LAYOUTS["maskgit"])
+    assert usual_settings(stated).num_steps == 9
 
 
 def test_sizes_stated_beside_a_published_file(monkeypatch, tmp_path: Path) -> None:
     stated = {"num_heads": 8, "num_codes": 16}
     with_format(monkeypatch, read_beside=lambda path: stated if path.exists() else {})
     path = builders.write(tmp_path / "a.pth", builders.model())
-    assert weights.load(path).config == replace(builders.MODEL_CONFIG, num_heads=8)
+    assert checkpoints.load(path).config == replace(builders.MODEL_CONFIG, num_heads=8)
     with pytest.raises(ValueError, match="num_heads is 8, but you gave 4"):
-        weights.load(path, num_heads=4)
+        checkpoints.load(path, num_heads=4)
     stated["depth"] = 5
     with pytest.raises(ValueError, match=r"a.pth: depth is 2, but the files beside it say 5"):
-        weights.load(path)
+        checkpoints.load(path)
     ours = builders.write(tmp_path / "a.safetensors", builders.model())
-    assert weights.load(ours).config == builders.MODEL_CONFIG
+    assert checkpoints.load(ours).config == builders.MODEL_CONFIG
 
 
 def test_what_a_format_drops_is_neither_checked_nor_written(monkeypatch, tmp_path: Path) -> None:
@@ -341,14 +341,14 @@ def test_what_a_format_drops_is_neither_checked_nor_written(monkeypatch, tmp_pat
         return builders.MODEL_CONFIG
 
     with_format(monkeypatch, read_config=read_config, narrow=narrow)
-    found = weights.from_tensors(published)
-    assert_same(replace(found, format=maskgit.FORMAT), builders.model())
+    found = checkpoints.from_tensors(published)
+    assert_same(replace(found, format=maskgit.LAYOUT), builders.model())
     kept = found.tensors["position.weight"]
     assert kept.data_ptr() == published["pos_emb"].data_ptr()
-    ours = weights.load(builders.write(tmp_path / "a.safetensors", found))
-    assert_same(replace(ours, format=maskgit.FORMAT), builders.model())
+    ours = checkpoints.load(builders.write(tmp_path / "a.safetensors", found))
+    assert_same(replace(ours, format=maskgit.LAYOUT), builders.model())
     with pytest.raises(ValueError, match=r"a.pth: the published layout .* suffix .safetensors"):
-        weights.save(tmp_path / "a.pth", found)
+        checkpoints.save(tmp_path / "a.pth", found)
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
@@ -358,30 +358,30 @@ def test_what_a_format_drops_is_neither_checked_nor_written(monkeypatch, tmp_pat
 def test_a_fingerprint_tells_weights_apart_but_not_types() -> None:
     model = builders.model()
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
-        assert weights.fingerprint(weights.cast(model, dtype).tensors) == model.fingerprint
+        assert checkpoints.fingerprint(checkpoints.cast(model, dtype).tensors) == model.fingerprint
     generator = torch.Generator().manual_seed(1)
     tuned = {
         name: tensor + 0.01 * torch.randn(tensor.shape, generator=generator)
         for name, tensor in model.tensors.items()
     }
-    assert weights.fingerprint(tuned) != model.fingerprint
+    assert checkpoints.fingerprint(tuned) != model.fingerprint
     assert builders.model(seed=5).fingerprint != model.fingerprint
 
 
 def test_a_fingerprint_is_forever() -> None:
     head = golden_sets.load("maskgit_shortcut_head").weights("head")
-    assert weights.from_tensors(head, num_heads=4).fingerprint == "978d4e19c49a20ca"
+    assert checkpoints.from_tensors(head, num_heads=4).fingerprint == "978d4e19c49a20ca"
 
 
 def test_a_head_of_its_model_is_verified() -> None:
     model = builders.model()
     head = builders.head(model_fingerprint=model.fingerprint)
-    assert weights.check_head(head, model) is None
-    assert weights.check_head(head.without_tensors(), model.without_tensors()) is None
+    assert check_head(head, model) is None
+    assert check_head(head.without_tensors(), model.without_tensors()) is None
 
 
 def test_a_published_head_is_verified_by_its_width_only() -> None:
-    said = weights.check_head(builders.head(), builders.model())
+    said = check_head(builders.head(), builders.model())
     assert said is not None and "width 32 fits" in said and "could be verified" in said
 
 
@@ -390,26 +390,26 @@ def test_a_head_of_other_weights() -> None:
     with pytest.raises(
         ValueError, match=r"was trained for the model [0-9a-f]{16}, not [0-9a-f]{16}"
     ):
-        weights.check_head(head, builders.model(seed=5))
+        check_head(head, builders.model(seed=5))
 
 
 def test_a_head_of_another_width() -> None:
     model = builders.model(replace(builders.MODEL_CONFIG, width=64))
     with pytest.raises(ValueError, match=r"is for a width of 32, not 64 .* Pick the head"):
-        weights.check_head(builders.head(), model)
+        check_head(builders.head(), model)
 
 
 def test_what_is_no_head_at_all() -> None:
     with pytest.raises(ValueError, match="VQGAN of MaskGIT, which does not go with"):
-        weights.check_head(builders.vq(), builders.model())
+        check_head(builders.vq(), builders.model())
 
 
 @pytest.mark.parametrize("is_lumina", [True, False])
 def test_a_head_of_the_other_kind_of_model(is_lumina: bool) -> None:
-    lumina = weights.from_tensors(lumina_folder.raw(), num_heads=4, **lumina_folder.SIZES)
+    lumina = checkpoints.from_tensors(lumina_folder.raw(), num_heads=4, **lumina_folder.SIZES)
     tensors = golden_sets.load("dimoo_shortcut_head").weights("head")
-    lumina_head = weights.from_tensors(tensors, kind="head", num_heads=4)
-    assert "could be verified" in str(weights.check_head(lumina_head, lumina))
+    lumina_head = checkpoints.from_tensors(tensors, kind="head", num_heads=4)
+    assert "could be verified" in str(check_head(lumina_head, lumina))
     if is_lumina:
         head, model, match = (
             builders.head(),
@@ -423,7 +423,7 @@ def test_a_head_of_the_other_kind_of_model(is_lumina: bool) -> None:
             "DiMOO shortcut head, which .* MaskGIT t",
         )
     with pytest.raises(ValueError, match=f"{match}.*Pick the head that was trained for this model"):
-        weights.check_head(head, model)
+        check_head(head, model)
 
 
 # Writing.
@@ -438,14 +438,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     before = path.read_bytes()
     monkeypatch.setattr(weights, "write_safetensors", fail)
     with pytest.raises(OSError, match="no space"):
-        weights.save(path, builders.head(seed=9))
+        checkpoints.save(path, builders.head(seed=9))
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
 def test_an_output_of_unknown_kind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"suffix '.bin', expected .safetensors .* or .pth, .pt"):
-        weights.save(tmp_path / "a.bin", builders.head())
+        checkpoints.save(tmp_path / "a.bin", builders.head())
     assert not os.listdir(tmp_path)
 
 

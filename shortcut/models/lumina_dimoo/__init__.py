@@ -8,7 +8,8 @@ from __future__ import annotations
 from ...schedule import SamplerRules, Settings
 from ..architecture import Architecture, Download, Preset, PublishedSize
 from . import head, transformer, vq
-from .prompts import TASKS, PromptConditioner
+from .conditioner import PromptConditioner
+from .prompts import TASKS
 from .tokenizer import copy_tokenizer_of, tokenizer_or_advice
 
 # Source: facts of the published files (docs/models.md); config.json there is authoritative.
