@@ -80,9 +80,7 @@ def read_lines(options: argparse.Namespace) -> dict[int, Line]:
     return lines
 
 
-def make(
-    pipeline: Pipeline, lines: Mapping[int, Line], folder: Path, *, is_shown: bool
-) -> Outcome:
+def make(pipeline: Pipeline, lines: Mapping[int, Line], folder: Path, *, is_shown: bool) -> Outcome:
     """Make the pictures of `lines` one after the other, whatever becomes of each."""
     outcome = Outcome()
     hidden = None if is_shown else True  # None: shown on a terminal

@@ -77,11 +77,11 @@ def load_pipeline(options: argparse.Namespace) -> Pipeline:
         FileNotFoundError, ValueError: as `Pipeline.load`.
     """
     model, vq, head = options.model, options.vq, options.head
-    name = shipped_for(fields_given(options)) if model is None else str(model)
+    name = str(model or shipped_for(fields_given(options)))
     if (files := shipped.files_of(name)) is not None:
         model, vq, head = files["model"], vq or files["vq"], head or files["head"]
     return Pipeline.load(
-        model,
+        model or name,
         vq,
         None if head == NO_HEAD else head,
         device=options.device,
