@@ -268,6 +268,8 @@ class PublishedSize:
     head: Any
     vq: Any
     grid: Grid
+    # tokens of a prompt, where it has one -> the conditions of one guided image, on the meta device
+    conditions: Callable[[int], Branches]
 
 
 @dataclass(frozen=True, slots=True)
