@@ -35,7 +35,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fits = {"model_fingerprint": packed.fingerprint}
     checkpoints.save(folder / "head.safetensors", checkpoints.pack(head, head_file.LAYOUT, **fits))
     stranger = {"model_fingerprint": "0" * 16}
-    checkpoints.save(folder / "stranger.safetensors", checkpoints.pack(head, head_file.LAYOUT, **stranger))
+    checkpoints.save(
+        folder / "stranger.safetensors", checkpoints.pack(head, head_file.LAYOUT, **stranger)
+    )
     return folder
 
 
@@ -235,9 +237,7 @@ def test_help_lists_the_commands_without_pytorch() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_its_own_help(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_command_has_its_own_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0
