@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from shortcut_pack.shortcut import checkpoint as checkpoints
+from shortcut_pack.shortcut import shipped
 from shortcut_pack.shortcut.__main__ import COMMANDS, main
+from shortcut_pack.shortcut.cli.requests import shipped_for
 from shortcut_pack.shortcut.models.maskgit import head as head_file
 from shortcut_pack.shortcut.models.maskgit import transformer as maskgit
 from shortcut_pack.shortcut.models.maskgit import vqgan as maskgit_vqgan
@@ -243,6 +245,27 @@ def test_every_command_has_its_own_help(command: str, capsys: pytest.CaptureFixt
         main([command, "--help"])
     assert ended.value.code == 0
     assert f"python -m shortcut {command} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ((), shipped.NAME),
+        (("label",), shipped.NAME),
+        (("prompt",), shipped.TEXT_NAME),
+        (("task", "sources"), shipped.TEXT_NAME),
+        (("label", "prompt"), shipped.NAME),  # neither takes both: the first says what it takes
+    ],
+)
+def test_the_shipped_model_that_takes_what_is_given(given: tuple[str, ...], name: str) -> None:
+    assert shipped_for(frozenset(given)) == name
+
+
+def test_a_shipped_model_by_name_with_and_without_its_head(tmp_path: Path, capsys) -> None:
+    run = ["generate", "--model", "scenes", "--out", str(tmp_path / "a.png"), "--steps", "4"]
+    for head, num_full in (([], 1), (["--head", "none"], 4)):
+        assert main([*run, *head, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["full_steps"] == num_full
 
 
 def test_an_interrupt_writes_nothing(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ def test_the_command_line_makes_inpaints_and_describes(
     assert main(["info", str(folder / "transformer" / "mood.safetensors")]) == 0
     assert "Mood transformer" in capsys.readouterr().out
     assert main([*run, "--class", "1", "--out", str(out)]) == 1
-    assert "--class is for" in capsys.readouterr().err or "label" in capsys.readouterr().err
+    assert "--class is not for a Mood transformer. It takes --prompt" in capsys.readouterr().err
 
 
 def test_cost_counts_it(capsys) -> None:
