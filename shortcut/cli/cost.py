@@ -130,7 +130,7 @@ def flops_table(
     num_steps: int,
     full_steps: Sequence[int],
 ) -> Iterator[str]:
-    """Yield a Markdown table: vanilla, then a row for each number of full passes. In 10^12 operations."""
+    """Yield a Markdown table: vanilla, then a row for each number of full passes. In 10^12 FLOPs."""
     yield "| steps | full | full passes | head | logits | rest | total, TFLOP | of vanilla |"
     yield "|--:|--:|--:|--:|--:|--:|--:|--:|"
     vanilla = 0
