@@ -1,7 +1,7 @@
 """Many pictures from a file of prompts: resumed where it stopped, shared out among processes.
 
 A process takes every WORLD_SIZE-th line, beginning with its own RANK, as torchrun's environment says. The processes
-meet once, at the end.
+wait for each other once, at the end.
 """
 
 from __future__ import annotations
