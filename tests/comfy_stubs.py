@@ -2,7 +2,8 @@
 
 If the environment variable COMFY_DIR names a ComfyUI folder, `install` makes that one importable (on the CPU). Else it
 installs stand-ins with just what the nodes use: enough to build their schemas and to run them on the CPU, not a copy
-of ComfyUI's behaviour. Tests that need more are marked `needs_comfy`.
+of ComfyUI's behaviour. Schemas take only the arguments that real releases take. Tests that need more are marked
+`needs_comfy`.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ import os
 import sys
 import tempfile
 import types
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import comfy_schema
 import pytest
 import torch
 
 COMFY_DIR = os.environ.get("COMFY_DIR", "")
 needs_comfy = pytest.mark.skipif(not COMFY_DIR, reason="COMFY_DIR names no ComfyUI folder")
+SCHEMA = comfy_schema.common()
 MODULES = (
     "comfy",
     "comfy.latent_formats",
@@ -62,9 +66,10 @@ def install() -> None:
 
 
 class Field:
-    """An input or output of a schema."""
+    """An input or output of a schema, made as `constructor` is in every recorded release (see comfy_schema.py)."""
 
-    def __init__(self, io_type: str, id: str, **options: Any):
+    def __init__(self, io_type: str, constructor: str, id: str, **options: Any):
+        SCHEMA.check(constructor, {"id", *options})
         self.io_type, self.id, self.options = io_type, id, options
         self.optional = options.pop("optional", False)
         self.tooltip = options.get("tooltip")
@@ -77,21 +82,33 @@ class Field:
         return self.options
 
 
-class IoType:
+def io_type(io_type: str, **constructors: str) -> Any:
     """A type of sockets or widgets."""
+    made = {name: partial(Field, io_type, found) for name, found in constructors.items()}
+    return types.SimpleNamespace(io_type=io_type, **made)
 
-    def __init__(self, io_type: str):
-        self.io_type = io_type
 
-    def Input(self, id: str, **options: Any) -> Field:
-        return Field(self.io_type, id, **options)
-
-    Output = Input
+class Schema(types.SimpleNamespace):
+    def __init__(self, **options: Any):
+        SCHEMA.check("Schema", options)
+        super().__init__(**options)
 
 
 class NodeOutput:
-    def __init__(self, *result: Any):
+    def __init__(self, *result: Any, **options: Any):
+        SCHEMA.check("NodeOutput", options)
         self.result = result
+
+
+def io() -> Any:
+    """comfy_api.latest.io, with what every recorded release has."""
+    return types.SimpleNamespace(
+        **{name: io_type(**found) for name, found in SCHEMA.types.items()},
+        Custom=partial(io_type, Input="Input", Output="Output"),
+        ComfyNode=object,
+        NodeOutput=NodeOutput,
+        Schema=Schema,
+    )
 
 
 class ComfyExtension:
@@ -175,17 +192,6 @@ def _contents() -> dict[str, dict[str, Any]]:
     from shortcut_pack.shortcut.models.layers import sdpa
 
     cpu = torch.device("cpu")
-    io = types.SimpleNamespace(
-        **{
-            kind.title(): IoType(kind)
-            for kind in ("MODEL", "VAE", "LATENT", "CONDITIONING", "IMAGE")
-        },
-        **{kind.title(): IoType(kind) for kind in ("COMBO", "STRING", "INT", "FLOAT", "BOOLEAN")},
-        Custom=IoType,
-        ComfyNode=object,
-        NodeOutput=NodeOutput,
-        Schema=types.SimpleNamespace,
-    )
     models_dir = tempfile.gettempdir()
 
     def attention(q, k, v, num_heads, transformer_options):
@@ -231,7 +237,7 @@ def _contents() -> dict[str, dict[str, Any]]:
             "load_torch_file": _load_safetensors,
             "detect_layer_quantization": _detect_layer_quantization,
         },
-        "comfy_api.latest": {"ComfyExtension": ComfyExtension, "io": io},
+        "comfy_api.latest": {"ComfyExtension": ComfyExtension, "io": io()},
         "folder_paths": {
             "models_dir": models_dir,
             "get_output_directory": lambda: models_dir,

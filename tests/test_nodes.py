@@ -192,6 +192,15 @@ def test_vae_gives_code_ids_as_float32_also_when_tiled(files):
     assert torch.equal(vae.encode_tiled(pixels, tile_x=4, tile_y=4, overlap=2), ids)
 
 
+def test_ids_that_another_node_moved_are_decoded_as_the_nearest_codes(files):
+    """Native nodes that scale or blend latents leave fractions, and values beyond the codes."""
+    _, vae = LoadMIGM.execute(shipped.NAME, "auto", "default").result
+    moved, nearest = empty()["samples"], empty()["samples"]
+    moved[0, 0, :, 0] = torch.tensor([-3.0, -0.4, NUM_CODES - 0.6, NUM_CODES + 5.0])
+    nearest[0, 0, :, 0] = torch.tensor([0.0, 0.0, NUM_CODES - 1.0, NUM_CODES - 1.0])
+    assert torch.equal(vae.decode(moved), vae.decode(nearest))
+
+
 def test_auto_finds_the_vq_beside_a_users_model(files, monkeypatch):
     folder = files / "migm" / "mine"
     builders.write(folder / "model.safetensors", builders.model(seed=7))
@@ -486,13 +495,47 @@ def test_running_out_of_memory_gives_advice(model, monkeypatch):
         run(model)
 
 
-def test_one_log_line_says_what_the_run_took(model, head, caplog):
+class ScriptedClock(host.StepClock):
+    """The first step takes 60 s, which loads weights; later full passes 4 s, predictions 1 s."""
+
+    def tick(self, was_full):
+        seconds = (4.0 if self.was_full else 60.0) if was_full else 1.0
+        self.marks.append(self.marks[-1] + seconds)
+        self.was_full.append(was_full)
+
+
+def test_the_speed_up_is_that_of_the_median_steps():
+    clock = ScriptedClock(torch.device("cpu"))
+    assert clock.speed_up() == 1.0
+    for was_full in (True, False, True, False, True, False):
+        clock.tick(was_full)
+    assert clock.speed_up() == 6 * 4 / (3 * 4 + 3 * 1)
+
+
+def test_a_run_of_full_passes_alone_is_no_faster():
+    clock = ScriptedClock(torch.device("cpu"))
+    for _ in range(3):
+        clock.tick(True)
+    assert clock.speed_up() == 1.0
+
+
+def test_the_clock_measures_from_step_to_step(monkeypatch):
+    now = iter([100.0, 104.0, 105.0, 106.0])
+    monkeypatch.setattr(host.time, "perf_counter", lambda: next(now))
+    clock = host.StepClock(torch.device("cpu"))
+    for was_full in (True, False, False):
+        clock.tick(was_full)
+    assert clock.speed_up() == 3 * 4 / (4 + 1 + 1)
+
+
+def test_one_log_line_says_what_the_run_took(model, head, caplog, monkeypatch):
+    monkeypatch.setattr(host, "StepClock", ScriptedClock)
     with caplog.at_level(logging.INFO):
-        run(model, head=head)
+        run(model, head=head, full_steps=3)
         run(model)
     lines = [m for m in caplog.messages if m.startswith("Shortcut Masked Sampler")]
     assert len(lines) == 2
-    assert "6 steps, 2 full" in lines[0] and "times as fast as vanilla" in lines[0]
+    assert "6 steps, 3 full" in lines[0] and lines[0].endswith("about 1.6 times as fast as vanilla")
     assert "6 steps, 6 full" in lines[1] and lines[1].endswith("(vanilla)")
 
 
