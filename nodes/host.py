@@ -16,7 +16,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from PIL import Image
 from torch import Tensor
 
-from ..shortcut import weights
+from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.grid import Grid
 from ..shortcut.image import preview
 from ..shortcut.sampler import Trace
@@ -27,11 +27,11 @@ PREVIEW_INTERVAL = 0.1  # seconds; a preview waits for the device
 
 
 def dtypes(
-    choice: str, device: torch.device, checkpoint: weights.Checkpoint
+    choice: str, device: torch.device, checkpoint: Checkpoint
 ) -> tuple[torch.dtype, torch.dtype | None]:
-    """Type of the weights, and type to cast them to on use (None = as they are).
+    """Return the type of the weights, and the type to cast them to on use (None = as they are).
 
-    Of quantized weights the first is that of all others, and the second is never None.
+    With quantized weights the first is the type of all other weights, and the second is never None.
     """
     supported = list(DTYPES.values())
     is_quantized = bool(checkpoint.quantized)
@@ -139,7 +139,7 @@ class StepReport:
 
 @contextlib.contextmanager
 def advice_on_memory(advice: str) -> Iterator[None]:
-    """Adds `advice` to an out-of-memory error; ComfyUI still sees it as one."""
+    """Add `advice` to an out-of-memory error; ComfyUI still sees it as one."""
     try:
         yield
     except Exception as error:
