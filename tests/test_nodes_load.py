@@ -25,7 +25,8 @@ import comfy.model_management as mm
 import comfy.utils
 from shortcut_pack.nodes import folders, native, sample
 from shortcut_pack.nodes.load import LoadHead, LoadMIGM
-from shortcut_pack.shortcut import quantized, shipped, weights
+from shortcut_pack.shortcut import checkpoint as checkpoints
+from shortcut_pack.shortcut import quantized, shipped
 from shortcut_pack.shortcut.checkpoint import cast
 from shortcut_pack.shortcut.cli import cost
 from shortcut_pack.shortcut.denoiser import guided_logits
@@ -35,13 +36,13 @@ from text_nodes import (  # noqa: F401
     PIXELS,
     asked,
     build,
+    conditioner,
     files,
     head,
     model,
     pixels,
     put,
     run,
-    tokenizer,
     vae,
 )
 
@@ -68,8 +69,9 @@ def test_a_download_in_progress_is_no_choice(files):
 
 def test_parts_that_lie_bare_are_one_choice(files):
     lumina_folder.write(files / "migm")
-    assert folders.choices("migm")[2:] == [folders.INDEX]
-    assert folders.path_of("migm", folders.INDEX, "model").is_file()
+    index = "model.safetensors.index.json"
+    assert folders.choices("migm")[2:] == [index]
+    assert folders.path_of("migm", index, "model").is_file()
 
 
 def test_no_choice_leads_out_of_the_folder(files):
@@ -80,10 +82,9 @@ def test_no_choice_leads_out_of_the_folder(files):
 
 def test_a_published_folder_is_read_as_comfyui_reads(files, monkeypatch):
     folder = lumina_folder.write(files / "migm" / "Lumina-DiMOO")
-    monkeypatch.setattr(weights, "load", partial(weights.load, **lumina_folder.SIZES), raising=True)
-    monkeypatch.setattr(
-        weights, "from_tensors", partial(weights.from_tensors, **lumina_folder.SIZES)
-    )
+    for name in ("load", "from_tensors"):
+        sized = partial(getattr(checkpoints, name), **lumina_folder.SIZES)
+        monkeypatch.setattr(checkpoints, name, sized)
     read = []
     load = comfy.utils.load_torch_file
     monkeypatch.setattr(
@@ -91,7 +92,7 @@ def test_a_published_folder_is_read_as_comfyui_reads(files, monkeypatch):
     )
     found = folders.load(folder, "model")
     assert [path.rpartition("/")[2] for path in read] == list(lumina_folder.SHARDS)
-    builders.assert_same(found, weights.load(folder))
+    builders.assert_same(found, checkpoints.load(folder))
     assert found.name == "Lumina-DiMOO"
 
 
@@ -137,7 +138,7 @@ def test_float8_is_made_on_loading_or_taken_from_a_file(files):
     put(files)
     chosen = LoadMIGM.execute("tiny.safetensors", "auto", "float8_e4m3fn").result[0]
     float8 = builders.text_model()
-    weights.save(files / "migm" / "tiny.safetensors", float8, dtype=torch.float8_e4m3fn)
+    checkpoints.save(files / "migm" / "tiny.safetensors", float8, dtype=torch.float8_e4m3fn)
     for choice in ("default", "float8_e4m3fn"):
         read = LoadMIGM.execute("tiny.safetensors", "auto", choice).result[0]
         assert torch.equal(run(read)["samples"], run(chosen)["samples"])
@@ -147,13 +148,13 @@ def test_float8_is_made_on_loading_or_taken_from_a_file(files):
     assert chosen.model.diffusion_model.token.weight.dtype == torch.float32
 
 
-def test_float8_computes_what_the_command_line_computes(model, tokenizer):
+def test_float8_computes_what_the_command_line_computes(model, conditioner):
     codes_BL, prompt = torch.arange(15).unsqueeze(0), [torch.arange(7).unsqueeze(0)]
     found = []
     with torch.inference_mode():
         for network in (
-            weights.build(float8_model()),
-            build(tokenizer, float8_model()).model.diffusion_model,
+            checkpoints.build(float8_model()),
+            build(conditioner, float8_model()).model.diffusion_model,
             model.model.diffusion_model,
         ):
             view = network.on_grid(*GRID)
@@ -163,14 +164,14 @@ def test_float8_computes_what_the_command_line_computes(model, tokenizer):
     assert (found[0] - found[2]).abs().max() > 0.01, "float32 would have passed as well"
 
 
-def test_float8_needs_a_device_that_has_it(tokenizer, monkeypatch):
+def test_float8_needs_a_device_that_has_it(conditioner, monkeypatch):
     def refuse(device):
         raise ValueError(f"its weights are float8, which the device {device} cannot hold")
 
     monkeypatch.setattr(quantized, "check_device", refuse)
     with pytest.raises(ValueError, match="which the device cpu cannot hold"):
-        build(tokenizer, float8_model())
-    build(tokenizer)
+        build(conditioner, float8_model())
+    build(conditioner)
 
 
 def float8_model():
@@ -234,11 +235,11 @@ def test_memory_advice_names_what_helps(model, monkeypatch):
 
 @needs_comfy
 @pytest.mark.parametrize("part", ["model", "head", "float8", "vae"])
-def test_what_stays_behind_under_partial_offload_is_moved_on_use(part, model, head, vae, tokenizer):
+def test_what_stays_behind_under_partial_offload_is_moved_on_use(part, model, head, vae, conditioner):
     module = {
         "model": model.model.diffusion_model,
         "head": head.model,
-        "float8": build(tokenizer, float8_model()).model.diffusion_model,
+        "float8": build(conditioner, float8_model()).model.diffusion_model,
         "vae": vae.first_stage_model,
     }[part]
     left = 0
@@ -251,10 +252,10 @@ def test_what_stays_behind_under_partial_offload_is_moved_on_use(part, model, he
 
 
 @needs_comfy
-def test_float8_layers_are_comfyuis(tokenizer):
+def test_float8_layers_are_comfyuis(conditioner):
     from comfy.quant_ops import QuantizedTensor
 
-    network = build(tokenizer, float8_model(), "default").model.diffusion_model
+    network = build(conditioner, float8_model(), "default").model.diffusion_model
     assert isinstance(network.blocks[1].feed_forward.up.weight, QuantizedTensor)
     assert not isinstance(network.code_output.weight, QuantizedTensor)
 
