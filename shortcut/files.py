@@ -198,7 +198,7 @@ def _is_of(file: Path, layouts: Collection[Layout]) -> bool:
         return name in {layout.name for layout in layouts}
     if (keys := _keys(file)) is None:
         return any(file.match(name) for layout in layouts for name in layout.filenames)
-    return any(keys.issuperset(layout.marks) and not _is_denied(layout, file) for layout in layouts)
+    return any(keys.issuperset(layout.marks) for layout in layouts)
 
 
 def _keys(file: Path) -> set[str] | None:
@@ -212,14 +212,6 @@ def _keys(file: Path) -> set[str] | None:
     except (OSError, SafetensorError, ValueError):
         return None
     return None
-
-
-def _is_denied(layout: Layout, file: Path) -> bool:
-    """Return whether the files beside a file say that it is of another model; unreadable ones say nothing."""
-    try:
-        return layout.denies is not None and layout.denies(file) is not None
-    except ValueError:
-        return False
 
 
 def read_shards(index: Path) -> dict[str, Any]:

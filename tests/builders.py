@@ -19,10 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from shortcut_pack.shortcut import checkpoint as checkpoints
-from shortcut_pack.shortcut import shipped
+from shortcut_pack.shortcut import models, shipped
 from shortcut_pack.shortcut.checkpoint import Metadata
 from shortcut_pack.shortcut.models.layers import Bare
 from shortcut_pack.shortcut.models.layout import Layout, Table, Unbatched, _fill, _match, _names
@@ -32,6 +33,7 @@ from shortcut_pack.shortcut.models.lumina_dimoo.tokenizer import copy_tokenizer
 from shortcut_pack.shortcut.models.maskgit import head as maskgit_head
 from shortcut_pack.shortcut.models.maskgit import transformer as maskgit
 from shortcut_pack.shortcut.models.maskgit import vqgan as maskgit_vqgan
+from shortcut_pack.shortcut.schedule import Settings, Step, plan
 
 MODEL_CONFIG = maskgit.Config(
     grid=4, width=32, depth=2, num_heads=4, mlp_width=48, num_codes=16, num_classes=3
@@ -79,35 +81,48 @@ def model(
     config: maskgit.Config = MODEL_CONFIG, seed: int = 0, **metadata: Any
 ) -> checkpoints.Checkpoint:
     """A MaskGIT transformer."""
-    return _checkpoint(maskgit.LAYOUT, config, seed, metadata)
+    return random_checkpoint(maskgit.LAYOUT, config, seed, **metadata)
 
 
 def head(
     config: maskgit_head.Config = HEAD_CONFIG, seed: int = 1, **metadata: Any
 ) -> checkpoints.Checkpoint:
     """A shortcut head that fits `model()`; `model_fingerprint=model().fingerprint` says so."""
-    return _checkpoint(maskgit_head.LAYOUT, config, seed, metadata)
+    return random_checkpoint(maskgit_head.LAYOUT, config, seed, **metadata)
 
 
 def vq(
     config: maskgit_vqgan.Config = VQ_CONFIG, seed: int = 2, **metadata: Any
 ) -> checkpoints.Checkpoint:
     """A VQGAN that fits `model()`: 8x8 pixels."""
-    return _checkpoint(maskgit_vqgan.LAYOUT, config, seed, metadata)
+    return random_checkpoint(maskgit_vqgan.LAYOUT, config, seed, **metadata)
 
 
 def text_model(
     config: lumina.Config = TEXT_CONFIG, seed: int = 3, **metadata: Any
 ) -> checkpoints.Checkpoint:
     """A Lumina-DiMOO transformer for images of 4x4 codes."""
-    return _checkpoint(lumina.LAYOUT, config, seed, {"grid": (4, 4), **metadata})
+    return random_checkpoint(lumina.LAYOUT, config, seed, **{"grid": (4, 4), **metadata})
 
 
 def text_head(
     config: lumina_head.Config = TEXT_HEAD_CONFIG, seed: int = 4, **metadata: Any
 ) -> checkpoints.Checkpoint:
     """A shortcut head that fits `text_model()`."""
-    return _checkpoint(lumina_head.LAYOUT, config, seed, metadata)
+    return random_checkpoint(lumina_head.LAYOUT, config, seed, **metadata)
+
+
+def with_layout(monkeypatch: pytest.MonkeyPatch, changed: Layout) -> None:
+    """Puts a changed layout in the place of the one of the same name."""
+
+    def pick(layout: Layout | None) -> Layout | None:
+        return changed if layout is not None and layout.name == changed.name else layout
+
+    changed_all = [
+        replace(a, model=pick(a.model), vqs=tuple(map(pick, a.vqs)), head=pick(a.head))
+        for a in models.ARCHITECTURES
+    ]
+    monkeypatch.setattr(models, "ARCHITECTURES", changed_all)
 
 
 def write_text(folder: Path, **metadata: Any) -> Path:
@@ -176,8 +191,8 @@ def write(path: Path, checkpoint: checkpoints.Checkpoint) -> Path:
     return path
 
 
-def _checkpoint(
-    layout: Layout, config: Any, seed: int, metadata: dict[str, Any]
+def random_checkpoint(
+    layout: Layout, config: Any, seed: int, **metadata: Any
 ) -> checkpoints.Checkpoint:
     generator = torch.Generator().manual_seed(seed)
     shapes = layout.network(config, device="meta", operations=Bare).state_dict()
@@ -189,6 +204,11 @@ def _checkpoint(
     return checkpoints.Checkpoint(
         layout, config, tensors, checkpoints.fingerprint(tensors), Metadata(**metadata)
     )
+
+
+def steps(num_steps: int) -> list[Step]:
+    """A plan for 16 tokens."""
+    return plan(Settings(num_steps=num_steps), 16, 16)
 
 
 def assert_same(actual: checkpoints.Checkpoint, expected: checkpoints.Checkpoint) -> None:

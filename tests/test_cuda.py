@@ -5,30 +5,28 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import shipped
-from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
 from shortcut_pack.shortcut.denoiser import Denoiser
-from shortcut_pack.shortcut.generate import Result, generate
+from shortcut_pack.shortcut.generate import Result, num_draws
 from shortcut_pack.shortcut.grid import usual_grid
-from shortcut_pack.shortcut.models.lumina_dimoo.prompts import conditions, load_tokenizer
-from shortcut_pack.shortcut.models.maskgit.classes import class_branches
+from shortcut_pack.shortcut.models.architecture import Branches, GridModel, Request
 from shortcut_pack.shortcut.noise import Noise
-from shortcut_pack.shortcut.pipeline import advice_on_memory
+from shortcut_pack.shortcut.pipeline import Pipeline, advice_on_memory
 from shortcut_pack.shortcut.sampler import Trace, sample
 from shortcut_pack.shortcut.schedule import Settings, plan
+from shortcut_pack.shortcut.settings import usual_settings
 from shortcut_pack.shortcut.train.head import place_of_runs
 from shortcut_pack.shortcut.train.learn import HeadPlan, learn
 from shortcut_pack.shortcut.train.teacher import teacher_of
-from torch import Tensor
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
-NAMES = ("classes", "text")
+REQUESTS = {"scenes": {"label": "night snow"}, "scenes text": {"prompt": "two pines at dawn"}}
+NAMES = tuple(REQUESTS)
 NUM_IMAGES = 4
 
 
@@ -36,54 +34,33 @@ NUM_IMAGES = 4
 class Case:
     """A shipped model with its head on one device."""
 
-    model: Any
-    head: Any
-    vq: Any
-    conditions: tuple[Tensor, ...]
+    pipeline: Pipeline
+    conditions: Branches
     settings: Settings
-    num_tokens: int
-    device: torch.device
+    grid: tuple[int, int]
 
     @property
-    def predictor(self) -> partial[ShortcutHead]:
-        return partial(ShortcutHead, self.head)
+    def model(self) -> GridModel:
+        return self.pipeline.model.on_grid(*self.grid)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
 
     def run(self, images: Sequence[int] = range(NUM_IMAGES), **more: Any) -> Result:
-        return generate(
-            self.model,
-            [c[list(images)] for c in self.conditions],
-            self.settings,
-            seed=3,
-            image_indices=images,
-            num_tokens=self.num_tokens,
-            accelerator=self.predictor,
-            device=self.device,
-            **more,
+        conditions = [c[list(images)] for c in self.conditions]
+        return self.pipeline.sample(
+            conditions, self.settings, self.grid, seed=3, image_indices=images, **more
         )
 
 
 def case(name: str, device: str, dtype: torch.dtype = torch.float32) -> Case:
     """16 steps of which 5 are full passes."""
-    is_text = name == "text"
-    model_file = checkpoints.load(shipped.TEXT_MODEL if is_text else shipped.MODEL, kind="model")
-    head_file = checkpoints.load(shipped.TEXT_HEAD if is_text else shipped.HEAD, kind="head")
-    settings = replace(usual_settings(model_file), num_steps=16, full_steps=5)
-    if is_text:
-        tokenizer = load_tokenizer(shipped.TEXT_FOLDER, model_file.config)
-        branches = conditions(tokenizer, model_file.config, "text_to_image", "two pines at dawn")
-        branches = tuple(c.expand(NUM_IMAGES, -1) for c in branches)
-    else:
-        branches = class_branches(torch.arange(NUM_IMAGES), model_file.config.num_classes, 1)
-    rows, columns = usual_grid(model_file)
-    return Case(
-        model=checkpoints.build(model_file, dtype=dtype, device=device).on_grid(rows, columns),
-        head=checkpoints.build(head_file, dtype=dtype, device=device),
-        vq=checkpoints.build(checkpoints.load(shipped.VQ, kind="vq"), dtype=torch.float32, device=device),
-        conditions=branches,
-        settings=settings,
-        num_tokens=rows * columns,
-        device=torch.device(device),
-    )
+    pipeline = Pipeline.load(name, device=device, dtype=dtype)
+    request = Request(**REQUESTS[name])
+    settings = replace(usual_settings(pipeline.model_file), num_steps=16, full_steps=5)
+    conditions = pipeline.conditioner.conditions(request, NUM_IMAGES)
+    return Case(pipeline, conditions, settings, usual_grid(pipeline.model_file))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -107,7 +84,8 @@ def test_a_seed_gives_the_pictures_of_a_cpu_but_for_rounding(name: str):
     codes = {device: case(name, device).run().codes_BL.cpu() for device in ("cpu", "cuda")}
     assert (codes["cpu"] == codes["cuda"]).float().mean() > 0.9
     pixels = [
-        case(name, d).vq.decode(codes["cpu"].to(d).unflatten(1, (12, 12))).cpu() for d in codes
+        case(name, d).pipeline.vq.decode(codes["cpu"].to(d).unflatten(1, (12, 12))).cpu()
+        for d in codes
     ]
     torch.testing.assert_close(*pixels, atol=2e-3, rtol=0)
 
@@ -123,7 +101,7 @@ def test_runs_repeat_bit_for_bit_and_leave_the_random_state(name: str, dtype: to
 
 
 def test_an_image_does_not_depend_on_its_batch():
-    made = case("classes", "cuda")
+    made = case("scenes", "cuda")
     together = made.run().codes_BL
     alone = torch.cat([made.run([image]).codes_BL for image in range(NUM_IMAGES)])
     assert (alone == together).float().mean() > 0.9  # kernels round by the size of the batch
@@ -143,17 +121,19 @@ def no_waiting() -> Iterator[None]:
 def test_the_host_waits_for_nothing_between_the_first_step_and_the_last(name: str):
     made = case(name, "cuda")
     made.run()  # the first calls of some kernels wait
-    steps = plan(made.settings, made.num_tokens, made.num_tokens)
-    noise = Noise.draw(0, range(NUM_IMAGES), len(steps), made.num_tokens, made.device)
-    given = [c.to(made.device) for c in made.conditions]
-    denoiser = Denoiser(made.model, given, made.predictor(made.model, given))
+    pipeline, rules = made.pipeline, made.pipeline.architecture.rules
+    steps = plan(made.settings, made.num_tokens, made.num_tokens, rules)
+    noise = Noise.draw(0, range(NUM_IMAGES), num_draws(steps), made.num_tokens, "cuda")
+    given = [c.to("cuda") for c in made.conditions]
+    assert pipeline.accelerator is not None
+    denoiser = Denoiser(made.model, given, pipeline.accelerator(made.model, given))
     shape = NUM_IMAGES, made.num_tokens
     codes_BL = torch.zeros(shape, dtype=torch.long, device="cuda")
     is_masked_BL = torch.ones(shape, dtype=torch.bool, device="cuda")
     stopped = []
 
     def before_the_last(trace: Trace) -> None:
-        if trace.step.index == len(steps) - 1:
+        if trace.step is steps[-1]:
             stopped.append(True)
             torch.cuda.set_sync_debug_mode("default")  # the check for NaN after the loop waits
 
@@ -165,7 +145,7 @@ def test_the_host_waits_for_nothing_between_the_first_step_and_the_last(name: st
 
 
 def test_nothing_stays_on_the_device():
-    made = case("classes", "cuda")
+    made = case("scenes", "cuda")
     made.run()
     before = torch.cuda.memory_allocated()
     made.run()
@@ -173,7 +153,7 @@ def test_nothing_stays_on_the_device():
 
 
 def test_too_little_memory_says_what_to_do_and_the_next_run_works():
-    made = case("classes", "cuda")
+    made = case("scenes", "cuda")
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(
         (torch.cuda.memory_reserved() + 2**20) / torch.cuda.get_device_properties(0).total_memory

@@ -52,39 +52,32 @@ def test_guidance_weights_must_match_the_branches():
         run(varied(2, L, V), [torch.tensor([0])], Settings(num_steps=2), num_tokens=L)
 
 
-# --- full steps and predictors ---
+# --- full steps and accelerators ---
 
 
-def test_a_step_after_nothing_was_revealed_needs_no_pass():
-    """Its answer could not be another one: more steps than tokens cost as many passes as there are tokens."""
+def test_more_steps_than_tokens_cost_as_many_passes_as_there_are_tokens():
     settings = Settings(num_steps=24, schedule="lumina", **UNGUIDED)
-    idle = varied(1, L, V)
-    steps = plan(settings, 16, L)
-    is_masked_BL = some_masked(1, 16)
-    codes_BL, traces = run(idle, CLASS_0, steps, num_tokens=L, is_masked_BL=is_masked_BL)
-    num_idle = sum(s.num_revealed == 0 for s in steps)
-    assert num_idle == 8
-    assert idle.num_passes == sum(t.denoised.was_full for t in traces) == 24 - num_idle
-    asked_always = varied(1, L, V)
-    steps = [replace(s, is_full=False) for s in steps]
-    expected_BL, _ = run(
-        asked_always,
-        CLASS_0,
-        steps,
-        num_tokens=L,
-        is_masked_BL=is_masked_BL,
-        accelerator=Watcher(),  # declines: a pass after all
-    )
-    assert asked_always.num_passes == 24
-    assert torch.equal(codes_BL, expected_BL)
-
-
-def test_features_that_were_predicted_are_not_taken_for_those_of_a_pass():
-    steps = plan(Settings(num_steps=4, full_steps=(0, 2), **UNGUIDED), L, L)
-    idle = replace(steps[1], num_revealed=0)
     model = varied(1, L, V)
-    run(model, CLASS_0, [steps[0], idle, *steps[2:]], num_tokens=L, accelerator=Reuse())
-    assert model.num_passes == 2
+    _, traces = run(model, CLASS_0, settings, num_tokens=L, is_masked_BL=some_masked(1, 16))
+    assert model.num_passes == len(traces) == 16
+
+
+def test_the_full_pass_of_a_step_that_reveals_nothing_is_spent_on_the_next():
+    """40 tokens, 64 steps, 14 full passes: no step is predicted where exact features would be at hand."""
+    settings = Settings(num_steps=64, full_steps=14, schedule="lumina", **UNGUIDED)
+    steps = plan(settings, 40, 40)
+    wanted = settings.full_indices(64)
+    assert all(step.num_revealed > 0 for step in steps)
+    spent_on = {min(s.index for s in steps if s.index >= i) for i in wanted}
+    assert {s.index for s in steps if s.is_full} == spent_on
+    table = varied(1, 40, V)
+    watcher = Watcher(Reuse())
+    model = type("Model", (type(table),), {"grid": (5, 8)})(table.table_CLV)
+    run(model, CLASS_0, steps, num_tokens=40, accelerator=watcher)
+    assert model.num_passes == len(spent_on)
+    # Between any prediction and the last full pass some tokens were revealed.
+    assert all(full.num_masked > 0 for full in watcher.full)
+    assert all(revealed.codes_BK.shape[1] > 0 for _, revealed in watcher.asked)
 
 
 @pytest.mark.parametrize("guidance", [(), (0.0,), (2.8,)])
@@ -98,7 +91,7 @@ def test_all_full_with_a_head_is_bit_identical_to_vanilla(guidance):
         assert trace.denoised.was_full
 
 
-def test_without_a_predictor_every_step_is_full_whatever_the_plan_says():
+def test_without_an_accelerator_every_step_is_full_whatever_the_plan_says():
     settings = Settings(num_steps=8, full_steps=2)
     made, traces = tiny_run((1, 2), settings, use_head=False)
     vanilla, _ = tiny_run((1, 2), Settings(num_steps=8), use_head=False)
@@ -117,14 +110,16 @@ def test_full_steps_are_those_planned(full_steps, guidance):
     assert all(t.denoised.logits_BNV.isfinite().all() for t in traces)
 
 
-def test_a_predictor_sees_full_passes_and_is_asked_for_the_rest_with_what_was_just_revealed():
+def test_an_accelerator_is_asked_with_the_last_full_pass_and_the_tokens_just_revealed():
     model, watcher = varied(1, L, V), Watcher(Reuse())
     settings = Settings(num_steps=6, full_steps=(0, 3), **UNGUIDED)
     _, traces = run(model, [torch.tensor([0])], settings, num_tokens=L, accelerator=watcher)
-    assert watcher.observed == [0, 3]
     assert [index for index, _ in watcher.asked] == [1, 2, 4, 5]
-    for index, revealed in watcher.asked:
-        assert revealed is traces[index - 1].revealed
+    for (index, revealed), full in zip(watcher.asked, watcher.full, strict=True):
+        expected = traces[index - 1].revealed
+        assert torch.equal(revealed.index_BK, expected.index_BK)
+        assert torch.equal(revealed.codes_BK, expected.codes_BK)
+        assert full.features is traces[0 if index < 3 else 3].denoised.features
     assert model.num_passes == 2
 
 
@@ -140,14 +135,14 @@ def test_reuse_keeps_the_features_of_the_last_full_pass():
     assert not torch.equal(traces[3].denoised.features[0], traces[0].denoised.features[0])
 
 
-def test_a_predictor_that_declines_gets_a_full_step_and_the_trace_says_so():
+def test_an_accelerator_that_declines_gets_a_full_step_and_the_trace_says_so():
     watcher = Watcher()
     model, _ = tiny_maskgit()
     settings = Settings(num_steps=6, full_steps=2)
     made, traces = run(model, classes(1, 2), settings, num_tokens=L, accelerator=watcher)
     assert [t.step.is_full for t in traces] == [True, False, False, True, False, False]
     assert all(t.denoised.was_full for t in traces)
-    assert watcher.observed == list(range(6))
+    assert len(watcher.asked) == 4
     assert torch.equal(made, tiny_run((1, 2), Settings(num_steps=6), use_head=False)[0])
 
 

@@ -58,7 +58,7 @@ def is_within(name: str, *packages: str) -> bool:
     [
         ("import comfy.utils", "comfy.utils"),
         ("def f():\n    from comfy import utils", "comfy.utils"),
-        ("from ..heads import maskgit", "shortcut.heads.maskgit"),
+        ("from ..train import fit", "shortcut.train.fit"),
         ("from .layers import sdpa", "shortcut.models.layers"),
         ("from ... import nodes", ".nodes"),
     ],
@@ -85,34 +85,25 @@ def test_imports_inside_the_core_are_relative(path):
             assert not is_within(node.module or "", "shortcut")
 
 
-@pytest.mark.parametrize("path", modules("shortcut/models"), ids=lambda path: path.stem)
-def test_a_model_imports_no_other_model_and_nothing_above_it(path):
-    allowed = (
-        f"shortcut.models.{path.stem}",
-        "shortcut.models.layers",
-        "shortcut.models.vq_layers",
-        "shortcut.formats",
-        f"shortcut.models.{path.stem}_config",
-        f"shortcut.models.{path.stem}_block",
-    )
-    for name in imports(path):
-        if is_within(name, "shortcut") and name != "shortcut":
-            assert is_within(name, *allowed), f"{path.name} imports {name}"
+SHARED = ("architecture", "conditioning", "layers", "layout", "vq_layers")
 
 
-@pytest.mark.parametrize("path", modules("shortcut/heads"), ids=lambda path: path.stem)
-def test_a_head_knows_only_its_model(path):
+@pytest.mark.parametrize(
+    "path",
+    [path for path in modules("shortcut/models") if path.parent.name != "models"],
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
+)
+def test_an_architecture_imports_no_other_and_nothing_above_it(path):
     allowed = (
-        "shortcut.heads.embed",
-        "shortcut.heads.nearby",
-        "shortcut.models.layers",
-        "shortcut.formats",
-        "shortcut.places",
-        f"shortcut.models.{path.stem}",
-        f"shortcut.models.{path.stem}_block",
+        f"shortcut.models.{path.parent.name}",
+        *(f"shortcut.models.{shared}" for shared in SHARED),
+        "shortcut.schedule",
+        "shortcut.denoiser",
+        "shortcut.gather",
+        "shortcut.files",
     )
     for name in imports(path):
-        if is_within(name, "shortcut") and name != "shortcut":
+        if is_within(name, "shortcut") and name not in ("shortcut", "shortcut.models"):
             assert is_within(name, *allowed), f"{path.name} imports {name}"
 
 
@@ -121,8 +112,8 @@ def test_a_head_knows_only_its_model(path):
     [
         ("schedule", set()),
         ("noise", set()),
-        ("places", set()),
-        ("denoiser", {"shortcut.places", "shortcut.schedule"}),
+        ("gather", set()),
+        ("denoiser", {"shortcut.gather", "shortcut.schedule"}),
         ("sampler", {"shortcut.denoiser", "shortcut.noise", "shortcut.schedule"}),
     ],
 )
@@ -164,3 +155,21 @@ def test_the_loop_fits_on_one_screen():
 )
 def test_no_file_is_longer_than_400_lines(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in modules("shortcut", "nodes") if "models" not in p.parts],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_nothing_outside_the_architectures_imports_one(path):
+    """What the rest needs of an architecture is in `models.architecture`; the list of them is in `models`."""
+    for name in imports(path):
+        assert not is_within(name, "shortcut.models.maskgit", "shortcut.models.lumina_dimoo"), name
+
+
+@pytest.mark.parametrize(
+    "path", modules("shortcut", "nodes"), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_the_laboratory_is_not_imported(path):
+    assert not any(is_within(name, "experiments") for name in imports(path))

@@ -16,14 +16,16 @@ from shortcut_pack.shortcut.denoiser import Revealed
 from shortcut_pack.shortcut.gather import tokens_at
 from shortcut_pack.shortcut.generate import Result, generate
 from shortcut_pack.shortcut.models.layers import Bare
+from shortcut_pack.shortcut.models.lumina_dimoo import ARCHITECTURE
 from shortcut_pack.shortcut.models.lumina_dimoo import head as lumina_head
 from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
 from shortcut_pack.shortcut.schedule import Settings
+from shortcut_pack.shortcut.settings import usual_settings
 from torch import Tensor
 
 ROWS, COLUMNS = 3, 5
 L = ROWS * COLUMNS
-SETTINGS = Settings(**{**lumina.LAYOUT.defaults, "num_steps": 6, "full_steps": 3})
+SETTINGS = replace(ARCHITECTURE.settings, num_steps=6, full_steps=3)
 WITHIN = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -50,16 +52,17 @@ def run(
     **options: Any,
 ) -> Result:
     places = list(range(len(prompts[0]))) if places is None else places
-    predictor = partial(ShortcutHead, head("dimoo_sampling_t0_shortcut"))
+    accelerator = partial(ShortcutHead, head("dimoo_sampling_t0_shortcut"))
     settings = replace(settings, guidance=settings.guidance[: len(prompts) - 1])
     return generate(
         model,
         prompts,
         settings,
+        ARCHITECTURE.rules,
         seed=3,
         image_indices=places,
         num_tokens=model.num_tokens,
-        accelerator=predictor if with_head else None,
+        accelerator=accelerator if with_head else None,
         **options,
     )
 
@@ -259,4 +262,4 @@ def test_a_file_may_state_the_guidance_that_suits_source_images():
     )
     for model, guidance, with_sources in ((plain, (4.0,), (2.5, 4.0)), (own, (3.0,), (2.0, 1.5))):
         assert usual_settings(model).guidance == guidance
-        assert usual_settings(model, has_sources=True).guidance == with_sources
+        assert usual_settings(model, num_guided=2).guidance == with_sources

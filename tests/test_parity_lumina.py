@@ -58,7 +58,9 @@ def without_places(model: lumina.LuminaDiMOO) -> None:
         block.register_forward_pre_hook(
             lambda _, args: (
                 args[0],
-                SequencePositions.of([torch.zeros(1, length) for length in args[1].lengths], model.config),
+                SequencePositions.of(
+                    [torch.zeros(1, length) for length in args[1].lengths], model.config
+                ),
             )
         )
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import builders
 import golden_sets
 import pytest
 import torch

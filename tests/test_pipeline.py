@@ -6,7 +6,7 @@ import pytest
 import torch
 from fakes import varied
 from shortcut_pack.shortcut.generate import generate, masked_at_start, needed_branches
-from shortcut_pack.shortcut.schedule import Settings
+from shortcut_pack.shortcut.schedule import SamplerRules, Settings
 
 L, V = 36, 12
 SETTINGS = Settings(num_steps=6, guidance=())
@@ -18,7 +18,14 @@ def make(num_images: int = 2, seed: int = 0, settings: Settings = SETTINGS, **op
     conditions = (torch.zeros(num_images, dtype=torch.long),)
     model = varied(1, L, V)
     return generate(
-        model, conditions, settings, seed=seed, image_indices=indices, num_tokens=L, **options
+        model,
+        conditions,
+        settings,
+        SamplerRules(),
+        seed=seed,
+        image_indices=indices,
+        num_tokens=L,
+        **options,
     )
 
 

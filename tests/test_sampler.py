@@ -277,8 +277,8 @@ class Failing:
     def __init__(self, value: float, step: int):
         self.value, self.step = value, step
 
-    def __call__(self, step, codes_BL, is_masked_BL, index_BN, revealed) -> Denoised:
-        logits_BNV = torch.zeros(*index_BN.shape, V)
+    def __call__(self, step, tokens) -> Denoised:
+        logits_BNV = torch.zeros(*tokens.index_BN.shape, V)
         if step.index == self.step:
             logits_BNV[-1, -1, 5] = self.value
         return Denoised(logits_BNV, (), True)

@@ -16,10 +16,14 @@ import torch
 from builders import KINDS, assert_same
 from safetensors.torch import load_file, save_file
 from shortcut_pack.shortcut import checkpoint as checkpoints
+from shortcut_pack.shortcut import models
 from shortcut_pack.shortcut.denoiser import guided_logits
 from shortcut_pack.shortcut.models.maskgit import head as head_file
 from shortcut_pack.shortcut.models.maskgit import transformer as maskgit
 from shortcut_pack.shortcut.models.maskgit import vqgan as maskgit_vqgan
+from shortcut_pack.shortcut.pipeline import check_head
+from shortcut_pack.shortcut.schedule import Settings
+from shortcut_pack.shortcut.settings import usual_settings
 
 
 @pytest.fixture(params=KINDS)
@@ -66,7 +70,7 @@ def test_a_published_model_computes_what_the_original_did() -> None:
 def test_control_exchanged_queries_and_keys_do_not_pass_for_the_model(monkeypatch) -> None:
     golden = golden_sets.load("maskgit_backbone")
     wrong = swapped(maskgit.LAYOUT, ".query.", ".key.")
-    monkeypatch.setitem(weights.LAYOUTS, "maskgit", wrong)
+    builders.with_layout(monkeypatch, wrong)
     with pytest.raises(AssertionError, match="logits"):
         golden.assert_close(backbone(golden.weights("vit"))[0], "logits")
 
@@ -76,7 +80,9 @@ def head_features(case: str) -> torch.Tensor:
     golden = golden_sets.load("maskgit_shortcut_head")
     model, _ = golden_sets.tiny_maskgit()
     num_heads = golden.args["cases"][0]["head"]["num_heads"]
-    head: Any = checkpoints.build(checkpoints.from_tensors(golden.weights("head"), num_heads=num_heads))
+    head: Any = checkpoints.build(
+        checkpoints.from_tensors(golden.weights("head"), num_heads=num_heads)
+    )
     codes_BN = golden[f"{case}/new_token_ids"]
     index_BN = golden[f"{case}/new_token_map"].nonzero()[:, 1].view_as(codes_BN)
     new_BND = model.embed(codes_BN, index_BN)
@@ -92,7 +98,7 @@ def test_a_published_head_computes_what_the_original_did(case: str) -> None:
 def test_control_exchanged_queries_and_keys_do_not_pass_for_the_head(monkeypatch) -> None:
     golden = golden_sets.load("maskgit_shortcut_head")
     wrong = swapped(head_file.LAYOUT, ".query.", ".key.")
-    monkeypatch.setitem(weights.LAYOUTS, "maskgit-head", wrong)
+    builders.with_layout(monkeypatch, wrong)
     with pytest.raises(AssertionError, match="feat"):
         golden.assert_close(head_features("head_0"), "head_0/feat")
 
@@ -121,7 +127,7 @@ def test_control_exchanged_up_and_mid_blocks_do_not_pass_for_the_vqgan(monkeypat
         "decoder.mid.block_2.*": "decoder.mid.block_1.*",
     }
     wrong = replace(format, table=rows | dict(format.table))
-    monkeypatch.setitem(weights.LAYOUTS, "maskgit-vqgan", wrong)
+    builders.with_layout(monkeypatch, wrong)
     with pytest.raises(AssertionError, match="decode"):
         check_vqgan()
 
@@ -208,7 +214,9 @@ def test_a_host_may_read_the_file_itself() -> None:
     model, vq = builders.model(), builders.vq()
     bare = builders.published(model)["model_state_dict"]
     assert_same(checkpoints.from_tensors(bare, **builders.MODEL_SIZES), model)
-    assert_same(checkpoints.from_tensors(builders.published(vq)["state_dict"], {"format": "pt"}), vq)
+    assert_same(
+        checkpoints.from_tensors(builders.published(vq)["state_dict"], {"format": "pt"}), vq
+    )
 
 
 def test_networks_are_ready_and_share_the_files_tensors(kind: str) -> None:
@@ -224,7 +232,9 @@ def test_networks_are_ready_and_share_the_files_tensors(kind: str) -> None:
 
 
 def test_weights_and_activations_may_differ_in_type() -> None:
-    network: Any = checkpoints.build(builders.model(), dtype=torch.float16, compute_dtype=torch.float32)
+    network: Any = checkpoints.build(
+        builders.model(), dtype=torch.float16, compute_dtype=torch.float32
+    )
     assert (network.dtype, network.compute_dtype) == (torch.float16, torch.float32)
 
 
@@ -301,23 +311,24 @@ def test_the_output_rows_of_text_are_dropped_and_nothing_else(tmp_path: Path) ->
 # What a format may say of the files beside its own, and of what it drops.
 
 
-def with_format(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    """Changes what the format of MaskGIT says."""
-    monkeypatch.setitem(weights.LAYOUTS, "maskgit", replace(maskgit.LAYOUT, **changes))
+def with_changes(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """Changes what the layout of MaskGIT says."""
+    builders.with_layout(monkeypatch, replace(maskgit.LAYOUT, **changes))
 
 
 def test_sampler_settings_of_a_formats_original(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_format(monkeypatch, defaults={"num_steps": 64, "schedule": "cosine"})
+    settings = Settings(num_steps=64, schedule="cosine")
+    changed = [replace(a, settings=settings) for a in models.ARCHITECTURES]
+    monkeypatch.setattr(models, "ARCHITECTURES", changed)
     raw = builders.published(builders.model())
     found = usual_settings(checkpoints.from_tensors(raw, **builders.MODEL_SIZES))
-    assert (found.num_steps, found.schedule, found.choice_temperature) == (64, "cosine", 7.0)
-    stated = replace(builders.model(defaults={"num_steps": 9}), format=weights.LAYOUTS["maskgit"])
-    assert usual_settings(stated).num_steps == 9
+    assert found == settings
+    assert usual_settings(builders.model(defaults={"num_steps": 9})).num_steps == 9
 
 
 def test_sizes_stated_beside_a_published_file(monkeypatch, tmp_path: Path) -> None:
     stated = {"num_heads": 8, "num_codes": 16}
-    with_format(monkeypatch, read_beside=lambda path: stated if path.exists() else {})
+    with_changes(monkeypatch, read_beside=lambda path: stated if path.exists() else {})
     path = builders.write(tmp_path / "a.pth", builders.model())
     assert checkpoints.load(path).config == replace(builders.MODEL_CONFIG, num_heads=8)
     with pytest.raises(ValueError, match="num_heads is 8, but you gave 4"):
@@ -340,15 +351,13 @@ def test_what_a_format_drops_is_neither_checked_nor_written(monkeypatch, tmp_pat
     def read_config(tensors: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
         return builders.MODEL_CONFIG
 
-    with_format(monkeypatch, read_config=read_config, narrow=narrow)
+    with_changes(monkeypatch, read_config=read_config, narrow=narrow)
     found = checkpoints.from_tensors(published)
-    assert_same(replace(found, format=maskgit.LAYOUT), builders.model())
+    assert_same(replace(found, layout=maskgit.LAYOUT), builders.model())
     kept = found.tensors["position.weight"]
     assert kept.data_ptr() == published["pos_emb"].data_ptr()
     ours = checkpoints.load(builders.write(tmp_path / "a.safetensors", found))
-    assert_same(replace(ours, format=maskgit.LAYOUT), builders.model())
-    with pytest.raises(ValueError, match=r"a.pth: the published layout .* suffix .safetensors"):
-        checkpoints.save(tmp_path / "a.pth", found)
+    assert_same(replace(ours, layout=maskgit.LAYOUT), builders.model())
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
@@ -436,7 +445,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
 
     path = builders.write(tmp_path / "a.safetensors", builders.head())
     before = path.read_bytes()
-    monkeypatch.setattr(weights, "write_safetensors", fail)
+    monkeypatch.setattr(checkpoints, "write_safetensors", fail)
     with pytest.raises(OSError, match="no space"):
         checkpoints.save(path, builders.head(seed=9))
     assert path.read_bytes() == before
@@ -444,7 +453,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
 
 
 def test_an_output_of_unknown_kind(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"suffix '.bin', expected .safetensors .* or .pth, .pt"):
+    with pytest.raises(ValueError, match=r"suffix '.bin', expected .safetensors"):
         checkpoints.save(tmp_path / "a.bin", builders.head())
     assert not os.listdir(tmp_path)
 

@@ -12,8 +12,7 @@ from shortcut_pack.shortcut.accelerators.reuse import Reuse
 from shortcut_pack.shortcut.flops import count_flops
 from shortcut_pack.shortcut.models.maskgit import head as maskgit_head
 from shortcut_pack.shortcut.models.maskgit import transformer as maskgit
-from shortcut_pack.shortcut.models.maskgit.classes import class_branches
-from shortcut_pack.shortcut.schedule import Settings, plan
+from shortcut_pack.shortcut.schedule import SamplerRules, Settings, plan
 
 MODEL_CONFIG = replace(builders.MODEL_CONFIG, num_classes=16)
 
@@ -44,8 +43,9 @@ def logits_by_hand(config: maskgit.Config, settings: Settings, images: int) -> i
 def operations_by_part(model, head, settings: Settings, num_images: int = 1, **options):
     config = model.config
     class_B = torch.zeros(num_images, dtype=torch.long)
-    classes = class_branches(class_B, config.num_classes, len(settings.guidance))
-    return count_flops(model, head, settings, classes, (config.grid, config.grid), **options)
+    classes = (class_B,) * (1 + len(settings.guidance))
+    grid = (config.grid, config.grid)
+    return count_flops(model, head, settings, classes, grid, rules=SamplerRules(), **options)
 
 
 def test_operations_of_a_vanilla_run_are_two_per_multiply_add():
@@ -58,7 +58,10 @@ def test_operations_of_a_vanilla_run_are_two_per_multiply_add():
 
 
 def test_operations_of_a_shortcut_run_depend_on_the_tokens_that_each_step_reveals():
-    model, head = checkpoints.build(builders.model(MODEL_CONFIG)), checkpoints.build(builders.head())
+    model, head = (
+        checkpoints.build(builders.model(MODEL_CONFIG)),
+        checkpoints.build(builders.head()),
+    )
     settings = Settings(num_steps=5, full_steps=2)
     steps = plan(settings, MODEL_CONFIG.num_tokens, MODEL_CONFIG.num_tokens)
     found = operations_by_part(model, head, settings)
@@ -75,7 +78,10 @@ def test_operations_of_a_shortcut_run_depend_on_the_tokens_that_each_step_reveal
 def test_a_head_that_starts_from_full_passes_works_for_masked_tokens_alone():
     """The second half of its last block and what follows are of these; the rest is of the whole sequence."""
     config = replace(builders.HEAD_CONFIG, from_full=True)
-    model, head = checkpoints.build(builders.model(MODEL_CONFIG)), checkpoints.build(builders.head(config))
+    model, head = (
+        checkpoints.build(builders.model(MODEL_CONFIG)),
+        checkpoints.build(builders.head(config)),
+    )
     settings = Settings(num_steps=5, full_steps=(0,))
     length, width = MODEL_CONFIG.num_tokens + 1, config.width
     # Query, output, feed-forward, last layer, projection out; both products of self-attention.

@@ -1,0 +1,141 @@
+"""The front page keeps its promises: its commands, its example, its links and its messages are real."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+MAX_LINES = 200
+MAX_ROWS = 8
+
+
+class Parsed(Exception):
+    """Ends a command once its options are accepted."""
+
+
+def blocks(text: str, language: str = "") -> list[str]:
+    """Return the fenced blocks of one language."""
+    fence = "```" + language
+    return [
+        block.removeprefix(fence + "\n").removesuffix("```")
+        for block in re.findall(r"^```.*?^```$", text, re.MULTILINE | re.DOTALL)
+        if block.startswith(fence + "\n")
+    ]
+
+
+def commands(page: Path) -> list[str]:
+    """Return the `python -m shortcut` commands of a page, continued lines joined."""
+    text = "\n".join(blocks(page.read_text(encoding="utf-8"))).replace("\\\n", " ")
+    return [line for line in text.splitlines() if line.startswith("python -m shortcut ")]
+
+
+def test_the_front_page_is_short():
+    assert len(README.splitlines()) <= MAX_LINES
+    tables = re.findall(r"(?:^\|.*\n)+", README, re.MULTILINE)
+    assert tables and max(len(table.splitlines()) - 2 for table in tables) <= MAX_ROWS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_address_is_filled_in_everywhere(page):
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (address,) = re.findall(r'^Repository = "(https://\S+)"$', project, re.MULTILINE)
+    text = page.read_text(encoding="utf-8")
+    assert "<this " + "repository>" not in text
+    clones = re.findall(r"^git clone (\S+)", text, re.MULTILINE)
+    assert all(clone == address for clone in clones)
+    assert clones or page.name != "README.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text)]
+    local = [link for link in links if link and "://" not in link]
+    assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+def test_pictures_come_with_the_pack():
+    left_out = (ROOT / ".comfyignore").read_text(encoding="utf-8").split()
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert pictures
+    for picture in pictures:
+        assert not any(fnmatch(picture, rule + "*") for rule in left_out), picture
+
+
+def test_the_two_commands_are_there_once():
+    lines = [line for line in README.splitlines() if line.startswith("python run.py ")]
+    assert lines == ["python run.py picture", "python run.py test"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_have_options_that_exist(page, monkeypatch):
+    from shortcut_pack.shortcut.__main__ import main
+
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(parser, arguments=None, namespace=None):
+        parse(parser, arguments, namespace)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    for command in commands(page):
+        with pytest.raises(Parsed):
+            main(shlex.split(command)[3:])
+
+
+def test_the_example_runs(tmp_path):
+    (example,) = blocks(README, "python")
+    assert len(example.splitlines()) <= 10
+    done = subprocess.run(
+        [sys.executable, "-c", example],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    pictures = sorted(tmp_path.glob("*.png"))
+    assert len(pictures) == 2
+    assert pictures[0].read_bytes() != pictures[1].read_bytes()
+
+
+def test_messages_are_those_of_the_code():
+    section = README.partition("## Troubleshooting")[2].partition("\n## ")[0]
+    messages = re.findall(r"^\| `([^`]+)`", section, re.MULTILINE)
+    assert len(messages) == 8
+    texts = source_texts()
+    for message in messages:
+        parts = [part.strip() for part in message.replace("'cuda'", "...").split("...")]
+        assert any(all(part in text for part in parts) for text in texts), message
+
+
+def source_texts() -> list[str]:
+    """Return all string literals of the pack; values in f-strings become `...`."""
+    files = [
+        ROOT / "__init__.py",
+        *(ROOT / "nodes").rglob("*.py"),
+        *(ROOT / "shortcut").rglob("*.py"),
+    ]
+    texts = []
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                parts = [p.value if isinstance(p, ast.Constant) else "..." for p in node.values]
+                texts.append("".join(map(str, parts)))
+    return texts
