@@ -12,10 +12,9 @@ import comfy.utils
 import folder_paths
 
 from ..shortcut import checkpoint as checkpoints
-from ..shortcut import shipped
+from ..shortcut import models, shipped
 from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.files import INDEX_SUFFIX, OUR_SUFFIX, SHARD_PATTERN, parts, read_metadata
-from ..shortcut.models import ARCHITECTURES
 from ..shortcut.models.layout import Kind
 
 MODELS, HEADS = "migm", "migm_heads"  # in ComfyUI's models folder, as the folders of `Download`
@@ -78,7 +77,7 @@ def check_choice(category: str, name: str, kind: Kind) -> str | None:
 
 
 def _advice(category: str, name: str) -> str:
-    downloads = [item for a in ARCHITECTURES for item in a.downloads.items()]
+    downloads = [item for a in models.ARCHITECTURES for item in a.downloads.items()]
     for what, source in downloads:
         is_file = source.folder == category and name in {PurePath(f).name for f in source.files}
         if is_file or source.folder == f"{category}/{name}":

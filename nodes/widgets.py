@@ -75,8 +75,8 @@ def widgets() -> list[Any]:
             advanced=True,
             tooltip="How the number of tokens per step grows. All reveal few first and most last; "
             "in the order root, linear, arccos, cosine, square ever more come early. arccos is "
-            "MaskGIT's. lumina is Lumina-DiMOO's: cosine, but by its own rounding, and a step may "
-            "reveal nothing. No effect on speed.",
+            "MaskGIT's. lumina is Lumina-DiMOO's: cosine, but by its own rounding, and steps that "
+            "reveal nothing are left out. No effect on speed.",
         ),
         io.Float.Input(
             "temperature",

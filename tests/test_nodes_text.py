@@ -289,9 +289,13 @@ def test_a_class_is_no_prompt_and_a_prompt_no_class(model, class_model):
 
 
 def test_each_condition_node_names_the_other(model, class_model):
-    with pytest.raises(ValueError, match=r"Lumina-DiMOO.*Use Text Condition in place of Class Condition"):
+    with pytest.raises(
+        ValueError, match=r"Lumina-DiMOO.*Use Text Condition in place of Class Condition"
+    ):
         condition.ClassCondition.execute(model, "1")
-    with pytest.raises(ValueError, match=r"MaskGIT.*Use Class Condition in place of Text Condition"):
+    with pytest.raises(
+        ValueError, match=r"MaskGIT.*Use Class Condition in place of Text Condition"
+    ):
         TextCondition.execute(class_model, TEXT, "text_to_image")
 
 
