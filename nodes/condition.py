@@ -1,4 +1,4 @@
-"""What the image shall show: the request of a user, as the CONDITIONING that the model's conditioner makes of it.
+"""The condition nodes: a user's request -> the CONDITIONING that the model's conditioner makes of it.
 
 B  images    Y, X  rows and columns of a source image's codes
 """
@@ -21,7 +21,7 @@ USUAL_TASK = "text_to_image"  # which needs no source image
 
 
 class ClassCondition(io.ComfyNode):
-    """What the image shall show, for models that know classes."""
+    """A class for models that know classes."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -62,7 +62,7 @@ class ClassCondition(io.ComfyNode):
 
 
 class TextCondition(io.ComfyNode):
-    """What the image shall show, or what to do with images, for models that know text."""
+    """A prompt, perhaps with source images, for models that know text."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

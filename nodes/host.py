@@ -66,12 +66,12 @@ class StepClock:
         self.was_full: list[bool] = []
 
     def tick(self, was_full: bool) -> None:
-        """A step has ended."""
+        """Note the end of a step."""
         self.marks.append(self._mark())
         self.was_full.append(was_full)
 
     def speed_up(self) -> float:
-        """Estimate: time of as many full passes by the time of the steps as they were."""
+        """Estimate how many times as long the run would have taken with full passes alone."""
         if not self.was_full:
             return 1.0
         if self.is_cuda:
@@ -97,14 +97,14 @@ class StepClock:
 
 
 class Preview:
-    """The first image of a run as far as it is revealed, as ComfyUI's progress bar takes it; now and then."""
+    """Shows the first image of a run as far as it is revealed, now and then, as ComfyUI's progress bar takes it."""
 
     def __init__(self, grid: Grid, colours_V3: Tensor):
         self.grid, self.colours_V3 = grid, colours_V3
         self.shown_at = -PREVIEW_INTERVAL
 
     def of(self, trace: Trace, *, is_last: bool = False) -> tuple[str, Image.Image, int] | None:
-        """None: one was shown a moment ago, and this is not the last."""
+        """Return a preview; None if one was shown a moment ago, and this is not the last."""
         now = time.perf_counter()
         if now - self.shown_at < PREVIEW_INTERVAL and not is_last:
             return None

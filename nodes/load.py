@@ -122,7 +122,7 @@ class LoadMIGM(io.ComfyNode):
 
 
 def _chosen(model_name: str, vq_name: str) -> dict[Kind, str]:
-    """Return the names that were chosen of files."""
+    """Return the chosen name of each kind of file."""
     return {"model": model_name} if vq_name == AUTO else {"model": model_name, "vq": vq_name}
 
 

@@ -9,7 +9,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import comfy.latent_formats
 import comfy.model_base
@@ -49,14 +49,14 @@ class CodeIds(comfy.latent_formats.LatentFormat):
 
 
 class ModelConfig(comfy.supported_models_base.BASE):
-    """What ComfyUI's BaseModel asks for."""
+    """The configuration that ComfyUI's BaseModel reads."""
 
     unet_extra_config: dict[str, Any] = {}  # noqa: RUF012 - the base class reads it so
     latent_format: Any = CodeIds  # that of a model is an instance
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, weight_dtype: str, device: torch.device) -> ModelConfig:
-        """Make the one of a checkpoint; `unet_config` holds its network's arguments but layers and device.
+        """Make the configuration of a checkpoint; `unet_config` holds its network's arguments but layers and device.
 
         Raises:
             ValueError: the weights are float8, which the device cannot hold.
@@ -64,15 +64,15 @@ class ModelConfig(comfy.supported_models_base.BASE):
         if quantized.COMPUTED.intersection(checkpoint.quantized.values()):
             with naming(checkpoint.path):
                 quantized.check_device(device)
-        dtype, cast = dtypes(weight_dtype, device, checkpoint)
+        dtype, cast_to = dtypes(weight_dtype, device, checkpoint)
         config = cls(
             {
                 "config": checkpoint.config,
                 "attention": HostAttention(),
-                "compute_dtype": cast or dtype,
+                "compute_dtype": cast_to or dtype,
             }
         )
-        config.set_inference_dtype(dtype, cast)
+        config.set_inference_dtype(dtype, cast_to)
         config.quant_config = comfy.utils.detect_layer_quantization(checkpoint.tensors, "")
         return config
 
@@ -119,7 +119,7 @@ class MaskedImageModel(comfy.model_base.BaseModel):
         )
 
     def memory_required(self, input_shape: Any, cond_shapes: Any = None) -> float:
-        """Return the bytes of a run for latents of `input_shape` with the shortest condition; 0 if it makes no such."""
+        """Return the bytes of a run with the shortest condition; 0 for latents that the model does not make."""
         with contextlib.suppress(ValueError):
             num_images, _, rows, columns = input_shape
             return self.run_bytes((rows, columns), num_images, [None])
@@ -177,7 +177,7 @@ def build_head(checkpoint: Checkpoint, weight_dtype: str) -> Any:
     operations = comfy.ops.pick_operations(
         config.unet_config["dtype"], config.manual_cast_dtype, model_config=config
     )
-    network: Any = checkpoint.layout.network
+    network = checkpoint.layout.network
     head = network(**config.unet_config, device=offload_device, operations=operations).eval()
     mm.archive_model_dtypes(head)
     # Without values, but with the types that the file has, whatever they are in memory.
@@ -235,19 +235,20 @@ class CodeVAE(comfy.sd.VAE):
         self.device, self.output_device = mm.vae_device(), mm.intermediate_device()
         self.vae_dtype = torch.float32  # whatever the command line says: ids do not survive less
         offload_device = mm.vae_offload_device()
-        network: Any = checkpoint.layout.network(
+        network = checkpoint.layout.network(
             config,
             dtype=self.vae_dtype,
             device=offload_device,
             operations=comfy.ops.manual_cast,
             attention=HostAttention(),
         )
-        self.first_stage_model = CodeLatents(network, config.num_codes).eval()
+        self.first_stage_model = CodeLatents(cast(VQNetwork, network), config.num_codes).eval()
         mm.archive_model_dtypes(self.first_stage_model)
         self.patcher = comfy.model_patcher.CoreModelPatcher(
             self.first_stage_model, self.device, offload_device
         )
-        network.load_state_dict(dict(checkpoint.tensors), assign=self.patcher.is_dynamic())
+        tensors, assign = dict(checkpoint.tensors), self.patcher.is_dynamic()
+        network.load_state_dict(tensors, strict=True, assign=assign)
         self.checkpoint = checkpoint.without_tensors()
         # A copy: the module's own weight may lie anywhere, or nowhere yet.
         self.codebook_VC: Tensor | None = None

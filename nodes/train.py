@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import comfy.model_management as mm
 import comfy.utils
@@ -292,7 +292,7 @@ def _loaded_teacher(model: Any, plan: HeadPlan, requests: Sequence[Request]) -> 
     _, conditions, _ = teacher.draw(runs, num_images, (plan.recipe.seed, RUNS))
     grid, layout = usual_grid(checkpoint), checkpoint.architecture.head
     assert layout is not None, "a plan of a head has its layout"
-    head: Any = layout.network(plan.config, device="meta")
+    head = cast(HeadNetwork, layout.network(plan.config, device="meta"))
     needed = masked_model.run_bytes(grid, num_images, conditions) + training_memory(
         head,
         plan.teaching.images_per_window,
