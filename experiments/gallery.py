@@ -1,4 +1,4 @@
-"""The README's pictures: every class of the shipped class model, and prompts of the shipped text model.
+"""Draw the README's pictures: every class of the shipped class model, prompts of the shipped text model.
 
 B  images    L  image tokens
 """
@@ -37,7 +37,7 @@ PROMPTS = (
 
 
 def add_parser(steps: Any) -> None:
-    """Adds `gallery` to the demo's command line."""
+    """Add `gallery` to the command line."""
     parser = steps.add_parser("gallery", help="draw the README's pictures")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder")
     parser.add_argument("--seed", type=int, default=11, help="of the classes")
@@ -46,7 +46,7 @@ def add_parser(steps: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes `scenes.png` and `text.png`, and both ways of some in `side_by_side.png`. Returns 0."""
+    """Write `scenes.png`, `text.png` and, with and without a head, `side_by_side.png`. Returns 0."""
     save(
         sheet(class_pictures(range(16), FULL_STEPS, options.seed), columns=8),
         options.out / "scenes.png",
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
 
 @torch.no_grad()
 def class_pictures(classes: Sequence[int], full_steps: int | None, seed: int) -> list[Image.Image]:
-    """One picture for each class. `full_steps` None = vanilla."""
+    """Return one picture for each class. `full_steps` None = vanilla."""
     model_file = weights.load(shipped.MODEL, kind="model")
     model, head = network(model_file), network(weights.load(shipped.HEAD, kind="head"))
     settings, config = weights.settings(model_file), model_file.config
@@ -83,7 +83,7 @@ def class_pictures(classes: Sequence[int], full_steps: int | None, seed: int) ->
 
 @torch.no_grad()
 def text_pictures(prompts: Sequence[str], full_steps: int | None, seed: int) -> list[Image.Image]:
-    """One picture for each prompt. `full_steps` None = vanilla."""
+    """Return one picture for each prompt. `full_steps` None = vanilla."""
     model_file = weights.load(shipped.TEXT_MODEL, kind="model")
     model, head = network(model_file), network(weights.load(shipped.TEXT_HEAD, kind="head"))
     tokenizer = load_tokenizer(shipped.TEXT_FOLDER, model_file.config)
@@ -104,18 +104,18 @@ def text_pictures(prompts: Sequence[str], full_steps: int | None, seed: int) -> 
 
 
 def network(file: weights.Checkpoint) -> Any:
-    """The network of a file, in float32."""
+    """Build the network of a file in float32."""
     return weights.build(file, dtype=torch.float32)
 
 
 def decoded(codes_BL: Tensor, grid: Grid) -> list[Image.Image]:
-    """Pictures of codes, by the shipped VQ model."""
+    """Decode codes by the shipped VQ model."""
     vq = network(weights.load(shipped.VQ, kind="vq"))
     return to_pictures(vq.decode(codes_BL.unflatten(1, grid)))
 
 
 def sheet(images: list[Image.Image], columns: int) -> Image.Image:
-    """The images in rows of `columns`, enlarged."""
+    """Return the images in rows of `columns`, enlarged."""
     side = SCALE * images[0].width
     rows = -(-len(images) // columns)
     size = (columns * (side + GAP) - GAP, rows * (side + GAP) - GAP)
@@ -128,6 +128,6 @@ def sheet(images: list[Image.Image], columns: int) -> Image.Image:
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Writes a PNG."""
+    """Write a PNG."""
     with written_whole(path) as partial_path:
         image.save(partial_path, format="PNG", optimize=True)

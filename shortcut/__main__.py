@@ -1,37 +1,37 @@
-"""The command line: python -m shortcut generate | convert | info | download | cost | record | train | evaluate."""
+"""The command line. `python -m shortcut COMMAND --help` lists the options of a command."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import sys
+from importlib import import_module
 
-from .cli import (
-    cost,
-    download,
-    generate,
-)
-from .cli import evaluate as cli_evaluate
-from .cli import (
-    files as convert,
-)
-from .cli import record as cli_record
-from .cli import train as cli_train
+# Command -> (module of `cli` that adds it, what it does). Only the module that is asked for is imported.
+COMMANDS = {
+    "generate": ("generate", "make pictures"),
+    "info": ("files", "say what a file is"),
+    "convert": ("files", "write a checkpoint as one of our files"),
+    "download": ("files", "fetch published files from huggingface.co"),
+    "cost": ("cost", "FLOPs and memory of the published models, counted without their weights"),
+    "train": ("train", "train a shortcut head"),
+    "evaluate": ("evaluate", "say how good a shortcut head is"),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command. Returns the exit status: 0 done, 1 an error that is said on stderr, 2 wrong usage."""
+    """Run one command. Return the exit status: 0 done, 1 an error that is said on stderr, 2 wrong usage."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m shortcut", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    generate.add_parser(commands)
-    convert.add_parsers(commands)
-    download.add_parser(commands)
-    cost.add_parser(commands)
-    cli_record.add_parser(commands)
-    cli_train.add_parser(commands)
-    cli_evaluate.add_parser(commands)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    if arguments and arguments[0] in COMMANDS:
+        module, _ = COMMANDS[arguments[0]]
+        import_module(f".cli.{module}", __package__).add_parser(commands)
+    else:
+        for name, (_, about) in COMMANDS.items():
+            commands.add_parser(name, help=about)
     options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         return options.run(options)
     except KeyboardInterrupt:

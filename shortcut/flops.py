@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from .accelerators import MakeAccelerator
 from .accelerators.shortcut_head import ShortcutHead
 from .denoiser import Conditions, Denoiser, Features, MaskedImageModel, Tokens
-from .models.architecture import HeadNetwork, ModelNetwork
+from .models.architecture import HeadNetwork, ModelNetwork, Network
 from .models.layers import Bare
 from .noise import Noise
 from .sampler import confidence, draw_codes
@@ -158,7 +158,7 @@ class LiveTensors(TorchDispatchMode):
     `peak` is the most at a time; `peaks` the same for each part, see `during`.
     """
 
-    def __init__(self, *networks: nn.Module):
+    def __init__(self, *networks: Network):
         super().__init__()
         self.weights = [p.untyped_storage() for net in networks for p in net.parameters()]
         self.live: dict[int, Any] = {id(storage): None for storage in self.weights}

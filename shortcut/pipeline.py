@@ -95,9 +95,7 @@ class Pipeline:
         head_file = None if head is None else checkpoints.load(head, kind="head")
         if head_file is not None and (doubt := check_head(head_file, model_file)):
             logger.warning(doubt)
-        if dtype is None:
-            is_large = 4 * model_file.num_parameters > LARGE
-            dtype = model_file.dtype if is_large else torch.float32
+        dtype = dtype or default_dtype(model_file)
         build = partial(checkpoints.build, device=found_device)
         return cls(
             model_file=model_file.without_tensors(),
@@ -213,6 +211,11 @@ class Pipeline:
         """Return pixels (B, 3, Y, X), made one image at a time so that memory does not grow with the batch."""
         with advice_on_memory():
             return torch.cat([self.vq.decode(codes_1hw) for codes_1hw in codes_Bhw.split(1)])
+
+
+def default_dtype(model: Checkpoint) -> torch.dtype:
+    """Return float32, or the file's own type where float32 would be large."""
+    return model.dtype if 4 * model.num_parameters > LARGE else torch.float32
 
 
 def conditioner_of(model: Checkpoint) -> Conditioner:

@@ -8,11 +8,9 @@ FOLDER = Path(__file__).resolve().parents[1] / "shipped"
 MODEL = FOLDER / "scenes-maskgit.safetensors"
 VQ = FOLDER / "scenes-vqgan.safetensors"
 HEAD = FOLDER / "scenes-maskgit-head.safetensors"
-JUDGE = FOLDER / "scenes-judge.safetensors"
 TEXT_FOLDER = FOLDER / "scenes-lumina"  # the text model with its tokenizer and its head
 TEXT_MODEL = TEXT_FOLDER / "scenes-lumina.safetensors"
 TEXT_HEAD = TEXT_FOLDER / "scenes-lumina-head.safetensors"
-TEXT_JUDGE = FOLDER / "scenes-text-judge.safetensors"
 
 # What the nodes list: name -> kind -> file, or a folder for the only file of that kind in it.
 NAME, TEXT_NAME = "scenes (shipped)", "scenes text (shipped)"

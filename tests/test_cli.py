@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from shortcut_pack.shortcut import weights
-from shortcut_pack.shortcut.__main__ import main
+from shortcut_pack.shortcut import checkpoint as checkpoints
+from shortcut_pack.shortcut.__main__ import COMMANDS, main
 from shortcut_pack.shortcut.models.maskgit import head as head_file
 from shortcut_pack.shortcut.models.maskgit import transformer as maskgit
 from shortcut_pack.shortcut.models.maskgit import vqgan as maskgit_vqgan
@@ -27,13 +29,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = maskgit.MaskGIT(maskgit.Config(SIDE, 32, 2, 2, 64, CODES, CLASSES))
         vq = maskgit_vqgan.VQGAN(maskgit_vqgan.Config(32, (1, 1), 1, (), 32, 8, CODES))
         head = head_file.MaskGITHead(head_file.Config(32, 16, 1, 2, True))
-    packed = weights.pack(model, maskgit.FORMAT, class_names=("red", "green", "dark blue"))
-    weights.save(folder / "model.safetensors", packed)
-    weights.save(folder / "vq.safetensors", weights.pack(vq, maskgit_vqgan.FORMAT))
+    packed = checkpoints.pack(model, maskgit.LAYOUT, class_names=("red", "green", "dark blue"))
+    checkpoints.save(folder / "model.safetensors", packed)
+    checkpoints.save(folder / "vq.safetensors", checkpoints.pack(vq, maskgit_vqgan.LAYOUT))
     fits = {"model_fingerprint": packed.fingerprint}
-    weights.save(folder / "head.safetensors", weights.pack(head, head_file.FORMAT, **fits))
+    checkpoints.save(folder / "head.safetensors", checkpoints.pack(head, head_file.LAYOUT, **fits))
     stranger = {"model_fingerprint": "0" * 16}
-    weights.save(folder / "stranger.safetensors", weights.pack(head, head_file.FORMAT, **stranger))
+    checkpoints.save(folder / "stranger.safetensors", checkpoints.pack(head, head_file.LAYOUT, **stranger))
     return folder
 
 
@@ -69,7 +71,7 @@ def test_a_picture_with_its_settings_and_tokens(run, folder: Path, tmp_path: Pat
     assert codes.min() >= 0 and codes.max() < CODES
     report = json.loads(out.splitlines()[-1])
     assert (report["steps"], report["full_steps"], report["seeds"]) == (6, 2, [[5, 0]])
-    assert report["seconds"] > 0 and report["operations"] > 0
+    assert report["seconds"] > 0 and report["flops"] > 0
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size == (2 * SIDE, 2 * SIDE)
         described = json.loads(picture.info["shortcut"])
@@ -108,11 +110,11 @@ def test_spread_changes_what_the_head_answers_and_the_picture_says_so(
 
 
 def test_the_head_costs_less_than_the_passes_it_replaces(run, folder: Path) -> None:
-    def operations(*arguments: str) -> float:
-        return json.loads(run(*arguments, "--json")[2].splitlines()[-1])["operations"]
+    def flops(*arguments: str) -> float:
+        return json.loads(run(*arguments, "--json")[2].splitlines()[-1])["flops"]
 
     head = str(folder / "head.safetensors")
-    assert operations("--head", head, "--full-steps", "2") < operations("--head", "none")
+    assert flops("--head", head, "--full-steps", "2") < flops("--head", "none")
 
 
 def test_an_image_does_not_depend_on_its_batch(run, tmp_path: Path) -> None:
@@ -213,16 +215,40 @@ def test_a_place_that_cannot_be_written_to_is_told_before_the_run(
 ) -> None:
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").touch()
-    monkeypatch.setattr("shortcut_pack.shortcut.requests.generate", pytest.fail)
+    monkeypatch.setattr("shortcut_pack.shortcut.pipeline.generate", pytest.fail)
     status, codes, _, error = run(out=out)
     assert status == 1 and codes is None and message in error
+
+
+def test_help_lists_the_commands_without_pytorch() -> None:
+    said = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "shortcut", "--help"],
+        cwd=Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = {line.rpartition("|")[2].strip() for line in said.stderr.splitlines()}
+    assert "shortcut.__main__" in said.stderr or "shortcut" in imported
+    assert not imported.intersection(("torch", "numpy", "shortcut.cli"))
+    assert all(f"\n    {name} " in said.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_its_own_help(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"python -m shortcut {command} " in capsys.readouterr().out
 
 
 def test_an_interrupt_writes_nothing(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(bar, trace) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("shortcut_pack.shortcut.generate.progress", interrupted)
+    monkeypatch.setattr("shortcut_pack.shortcut.cli.generate.progress", interrupted)
     status, codes, _, error = run()
     assert status == 130 and "interrupted" in error
     assert codes is None and not list(tmp_path.iterdir())

@@ -134,7 +134,7 @@ def test_several_images_of_a_line(run: Run, tmp_path: Path) -> None:
         ({"prompt": "a", "name": "good"}, "a line above it has the name 'good' too"),
         ({"prompt": "a", "task": "edit"}, "Add --image PICTURE"),
         ({"seed": 1}, "needs --prompt TEXT"),
-        ({"prompt": "a", "class": 1}, "--class is for class models"),
+        ({"prompt": "a", "class": 1}, "--class is not for a Lumina-DiMOO"),
         ({"prompt": "a", "steps": 0}, "steps must be at least 1"),
         (
             {"prompt": "a \ud800"},

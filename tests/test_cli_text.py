@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from shortcut_pack.shortcut import weights
+from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.image import to_pixels
 from shortcut_pack.shortcut.models.lumina_dimoo.tokenizer import copy_tokenizer
@@ -82,7 +82,7 @@ def run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run
 
 def encoded(folder: Path, name: str = "picture.png") -> Tensor:
     """Codes (h, w) of a picture."""
-    vq: Any = weights.build(weights.load(folder / "vq.safetensors"), dtype=torch.float32)
+    vq: Any = checkpoints.build(checkpoints.load(folder / "vq.safetensors"), dtype=torch.float32)
     with Image.open(folder / name) as image:
         return vq.encode(to_pixels(image))[0]
 
@@ -129,7 +129,7 @@ def test_a_folder_as_published_with_all_that_is_needed(run: Run, tmp_path: Path)
 
 def test_float8_weights(run: Run, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "small.safetensors"
-    weights.save(path, builders.text_model(), dtype=torch.float8_e4m3fn)
+    checkpoints.save(path, builders.text_model(), dtype=torch.float8_e4m3fn)
     copy_tokenizer(folder / "model.tokenizer", path)
     status, codes, _, error = run(*PROMPT, "--head", "none", model=str(path))
     assert (status, error) == (0, "") and codes.shape == (1, 4, 4)
@@ -145,10 +145,10 @@ def test_what_to_guide_away_from(run: Run) -> None:
 
 
 def test_guidance_that_is_off_costs_nothing(run: Run) -> None:
-    def operations(cfg: str) -> int:
-        return json.loads(run(*PROMPT, "--cfg", cfg, "--json")[2])["operations"]
+    def flops(cfg: str) -> int:
+        return json.loads(run(*PROMPT, "--cfg", cfg, "--json")[2])["flops"]
 
-    assert operations("0") < 0.6 * operations("4")
+    assert flops("0") < 0.6 * flops("4")
 
 
 def test_no_noise_means_no_seed(run: Run) -> None:
@@ -166,10 +166,11 @@ def test_an_image_does_not_depend_on_its_batch_or_on_how_branches_are_run(run: R
 
 
 @pytest.mark.parametrize(("preset", "num_full"), [("quality", 14), ("balanced", 11), ("fast", 9)])
-def test_presets_in_words(run: Run, preset: str, num_full: int) -> None:
-    head = ("--head", "head.safetensors", "--preset", preset, "--json")
-    report = json.loads(run(*PROMPT, *head, "--cfg", "0", steps="")[2])
-    assert (report["steps"], report["full_steps"]) == (64, num_full)
+def test_presets_in_words(run: Run, tmp_path: Path, preset: str, num_full: int) -> None:
+    head = ("--head", "head.safetensors", "--preset", preset)
+    assert run(*PROMPT, *head, "--cfg", "0", steps="")[0] == 0
+    inside = settings_inside(tmp_path)
+    assert (inside["num_steps"], inside["full_steps"]) == (64, num_full)
 
 
 @pytest.mark.parametrize("model", ["model.safetensors", "classes.safetensors"])
@@ -189,7 +190,7 @@ def test_inpainting_keeps_all_other_tokens(
     is_kept[:2, :2] = False  # the third column is white by half, which is not more than half
     assert torch.equal(codes[0][is_kept], known[is_kept])
     assert not torch.equal(codes[0], known)
-    assert json.loads(out)["operations"] > 0
+    assert json.loads(out)["flops"] > 0
 
 
 def test_outpainting_keeps_the_picture(run: Run, folder: Path) -> None:
@@ -234,7 +235,7 @@ def test_the_style_of_a_second_picture(run: Run) -> None:
     ("arguments", "message"),
     [
         ((), "the task 'text_to_image' needs --prompt TEXT"),
-        ((*PROMPT, "--class", "1"), "--class is for class models"),
+        ((*PROMPT, "--class", "1"), "--class is not for a Lumina-DiMOO transformer. It takes --prompt,"),
         ((*PROMPT, "--width", "13"), "The nearest sizes are 12 or 14 wide and 8 high"),
         ((*PROMPT, "--height", "0"), "The nearest sizes are 8 wide and 2 high"),
         ((*PROMPT, "--task", "edit"), "the task 'edit' starts from a picture. Add --image"),
@@ -285,10 +286,10 @@ def test_pictures_that_pillow_does_not_open(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (PROMPT, "--prompt is for text models, and this is a MaskGIT transformer"),
-        (("--negative", "x"), "--negative is for text models"),
-        (("--task", "edit"), "--task is for text models"),
-        (("--cfg-image", "1"), "--cfg-image is for text models"),
+        (PROMPT, "--prompt is not for a MaskGIT transformer. It takes --class"),
+        (("--negative", "x"), "--negative is not for a MaskGIT"),
+        (("--task", "edit"), "--task is not for a MaskGIT"),
+        (("--cfg-image", "1"), "--cfg-image is not for a MaskGIT"),
         (("--width", "12"), "makes images of 8 x 8 pixels only, got 12 x 8"),
         (("--head", "head.safetensors"), "does not go with a MaskGIT transformer"),
     ],

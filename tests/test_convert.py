@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+import subprocess
+import sys
 from pathlib import Path
 
 import builders
@@ -11,9 +12,10 @@ import lumina_folder
 import pytest
 import torch
 from builders import KINDS, assert_same
-from shortcut_pack.shortcut import weights
+from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.models.lumina_dimoo.tokenizer import tokenizer_folder
+from shortcut_pack.shortcut.pipeline import check_head
 
 
 @pytest.fixture(params=KINDS)
@@ -43,16 +45,14 @@ def test_info_of_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "nothing.pth does not exist" in capsys.readouterr().err
 
 
-def test_convert_there_and_back(kind: str, tmp_path: Path) -> None:
+def test_a_published_file_becomes_one_of_ours(kind: str, tmp_path: Path) -> None:
     make, known = KINDS[kind]
     source = builders.write(tmp_path / "a.pth", make())
     sizes = [f"--{name.replace('_', '-')}={value}" for name, value in known.items()]
-    ours, back = tmp_path / "b.safetensors", tmp_path / "c.ckpt"
+    ours = tmp_path / "b.safetensors"
     assert main(["convert", str(source), str(ours), *sizes, "--title", "T"]) == 0
-    assert_same(weights.load(ours), make())
-    assert weights.load(ours).metadata.title == "T"
-    assert main(["convert", str(ours), str(back)]) == 0
-    assert_same(weights.load(back, **known), make())
+    assert_same(checkpoints.load(ours), make())
+    assert checkpoints.load(ours).metadata.title == "T"
 
 
 def test_convert_halves_and_ties_a_head_to_its_model(tmp_path: Path) -> None:
@@ -61,9 +61,9 @@ def test_convert_halves_and_ties_a_head_to_its_model(tmp_path: Path) -> None:
     out = tmp_path / "b.safetensors"
     options = ["--model", str(model), "--dtype", "float16", "--num-heads", "4"]
     assert main(["convert", str(source), str(out), *options]) == 0
-    head = weights.load(out)
+    head = checkpoints.load(out)
     assert head.dtype == torch.float16
-    assert weights.check_head(head, builders.model()) is None
+    assert check_head(head, builders.model()) is None
 
 
 def test_convert_refuses_what_does_not_fit(tmp_path: Path, capsys) -> None:
@@ -99,12 +99,12 @@ def test_a_folder_becomes_one_file_with_its_tokenizer(
     out = tmp_path / "new" / "lumina.v2.safetensors"
     options = ["--dtype", dtype] if dtype else []
     assert main(["convert", str(folder), str(out), CODES, *options]) == 0
-    expected, found = weights.load(folder, **lumina_folder.SIZES), weights.load(out)
+    expected, found = checkpoints.load(folder, **lumina_folder.SIZES), checkpoints.load(out)
     assert (found.config, found.fingerprint) == (expected.config, expected.fingerprint)
     if dtype is None:
         assert_same(found, expected)
     else:
-        assert_same(found, weights.cast(expected, getattr(torch, dtype)))
+        assert_same(found, checkpoints.cast(expected, getattr(torch, dtype)))
     tokenizer = tmp_path / "new" / "lumina.v2.tokenizer"
     assert {file.name: file.read_text() for file in tokenizer.iterdir()} == lumina_folder.TOKENIZER
     assert tokenizer_folder(out) == tokenizer
@@ -126,14 +126,13 @@ def test_a_converted_file_can_be_converted_again(folder: Path, tmp_path: Path) -
     assert not stale.exists(), "a file of another tokenizer"
     back = tmp_path / "c.safetensors"
     assert main(["convert", str(second), str(back), "--dtype", "float16"]) == 0
-    assert weights.load(back).fingerprint == weights.load(first).fingerprint
+    assert checkpoints.load(back).fingerprint == checkpoints.load(first).fingerprint
 
 
 def test_the_vq_model_of_a_folder_converts_without_a_tokenizer(tmp_path: Path) -> None:
     folder = lumina_folder.write(tmp_path / "Lumina", has_vq=True)
-    for out in (tmp_path / "vq.safetensors", tmp_path / "vq.pth"):
-        assert main(["convert", str(folder / "vqvae"), str(out)]) == 0
-    assert sorted(os.listdir(tmp_path)) == ["Lumina", "vq.pth", "vq.safetensors"]
+    assert main(["convert", str(folder / "vqvae"), str(tmp_path / "vq.safetensors")]) == 0
+    assert sorted(os.listdir(tmp_path)) == ["Lumina", "vq.safetensors"]
 
 
 def test_a_tokenizer_may_lie_plainly_beside_the_file(folder: Path, tmp_path: Path) -> None:
@@ -170,15 +169,17 @@ def test_a_part_of_the_input_is_not_overwritten(folder: Path, capsys) -> None:
     assert shard.read_bytes() == before
 
 
-def test_the_published_layout_of_a_folder_cannot_be_written(folder: Path, tmp_path, capsys) -> None:
-    assert main(["convert", str(folder), str(tmp_path / "a.pth"), CODES]) == 1
-    assert "has no place for fewer rows" in capsys.readouterr().err
-    assert os.listdir(tmp_path) == ["Lumina"]
-
-
-def test_a_head_that_starts_from_full_passes_stays_one_of_our_files(tmp_path, capsys) -> None:
-    head = builders.head(replace(builders.HEAD_CONFIG, from_full=True))
-    source = builders.write(tmp_path / "head.safetensors", head)
-    assert main(["convert", str(source), str(tmp_path / "head.pth")]) == 1
-    assert "no place for what tells that a head predicts" in capsys.readouterr().err
-    assert not (tmp_path / "head.pth").exists()
+def test_info_imports_neither_commands_nor_training(tmp_path: Path) -> None:
+    path = builders.write(tmp_path / "model.safetensors", builders.model())
+    said = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "shortcut", "info", str(path)],
+        cwd=Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    imported = {line.rpartition("|")[2].strip() for line in said.splitlines()}
+    assert {"torch", "shortcut.cli.files"} <= imported
+    unused = ("sympy", "transformers", "PIL", "shortcut.pipeline", "shortcut.train")
+    assert not imported.intersection(unused)
+    assert {name for name in imported if name.startswith("shortcut.cli.")} == {"shortcut.cli.files"}

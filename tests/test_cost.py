@@ -1,32 +1,89 @@
-"""What the command `cost` says of the published sizes: operations against arithmetic, memory against its bounds."""
+"""What the command `cost` says of the published sizes: FLOPs against arithmetic, memory against its bounds.
+
+The arithmetic is a count by hand of Lumina-DiMOO: as many full passes as asked for without the rows of the output
+matrix, a pass of the head in every other step, and logits of codes where tokens are masked. Nothing can be below it
+with the same networks.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import pytest
 from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.cli import cost
-from shortcut_pack.shortcut.flops import count_operations
-from shortcut_pack.shortcut.models.lumina_dimoo import head as lumina_head
-from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
+from shortcut_pack.shortcut.flops import Flops, count_flops
+from shortcut_pack.shortcut.models import lumina_dimoo
+from shortcut_pack.shortcut.schedule import Settings, plan
 
+ARCHITECTURE = lumina_dimoo.ARCHITECTURE
+SIZE = ARCHITECTURE.sizes["lumina-dimoo"]
 GRID = (64, 64)
-PROMPTS = [cost.ids(1, 60), cost.ids(1, 14)]
+LENGTHS = (60, 14)  # tokens of the prompt, and of the one that says nothing
 MB = 1e6
 
 
+def floor(settings: Settings) -> Flops:
+    """What a run takes at least: two operations for each multiply-add, nothing else."""
+    rows, columns = GRID
+    lengths = [num_prompt + rows * (columns + 1) + 4 for num_prompt in LENGTHS]
+    steps = plan(settings, rows * columns, rows * columns, ARCHITECTURE.rules)
+    model = SIZE.model
+    per_full = sum(model.depth * block(length, length, length, model) for length in lengths)
+    in_head = sum(
+        head_pass(lengths, before.num_revealed)
+        for before, step in pairwise(steps)
+        if not step.is_full
+    )
+    return Flops(
+        full=2 * per_full * sum(step.is_full for step in steps),
+        head=2 * in_head,
+        logits=2 * sum(step.num_masked for step in steps) * model.width * model.num_codes,
+        rest=0,
+    )
+
+
+def block(num_queries: int, num_context: int, num_keys: int, config: Any) -> int:
+    """Multiply-adds of a block: queries and output, keys and values of a context, attention, SwiGLU."""
+    width = config.width
+    projections = 2 * num_queries * width**2 + 2 * num_context * width**2
+    attention = 2 * num_queries * num_keys * width
+    return projections + attention + 3 * num_queries * width * config.mlp_width
+
+
+def head_pass(lengths: Sequence[int], num_revealed: int) -> int:
+    """Multiply-adds of a pass of the head: to the first branch its prompt is new too."""
+    head = SIZE.head
+    width, total = head.width, 0
+    for branch, length in enumerate(lengths):
+        num_new = num_revealed + (LENGTHS[0] if branch == 0 else 0)
+        total += (2 * length + num_new) * head.model_width * width
+        total += head.num_blocks * block(length, num_new, num_new, head)
+        total += head.num_blocks * block(length, length, length, head)
+    middle = round((256 * width) ** 0.5)
+    return total + 256 * middle + middle * width + 2 * width**2
+
+
 def test_a_run_takes_what_arithmetic_says_and_hardly_more():
-    settings = replace(cost.SETTINGS, full_steps=11)
-    model = cost.shapes(lumina.LuminaDiMOO, cost.MODEL)
-    head = cost.shapes(lumina_head.LuminaHead, cost.HEAD)
-    found = count_operations(model, head, settings, PROMPTS, GRID)
-    least = cost.floor(settings, PROMPTS, GRID)
+    published = cost.Published.named("lumina-dimoo")
+    settings = replace(ARCHITECTURE.settings, full_steps=11)
+    found = count_flops(
+        published.model,
+        published.head,
+        settings,
+        SIZE.conditions(LENGTHS[0]),
+        GRID,
+        rules=ARCHITECTURE.rules,
+    )
+    least = floor(settings)
     assert replace(found, rest=0) == least
     assert 0 < found.rest < 0.01 * least.total
     # Control: logits of all ids everywhere in full passes, as the original makes them, would be seen.
-    length = sum(p.shape[1] + 64 * 65 + 4 for p in PROMPTS)
-    waste = 11 * 2 * length * cost.MODEL.width * cost.MODEL.vocabulary
+    length = sum(num_prompt + 64 * 65 + 4 for num_prompt in LENGTHS)
+    waste = 11 * 2 * length * SIZE.model.width * SIZE.model.vocabulary
     assert found.total + found.rest + waste > 1.01 * least.total
 
 
@@ -38,8 +95,10 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("is_sequential", LIMITS)
-def test_memory_above_the_weights_at_1024_pixels(is_sequential):
-    found = cost.run_peaks(GRID, PROMPTS, is_sequential=is_sequential)
+def test_memory_above_the_weights_at_1024_pixels(is_sequential: bool):
+    published = cost.Published.named("lumina-dimoo")
+    conditions = SIZE.conditions(LENGTHS[0])
+    found = cost.run_peaks(published, GRID, conditions, is_sequential=is_sequential)
     limits = LIMITS[is_sequential]
     assert found.keys() == limits.keys()
     assert all(found[part] <= limits[part] * MB for part in found), found
@@ -49,10 +108,16 @@ def test_the_tables(capsys: pytest.CaptureFixture[str]):
     small = ["--width", "64", "--height", "32", "--steps", "4", "--full-steps", "2"]
     assert main(["cost", *small]) == 0
     said = capsys.readouterr().out
+    assert said.startswith("lumina-dimoo, one image of 64 x 32 pixels")
     rows = [line.split(" | ") for line in said.splitlines() if line.startswith("| 4 | ")]
     assert [row[1] for row in rows] == ["4", "2"]
     assert rows[0][-1] == "100.0 % |" and float(rows[1][-1].split()[0]) < 60
     assert "Weights: model 15.13 GB (bfloat16)" in said
+
+
+def test_an_image_of_one_token(capsys: pytest.CaptureFixture[str]):
+    assert main(["cost", "--width", "16", "--height", "16", "--full-steps", "1"]) == 0
+    assert "**run**" in capsys.readouterr().out
 
 
 def test_a_size_off_the_grid(capsys: pytest.CaptureFixture[str]):

@@ -1,70 +1,43 @@
-"""The ablation command of the demo model: what its rows change, its table, resuming."""
+"""The ablation: what its rows change, its table, resuming."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import builders
 import pytest
-from PIL import Image
+import tiny
+
+from experiments.tables import ablation, ablation_heads, rows
+from experiments.training import head as class_head
+from experiments.training import text_head
 from shortcut import shipped, weights
+from shortcut.models.lumina_dimoo import head as lumina_head
 from shortcut.train.learn import HeadPlan, learn
 
-from experiments import (
-    ablation,
-    ablation_bench,
-    ablation_report,
-    classifier,
-    quality_rows,
-    train_head,
-    train_text_head,
-)
-
-MODEL_CONFIG = replace(builders.MODEL_CONFIG, num_classes=16, width=64)
 ITERATIONS = 6
 
 
-# What rows change
-
-
-@pytest.fixture(scope="module")
-def model_file() -> weights.Checkpoint:
-    return weights.load(shipped.MODEL, kind="model")
-
-
 def flat(plan: HeadPlan) -> dict[str, Any]:
-    """All figures of a plan by name."""
-    figures = {
+    """Return all fields of a plan by name."""
+    fields = {
         f"{part}.{name}": value
         for part in ("config", "recipe", "teaching", "objective")
         for name, value in asdict(getattr(plan, part)).items()
     }
     steps = tuple(settings.num_steps for settings in plan.teaching.runs)
-    return figures | {"teaching.runs": plan.teaching.runs, "steps": steps}
+    return {**fields, "teaching.runs": steps}
 
 
+STEPWISE = {"config.from_full": False}
 ONE_CHANGE = {
     "base": {},
     "another-seed": {"recipe.seed": 1},
-    "stepwise-1": {"config.from_full": False, "teaching.max_chain": 1},
-    "stepwise-2": {"config.from_full": False, "teaching.max_chain": 2},
-    "stepwise-4": {"config.from_full": False, "teaching.max_chain": 4},
-    "stepwise-8": {"config.from_full": False, "teaching.max_chain": 8},
-    "from-full-1": {"teaching.max_chain": 1},
-    "from-full-2": {"teaching.max_chain": 2},
-    "from-full-4": {"teaching.max_chain": 4},
-    "from-full-8": {"teaching.max_chain": 8},
-    "student-stepwise-4": {
-        "config.from_full": False,
-        "teaching.max_chain": 4,
-        "teaching.student_rollouts": True,
-    },
-    "student-from-full-4": {"teaching.max_chain": 4, "teaching.student_rollouts": True},
+    **{f"stepwise-{n}": {**STEPWISE, "teaching.max_chain": n} for n in (1, 2, 4, 8)},
+    **{f"from-full-{n}": {"teaching.max_chain": n} for n in (1, 2, 4, 8)},
     "small-batches": {
         "recipe.iterations": 2400,
         "recipe.lr": 1.5e-3,
@@ -73,7 +46,6 @@ ONE_CHANGE = {
         "teaching.iterations_per_run": 240,
         "teaching.windows_per_batch": 1,
     },
-    "all-positions": {"objective.only_masked": False},
     "no-kl": {"objective.guided_kl": 0.0},
     "kl-0.3": {"objective.guided_kl": 0.3},
     "kl-alone": {"objective.mse": 0.0},
@@ -84,44 +56,23 @@ ONE_CHANGE = {
     "bottleneck-1.5": {"config.width": 128},
     "bottleneck-4": {"config.width": 48},
     "no-time": {"config.has_time": False},
-    "teacher-16": {"steps": (16,)},
-    "teacher-32": {"steps": (32,)},
-    "teacher-64": {"steps": (64,)},
+    **{f"teacher-{n}": {"teaching.runs": (n,)} for n in (16, 32, 64)},
 }
 
 
-def test_each_row_changes_what_it_says_and_nothing_else(model_file):
-    base = ablation_bench.base_plan(model_file, 600)
-    before = flat(base)
-    found = {}
+def test_each_row_changes_what_it_says_and_nothing_else() -> None:
+    model_file = weights.load(shipped.MODEL, kind="model")
+    whole = ablation_heads.base_plan(model_file, class_head.RECIPE.iterations)
+    assert whole == class_head.PLAN
+    base = ablation_heads.base_plan(model_file, 600)
+    before, found = flat(base), {}
     for name, change in ablation.CHANGES.items():
-        after = flat(change(base))
-        if after["steps"] != before["steps"]:
-            # Beside their steps the teacher's runs are as they were.
-            first = before["teaching.runs"][0]
-            runs = tuple(replace(first, num_steps=n) for n in after["steps"])
-            assert after["teaching.runs"] == runs
-            del after["teaching.runs"]
-        found[name] = {k: value for k, value in after.items() if value != before[k]}
+        found[name] = {k: v for k, v in flat(change(base)).items() if v != before[k]}
     assert found == ONE_CHANGE
 
 
-def test_the_base_is_the_recipe_of_the_shipped_head_in_fewer_iterations(model_file):
-    whole = ablation_bench.base_plan(model_file, train_head.RECIPE.iterations)
-    assert (whole.config, whole.recipe) == (train_head.CONFIG, train_head.RECIPE)
-    assert (whole.teaching, whole.objective) == (train_head.TEACHING, train_head.OBJECTIVE)
-    cut = ablation_bench.base_plan(model_file, 800)
-    assert cut.recipe == replace(
-        whole.recipe, iterations=800, ema=pytest.approx(1 - 0.0065 * 2000 / 800)
-    )
-    assert cut.teaching == whole.teaching
-
-
-# The command
-
-
 @dataclass
-class Place:
+class Command:
     """A folder with tiny files, what was trained and measured in it, and the command's output."""
 
     folder: Path
@@ -129,189 +80,118 @@ class Place:
     trained: list[HeadPlan] = field(default_factory=list)
     measured: list[tuple[str, int]] = field(default_factory=list)  # kind, seed
 
-    def options(self, *rows: str, iterations: int = ITERATIONS, more: tuple[str, ...] = ()) -> Any:
+    def tables(self, *names: str, more: tuple[str, ...] = ()) -> list[dict[str, list[str]]]:
+        """Return the cells of the printed tables, by their first columns."""
         parser = argparse.ArgumentParser()
         ablation.add_parser(parser.add_subparsers())
-        sizes = f"--num 8 --num-reference 16 --batch 4 --dtype float32 --iterations {iterations}"
-        files = [f"--{name} {self.folder / name}.safetensors" for name in ("model", "vq", "judge")]
-        named = ["--rows", *rows] if rows else []
-        line = f"{sizes} {' '.join(files)} --work {self.folder / 'work'}"
-        return parser.parse_args(["ablation", *line.split(), *named, *more])
-
-    def tables(self, *rows: str, **how: Any) -> list[dict[str, list[str]]]:
-        """Cells of the printed tables, by their first columns."""
-        options = self.options(*rows, **how)
+        files = {name: self.folder / f"{name}.safetensors" for name in ("model", "vq", "judge")}
+        sizes = f"--num 8 --num-reference 16 --batch 4 --dtype float32 --iterations {ITERATIONS}"
+        line = ["ablation", *sizes.split(), *tiny.arguments(files), "--rows", *names, *more]
+        options = parser.parse_args([*line, "--work", str(self.folder / "work")])
         assert options.run(options) == 0
-        tables = [part for part in self.capsys.readouterr().out.split("\n\n") if part[:1] == "|"]
-        cells = [
-            [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines()]
-            for part in tables
-        ]
+        parts = [p for p in self.capsys.readouterr().out.split("\n\n") if p[:1] == "|"]
+        cells = [[[c.strip() for c in x.split("|")[1:-1]] for x in p.splitlines()] for p in parts]
         return [{first: rest for first, *rest in lines} for lines in cells]
 
-    def table(self, *rows: str, **how: Any) -> dict[str, list[str]]:
-        """The first of the tables."""
-        return self.tables(*rows, **how)[0]
-
 
 @pytest.fixture
-def bare(tmp_path, capsys, monkeypatch) -> Place:
-    """Nothing is stubbed, but the teacher's runs are few and short."""
-    model = builders.model(MODEL_CONFIG, defaults={"guidance": [2.0], "num_steps": 4})
-    builders.write(tmp_path / "model.safetensors", model)
-    builders.write(tmp_path / "vq.safetensors", builders.vq())
-    classifier.save(tmp_path / "judge.safetensors", classifier.initialised(0, (8, 8, 8, 16)), {})
-    runs = tuple(replace(settings, num_steps=8) for settings in train_head.TEACHING.runs[:1])
+def bare(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Command:
+    """Nothing is replaced, but the teacher's runs are few and short."""
+    tiny.classes(tmp_path)
+    runs = tuple(replace(settings, num_steps=8) for settings in class_head.TEACHING.runs[:1])
     sizes = {"images_per_run": 4, "images_per_window": 2, "runs_kept": 2, "iterations_per_run": 4}
-    monkeypatch.setattr(train_head, "TEACHING", replace(train_head.TEACHING, runs=runs, **sizes))
+    teaching = replace(class_head.TEACHING, runs=runs, **sizes)
+    monkeypatch.setattr(class_head, "PLAN", replace(class_head.PLAN, teaching=teaching))
     monkeypatch.setattr(ablation, "USED", (4, 8))
-    return Place(tmp_path, capsys)
+    return Command(tmp_path, capsys)
 
 
 @pytest.fixture
-def place(bare, monkeypatch) -> Place:
-    """Heads are random, pictures are not made: their distance is the seed. Operations are not counted."""
+def command(bare: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Heads are random, pictures are not made: their distance is the seed. FLOPs are not counted."""
 
-    def learn_nothing(teacher, model_file, plan, *, is_judged, **_: Any) -> weights.Checkpoint:
-        assert not is_judged, "the row judges it, alike for all"
+    def learn_nothing(teacher: Any, model_file: Any, plan: Any, **_: Any) -> weights.Checkpoint:
         bare.trained.append(plan)
-        build = builders.text_head if hasattr(plan.config, "sees_new") else builders.head
-        return build(plan.config, model_fingerprint=model_file.fingerprint)
+        if hasattr(plan.config, "sees_new"):
+            return tiny.checkpoint(lumina_head.FORMAT, plan.config, 4)
+        return tiny.head(model_file, plan.config)
 
-    def measure(row, seed, num, kit, reference) -> dict[str, float]:
+    def measure(row: Any, seed: int, *rest: Any) -> dict[str, float]:
         bare.measured.append((row.kind, seed))
         return {"seconds": 0.1, "distance": float(seed)}
 
-    monkeypatch.setattr(ablation_bench, "learn", learn_nothing)
-    monkeypatch.setattr(ablation, "measure", measure)
-
-    def work_of(row, seconds, *rest) -> dict[str, Any]:
+    def cost_of(row: Any, seconds: float, *rest: Any) -> dict[str, Any]:
         sizes = {"num_steps": row.num_steps, "num_full": row.full_steps, "seconds": seconds}
-        parts = ("operations", "operations_full", "operations_head", "operations_logits")
-        return {"kind": row.kind, **sizes, **dict.fromkeys(parts, 1)}
+        return {"kind": row.kind, **sizes, "flops": 1, "flops_full": 1, "flops_head": 1}
 
-    monkeypatch.setattr(ablation, "work_of", work_of)
+    monkeypatch.setattr(ablation_heads, "learn", learn_nothing)
+    monkeypatch.setattr(ablation, "measure", measure)
+    monkeypatch.setattr(ablation, "cost_of", cost_of)
     monkeypatch.setattr(ablation.Pictures, "reference", None)
     return bare
 
 
-SOME = ("vanilla", "vanilla-10", "reuse", "base", "blocks-2")
-
-
-def test_the_table_has_a_row_for_each_name_and_every_figure(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablation, "work_of", quality_rows.work_of)
-    files = ("--json", str(tmp_path / "a.json"), "--chart", str(tmp_path / "a.png"))
-    found = place.table(*SOME, more=files)
-    columns = found.pop("")
-    assert columns == list(ablation_report.COLUMNS[1:])
-    assert list(found)[1:] == list(SOME)
-    of = {name: dict(zip(columns, found[name], strict=True)) for name in SOME}
-    assert all(cells["distance (each seed)"] == "1.5 (1.0, 2.0)" for cells in of.values())
-    followed = [name for name in columns if name.startswith(("error", "divergence"))]
-    assert followed == [f"{name} {n}" for name in ("error", "divergence") for n in (1, 3, 6)]
-    assert {of["vanilla"][name] for name in followed} == {""}
-    assert {of["reuse"][name] for name in followed} == {"1.000"}
-    assert all(of["base"][name] not in ("", "1.000") for name in followed)
-    shares = [float(of[name]["head pass"].rstrip("%")) for name in ("base", "blocks-2")]
-    assert shares[0] < shares[1]
-    assert of["reuse"]["head pass"] == of["vanilla"]["head pass"] == ""
-    work = [float(of[name]["GFLOP / image"]) for name in ("vanilla-10", "base", "vanilla")]
-    assert work == sorted(work)
-    assert json.loads((tmp_path / "a.json").read_text())["rows"][3]["name"] == "base"
-    with Image.open(tmp_path / "a.png") as picture:
-        assert picture.size == ablation_report.CHART_SIZE
-
-
-def test_heads_are_used_for_about_the_same_operations(place, tmp_path, monkeypatch):
-    """A larger head has fewer full passes."""
-    monkeypatch.setattr(ablation, "work_of", quality_rows.work_of)
+def test_the_table_has_every_figure_and_larger_heads_have_fewer_full_passes(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablation, "cost_of", rows.cost_of)
     monkeypatch.setattr(ablation, "BUDGET", 14)  # heads are large beside so small a model
-    rows = ("vanilla-10", "no-kernel", "bottleneck-4")
-    place.table(*rows, more=("--json", str(tmp_path / "a.json")))
-    lines = json.loads((tmp_path / "a.json").read_text())["rows"]
-    for line in lines:
-        full = line["operations_full"] / line["num_full"]
-        budget = (1 if line is lines[0] else 1.4) * lines[0]["operations"]
-        assert abs(line["operations"] - budget) <= full, line["name"]
-    counts = [line["num_full"] for line in lines[1:]]
-    assert counts == sorted(set(counts))
+    names = ("vanilla", "reuse", "bottleneck-4", "no-kernel")
+    found = command.tables(*names)[0]
+    columns = found.pop("")
+    assert columns == list(ablation.COLUMNS[1:]) and list(found)[1:] == list(names)
+    of = {name: dict(zip(columns, found[name], strict=True)) for name in names}
+    assert all(cells["distance (each seed)"] == "1.5 (1.0, 2.0)" for cells in of.values())
+    chains = [name for name in columns if name.startswith(("error", "divergence"))]
+    assert {of["vanilla"][name] for name in chains} == {""}
+    assert {of["reuse"][name] for name in chains} == {"1.000"}
+    assert all(of["no-kernel"][name] not in ("", "1.000") for name in chains)
+    small, large = of["bottleneck-4"], of["no-kernel"]
+    assert float(small["head pass"].rstrip("%")) < float(large["head pass"].rstrip("%"))
+    assert int(small["full"]) > int(large["full"])
 
 
-def test_all_rows_are_made_by_default(place):
-    heads = [*ONE_CHANGE, "text", "text-blind"]
-    assert place.options().rows == list(ablation.ROWS) == [*ablation.REFERENCES, *heads]
-
-
-def test_heads_are_held_against_runs_of_other_steps_than_they_learned_from(place):
-    first, used = place.tables("base", "reuse", "teacher-64", "no-kl")
-    assert list(first)[2:] == ["base", "reuse", "teacher-64", "no-kl"]
+def test_heads_are_compared_in_runs_of_other_steps_and_nothing_is_made_twice(
+    command: Command,
+) -> None:
+    first, used = command.tables("base", "teacher-64", "no-kl")
     assert used.pop("error at use in") == ["4 steps", "8 steps"]
     assert list(used)[1:] == ["base", "teacher-64"]
-    assert len({value for name in ("base", "teacher-64") for value in used[name]}) > 1
-    place.trained.clear()
-    assert place.tables("base", "teacher-64")[1]["base"] == used["base"]
-    assert not place.trained
+    command.trained.clear()
+    command.measured.clear()
+    again, used_again = command.tables("teacher-64", "base")
+    assert again["base"] == first["base"] and used_again["base"] == used["base"]
+    assert not command.trained and not command.measured
+    command.tables("base", more=("--seeds", "2", "3"))
+    assert command.measured == [("shortcut", 3)] and not command.trained
 
 
-def test_the_text_model_has_a_row_whose_head_does_not_see_new_tokens(place, monkeypatch):
+def test_the_text_model_has_a_row_whose_head_does_not_see_new_tokens(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("transformers")
-    monkeypatch.setattr(ablation, "work_of", quality_rows.work_of)
     monkeypatch.setattr(ablation, "NUM_STEPS", 8)
-    monkeypatch.setattr(ablation, "BUDGET", 4)
     sizes = {"images_per_run": 2, "max_chain": 2}
-    monkeypatch.setattr(train_text_head, "TEACHING", replace(train_text_head.TEACHING, **sizes))
-    monkeypatch.setattr(train_text_head, "captions", lambda: ["two pine trees"])
-    found = place.table("reuse", "text", "text-blind")
+    monkeypatch.setattr(text_head, "TEACHING", replace(text_head.TEACHING, **sizes))
+    monkeypatch.setattr(text_head, "captions", lambda: ["two pine trees"])
+    monkeypatch.setattr(ablation, "row_within", lambda *_: rows.Row("shortcut", 8, 2))
+    found = command.tables("text", "text-blind")[0]
+    assert [getattr(plan.config, "sees_new", None) for plan in command.trained] == [True, False]
     of = {name: dict(zip(found[""], found[name], strict=True)) for name in ("text", "text-blind")}
-    assert [plan.config.sees_new for plan in place.trained] == [True, False]
     assert all(not cells["distance (each seed)"] for cells in of.values())
-    assert all(float(cells["error 1"]) > 0 for cells in of.values())
-    shares = [float(of[name]["head pass"].rstrip("%")) for name in ("text-blind", "text")]
-    assert 0 < shares[0] != shares[1] > 0
+    assert of["text"]["error 1"] != of["text-blind"]["error 1"]
 
 
-def test_what_is_finished_is_not_made_again(place):
-    first = place.table("base", "reuse")
-    place.trained.clear(), place.measured.clear()
-    again = place.table("reuse", "base")
-    assert (again["base"], again["reuse"]) == (first["base"], first["reuse"])
-    assert not place.trained and not place.measured
-    place.table("no-time", "base")
-    assert [plan.config.has_time for plan in place.trained] == [False]
-    assert place.measured == [("shortcut", 1), ("shortcut", 2)]
-
-
-def test_other_seeds_are_measured_with_the_head_that_is_there(place):
-    place.table("base")
-    place.table("base", more=("--seeds", "2", "3"))
-    assert len(place.trained) == 1
-    assert place.measured == [("shortcut", seed) for seed in (1, 2, 3)]
-
-
-def test_heads_of_fewer_iterations_are_not_taken_over(place):
-    place.table("base", "reuse")
-    place.table("base", "reuse", iterations=ITERATIONS + 1)
-    assert [plan.recipe.iterations for plan in place.trained] == [ITERATIONS, ITERATIONS + 1]
-    assert [kind for kind, _ in place.measured].count("reuse") == 2, "reuse has no head to train"
-
-
-def test_a_row_that_does_not_exist_is_named_before_anything_is_made(place):
+def test_a_row_that_does_not_exist_is_named_before_anything_is_made(command: Command) -> None:
     with pytest.raises(ValueError, match=r"no row 'blocks-9'.*blocks-2, bottleneck"):
-        place.table("base", "blocks-9")
-    assert not place.trained
-
-
-def test_a_model_of_other_classes_is_refused(place):
-    builders.write(place.folder / "model.safetensors", builders.model())
-    with pytest.raises(ValueError, match="has no 16 classes of scenes"):
-        place.table("base")
-
-
-# Without stubs
+        command.tables("base", "blocks-9")
+    assert not command.trained
 
 
 def interrupted_at(iteration: int) -> Callable[..., Any]:
-    """`learn`, interrupted before an iteration."""
+    """Return `learn`, interrupted before an iteration."""
 
     def stop(done: int) -> None:
         if done == iteration:
@@ -320,17 +200,16 @@ def interrupted_at(iteration: int) -> Callable[..., Any]:
     return lambda *arguments, **how: learn(*arguments, **how, on_iteration=stop)
 
 
-def test_an_interrupted_training_goes_on_to_the_same_row(bare, monkeypatch):
+def test_an_interrupted_training_resumes_to_the_same_row(
+    bare: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ablation_bench, "learn", interrupted_at(4))
-        bare.table("no-kl")
+        patch.setattr(ablation_heads, "learn", interrupted_at(4))
+        bare.tables("no-kl", more=("--seeds", "1"))
     work = bare.folder / "work"
     assert [path.stem.split("-")[:2] for path in work.glob("*.ckpt")] == [["no", "kl"]]
-    resumed = bare.table("no-kl")
+    resumed = bare.tables("no-kl", more=("--seeds", "1"))
     work.rename(bare.folder / "resumed")
-    assert bare.table("no-kl") == resumed
+    assert bare.tables("no-kl", more=("--seeds", "1")) == resumed
     (head,) = work.glob("no-kl-*.safetensors")
     assert head.read_bytes() == (bare.folder / "resumed" / head.name).read_bytes()
-    trained = weights.load(head, kind="head").metadata.trained
-    assert trained["loss"]["guided_kl"] == 0 and trained["recipe"]["iterations"] == ITERATIONS
-    assert bare.table("base")["base"] != resumed["no-kl"]

@@ -15,12 +15,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .. import pipeline as toolbox
 from ..distributed import World, meeting
-from ..pipeline import Tools
+from ..pipeline import Pipeline
 from .options import with_line
 from .output import are_finished, write_pictures
-from .requests import job_of
+from .requests import job_of, load_pipeline
 
 # What a picture is expected to fail with: bad input, files, logits that are not finite, the device.
 FAILURES = (ValueError, OSError, FloatingPointError, RuntimeError)
@@ -40,20 +39,20 @@ Line = argparse.Namespace | str
 
 
 def run(options: argparse.Namespace) -> int:
-    """Makes the pictures of all lines. Returns 1 if one failed, else 0."""
+    """Make the pictures of all lines. Return 1 if one failed, else 0."""
     world = World.here()
     lines = read_lines(options)
     with meeting(world) as gather:
-        tools = toolbox.load(options)
+        pipeline = load_pipeline(options)
         mine = dict(list(lines.items())[world.rank :: world.size])
-        outcome = merged(gather(make(tools, mine, options.out_dir, is_shown=world.rank == 0)))
+        outcome = merged(gather(make(pipeline, mine, options.out_dir, is_shown=world.rank == 0)))
     if world.rank == 0:
         report(outcome, is_json=options.json)
     return 1 if outcome.failed else 0
 
 
 def read_lines(options: argparse.Namespace) -> dict[int, Line]:
-    """The lines of the file of prompts by their numbers, without those that are blank.
+    """Return the lines of the file of prompts by their numbers, without those that are blank.
 
     Raises:
         OSError, ValueError: the file cannot be read, or says nothing.
@@ -81,20 +80,20 @@ def read_lines(options: argparse.Namespace) -> dict[int, Line]:
     return lines
 
 
-def make(tools: Tools, lines: Mapping[int, Line], folder: Path, *, is_shown: bool) -> Outcome:
-    """Makes the pictures of `lines` one after the other, whatever becomes of each."""
+def make(pipeline: Pipeline, lines: Mapping[int, Line], folder: Path, *, is_shown: bool) -> Outcome:
+    """Make the pictures of `lines` one after the other, whatever becomes of each."""
     outcome = Outcome()
     hidden = None if is_shown else True  # None: shown on a terminal
     for number, line in tqdm(lines.items(), unit="prompt", disable=hidden, file=sys.stderr):
         try:
             if isinstance(line, str):
                 raise ValueError(line)
-            out, job = folder / f"{line.name}.png", job_of(tools, line)
+            out, job = folder / f"{line.name}.png", job_of(pipeline, line)
             if are_finished(out, job.num_images, job.about):
                 outcome.skipped.append(number)
                 continue
-            codes_Bhw = job.run(tools).codes_BL.unflatten(1, job.grid)
-            write_pictures(out, tools.decode(codes_Bhw), job.about, job.graph)
+            codes_Bhw = job.run(pipeline).codes_BL.unflatten(1, job.grid)
+            write_pictures(out, pipeline.decode(codes_Bhw), job.about, job.graph)
             outcome.made.append(number)
         except FAILURES as error:
             outcome.failed[number] = str(error)
@@ -104,7 +103,7 @@ def make(tools: Tools, lines: Mapping[int, Line], folder: Path, *, is_shown: boo
 
 
 def merged(outcomes: Iterable[Outcome]) -> Outcome:
-    """One outcome, in the order of the lines."""
+    """Return one outcome, in the order of the lines."""
     outcomes = list(outcomes)
     return Outcome(
         sorted(number for outcome in outcomes for number in outcome.made),
@@ -114,7 +113,7 @@ def merged(outcomes: Iterable[Outcome]) -> Outcome:
 
 
 def report(outcome: Outcome, *, is_json: bool) -> None:
-    """Says on stderr what failed, and as JSON on stdout what became of each line."""
+    """Say on stderr what failed, and as JSON on stdout what became of each line."""
     num_lines = len(outcome.made) + len(outcome.skipped) + len(outcome.failed)
     for number, why in outcome.failed.items():
         print(f"line {number}: {why}", file=sys.stderr)

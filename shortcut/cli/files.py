@@ -1,20 +1,30 @@
-"""The commands `info` (what a file is) and `convert` (published layout <-> our single file)."""
+"""The commands `info`, `convert` and `download`: what a file is, as one of our files, where published files come from.
+
+Only `download` uses the network.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fnmatch
 import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 
-from .. import weights
+from .. import checkpoint as checkpoints
+from .. import models
 from ..checkpoint import Checkpoint
 from ..files import parts
+from ..models.architecture import Download
 from ..models.layout import Tensors
-from ..models.lumina_dimoo.tokenizer import copy_tokenizer, own_folder, tokenizer_folder
 
 FLOAT8 = torch.float8_e4m3fn
 DTYPES = {
@@ -23,27 +33,17 @@ DTYPES = {
     "float16": torch.float16,
     "float8_e4m3fn": FLOAT8,
 }
+SITE = "https://huggingface.co"
 
 
-def add_parsers(subparsers: Any) -> None:
-    """Adds `info` and `convert` to the command line."""
-    info = subparsers.add_parser(
-        "info", help="say what a file is", description="Says what a file is."
-    )
+def add_parser(commands: Any) -> None:
+    """Add `info`, `convert` and `download` to the command line."""
+    info = commands.add_parser("info", description="Says what a file is.")
     info.add_argument("file", type=Path, help="a published file, one of ours, or a folder with one")
     info.set_defaults(run=run_info)
-    convert = subparsers.add_parser(
-        "convert",
-        help="published layout <-> our single file",
-        description="Writes a checkpoint as one of our files, or in the published layout.",
-    )
+    convert = commands.add_parser("convert", description="Writes a checkpoint as one of our files.")
     convert.add_argument("file", metavar="IN", type=Path, help="as for info")
-    convert.add_argument(
-        "out",
-        metavar="OUT",
-        type=Path,
-        help=".safetensors = our file; .pth, .pt, .ckpt = published layout",
-    )
+    convert.add_argument("out", metavar="OUT.safetensors", type=Path)
     convert.add_argument(
         "--dtype",
         choices=list(DTYPES),
@@ -62,60 +62,78 @@ def add_parsers(subparsers: Any) -> None:
         parser.add_argument(
             "--num-codes", type=int, help="size of the codebook, where no file or preset says so"
         )
+    _add_download(commands)
+
+
+def _add_download(commands: Any) -> None:
+    sources = downloads()
+    folders = sorted({source.folder.split("/")[0] for source in sources.values()})
+    download = commands.add_parser(
+        "download",
+        description="Fetches published files from huggingface.co into the folders where ComfyUI's loaders look. What "
+        "was interrupted is resumed by the same command.",
+    )
+    download.add_argument("what", choices=list(sources))
+    download.add_argument(
+        "--models-dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help=f"ComfyUI's models folder; files go to its {' and '.join(folders)}",
+    )
+    download.add_argument("--yes", action="store_true", help="do not ask")
+    download.set_defaults(run=run_download)
 
 
 def run_info(options: argparse.Namespace) -> int:
-    """Prints what a file is. Returns the exit status."""
+    """Print what a file is. Return the exit status."""
     print(describe(_load(options)))
     return 0
 
 
 def run_convert(options: argparse.Namespace) -> int:
-    """Writes a checkpoint in another layout. Returns the exit status."""
+    """Write a checkpoint as one of our files. Return the exit status."""
     checkpoint, out = _load(options), options.out
-    if (
-        checkpoint.path is not None
-        and out.exists()
-        and any(out.samefile(p) for p in parts(checkpoint.path))
-    ):
+    assert checkpoint.path is not None
+    if out.exists() and any(out.samefile(part) for part in parts(checkpoint.path)):
         raise ValueError(f"{out} is the input itself. Give another name.")
-    tokenizer = None
-    if checkpoint.format.conditioning == "text" and checkpoint.path is not None:
-        tokenizer = tokenizer_folder(checkpoint.path)
     metadata = checkpoint.metadata
     if options.title is not None:
         metadata = replace(metadata, title=options.title)
     if options.model is not None:
-        model = weights.load(options.model, kind="model")
-        weights.check_head(checkpoint, model)
+        from ..pipeline import check_head  # `info` does without
+
+        model = checkpoints.load(options.model, kind="model")
+        check_head(checkpoint, model)
         metadata = replace(metadata, model_fingerprint=model.fingerprint)
+    if checkpoint.layout.kind == "model" and checkpoint.architecture.copy_companions is not None:
+        # First, because a model is of no use without them.
+        checkpoint.architecture.copy_companions(checkpoint.path, out)
     dtype = DTYPES[options.dtype] if options.dtype is not None else None
-    weights.save(out, replace(checkpoint, metadata=metadata), dtype=dtype)
-    if tokenizer is not None:
-        copy_tokenizer(tokenizer, out)
-    print(describe(weights.load(out, None, **_known(checkpoint))))
+    checkpoints.save(out, replace(checkpoint, metadata=metadata), dtype=dtype)
+    print(describe(checkpoints.load(out)))
     return 0
 
 
 def describe(checkpoint: Checkpoint) -> str:
-    """Lines that say what a checkpoint is."""
-    metadata = checkpoint.metadata
+    """Return lines that say what a checkpoint is."""
+    metadata, layout = checkpoint.metadata, checkpoint.layout
     quantized = ", ".join(sorted(set(checkpoint.quantized.values())))
     dtype = str(checkpoint.dtype).removeprefix("torch.")
     types = f"mostly {quantized}, else {dtype}" if quantized else f"mostly {dtype}"
-    layout = "our file" if metadata.config else "published layout"
+    origin = "our file" if metadata.config else "published layout"
     lines = {
         "file": checkpoint.path,
-        "format": f"{checkpoint.format.title} ({checkpoint.format.name}), {layout}",
+        "format": f"{layout.title} ({layout.name}), {origin}",
         "weights": f"{checkpoint.num_parameters:,} parameters, {types}, {_megabytes(checkpoint.tensors)} MB",
         "sizes": ", ".join(f"{name} {value}" for name, value in asdict(checkpoint.config).items()),
         "fingerprint": checkpoint.fingerprint,
     }
-    if checkpoint.format.kind == "model" and not quantized:
-        lines["as float8"] = f"{_megabytes(checkpoint.layout(FLOAT8))} MB"
-    if checkpoint.format.conditioning == "text" and checkpoint.path is not None:
-        lines["tokenizer"] = _tokenizer(checkpoint.path)
-    if checkpoint.format.kind == "head":
+    if layout.quantizable and not quantized:
+        lines["as float8"] = f"{_megabytes(checkpoint.shapes(FLOAT8))} MB"
+    if layout.kind == "model" and checkpoint.path is not None:
+        lines |= checkpoint.architecture.companions(checkpoint.path)
+    if layout.kind == "head":
         lines["for model"] = metadata.model_fingerprint or "not said; only the width can be checked"
     lines |= {
         "title": metadata.title,
@@ -130,18 +148,139 @@ def _megabytes(tensors: Tensors) -> str:
     return f"{sum(tensor.nbytes for tensor in tensors.values()) / 1e6:,.1f}"
 
 
-def _tokenizer(checkpoint: Path) -> Path | str:
-    try:
-        return tokenizer_folder(checkpoint)
-    except FileNotFoundError:
-        return f"missing; it belongs into {own_folder(checkpoint)}"
-
-
 def _load(options: argparse.Namespace) -> Checkpoint:
     stated = {"num_heads": options.num_heads, "num_codes": options.num_codes}
-    return weights.load(options.file, None, **{k: v for k, v in stated.items() if v is not None})
+    return checkpoints.load(
+        options.file, None, **{k: v for k, v in stated.items() if v is not None}
+    )
 
 
-def _known(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The sizes of a checkpoint, of which its published layout says only some."""
-    return json.loads(json.dumps(asdict(checkpoint.config)))
+def downloads() -> Mapping[str, Download]:
+    """Return what can be fetched, of all architectures, by name."""
+    return {name: d for a in models.ARCHITECTURES for name, d in a.downloads.items()}
+
+
+def run_download(options: argparse.Namespace) -> int:
+    """Say what will be fetched, ask, fetch. Return the exit status: 0 done, 1 declined."""
+    source, hub = downloads()[options.what], _hub()
+    commit, sizes = listing(hub, source)
+    folder = options.models_dir / source.folder
+    print(f"from {SITE}/{source.repository}:")
+    missing: dict[str, int] = {}
+    for name, size in sizes.items():
+        place = folder / _place(source, name)
+        there = place.stat().st_size if place.is_file() else None
+        if there != size:
+            missing[name] = size
+        state = "" if there is None else "  (is there)"
+        if there not in (None, size):
+            state = f"  (replaces another of {_amount(there)})"
+        print(f"{_amount(size):>10}  {place}{state}")
+    if not missing:
+        print("all of it is there already.")
+        return 0
+    _check_room(folder, sum(missing.values()))
+    if not options.yes and not _agrees(f"fetch {_amount(sum(missing.values()))}?"):
+        print("nothing was fetched.")
+        return 1
+    try:
+        with _said_of(f"{SITE}/{source.repository} could not be fetched", "it goes on there"):
+            # It resumes, and checks what it fetches.
+            hub.snapshot_download(
+                source.repository, revision=commit, allow_patterns=list(missing), local_dir=folder
+            )
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here.", file=sys.stderr)
+        return 130
+    for name in missing:
+        _put(folder, name, _place(source, name))
+    print(f"done: {folder}")
+    return 0
+
+
+def listing(hub: Any, source: Download) -> tuple[str, dict[str, int]]:
+    """Return the commit of the repository as it is now, and the size of each file to fetch from it.
+
+    Raises:
+        ConnectionError: the repository cannot be asked.
+        ValueError: it does not have the files.
+    """
+    where = f"{SITE}/{source.repository}"
+    with _said_of(f"{where} could not be reached", "see whether the page opens in a browser"):
+        info = hub.HfApi().model_info(source.repository, files_metadata=True)
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
+    wanted: dict[str, int] = {}
+    for pattern in source.files:
+        found = sorted(fnmatch.filter(sizes, pattern))
+        if not found:
+            raise ValueError(
+                f"{where} has no {pattern}; it has {', '.join(sorted(sizes)[:8]) or 'no files'}. Its authors may have "
+                "moved it: look there, and put it by hand where docs/models.md says."
+            )
+        wanted |= {name: sizes[name] for name in found}
+    return info.sha, wanted
+
+
+def _place(source: Download, name: str) -> str:
+    """Return where a file of the repository belongs, below the folder of the download."""
+    return name if source.is_tree else PurePosixPath(name).name
+
+
+def _put(folder: Path, name: str, place: str) -> None:
+    """Move a file that was fetched to its place, and remove the folders that it leaves empty."""
+    if name == place:
+        return
+    os.replace(folder / name, folder / place)
+    with contextlib.suppress(OSError):
+        for parent in PurePosixPath(name).parents[:-1]:
+            (folder / parent).rmdir()
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    """Raise ValueError if that many bytes do not fit on the disk of `folder`, which need not exist."""
+    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.is_dir())
+    # What an interrupted run has fetched counts.
+    needed -= sum(file.stat().st_size for file in folder.glob(".cache/**/*.incomplete"))
+    if needed > (free := shutil.disk_usage(existing).free):
+        raise ValueError(
+            f"{_amount(needed)} are needed, but only {_amount(free)} are free in {existing}. Make room, or choose "
+            "another --models-dir and name it in ComfyUI's extra_model_paths.yaml."
+        )
+
+
+@contextlib.contextmanager
+def _said_of(problem: str, advice: str) -> Any:
+    """Turn the library's errors, which have no common class, into one that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        lines = str(error).strip().splitlines() or ["no message"]
+        raise ConnectionError(
+            f"{problem} ({type(error).__name__}: {lines[0]}). Check the network and run the same command again: "
+            f"{advice}."
+        ) from error
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ValueError(
+            "downloads need huggingface_hub, which is not installed. Run: pip install huggingface_hub"
+        ) from error
+    return huggingface_hub
+
+
+def _agrees(question: str) -> bool:
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        raise ValueError("there is nobody to answer the question. Add --yes.") from None
+
+
+def _amount(size: int) -> str:
+    """Return bytes for people."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size} bytes"

@@ -1,4 +1,4 @@
-"""The command `generate`: options -> tools -> job -> codes -> PNG files."""
+"""The command `generate`: options -> pipeline and job -> codes -> PNG files."""
 
 from __future__ import annotations
 
@@ -9,57 +9,56 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .. import pipeline as toolbox
 from ..generate import Result
 from ..sampler import Trace
-from . import batch as many
-from . import options as optioned
+from . import batch
+from .options import add_files, add_how, add_what, add_where, check_outputs
 from .output import write_pictures, write_tokens
-from .requests import Job, job_of
+from .requests import Job, job_of, load_pipeline
 
 
 def add_parser(commands: Any) -> None:
-    """Adds `generate` to the command line."""
-    parser = commands.add_parser("generate", help="make images", description=__doc__)
-    optioned.add_files(parser)
-    optioned.add_what(parser)
-    optioned.add_how(parser)
-    optioned.add_where(parser)
+    """Add `generate` to the command line."""
+    parser = commands.add_parser("generate", description="Makes pictures.")
+    add_files(parser)
+    add_what(parser)
+    add_how(parser)
+    add_where(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Makes the images. Returns the exit status; errors are exceptions whose text is for the user."""
-    optioned.check_outputs(options)
+    """Make the pictures. Return the exit status; errors are exceptions whose text is for the user."""
+    check_outputs(options)
     if options.prompts is not None:
-        return many.run(options)
-    tools = toolbox.load(options)
-    job = job_of(tools, options)
+        return batch.run(options)
+    pipeline = load_pipeline(options)
+    job = job_of(pipeline, options)
     with tqdm(total=job.num_steps, unit="step", disable=None, file=sys.stderr) as bar:
-        result = job.run(tools, lambda trace: progress(bar, trace))
+        result = job.run(pipeline, lambda trace: progress(bar, trace))
     codes_Bhw = result.codes_BL.unflatten(1, job.grid)
-    write_pictures(options.out, tools.decode(codes_Bhw), job.about, job.graph)
+    write_pictures(options.out, pipeline.decode(codes_Bhw), job.about, job.graph)
     if options.save_tokens is not None:
         write_tokens(options.save_tokens, codes_Bhw)
     if options.json:
-        print(json.dumps(report(job, result, job.operations(tools))))
+        print(json.dumps(report(job, result, job.flops(pipeline))))
     return 0
 
 
 def progress(bar: Any, trace: Trace) -> None:
-    """Moves the bar by one step."""
+    """Move the bar by one step."""
     bar.set_postfix_str("full pass" if trace.denoised.was_full else "shortcut", refresh=False)
     bar.update()
 
 
-def report(job: Job, result: Result, operations: int) -> dict[str, Any]:
-    """What the JSON line says."""
-    seed = job.what["seed"]
+def report(job: Job, result: Result, flops: int) -> dict[str, Any]:
+    """Return what the JSON line says."""
+    seed = job.start["seed"]
     return {
         "seconds": round(result.seconds, 4),
         "steps": result.num_steps,
         "full_steps": result.num_full,
-        "operations": operations,
+        "flops": flops,
         "seed": seed,
-        "seeds": [[seed, index] for index in job.what["image_indices"]],
+        "seeds": [[seed, index] for index in job.start["image_indices"]],
     }

@@ -11,18 +11,21 @@ full steps that are listed; values that a widget cannot hold; a text that the pa
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .. import shipped
 from ..checkpoint import Checkpoint
-from ..pipeline import Tools
+from ..files import INDEX_SUFFIX
+from ..grid import Grid
+from ..models.architecture import Conditioner, Request
+from ..pipeline import Pipeline
 from ..schedule import Settings
-from ..shards import INDEX_SUFFIX
-from .download import HEADS, MODELS
 
-Graph = dict[str, dict[str, Any]]
+Node = dict[str, Any]
+Graph = dict[str, Node]
+MODELS, HEADS = "migm", "migm_heads"  # folders of ComfyUI's models folder that the loaders list
 CHUNK = "prompt"  # the text chunk of a PNG that ComfyUI reads graphs from
 # Least and most of the widgets. The page's numbers are exact up to 2^53.
 RANGES = {
@@ -44,27 +47,25 @@ REWRITTEN = re.compile(r"[{}\\]|//|/\*")
 
 
 def graph_of(
-    tools: Tools,
+    pipeline: Pipeline,
     settings: Settings,
-    asked: Mapping[str, Any],
+    request: Request,
     *,
     seed: int,
-    width: int,
-    height: int,
+    grid: Grid,
     num_images: int,
     is_vq_chosen: bool,
 ) -> Graph | None:
-    """The graph of a run that starts from nothing; None if the nodes cannot express it.
+    """Return the graph of a run that starts from nothing; None if the nodes cannot express it.
 
     Args:
         settings: of the run, with no guidance or one weight.
-        asked: what to make: `class`, or `task`, `prompt` and `negative`.
-        width, height: pixels.
         is_vq_chosen: False: the VQ model is the one beside the model, or the shipped one of a shipped model.
     """
     full_steps = settings.num_steps if settings.full_steps is None else settings.full_steps
-    if not isinstance(full_steps, int):
+    if not isinstance(full_steps, int) or len(settings.guidance) > 1:
         return None
+    height, width = (side * pipeline.downscale for side in grid)
     size = {"width": width, "height": height, "batch_size": num_images}
     widgets = {
         "seed": seed,
@@ -75,17 +76,19 @@ def graph_of(
         "choice_temperature": settings.choice_temperature,
         "spread": settings.spread,
     }
-    texts = [asked[name] for name in ("prompt", "negative") if name in asked]
-    if not all(map(_fits, {**size, **widgets}.items())) or any(map(REWRITTEN.search, texts)):
+    wanted, unwanted = _conditions(pipeline.conditioner, request)
+    texts = [value for node in (wanted, unwanted) if node for value in node["inputs"].values()]
+    if not all(map(_fits, {**size, **widgets}.items())) or any(map(_is_rewritten, texts)):
         return None
-    dtype = str(tools.model.dtype).removeprefix("torch.")
+    dtype = str(pipeline.model.dtype).removeprefix("torch.")
     graph = {
         "1": _node(
             "ShortcutLoadMIGM",
-            model_name=_choice(tools.model_file, MODELS),
-            vq_name=_choice(tools.vq_file, MODELS) if is_vq_chosen else "auto",
+            model_name=_choice(pipeline.model_file, MODELS),
+            vq_name=_choice(pipeline.vq_file, MODELS) if is_vq_chosen else "auto",
             weight_dtype=dtype,
-        )
+        ),
+        "3": wanted,
     }
     sampler = {
         "model": ["1", 0],
@@ -97,20 +100,16 @@ def graph_of(
         "denoise": 1.0,
         "preset": "custom",
     }
-    if tools.head_file is not None:
+    if pipeline.head_file is not None:
         graph["2"] = _node(
             "ShortcutLoadHead",
-            head_name=_choice(tools.head_file, HEADS),
+            head_name=_choice(pipeline.head_file, HEADS),
             weight_dtype=dtype,
         )
         sampler["head"] = ["2", 0]
-    if "class" in asked:
-        graph["3"] = _node("ShortcutClassCondition", model=["1", 0], class_name=asked["class"])
-    else:
-        graph["3"] = _text(asked["prompt"], asked["task"])
-        if asked["negative"].strip():
-            graph["4"] = _text(asked["negative"], asked["task"])
-            sampler["negative"] = ["4", 0]
+    if unwanted is not None:
+        graph["4"] = unwanted
+        sampler["negative"] = ["4", 0]
     return graph | {
         "5": _node("EmptyLatentImage", **size),
         "6": _node("ShortcutMaskedSampler", **sampler),
@@ -119,20 +118,29 @@ def graph_of(
     }
 
 
-def _node(name: str, **inputs: Any) -> dict[str, Any]:
+def _conditions(conditioner: Conditioner, request: Request) -> tuple[Node, Node | None]:
+    """Return the nodes of what a request wants and of what it guides away from, if it says that."""
+    negative = (request.negative or "").strip()
+    requests = [replace(request, negative=None)]
+    if negative:
+        requests.append(replace(request, prompt=request.negative, negative=None))
+    nodes = []
+    for one in requests:
+        name, widgets = conditioner.graph_node(one)
+        nodes.append(_node(name, model=["1", 0], **widgets))
+    return nodes[0], nodes[1] if negative else None
+
+
+def _node(name: str, **inputs: Any) -> Node:
     return {"class_type": name, "inputs": inputs}
 
 
-def _text(text: str, task: str) -> dict[str, Any]:
-    return _node("ShortcutTextCondition", model=["1", 0], text=text, task=task)
-
-
 def _choice(checkpoint: Checkpoint, folder: str) -> str:
-    """What the nodes list for a file: the path in ComfyUI's `folder` if it is in one, else its name."""
+    """Return what the nodes list for a file: the path in ComfyUI's `folder` if it is in one, else its name."""
     path = checkpoint.path
     assert path is not None
     for name, files in shipped.CHOICES.items():
-        file = files[checkpoint.format.kind]
+        file = files[checkpoint.layout.kind]
         if path.resolve() in (file, *file.glob("*.safetensors")):
             return name
     if path.name.endswith(INDEX_SUFFIX) and path.parent.name != folder:
@@ -145,8 +153,13 @@ def _inside(path: Path, folder: str) -> Path:
     return path.relative_to(outer[0]) if outer else Path(path.name)
 
 
+def _is_rewritten(value: Any) -> bool:
+    """Return whether a widget holds a text that the page would rewrite."""
+    return isinstance(value, str) and REWRITTEN.search(value) is not None
+
+
 def _fits(widget: tuple[str, float]) -> bool:
-    """Whether the widget of that name can hold the value."""
+    """Return whether the widget of that name can hold the value."""
     name, value = widget
     least, most = RANGES[name]
     is_on_step = name not in ("width", "height") or value % STEP == 0

@@ -1,6 +1,6 @@
 """The options of `generate`, on the command line and in the lines of a file of prompts.
 
-Which options say what to make depends on what a model's conditions are (`Format.conditioning`).
+Which options say what to make depends on the model's architecture (`Architecture.takes`).
 """
 
 from __future__ import annotations
@@ -12,26 +12,30 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..files import check_writable
-from ..models.layout import PRESET_NAMES, Format
-from ..models.lumina_dimoo.prompts import TASKS
+from ..models import tasks
+from ..models.architecture import PRESET_NAMES, Architecture
 from ..schedule import SCHEDULES
 
-# Options that only models of one conditioning know.
-KNOWN_BY = {
-    "class": ("class_",),
-    "text": ("prompt", "negative", "task", "style_image", "cfg_image"),
+# Option -> the field of `Request` that it fills or needs. Architectures differ in what they take.
+FIELDS = {
+    "class_": "label",
+    "prompt": "prompt",
+    "negative": "negative",
+    "task": "task",
+    "style_image": "sources",
+    "cfg_image": "sources",
 }
 DTYPES = ("float32", "bfloat16", "float16")
 NAME = "name"  # in a line of a file of prompts: of the picture, without .png
 
 
 def add_files(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say which weights to use and where to write."""
+    """Add the options that say which files to use and where to write."""
     files = parser.add_argument_group("files: published ones, folders with one, or ours")
     files.add_argument(
         "--model",
         type=Path,
-        help="MaskGIT or Lumina-DiMOO; default: the shipped model for classes or for text, with its VQ model and head",
+        help="default: the shipped model that takes what is asked for, with its VQ model and head",
     )
     files.add_argument("--vq", type=Path, help="VQ model; default: the one beside the model")
     files.add_argument(
@@ -53,7 +57,7 @@ def add_files(parser: argparse.ArgumentParser) -> None:
 
 
 def add_what(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say what a picture shows."""
+    """Add the options that say what a picture shows."""
     what = parser.add_argument_group("what to make")
     what.add_argument(
         "--class", dest="class_", metavar="N", help="class number or name; default: 0"
@@ -62,7 +66,7 @@ def add_what(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--negative", metavar="TEXT", help="what to guide away from")
     what.add_argument(
         "--task",
-        choices=list(TASKS),
+        choices=list(tasks()),
         help="what a text model is asked to do; all but text_to_image, the default, start from --image",
     )
     what.add_argument("--seed", type=int, default=0)
@@ -97,12 +101,12 @@ def add_what(parser: argparse.ArgumentParser) -> None:
 
 
 def add_how(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that trade speed for quality."""
+    """Add the options that trade speed for quality."""
     how = parser.add_argument_group("speed against quality")
     how.add_argument(
         "--preset",
         choices=PRESET_NAMES,
-        help="steps and full passes with a head, as in the paper: 14, 11 or 9 of 64 for Lumina-DiMOO",
+        help="steps and full passes with a head, as measured in the paper for the model's architecture",
     )
     how.add_argument("--steps", type=int, help="sampling steps")
     how.add_argument(
@@ -112,7 +116,7 @@ def add_how(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--cfg",
         type=float,
-        help="cond + cfg * (cond - uncond); of MaskGIT in the last step; 0 = off",
+        help="cond + cfg * (cond - uncond); where it rises from step to step, the last one's; 0 = off",
     )
     how.add_argument(
         "--cfg-image", type=float, help="the same with the images that a task starts from"
@@ -126,14 +130,14 @@ def add_how(parser: argparse.ArgumentParser) -> None:
 
 
 def add_draws(group: Any) -> None:
-    """Adds the options that say how codes and positions are drawn."""
+    """Add the options that say how codes and positions are drawn."""
     group.add_argument("--temperature", type=float, help="of the codes; 0 = the most likely code")
     group.add_argument("--choice-temperature", type=float, help="noise on the confidence; 0 = none")
     group.add_argument("--schedule", choices=list(SCHEDULES), help="how the number of tokens grows")
 
 
 def add_device(group: Any) -> None:
-    """Adds the options that say where and in which type to compute."""
+    """Add the options that say where and in which type to compute."""
     group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
     group.add_argument(
         "--dtype",
@@ -148,18 +152,18 @@ def add_device(group: Any) -> None:
 
 
 def add_where(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say where to compute and what to report."""
+    """Add the options that say where to compute and what to report."""
     where = parser.add_argument_group("where")
     add_device(where)
     where.add_argument(
         "--json",
         action="store_true",
-        help="one JSON line last: seconds, steps, operations, seeds; with --prompts: what was made and what failed",
+        help="one JSON line last: seconds, steps, FLOPs, seeds; with --prompts: what was made and what failed",
     )
 
 
 def check_outputs(options: argparse.Namespace) -> None:
-    """Checks before a long run that its results have a place.
+    """Check before a long run that its results have a place.
 
     Raises:
         ValueError: the options do not say where to write, or say it twice.
@@ -184,31 +188,32 @@ def check_outputs(options: argparse.Namespace) -> None:
                 raise ValueError(f"{flag(name)} does not go with --prompts. Leave it out.")
 
 
-def check_conditioning(options: argparse.Namespace, format: Format) -> None:
-    """Raises ValueError for an option that models of this format do not know."""
-    for conditioning, names in KNOWN_BY.items():
-        stray = [name for name in names if getattr(options, name) is not None]
-        if conditioning != format.conditioning and stray:
-            known = ", ".join(map(flag, KNOWN_BY[format.conditioning or ""]))
-            raise ValueError(
-                f"{flag(stray[0])} is for {conditioning} models, and this is a {format.title}. It knows {known}."
-            )
+def fields_given(options: argparse.Namespace) -> frozenset[str]:
+    """Return the fields of `Request` that the options fill or need."""
+    given = [field for name, field in FIELDS.items() if getattr(options, name) is not None]
+    return frozenset(given if options.prompts is None else [*given, "prompt"])
+
+
+def check_taken(options: argparse.Namespace, architecture: Architecture) -> None:
+    """Raise ValueError for an option or a task that models of this architecture do not take."""
+    title = architecture.title
+    for name, field in FIELDS.items():
+        if field not in architecture.takes and getattr(options, name) is not None:
+            taken = ", ".join(flag(n) for n, f in FIELDS.items() if f in architecture.takes)
+            raise ValueError(f"{flag(name)} is not for a {title}. It takes {taken}.")
+    if options.task is not None and options.task not in architecture.tasks:
+        raise ValueError(
+            f"a {title} does not know the task {options.task!r}. It knows {', '.join(architecture.tasks)}."
+        )
 
 
 def flag(name: str) -> str:
-    """An option as it is typed."""
+    """Return an option as it is typed."""
     return "--" + name.rstrip("_").replace("_", "-")
 
 
-def given_text(options: argparse.Namespace) -> bool:
-    """Whether the options ask for a text model."""
-    return options.prompts is not None or any(
-        getattr(options, name) is not None for name in KNOWN_BY["text"]
-    )
-
-
 def with_line(options: argparse.Namespace, text: str) -> argparse.Namespace:
-    """The options with those of a line of a file of prompts in their place, and `name` (None = not given).
+    """Return the options with those of a line of a file of prompts in their place, and `name` (None = not given).
 
     Raises:
         ValueError: the line is no JSON object of options.
@@ -236,7 +241,7 @@ def with_line(options: argparse.Namespace, text: str) -> argparse.Namespace:
 
 
 def _argument(key: str, value: Any) -> str:
-    """A value of a line as it would be typed."""
+    """Return a value of a line as it would be typed."""
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(v, str | int | float) and not isinstance(v, bool) for v in values):
         raise ValueError(f"its {key} is {value!r}, expected a text, a number or a list of numbers.")
@@ -248,7 +253,7 @@ class _LineParser(argparse.ArgumentParser):
 
     @property
     def flags(self) -> list[str]:
-        """Its options as they are typed."""
+        """Return its options as they are typed."""
         return list(self._option_string_actions)
 
     def error(self, message: str) -> NoReturn:

@@ -24,7 +24,7 @@ CHUNK = "shortcut"  # the text chunk of a PNG that holds its settings as JSON
 
 
 def paths_of(out: Path, num_images: int) -> list[Path]:
-    """Where the pictures of a batch go."""
+    """Return where the pictures of a batch go."""
     if num_images == 1:
         return [out]
     return [out.with_name(f"{out.stem}-{index}{out.suffix}") for index in range(num_images)]
@@ -33,7 +33,7 @@ def paths_of(out: Path, num_images: int) -> list[Path]:
 def write_pictures(
     out: Path, pixels_BCYX: Tensor, about: Mapping[str, Any], graph: Graph | None
 ) -> None:
-    """Writes PNG files, whole or not at all.
+    """Write PNG files, whole or not at all.
 
     Args:
         about: what each says about itself.
@@ -51,7 +51,7 @@ def write_pictures(
 
 
 def are_finished(out: Path, num_images: int, about: Mapping[str, Any]) -> bool:
-    """Whether the pictures of a batch are there already.
+    """Return whether the pictures of a batch are there already.
 
     Raises:
         ValueError: one is there that was made with other settings, or is none of ours.
@@ -60,10 +60,10 @@ def are_finished(out: Path, num_images: int, about: Mapping[str, Any]) -> bool:
     for index, path in there:
         try:
             with Image.open(path) as picture:
-                found = picture.info.get(CHUNK)
-        except OSError:
+                found = json.loads(picture.info.get(CHUNK, "null"))
+        except (OSError, ValueError):
             found = None
-        if found != _described(about, index):
+        if found != json.loads(_described(about, index)):
             raise ValueError(
                 f"{path} is there and was made with other settings. Delete it, or give another folder."
             )
@@ -71,7 +71,7 @@ def are_finished(out: Path, num_images: int, about: Mapping[str, Any]) -> bool:
 
 
 def write_tokens(path: Path, codes_Bhw: Tensor) -> None:
-    """Writes a safetensors file with `codes`."""
+    """Write a safetensors file with `codes`."""
     with written_whole(path) as partial_path:
         save_file({"codes": codes_Bhw.cpu().contiguous()}, partial_path)
 

@@ -1,4 +1,4 @@
-"""Options that `record`, `train` and `evaluate` share, and the teacher that they name."""
+"""Options that `train` and `evaluate` share, and the teacher that they name."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from pathlib import Path
 
 import torch
 
-from .. import shipped, weights
+from .. import checkpoint as checkpoints
+from .. import shipped
 from ..checkpoint import Checkpoint
 from ..grid import Grid
-from ..models.lumina_dimoo.prompts import load_tokenizer
-from ..models.lumina_dimoo.tokenizer import tokenizer_folder
-from ..pipeline import checked_device, dtype_of
+from ..models.architecture import Request
+from ..pipeline import checked_device, conditioner_of, default_dtype
 from ..schedule import Settings
+from ..settings import usual_settings
 from ..train.teacher import Teacher, teacher_of
 from .options import DTYPES, add_device, add_draws
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say which model teaches and what it shows."""
+    """Add the options that say which model teaches and what it shows."""
     model = parser.add_argument_group("the model and what it shows")
     model.add_argument(
         "--model",
@@ -52,7 +53,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say how the teacher samples."""
+    """Add the options that say how the teacher samples."""
     sampling = parser.add_argument_group("how it samples; default: as its file says")
     sampling.add_argument(
         "--steps",
@@ -65,7 +66,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def add_where(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say where and in which types to compute."""
+    """Add the options that say where and in which types to compute."""
     where = parser.add_argument_group("where")
     add_device(where)
     where.add_argument(
@@ -76,28 +77,26 @@ def add_where(parser: argparse.ArgumentParser) -> None:
 
 
 def load_teacher(options: argparse.Namespace) -> tuple[Teacher, Checkpoint]:
-    """The teacher that the options name, and what its file says (without tensors).
+    """Load the teacher that the options name. Returns it with its file's description, without tensors.
 
     Raises:
-        FileNotFoundError, ValueError: as `weights.load`, `load_tokenizer`, `teacher_of`; no such device, class
-            or prompts; a setting out of range.
+        FileNotFoundError, ValueError: as `checkpoint.load`, `teacher_of`; no such device, class or prompts; a setting
+            out of range.
     """
     device = checked_device(options.device)
-    usual = shipped.MODEL if options.prompts is None else shipped.TEXT_FOLDER
-    model_file = weights.load(options.model or usual, kind="model")
-    prompts = [] if options.prompts is None else read_prompts(options.prompts)
-    tokenizer = None
-    if model_file.format.conditioning == "text":
-        assert model_file.path is not None
-        tokenizer = load_tokenizer(tokenizer_folder(model_file.path), model_file.config)
+    requests = [Request(label=label) for label in options.classes or ()]
+    if options.prompts is not None:
+        requests += [Request(prompt=prompt) for prompt in read_prompts(options.prompts)]
+    usual = shipped.NAME if options.prompts is None else shipped.TEXT_NAME
+    model_file = checkpoints.load(options.model or shipped.CHOICES[usual]["model"], kind="model")
+    dtype = getattr(torch, options.dtype) if options.dtype else default_dtype(model_file)
     teacher = teacher_of(
         model_file,
-        weights.build(model_file, dtype=dtype_of(options.dtype, model_file), device=device),
+        checkpoints.build(model_file, dtype=dtype, device=device),
+        conditioner_of(model_file),
+        requests,
         settings=settings_of(options, model_file),
         grid=options.grid,
-        classes=options.classes or (),
-        tokenizer=tokenizer,
-        prompts=prompts,
         autocast=options.autocast and getattr(torch, options.autocast),
         device=device,
         is_sequential=options.sequential,
@@ -106,7 +105,7 @@ def load_teacher(options: argparse.Namespace) -> tuple[Teacher, Checkpoint]:
 
 
 def settings_of(options: argparse.Namespace, model_file: Checkpoint) -> Settings:
-    """The model's settings with the options that were given in their place; of several --steps the first.
+    """Return the model's settings with the options that were given in their place; of several --steps the first.
 
     Raises:
         ValueError: one is out of range.
@@ -116,7 +115,7 @@ def settings_of(options: argparse.Namespace, model_file: Checkpoint) -> Settings
         for name in ("temperature", "choice_temperature", "schedule")
         if getattr(options, name) is not None
     }
-    settings = replace(weights.settings(model_file), **given)
+    settings = replace(usual_settings(model_file), **given)
     if options.cfg is not None:
         settings = replace(settings, guidance=(options.cfg,) if options.cfg != 0 else ())
     if options.steps is not None:
@@ -126,7 +125,7 @@ def settings_of(options: argparse.Namespace, model_file: Checkpoint) -> Settings
 
 
 def runs_of(options: argparse.Namespace, settings: Settings) -> tuple[Settings, ...]:
-    """`settings` with each number of --steps; without the option as they are."""
+    """Return `settings` with each number of --steps; without the option unchanged."""
     runs = tuple(replace(settings, num_steps=n) for n in options.steps or (settings.num_steps,))
     for run in runs:
         run.check()
@@ -134,7 +133,7 @@ def runs_of(options: argparse.Namespace, settings: Settings) -> tuple[Settings, 
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts in a file, one a line; blank lines do not count.
+    """Return the prompts in a file, one a line; blank lines do not count.
 
     Raises:
         OSError, ValueError: it cannot be read, or a line of .jsonl has no prompt.
@@ -148,12 +147,12 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """ "32" or "32,16,24" as numbers."""
+    """Read "32" or "32,16,24"."""
     return tuple(int(part) for part in text.split(","))
 
 
 def grid(text: str) -> Grid:
-    """ "64x48" as 64 rows and 48 columns."""
+    """Read "64x48": 64 rows and 48 columns."""
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"expected rows x columns, such as 64x64, got {text!r}")
     rows, columns = text.split("x")

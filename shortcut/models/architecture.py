@@ -268,6 +268,8 @@ class PublishedSize:
     head: Any
     vq: Any
     grid: Grid
+    # tokens of a prompt, where it has one -> the conditions of one guided image, on the meta device
+    conditions: Callable[[int], Branches]
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +309,9 @@ class Architecture:
     conditioner: Callable[[Any, Sequence[str], Path | None], Conditioner]
     fixed_grid: Callable[[Any], Grid | None] = any_size  # of a model that makes images of one size
     usual_grid: Grid | None = None  # of a model of any size: what most were trained on
+    num_heads: Callable[[Any], int] = lambda config: (
+        1
+    )  # configuration of the model -> its attention heads
     # (configuration of the model, what is asked) -> configuration of a head; raises ValueError
     new_head: Callable[[Any, HeadSize], Any] | None = None
     # (configuration of a head, iterations of its training) -> weight of the divergence of guided codes, beside 1 of

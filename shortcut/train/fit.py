@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..distributed import ALONE, World, from_first
+from ..distributed import ALONE, Ranks, from_first
 from ..files import written_whole
 from ..noise import seeded
 from .log import (
@@ -58,7 +58,7 @@ class Recipe:
     checkpoint_every: int = 500  # or after SAVE_SECONDS
 
     def check(self) -> None:
-        """Raises ValueError for the first figure that is out of range."""
+        """Raise ValueError for the first figure that is out of range."""
         for name, least in (("iterations", 1), ("seed", 0), ("warmup", 0), ("checkpoint_every", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
@@ -71,7 +71,7 @@ class Recipe:
             raise ValueError("float16 is too narrow for gradients. Use bfloat16 or float32.")
 
     def lr_factor(self, iteration: int) -> float:
-        """Learning rate at 0-based `iteration` as a fraction of `lr`."""
+        """Return the learning rate at 0-based `iteration` as a fraction of `lr`."""
         rise = min(1.0, (iteration + 1) / max(1, self.warmup))
         end = self.lr_end / self.lr
         return rise * (
@@ -88,12 +88,12 @@ def fit(
     checkpoint: Path | None = None,
     about: Mapping[str, Any] | None = None,
     parts_of: Callable[[Batch], Sequence[Batch]] | None = None,
-    world: World = ALONE,
+    ranks: Ranks = ALONE,
     before_batch: Callable[[int], None] | None = None,
     on_log: Callable[[Figures], None] | None = None,
     log_every: int = 50,
 ) -> Network:
-    """Trains `network` in place and returns its exponential moving average.
+    """Train `network` in place and returns its exponential moving average.
 
     Args:
         draw_batch: from a generator seeded by (recipe.seed, iteration) to one batch, of which each
@@ -105,7 +105,7 @@ def fit(
         about: what else must be as it was, beside the recipe, when a training is resumed.
         parts_of: cuts a batch into parts of one size, whose gradients are added up one after the
             other: less memory. None = all at once.
-        world: more than one process must have met (`processes.meeting`).
+        ranks: more than one process must have joined `distributed.process_group`.
         before_batch: called with the 0-based iteration before its batch is drawn; for data that
             change on the way, and to end the training by an exception.
         on_log: called every `log_every` iterations with means since the last call.
@@ -117,14 +117,14 @@ def fit(
     """
     recipe.check()
     state = _State.initial(network, recipe)
-    file = _File(checkpoint, {**asdict(recipe), **(about or {})}, is_writing=world.rank == 0)
-    if (saved := from_first(world, file.read)) is not None:
+    file = _File(checkpoint, {**asdict(recipe), **(about or {})}, is_writing=ranks.rank == 0)
+    if (saved := from_first(ranks, file.read)) is not None:
         state.load(saved)
         logger.info("resumed at iteration %d", state.done)
     file.cut_log(state.done)
-    lesson: Any = _Lesson(network, loss_of)
-    if world.size > 1:
-        lesson = DistributedDataParallel(lesson)
+    loss_module: Any = _LossModule(network, loss_of)
+    if ranks.world_size > 1:
+        loss_module = DistributedDataParallel(loss_module)
     start, begun = state.done, None
     network.train()
     try:
@@ -136,14 +136,14 @@ def fit(
             batch = draw_batch(seeded(recipe.seed, iteration))
             parts = [batch] if parts_of is None else parts_of(batch)
             state.optimizer.zero_grad(set_to_none=True)
-            figures = _add_up_gradients(lesson, parts, recipe.autocast, state.device)
+            figures = _add_up_gradients(loss_module, parts, recipe.autocast, state.device)
             try:
                 state.step(recipe, figures)
             except LossError as error:
                 raise LossError(f"{error}{file.advice_to_start_anew(state)}") from None
             is_last = state.done == recipe.iterations
             if state.done % log_every == 0 or is_last:
-                means = state.take_means(world)
+                means = state.take_means(ranks)
                 means["iteration"] = state.done
                 seconds = (time.perf_counter() - begun) / (state.done - start)
                 means["seconds_per_iteration"] = round(seconds, 4)
@@ -171,7 +171,7 @@ class CheckpointError(OSError):
     """The state of a training cannot be saved."""
 
 
-class _Lesson(nn.Module):
+class _LossModule(nn.Module):
     """The loss as a forward pass, for DistributedDataParallel to watch."""
 
     def __init__(self, network: nn.Module, loss_of: Callable[..., Any]):
@@ -183,15 +183,15 @@ class _Lesson(nn.Module):
 
 
 def _add_up_gradients(
-    lesson: Any, parts: Sequence[Any], autocast: torch.dtype | None, device: torch.device
+    loss_module: Any, parts: Sequence[Any], autocast: torch.dtype | None, device: torch.device
 ) -> dict[str, Tensor]:
     """Leaves the gradients of the mean loss in the parameters. Returns the mean figures."""
     sums: dict[str, Tensor] = {}
     for number, part in enumerate(parts, 1):
-        is_meeting = number == len(parts) or not hasattr(lesson, "no_sync")
-        with contextlib.nullcontext() if is_meeting else lesson.no_sync():
+        is_meeting = number == len(parts) or not hasattr(loss_module, "no_sync")
+        with contextlib.nullcontext() if is_meeting else loss_module.no_sync():
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                loss, figures = lesson(part)
+                loss, figures = loss_module(part)
             (loss / len(parts)).backward()
         for name, value in {"loss": loss, **figures}.items():
             sums[name] = sums.get(name, 0) + value.detach().float() / len(parts)
@@ -246,12 +246,12 @@ class _State:
         self.done += 1
         self.is_whole = True
 
-    def take_means(self, world: World) -> Figures:
+    def take_means(self, ranks: Ranks) -> Figures:
         """Means of the figures since the last log, over all processes."""
         values = torch.stack(list(self.sums.values()))
-        if world.size > 1:
+        if ranks.world_size > 1:
             torch.distributed.all_reduce(values)
-        values = values / (world.size * (self.done - self.logged))
+        values = values / (ranks.world_size * (self.done - self.logged))
         means: Figures = dict(zip(self.sums, values.tolist(), strict=True))
         self.sums, self.logged = {}, self.done
         return means

@@ -1,20 +1,19 @@
-"""Trains a shortcut head on the few most recent runs of its teacher, made meanwhile or read from a dataset.
+"""Trains a shortcut head on a replay buffer of the model's most recent runs, made meanwhile.
 
-Which runs are kept and what is drawn from them depends on (seed, iteration) alone, so a resumed
-training goes through the same numbers. Of several processes each has its share of the images of every
-run; together they draw as one with all of them where a window has all images of a run, and else evenly
-from every share.
+Which runs are kept and what is drawn from them depends on (seed, iteration) alone, so a resumed training goes through
+the same numbers. Of several processes each has its share of the images of every run; together they draw as one with
+all of them where a window has all images of a run, and else evenly from every share.
 
 Source: arXiv 2602.23996, section 3 (features now + tokens just revealed -> next features).
-Differs: trajectories need not be stored; the head learns several steps after a full pass, as it is
-used: applied to its own predictions in a row, or (`from_full`) once for all tokens since then.
+Differs: trajectories are not stored; the head learns several steps after a full pass, as it is used: applied to its own
+predictions in a row, or (`from_full`) once for all tokens since then.
 
     B  images
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,55 +21,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import weights
-from ..denoiser import Model
-from ..distributed import ALONE, World
+from ..denoiser import Conditions, MaskedImageModel
+from ..distributed import ALONE, Ranks
+from ..models.architecture import GridModel, HeadNetwork
 from ..models.layers import Attention
-from ..noise import Noise
+from ..models.layout import Layout
 from ..schedule import Settings
 from .cpu import sdpa_float32
 from .fit import Recipe, fit
 from .log import Figures
-from .loss import (
-    Objective,
-    Window,
-    feature_mse,
-    last_step,
-    mean,
-    on_its_own,
-    window,
-    window_loss,
-)
+from .loss import Objective, Window, feature_mse, last_step, mean, window, window_loss
 from .record import Trajectories
-from .recording import num_bytes
 from .teacher import RUNS, Teacher
 
 CPU = torch.device("cpu")
 
 
-# Run number -> this process's images of it. A number always gives the same run.
-Source = Callable[[int], Trajectories]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Teaching:
-    """What the teacher shows and how it is learned from. Numbers of images are of all processes together."""
+class RolloutConfig:
+    """The runs that a head learns from and how they are sampled. Images are counted over all processes."""
 
-    runs: tuple[
-        Settings, ...
-    ]  # each new run has one of these, evenly drawn; every step is a full pass
+    runs: tuple[Settings, ...]  # each new run has one of these, evenly drawn; all full passes
     images_per_run: int = 32
     runs_kept: int = 6
     iterations_per_run: int = 40  # then a new run takes the place of the oldest
     windows_per_batch: int = 4  # places in the runs kept, spread over early and late steps
     images_per_window: int = 8
     max_chain: int = 4  # steps from a full pass to the last that is predicted, drawn from 1 .. this
-    # True: after a window's first step the head draws the tokens, and the model says its last target.
-    # False: tokens and targets are those of the teacher's run.
-    student_rollouts: bool = False
 
     def check(self) -> None:
-        """Raises ValueError for the first figure that is out of range."""
+        """Raise ValueError for the first figure that is out of range."""
         for name, value in (
             (item.name, getattr(self, item.name)) for item in fields(self) if item.type == "int"
         ):
@@ -83,76 +63,65 @@ class Teaching:
             )
 
 
-class Replay:
-    """The teacher runs kept.
-
-    At iteration i: number i // `iterations_per_run` and the `runs_kept` - 1 after it.
+class ReplayBuffer:
+    """The runs kept: at iteration i number i // `iterations_per_run` and the `runs_kept` - 1 after it.
 
     Args:
-        device: where windows go to; None = where the runs are.
-        keep_on: where runs are kept; None = where they come from.
+        make_run: run number -> this process's images of it. A number always gives the same run.
+        device: where windows go to.
     """
 
     def __init__(
         self,
-        source: Source,
-        teaching: Teaching,
+        make_run: Callable[[int], Trajectories],
+        config: RolloutConfig,
         from_full: bool,
-        world: World = ALONE,
-        device: torch.device | None = None,
-        keep_on: torch.device | None = None,
+        ranks: Ranks,
+        device: torch.device,
     ):
-        self.source, self.teaching, self.from_full = source, teaching, from_full
-        self.world, self.device, self.keep_on = world, device, keep_on
+        self.make_run, self.config, self.from_full = make_run, config, from_full
+        self.ranks, self.device = ranks, device
         self.runs: dict[int, Trajectories] = {}
 
     def advance(self, iteration: int) -> None:
-        """Makes the runs that `iteration` needs and forgets the others."""
-        first = iteration // self.teaching.iterations_per_run
-        wanted = range(first, first + self.teaching.runs_kept)
+        """Make the runs that `iteration` needs and forget the others."""
+        first = iteration // self.config.iterations_per_run
+        wanted = range(first, first + self.config.runs_kept)
         self.runs = {n: run for n, run in self.runs.items() if n in wanted}
         for n in wanted:
             if n not in self.runs:
-                run = self.source(n)
-                self.runs[n] = run if self.keep_on is None else run.to(self.keep_on)
+                self.runs[n] = self.make_run(n)
 
     def draw(self, generator: torch.Generator) -> list[Window]:
-        """Windows of one batch; the first of them is early in its run, the last late."""
-        return [self._window(place, generator) for place in range(self.teaching.windows_per_batch)]
+        """Draw the windows of one batch; the first of them is early in its run, the last late."""
+        return [self._window(i, generator) for i in range(self.config.windows_per_batch)]
 
     def _window(self, place: int, generator: torch.Generator) -> Window:
-        teaching, numbers = self.teaching, sorted(self.runs)
+        config, numbers = self.config, sorted(self.runs)
         u_run, u_start, u_length = torch.rand(3, generator=generator).tolist()
         run = self.runs[numbers[int(u_run * len(numbers))]]
         num_starts = len(run.steps) - 1
-        start = int((place + u_start) / teaching.windows_per_batch * num_starts)
-        length = 1 + int(u_length * min(teaching.max_chain, num_starts - start))
-        images, places = self._picked(run.num_images, generator)
-        images, noise = images.to(run.codes_BL.device), None
-        if teaching.student_rollouts:
-            seed = int(torch.randint(2**62, (), generator=generator))
-            device = self.device or run.codes_BL.device
-            noise = Noise.draw(seed, places.tolist(), start + length, run.codes_BL.shape[1], device)
-        part = window(run, start, length, images, self.device, noise)
-        return last_step(part) if self.from_full and noise is None else part
+        start = int((place + u_start) / config.windows_per_batch * num_starts)
+        length = 1 + int(u_length * min(config.max_chain, num_starts - start))
+        images = self._picked(run.num_images, generator).to(run.codes_BL.device)
+        part = window(run, start, length, images, self.device)
+        return last_step(part) if self.from_full else part
 
-    def _picked(self, num_images: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """This process's images of a window: their rows among the `num_images` that it has, and in the whole run."""
-        order = torch.randperm(num_images * self.world.size, generator=generator)
-        mine = order[order // num_images == self.world.rank]
-        mine = mine[: self.teaching.images_per_window // self.world.size]
-        return mine % num_images, mine
+    def _picked(self, num_images: int, generator: torch.Generator) -> Tensor:
+        """Return the rows of this process's images of a window."""
+        order = torch.randperm(num_images * self.ranks.world_size, generator=generator)
+        mine = order[order // num_images == self.ranks.rank]
+        return mine[: self.config.images_per_window // self.ranks.world_size] % num_images
 
 
-def initialised(config: Any, seed: int, attention: Attention = sdpa_float32) -> Any:
-    """A head of this configuration that hands its input through: training starts at "reuse".
+def initialised(layout: Layout, config: Any, seed: int, attention: Attention = sdpa_float32) -> Any:
+    """Return a head of this configuration that passes its input through: training starts at "reuse".
 
     The global random state is left alone.
     """
-    network = next(f.network for f in weights.FORMATS.values() if f.config is type(config))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        head: Any = network(config, attention=attention)
+        head: Any = layout.network(config, attention=attention)
     for module in head.output_layers():
         for parameter in module.parameters():
             nn.init.zeros_(parameter)
@@ -160,8 +129,8 @@ def initialised(config: Any, seed: int, attention: Attention = sdpa_float32) -> 
 
 
 @torch.no_grad()
-def fit_to_embeddings(head: Any, model: Any) -> None:
-    """Scales the head's projections of new tokens so that their outputs have unit size.
+def fit_to_embeddings(head: Any, model: GridModel) -> None:
+    """Scale the head's projections of new tokens so that their outputs have unit size.
 
     Where a head does not normalise keys and values, and a model's embeddings are small (0.1 in the shipped MaskGIT),
     attention would start nearly blind to the new tokens.
@@ -170,9 +139,9 @@ def fit_to_embeddings(head: Any, model: Any) -> None:
     if not projections:
         return
     # The head's device: a host may keep the model's weights elsewhere, and casts them to where codes are.
-    config, device = model.config, next(head.parameters()).device
-    codes_1N = torch.arange(config.num_codes, device=device).unsqueeze(0)
-    embedded_1ND = model.embed(codes_1N, codes_1N % config.num_tokens).to(head.dtype)
+    device, num_tokens = next(head.parameters()).device, model.grid[0] * model.grid[1]
+    codes_1N = torch.arange(model.config.num_codes, device=device).unsqueeze(0)
+    embedded_1ND = model.embed(codes_1N, codes_1N % num_tokens).to(head.dtype)
     for projection in projections:
         projection.weight.div_(projection(embedded_1ND).float().std())
 
@@ -181,95 +150,97 @@ def train_head(
     teacher: Teacher,
     head: Any,
     recipe: Recipe,
-    teaching: Teaching,
+    config: RolloutConfig,
     objective: Objective,
     *,
-    source: Source | None = None,
-    world: World = ALONE,
+    ranks: Ranks = ALONE,
     checkpoint: Path | None = None,
     about: Mapping[str, Any] | None = None,
     one_by_one: bool = False,
     on_iteration: Callable[[int], None] | None = None,
     on_log: Callable[[Figures], None] | None = None,
     log_every: int = 50,
-) -> nn.Module:
-    """Trains `head` for the teacher's model, which is only read. Returns the averaged head.
+) -> Any:
+    """Train `head` for the teacher's model, which is only read. Returns the averaged head.
 
     Args:
         head: on the teacher's device.
-        source: where runs come from; None = the teacher makes them meanwhile.
-        world, checkpoint, about: as for `fit`.
+        ranks, checkpoint, about: as for `fit`.
         one_by_one: True: windows go through the head one after the other, which takes less memory.
         on_iteration: called before each iteration with the number of those done; an exception ends
             the training and keeps its state.
         on_log, log_every: as for `fit`. The figures are the parts of the loss, and `reuse`, the mean
-            squared error of the window's first features unchanged, to hold against `mse`.
+            squared error of the window's first features unchanged, to compare with `mse`.
 
     Raises:
         FloatingPointError, ValueError: as `fit`; also if images cannot be shared out evenly.
     """
-    teaching.check()
+    config.check()
     objective.check()
-    world.share(teaching.images_per_window, "images in a window")
-    images = world.share(teaching.images_per_run, "images in a run")
-    model, keep_on = teacher.model, place_of_runs(teacher, teaching, world)
+    ranks.share(config.images_per_window, "images in a window")
+    images = ranks.share(config.images_per_run, "images in a run")
+    model, keep_on = teacher.model, device_of_runs(teacher, config, ranks)
 
-    def made_meanwhile(number: int) -> Trajectories:
+    def make_run(number: int) -> Trajectories:
         seed = (recipe.seed, RUNS, number)
-        return teacher.run(teaching.runs, teaching.images_per_run, seed, images, keep_on=keep_on)
+        return teacher.run(config.runs, config.images_per_run, seed, images, keep_on=keep_on)
 
-    source = source or made_meanwhile
-    replay = Replay(source, teaching, head.config.from_full, world, teacher.device, keep_on)
+    buffer = ReplayBuffer(make_run, config, head.config.from_full, ranks, teacher.device)
 
     def before_batch(iteration: int) -> None:
         if on_iteration is not None:
             on_iteration(iteration)
-        replay.advance(iteration)
+        buffer.advance(iteration)
 
-    def loss_of(network: nn.Module, windows: list[Window]) -> tuple[Tensor, dict[str, Tensor]]:
-        windows = [
-            w if w.noise is None else on_its_own(network, model, w, w.noise) for w in windows
-        ]
+    def loss_of(network: HeadNetwork, windows: list[Window]) -> tuple[Tensor, dict[str, Tensor]]:
         results = [window_loss(network, model, w, objective) for w in windows]
         figures = {name: mean(parts[name] for _, parts in results) for name in results[0][1]}
-        figures["reuse"] = mean(_reuse_mse(model, w, objective) for w in windows)
+        figures["reuse"] = mean(_reuse_mse(model, w) for w in windows)
         return mean(loss for loss, _ in results), figures
 
     return fit(
         head,
-        replay.draw,
+        buffer.draw,
         loss_of,
         recipe,
         checkpoint=checkpoint,
         about=about,
         parts_of=(lambda windows: [[w] for w in windows]) if one_by_one else None,
-        world=world,
+        ranks=ranks,
         before_batch=before_batch,
         on_log=on_log,
         log_every=log_every,
     )
 
 
-def place_of_runs(teacher: Teacher, teaching: Teaching, world: World = ALONE) -> torch.device:
-    """Where runs are kept: on a GPU where they take at most a quarter of what is free, else in main memory.
+def device_of_runs(teacher: Teacher, config: RolloutConfig, ranks: Ranks = ALONE) -> torch.device:
+    """Return where runs are kept: on a GPU where they take at most a quarter of what is free, else in main memory.
 
     From main memory each batch is gathered by the CPU and copied, which took seven times the rest of an iteration
     with a small model.
     """
     if teacher.device.type != "cuda":
         return CPU
-    longest = max(teaching.runs, key=lambda settings: settings.num_steps)
-    _, conditions, _ = teacher.draw((longest,), teaching.images_per_run // world.size, (0, RUNS))
-    needed = teaching.runs_kept * num_bytes(teacher, conditions, longest.num_steps)
+    longest = max(config.runs, key=lambda settings: settings.num_steps)
+    _, conditions, _ = teacher.draw(
+        (longest,), config.images_per_run // ranks.world_size, (0, RUNS)
+    )
+    needed = config.runs_kept * trajectory_bytes(teacher, conditions, longest.num_steps)
     free, _ = torch.cuda.mem_get_info(teacher.device)
     return teacher.device if needed <= free / 4 else CPU
 
 
+def trajectory_bytes(teacher: Teacher, conditions: Sequence[Conditions], num_steps: int) -> int:
+    """Return the memory of a recorded run: its features in float16, which make up nearly all of it."""
+    length = sum(teacher.model.sequence_length(branch) for branch in conditions)
+    return 2 * len(conditions[0]) * num_steps * length * teacher.model.config.width
+
+
 @torch.no_grad()
-def _reuse_mse(model: Model, part: Window, objective: Objective) -> Tensor:
-    """Error of the window's first features, unchanged, mean over its steps."""
+def _reuse_mse(model: MaskedImageModel, part: Window) -> Tensor:
+    """Return the error of the window's first features, unchanged, mean over its steps."""
     return mean(
-        feature_mse(model, f, t, index if objective.only_masked else None)
+        feature_mse(model, f, t, index)
         for target, index in zip(part.targets, part.masked_index, strict=True)
         for f, t in zip(part.features, target, strict=True)
     )

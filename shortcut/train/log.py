@@ -10,12 +10,12 @@ Figures = dict[str, float]
 
 
 def log_of(checkpoint: Path) -> Path:
-    """Where the log of a training lies: JSON lines."""
+    """Return where the log of a training lies: JSON lines."""
     return checkpoint.with_suffix(".jsonl")
 
 
 def read_log(checkpoint: Path) -> list[Figures]:
-    """The figures logged so far; a line that was cut off does not count."""
+    """Return the figures logged so far; a line that was cut off does not count."""
     path, logged = log_of(checkpoint), []
     for line in path.read_text().splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):
@@ -24,13 +24,13 @@ def read_log(checkpoint: Path) -> list[Figures]:
 
 
 def in_words(means: Figures, iterations: int) -> str:
-    """Figures as `fit` logs them, with the time left."""
+    """Return figures as `fit` logs them, with the time left."""
     figures = "  ".join(f"{name} {v:.4g}" for name, v in means.items() if name != "iteration")
     return f"{means['iteration']}/{iterations}  {figures}  {time_left(means, iterations)}"
 
 
 def time_left(means: Figures, iterations: int) -> str:
-    """What the iterations after those of `means` will take, by the mean until then."""
+    """Return the time that the remaining iterations will take at the mean rate until then."""
     left = round((iterations - means["iteration"]) * means["seconds_per_iteration"])
     if left < 90:
         return f"{left} s left"

@@ -1,4 +1,4 @@
-"""Teacher runs on record: features and revealed tokens of every step, by the sampler's hook.
+"""Trajectories: the features and revealed tokens of every step of a run, recorded by the sampler's hook.
 
 It knows neither the model nor the sampler's arithmetic.
 
@@ -14,17 +14,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..denoiser import Features, Model, Revealed
+from ..denoiser import Conditions, Features, Revealed, positions
 from ..generate import generate
-from ..sampler import Trace, positions
-from ..schedule import Settings, Step
+from ..models.architecture import Branches, GridModel
+from ..sampler import Trace
+from ..schedule import SamplerRules, Settings, Step
 
 
 @dataclass(frozen=True, slots=True)
 class Trajectories:
     """One recorded run of a batch of images; entry t of each list is step t."""
 
-    conditions: tuple[Tensor, ...]  # one for each guidance branch, rows = images
+    conditions: Branches  # one for each guidance branch, rows = images
     steps: list[Step]
     features: list[Features]  # of each branch (B, S, D), that the step decided by
     revealed: list[Revealed]  # by the step
@@ -37,7 +38,7 @@ class Trajectories:
         return len(self.codes_BL)
 
     def to(self, device: torch.device) -> Trajectories:
-        """The run with its tensors on `device`; those that lie there already are shared."""
+        """Return the run with its tensors on `device`."""
         return Trajectories(
             tuple(c.to(device) for c in self.conditions),
             self.steps,
@@ -53,12 +54,12 @@ class Recorder:
     """A step hook (`sampler.sample(on_step=...)`) that copies what a head is trained on.
 
     Args:
-        conditions: those of the run.
+        conditions: of the run.
         dtype: in which features are kept; float16 is enough for the output of a layer norm.
         keep_on: where the record is kept; None = where the run is.
     """
 
-    conditions: Sequence[Tensor]
+    conditions: Sequence[Conditions]
     dtype: torch.dtype = torch.float16
     keep_on: torch.device | None = None
     steps: list[tuple[Step, Features, Revealed, Tensor]] = field(default_factory=list)
@@ -74,7 +75,7 @@ class Recorder:
         self.codes_BL = trace.codes_BL.to(self.keep_on)
 
     def trajectories(self) -> Trajectories:
-        """What was recorded so far."""
+        """Return what was recorded so far."""
         steps, features, revealed, masked_index = (
             list(part) for part in zip(*self.steps, strict=True)
         )
@@ -89,9 +90,10 @@ class Recorder:
 
 
 def record(
-    model: Model,
-    conditions: Sequence[Tensor],
+    model: GridModel,
+    conditions: Sequence[Conditions],
     settings: Settings,
+    rules: SamplerRules,
     *,
     seed: int,
     num_tokens: int,
@@ -102,12 +104,12 @@ def record(
     keep_on: torch.device | None = None,
     on_step: Callable[[Trace], None] | None = None,
 ) -> Trajectories:
-    """Runs the model for one batch of images and records it.
+    """Run the model for one batch of images and record it.
 
     Args:
         conditions: one for each guidance branch, rows = images.
         num_tokens: tokens of one image (L); all are made.
-        image_indices: place of each image in its batch, as for `pipeline.generate`; None = 0, 1, ...
+        image_indices: place of each image in its batch, as for `generate.generate`; None = 0, 1, ...
         dtype: of the recorded features.
         autocast: type of the model's arithmetic; None = that of its weights.
         keep_on: where the record is kept; None = on `device`.
@@ -126,6 +128,7 @@ def record(
             model,
             conditions,
             settings,
+            rules,
             seed=seed,
             image_indices=range(len(conditions[0])) if image_indices is None else image_indices,
             num_tokens=num_tokens,
@@ -133,11 +136,3 @@ def record(
             on_step=after_step,
         )
     return recorder.trajectories()
-
-
-def generation_order(run: Trajectories) -> Tensor:
-    """The step (B, L) that revealed each token; -1 = none, it was known."""
-    order_BL = torch.full_like(run.codes_BL, -1)
-    for t, revealed in enumerate(run.revealed):
-        order_BL.scatter_(1, revealed.index_BK, t)
-    return order_BL

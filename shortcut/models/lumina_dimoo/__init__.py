@@ -5,8 +5,10 @@ Source: Xin et al. 2025 (arXiv 2510.06308); arXiv 2602.23996 for the head.
 
 from __future__ import annotations
 
+import torch
+
 from ...schedule import SamplerRules, Settings
-from ..architecture import Architecture, Download, Preset, PublishedSize
+from ..architecture import Architecture, Branches, Download, Preset, PublishedSize
 from . import head, transformer, vq
 from .conditioner import PromptConditioner
 from .prompts import TASKS
@@ -37,6 +39,14 @@ _HEAD = head.Config(
     sees_new=True,
 )
 _VQ = vq.Config((128, 256, 256, 512, 768), 2, 64, 8192, 32)
+_NO_PROMPT = 14  # tokens of the prompt that says nothing
+
+
+def _conditions(num_prompt_tokens: int) -> Branches:
+    """Return prompts without values: one of that length, and the one that says nothing."""
+    lengths = (num_prompt_tokens, _NO_PROMPT)
+    return tuple(torch.zeros(1, n, dtype=torch.long, device="meta") for n in lengths)
+
 
 ARCHITECTURE = Architecture(
     name="lumina-dimoo",
@@ -60,7 +70,7 @@ ARCHITECTURE = Architecture(
         "balanced": Preset(64, 11),  # 0.868, 4.9
         "fast": Preset(64, 9),  # 0.829, 5.8
     },
-    sizes={"lumina-dimoo": PublishedSize(_MODEL, _HEAD, _VQ, (64, 64))},
+    sizes={"lumina-dimoo": PublishedSize(_MODEL, _HEAD, _VQ, (64, 64), _conditions)},
     downloads={
         "lumina-dimoo": Download(
             "Alpha-VLLM/Lumina-DiMOO",
@@ -84,6 +94,7 @@ ARCHITECTURE = Architecture(
     tasks={name: task.num_sources for name, task in TASKS.items()},
     conditioner=PromptConditioner.of,
     usual_grid=(64, 64),
+    num_heads=lambda config: config.num_heads,
     new_head=head.new_head,
     copy_companions=copy_tokenizer_of,
     companions=tokenizer_or_advice,

@@ -41,6 +41,7 @@ ARCHITECTURE = Architecture(
     takes=frozenset({"label"}),
     conditioner=ClassConditioner.of,
     fixed_grid=lambda config: (config.grid, config.grid),
+    num_heads=lambda config: config.num_heads,
     new_head=head.new_head,
     guided_kl=head.guided_kl,
 )

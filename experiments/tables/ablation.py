@@ -1,0 +1,385 @@
+"""Measure which parts of a shortcut head's recipe matter: python -m experiments ablation
+
+Each row trains a head of the class model by the recipe of the shipped head (`training.head`), cut to --iterations, with
+one change. All rows are then judged alike: on a run of the model that no head saw, and by pictures of as many steps at
+about the same FLOPs, so that a larger head has fewer full passes. Started again, the command resumes.
+
+Only heads of Lumina-DiMOO can be blind to the tokens just revealed (`sees_new`); that is tried on the text model, by
+runs alone. A second table compares the steps of the runs that a head learned from with the steps of its use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+from experiments.judges import attributes
+from experiments.judges.file import JUDGE
+from experiments.tables.ablation_heads import HeadLab
+from experiments.tables.frechet import Gaussian
+from experiments.tables.quality_measure import (
+    FIRST_REFERENCE_SEED,
+    NUM_CLASSES,
+    judge_scenes,
+    measure,
+)
+from experiments.tables.report import Cost, sampler_words, table
+from experiments.tables.rows import (
+    DTYPES,
+    Figures,
+    Networks,
+    Row,
+    add_arguments,
+    cost_of,
+    measured_rows,
+    setting_of,
+    setup_of,
+)
+from shortcut import shipped, weights
+from shortcut.checkpoint import Checkpoint
+from shortcut.grid import usual_grid
+from shortcut.train.head import initialised
+from shortcut.train.learn import HeadPlan
+
+logger = logging.getLogger(__name__)
+
+Change = Callable[[HeadPlan], HeadPlan]
+NUM_STEPS = 32  # at use
+BUDGET = 10  # a row with a head takes about the FLOPs of so many full passes
+CHAINS = (1, 3, 6)  # steps after a full pass at which a head is compared with the model
+
+
+def changed(**parts: Mapping[str, Any]) -> Change:
+    """Return a change of some fields, such as objective={"kl": 1.0}."""
+
+    def change(plan: HeadPlan) -> HeadPlan:
+        new = {name: replace(getattr(plan, name), **values) for name, values in parts.items()}
+        return replace(plan, **new)
+
+    return change
+
+
+def narrowed(bottleneck: float) -> Change:
+    """Return the change to a head that is `bottleneck` times as narrow as its model."""
+
+    def change(plan: HeadPlan) -> HeadPlan:
+        width = round(plan.config.model_width / bottleneck)
+        return replace(plan, config=replace(plan.config, width=width))
+
+    return change
+
+
+def taught(*num_steps: int) -> Change:
+    """Return the change to teacher's runs with these numbers of steps."""
+
+    def change(plan: HeadPlan) -> HeadPlan:
+        runs = tuple(replace(plan.teaching.runs[0], num_steps=n) for n in num_steps)
+        return replace(plan, teaching=replace(plan.teaching, runs=runs))
+
+    return change
+
+
+def smaller_batches(times: int) -> Change:
+    """Return the change to `times` as many iterations with batches `times` smaller."""
+
+    def change(plan: HeadPlan) -> HeadPlan:
+        recipe, teaching = plan.recipe, plan.teaching
+        recipe = replace(
+            recipe,
+            iterations=recipe.iterations * times,
+            lr=recipe.lr / math.sqrt(times),
+            warmup=recipe.warmup * times,
+            ema=1 - (1 - recipe.ema) / times,
+        )
+        teaching = replace(
+            teaching,
+            iterations_per_run=teaching.iterations_per_run * times,
+            windows_per_batch=teaching.windows_per_batch // times,
+        )
+        return replace(plan, recipe=recipe, teaching=teaching)
+
+    return change
+
+
+CHANGES: dict[str, Change] = {
+    "base": changed(),
+    "another-seed": changed(recipe={"seed": 1}),
+    **{
+        f"stepwise-{n}": changed(config={"from_full": False}, teaching={"max_chain": n})
+        for n in (1, 2, 4, 8)
+    },
+    **{f"from-full-{n}": changed(teaching={"max_chain": n}) for n in (1, 2, 4, 8)},
+    "small-batches": smaller_batches(4),
+    "no-kl": changed(objective={"guided_kl": 0.0}),
+    "kl-0.3": changed(objective={"guided_kl": 0.3}),
+    "kl-alone": changed(objective={"mse": 0.0}),
+    "no-kernel": changed(config={"kernel": 0, "attends": True}),
+    "self-attention": changed(config={"attends": True}),
+    "kernel-3": changed(config={"kernel": 3}),
+    "blocks-2": changed(config={"num_blocks": 2}),
+    "bottleneck-1.5": narrowed(1.5),
+    "bottleneck-4": narrowed(4),
+    "no-time": changed(config={"has_time": False}),
+    "teacher-16": taught(16),
+    "teacher-32": taught(32),
+    "teacher-64": taught(64),
+}
+TEXT_CHANGES: dict[str, Change] = {
+    "text": changed(),
+    "text-blind": changed(config={"sees_new": False}),
+}
+REFERENCES = {  # rows without a head
+    "vanilla": Row("vanilla", NUM_STEPS, NUM_STEPS),
+    f"vanilla-{BUDGET}": Row("vanilla", BUDGET, BUDGET),
+    "reuse": Row("reuse", NUM_STEPS, BUDGET),
+}
+ROWS = (*REFERENCES, *CHANGES, *TEXT_CHANGES)
+TAUGHT = ("base", "teacher-16", "teacher-32", "teacher-64")  # rows of the second table
+USED, USED_CHAIN = (16, 32, 64), 3  # its columns: steps at use; steps after a full pass
+COLUMNS = (
+    "",
+    *(f"error {n}" for n in CHAINS),
+    *(f"divergence {n}" for n in CHAINS),
+    "distance (each seed)",
+    "full",
+    "GFLOP / image",
+    "head pass",
+)
+NOTE = """\
+vanilla: the model alone; vanilla-N: in N steps; reuse: features of the last full pass, no head. base: the recipe of the
+shipped head; each other row changes what its name says. Compare differences with base against another-seed.
+stepwise-N: predicts from the step before, in roll-outs of up to N predictions; from-full-N: from the last full pass.
+no-kernel: the paper's head. teacher-N: teacher's runs of N steps. text-blind: no attention to the tokens just revealed.
+Error, divergence N steps after a full pass: squared error of features and divergence of guided codes where tokens are
+masked, on a held-out run, as a share of that of reuse. Distance: Frechet distance in the judge's features from fresh
+scenes. Full: full passes of 32, so that the FLOPs are nearest to vanilla-10. Head pass: its share of a full pass."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AblationRow(Cost):
+    """A row of the table."""
+
+    name: str
+    errors: list[float]  # by CHAINS, of reuse = 1; empty: all steps are full passes
+    divergences: list[float]  # likewise
+    distances: list[float]  # of each seed; empty: no pictures were made
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Return the row's text, by COLUMNS."""
+        chains = [f"{value:.3f}" for value in (*self.errors, *self.divergences)]
+        seeds = ", ".join(f"{distance:.1f}" for distance in self.distances)
+        return (
+            self.name,
+            *(chains or 2 * len(CHAINS) * [""]),
+            f"{mean(self.distances):.1f} ({seeds})" if self.distances else "",
+            str(self.num_full),
+            f"{self.flops / 1e9:.2f}",
+            f"{self.head_share:.1%}" if self.head_share else "",
+        )
+
+
+def add_parser(steps: Any) -> None:
+    """Add `ablation` to the command line."""
+    about = "train heads by changed recipes and judge them: a table (hours)"
+    parser = steps.add_parser("ablation", help=about, description=about)
+    parser.add_argument("--iterations", type=int, default=600, help="of each training")
+    parser.add_argument("--num", type=int, default=1000, help="pictures per row and seed")
+    parser.add_argument(
+        "--num-reference", type=int, default=6000, help="fresh scenes to compare with"
+    )
+    files = {"model": shipped.MODEL, "vq": shipped.VQ, "judge": JUDGE}
+    add_arguments(parser, ROWS, Path("output/ablation"), files)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make and judge what is not there yet, print the tables. Returns 0.
+
+    Raises:
+        ValueError: there is no such row, or the model has other classes than the scenes.
+    """
+    if unknown := [name for name in options.rows if name not in ROWS]:
+        raise ValueError(f"there is no row {unknown[0]!r}. Expected some of: {', '.join(ROWS)}.")
+    model_file = weights.load(options.model, kind="model")
+    lab = HeadLab.of_classes(options, model_file)
+    pictures = Pictures(options, lab, networks_of(options, model_file))
+    rows = [pictures.row(name) for name in options.rows if name not in TEXT_CHANGES]
+    if text_rows := [name for name in options.rows if name in TEXT_CHANGES]:
+        lab = HeadLab.of_text(options)
+        rows += [text_row(name, options, lab) for name in text_rows]
+    print(table(COLUMNS, [row.cells for row in rows]), NOTE, sep="\n\n")
+    if used := [name for name in options.rows if name in TAUGHT]:
+        columns = ("error at use in", *(f"{n} steps" for n in USED))
+        cells = [(name, *(f"{e:.3f}" for e in pictures.errors_at_use(name))) for name in used]
+        print(f"\n{table(columns, cells)}\n\nError {USED_CHAIN} steps after a full pass.")
+    print(
+        f"\n{options.iterations} iterations; {options.num} pictures per row and seed, {options.num_reference} scenes. "
+        f"{sampler_words(setting_of(options, pictures.networks))}"
+    )
+    return 0
+
+
+class Pictures:
+    """Judge heads of the class model, also by the pictures that they make."""
+
+    def __init__(self, options: argparse.Namespace, lab: HeadLab, networks: Networks):
+        self.options, self.lab, self.networks = options, lab, networks
+
+    @cached_property
+    def reference(self) -> Gaussian:
+        """Return what pictures are compared with."""
+        num = self.options.num_reference
+        return Gaussian.of(judge_scenes(self.networks, FIRST_REFERENCE_SEED, num)[0])
+
+    def row(self, name: str) -> AblationRow:
+        """Return a row of the table; what is missing for it is made."""
+        plan = CHANGES[name](self.lab.base) if name in CHANGES else None
+        row = REFERENCES[name] if plan is None else row_within(plan, self.lab, self.networks)
+        figures = self.figures(name, plan, row)
+        return ablation_row(name, row, plan, self.lab, self.networks, figures)
+
+    def figures(self, name: str, plan: HeadPlan | None, row: Row) -> list[Figures]:
+        """Return `quality_measure.measure` of each seed, with `chains`, which are alike for all seeds."""
+        options = self.options
+
+        @cache
+        def head(dtype: torch.dtype) -> Any:
+            trained = None if plan is None else self.lab.trained(name, plan)
+            return trained and weights.build(trained, dtype=dtype, device=self.networks.device)
+
+        @cache
+        def chains() -> list[dict[str, float]]:
+            network = head(torch.float32)
+            return network and self.lab.compare(network, NUM_STEPS, max(CHAINS))
+
+        def measure_row(row: Row, seed: int) -> Figures:
+            logger.info("%s, seed %d", name, seed)
+            networks = replace(self.networks, head=head(self.networks.model.dtype))
+            compared_with = {"distance": self.reference}
+            return {"chains": chains(), **measure(row, seed, options.num, networks, compared_with)}
+
+        found = measured_rows(options.work, self._setup(plan), [row], options.seeds, measure_row)
+        return [found[row.name, seed] for seed in options.seeds]
+
+    def errors_at_use(self, name: str) -> list[float]:
+        """Return the error, by `USED`, of a row's head in runs of other numbers of steps."""
+        plan = CHANGES[name](self.lab.base)
+
+        def measure_row(row: Row, seed: int) -> Figures:
+            trained = self.lab.trained(name, plan)
+            head = weights.build(trained, dtype=torch.float32, device=self.networks.device)
+            return {"chains": self.lab.compare(head, row.num_steps, USED_CHAIN)}
+
+        rows = [Row("reuse", num_steps, 1) for num_steps in USED]  # named by their steps alone
+        setup = f"{self._setup(plan)} used"
+        found = measured_rows(self.options.work, setup, rows, [0], measure_row)
+        return [found[row.name, 0]["chains"][-1]["error"] for row in rows]
+
+    def _setup(self, plan: HeadPlan | None) -> str:
+        options = self.options
+        files = options.model, options.vq, options.judge
+        return setup_of(files, self.networks, options, options.num, options.num_reference, plan)
+
+
+def text_row(name: str, options: argparse.Namespace, lab: HeadLab) -> AblationRow:
+    """Return a row of the text model's head, by its errors alone."""
+    plan = TEXT_CHANGES[name](lab.base)
+    device = torch.device(options.device)
+    networks = Networks(
+        model=weights.build(lab.model_file, dtype=DTYPES[options.dtype], device=device),
+        head=None,
+        vq=None,
+        judge=None,
+        defaults=weights.settings(lab.model_file),
+        device=device,
+        batch_size=options.batch,
+    )
+
+    def measure_row(row: Row, seed: int) -> Figures:
+        head = weights.build(lab.trained(name, plan), dtype=torch.float32, device=device)
+        return {"chains": lab.compare(head, NUM_STEPS, max(CHAINS)), "seconds": 0.0}
+
+    setup = setup_of((shipped.TEXT_MODEL,), networks, options, plan)
+    row = row_within(plan, lab, networks)
+    found = measured_rows(options.work, setup, [row], [0], measure_row)
+    return ablation_row(name, row, plan, lab, networks, [found[row.name, 0]])
+
+
+def row_within(plan: HeadPlan, lab: HeadLab, networks: Networks) -> Row:
+    """Return the row of a head whose number of full passes brings its FLOPs nearest to `BUDGET`."""
+    budget = _cost(Row("vanilla", BUDGET, BUDGET), 0.0, None, lab, networks)["flops"]
+    tried = _cost(Row("shortcut", NUM_STEPS, BUDGET), 0.0, plan, lab, networks)
+    in_head = tried["flops_head"] / (NUM_STEPS - BUDGET)
+    num_fewer = (tried["flops"] - budget) / (tried["flops_full"] / BUDGET - in_head)
+    return Row("shortcut", NUM_STEPS, max(1, BUDGET - round(num_fewer)))
+
+
+def ablation_row(
+    name: str,
+    row: Row,
+    plan: HeadPlan | None,
+    lab: HeadLab,
+    networks: Networks,
+    figures: Sequence[Figures],
+) -> AblationRow:
+    """Return a row of the table.
+
+    Args:
+        plan: of the head; None = the row has none.
+        figures: of each seed; `distance` only where pictures were made.
+    """
+    seconds = mean(figure["seconds"] for figure in figures)
+    chains = [entry for entry in figures[0]["chains"] or () if entry["chain"] in CHAINS]
+    reuse = [1.0] * len(CHAINS) if row.kind == "reuse" else []
+    return AblationRow(
+        **_cost(row, seconds, plan, lab, networks),
+        name=name,
+        errors=reuse or [entry["error"] for entry in chains],
+        divergences=reuse or [entry["kl"] / entry["kl_reuse"] for entry in chains],
+        distances=[figure["distance"] for figure in figures if "distance" in figure],
+    )
+
+
+def _cost(
+    row: Row, seconds: float, plan: HeadPlan | None, lab: HeadLab, networks: Networks
+) -> dict[str, Any]:
+    """Return the fields of `Cost` of a row with a head of this plan."""
+    if plan is not None:
+        networks = replace(networks, head=initialised(plan.config, 0))
+    _, conditions, _ = lab.teacher.draw((networks.defaults,), 1, (0,))
+    return cost_of(row, seconds, networks, conditions, usual_grid(lab.model_file))
+
+
+def networks_of(options: argparse.Namespace, model_file: Checkpoint) -> Networks:
+    """Load what samples and judges pictures, still without a head.
+
+    Raises:
+        ValueError: the model does not make scenes.
+    """
+    if getattr(model_file.config, "num_classes", 0) != NUM_CLASSES:
+        raise ValueError(
+            f"{options.model} does not have the {NUM_CLASSES} classes of the scenes. Only models of the scenes can be "
+            "judged."
+        )
+    device = torch.device(options.device)
+    vq_file = weights.load(options.vq, kind="vq")
+    return Networks(
+        model=weights.build(model_file, dtype=DTYPES[options.dtype], device=device),
+        head=None,
+        vq=weights.build(vq_file, dtype=torch.float32, device=device),
+        judge=attributes.FILE.load(options.judge).to(device),
+        # By confidence alone, as in the paper, so that pictures show all that a head gets wrong.
+        defaults=replace(weights.settings(model_file), spread=0),
+        device=device,
+        batch_size=options.batch,
+    )

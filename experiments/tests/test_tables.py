@@ -1,0 +1,242 @@
+"""The tables: distances, what counts as right, resuming, the commands at the least size."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from experiments.scenes.facts import facts_of
+from experiments.scenes.prompts import NUMBERS
+from experiments.scenes.scene import ATTRIBUTE_SIZES, compose_varied
+from experiments.tables import quality, quality_measure, text_measure, text_quality
+from experiments.tables.frechet import Gaussian, frechet_distance
+from experiments.tables.rows import Networks, Row
+from shortcut import shipped, weights
+from shortcut.schedule import Settings
+
+ROWS = ("real", "vq", "vanilla-2", "vanilla-4", "shortcut-4-2", "reuse-4-2")
+
+
+def parsed(module: Any, *arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    module.add_parser(parser.add_subparsers())
+    return parser.parse_args(list(arguments))
+
+
+def test_the_distance_of_gaussians_whose_covariances_do_not_commute() -> None:
+    a, b = np.array([[2.0, 0.7], [0.7, 1.0]]), np.array([[1.0, -0.4], [-0.4, 3.0]])
+    # In two dimensions tr(M^(1/2)) = sqrt(tr M + 2 sqrt(det M)).
+    root_trace = np.sqrt(np.trace(a @ b) + 2 * np.sqrt(np.linalg.det(a @ b)))
+    expected = 0.25 + np.trace(a) + np.trace(b) - 2 * root_trace
+    means = np.zeros(2), np.array([0.3, 0.4])
+    found = frechet_distance(Gaussian(means[0], a), Gaussian(means[1], b))
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_fewer_vectors_than_dimensions_are_measured_and_nan_is_refused() -> None:
+    features = np.random.default_rng(0).normal(size=(8, 64))
+    assert frechet_distance(Gaussian.of(features), Gaussian.of(features)) < 1e-4
+    with pytest.raises(ValueError, match="1 values that are NaN"):
+        Gaussian.of(np.array([[0.0, 1.0], [np.nan, 0.0]]))
+
+
+@pytest.mark.parametrize("name", [*quality.ROWS, *text_quality.ROWS])
+def test_a_row_is_known_by_its_name(name: str) -> None:
+    assert Row.parse(name).name == name
+
+
+@pytest.mark.parametrize("name", ["", "vanila-8", "vanilla-8-8", "shortcut-32", "shortcut-a-8"])
+def test_a_row_that_does_not_exist_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"no row '{name}'"):
+        Row.parse(name)
+
+
+# The class model
+
+
+def codes_shown(pixels_BCYX: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """A judge that reads the class from the brightness, as `Painter` paints it."""
+    code_B = (pixels_BCYX[:, 0, 0, 0] * 32).round().long()
+    values = {"time": code_B // 4, "biome": code_B % 4}
+    logits = {
+        name: torch.nn.functional.one_hot(values.get(name, torch.zeros_like(code_B)), size).float()
+        for name, size in ATTRIBUTE_SIZES.items()
+    }
+    return torch.nn.functional.one_hot(code_B, 64).float(), logits
+
+
+class Painter:
+    """A VQ model that paints code c as a flat picture of brightness c / 32."""
+
+    def decode(self, codes_Bhw: torch.Tensor) -> torch.Tensor:
+        return (codes_Bhw[:, :1, :1] / 32).unsqueeze(1).expand(-1, 3, 4, 4)
+
+
+@pytest.mark.parametrize(("shift", "time", "biome"), [(0, 1.0, 1.0), (4, 0.0, 1.0), (1, 0.75, 0.0)])
+def test_accuracy_is_the_share_of_samples_that_show_their_class(
+    shift: int, time: float, biome: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def class_and_shift(model: Any, conditions: Any, *rest: Any, **how: Any) -> Any:
+        codes_BL = ((conditions[0] + shift) % 16).unsqueeze(1).expand(-1, 4)
+        return SimpleNamespace(codes_BL=codes_BL, seconds=0.5)
+
+    monkeypatch.setattr(quality_measure, "generate", class_and_shift)
+    model = SimpleNamespace(config=SimpleNamespace(num_classes=16, num_tokens=4, grid=2))
+    device = torch.device("cpu")
+    networks = Networks(model, None, Painter(), codes_shown, Settings(), device, batch_size=5)
+    found = quality_measure.measure(Row.parse("vanilla-2"), 1, 32, networks, {})
+    assert (found["time"], found["biome"], found["seconds"]) == (time, biome, 0.5 * 7 / 32)
+    assert found["both"] == (1.0 if shift == 0 else 0.0)
+
+
+def class_command(files: dict[str, Path], work: Path, *more: str) -> argparse.Namespace:
+    sizes = ("--num", "6", "--num-reference", "8", "--batch", "3", "--dtype", "float32")
+    rows = ("--rows", *ROWS, "--work", str(work))
+    return parsed(quality, "quality", *sizes, *tiny.arguments(files), *rows, *more)
+
+
+def test_the_class_table_resumes_and_measures_only_what_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files, done = tiny.classes(tmp_path), []
+
+    def counted(row: Row, seed: int, *rest: Any) -> Any:
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append((row.name, seed))
+        return quality_measure.measure(row, seed, *rest)
+
+    options = class_command(files, tmp_path, "--chart", str(tmp_path / "q.png"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(quality, "measure", counted)
+        options.run(options)
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write('{"setup": "cut')  # the machine went down while writing
+    assert options.run(options) == 0
+    printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(ROWS) and len({line.count("|") for line in lines}) == 1
+    assert "A pass of the head takes" in printed and torch.__version__ in printed
+    assert (tmp_path / "q.png").read_bytes()[:4] == b"\x89PNG"
+    seen: list[str] = []
+    monkeypatch.setattr(
+        quality,
+        "measure",
+        lambda row, *rest: seen.append(row.name) or quality_measure.measure(row, *rest),
+    )
+    assert options.run(options) == 0
+    assert capsys.readouterr().out == printed and not seen
+    weights.save(files["head"], tiny.head(tiny.model(), seed=9))
+    options.run(options)
+    assert seen == ["shortcut-4-2"] * 2
+
+
+def test_pictures_follow_from_the_seed_whatever_the_batch(tmp_path: Path) -> None:
+    networks = quality.networks_of(class_command(tiny.classes(tmp_path), tmp_path, "--spread", "3"))
+    assert networks.defaults.spread == 3
+    row = Row.parse("shortcut-4-2")
+    first, *_ = quality_measure.judge_samples(networks, row, 1, 6)
+    again, *_ = quality_measure.judge_samples(replace(networks, batch_size=6), row, 1, 6)
+    np.testing.assert_allclose(first, again, atol=1e-4)
+    codes, other = (
+        quality_measure.sample_codes(networks, row, seed, range(6))[0] for seed in (1, 2)
+    )
+    assert not torch.equal(codes, other)
+    measured: list[dict[str, Any]] = [
+        dict.fromkeys(("seconds", "distance", "vq_distance", "time", "biome", "both"), 1.0)
+    ]
+    found = [quality.quality_row(Row.parse(name), measured, networks) for name in ROWS]
+    real, vq, vanilla_2, vanilla_4, shortcut, reuse = (row.flops for row in found)
+    assert 0 == real == vq < vanilla_2 < reuse < shortcut < vanilla_4
+    assert found[4].head_share == pytest.approx((shortcut - reuse) / vanilla_2, rel=0.05)
+
+
+# The text model
+
+
+@pytest.fixture(scope="module")
+def text_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    pytest.importorskip("transformers")
+    return tiny.text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(text_files: dict[str, Path]) -> Any:
+    from shortcut.models.lumina_dimoo.prompts import load_tokenizer
+
+    return load_tokenizer(shipped.TEXT_FOLDER, tiny.TEXT_MODEL)
+
+
+def text_command(files: dict[str, Path], work: Path, *more: str) -> argparse.Namespace:
+    sizes = ["--per-task", "1", "--batch", "3", "--dtype", "float32", "--work", str(work)]
+    rows = ["--rows", *ROWS, "--seeds", "1"]
+    return parsed(text_quality, "text-quality", *sizes, *tiny.arguments(files), *rows, *more)
+
+
+def test_a_picture_of_the_scene_that_a_prompt_came_from_is_right(tokenizer: Any) -> None:
+    cases = text_measure.text_cases(tokenizer, tiny.TEXT_MODEL, 3)
+    own = [facts_of(case.scene) for case in cases]
+    found = text_measure.scores(cases, own)
+    assert found["accuracy"] == 1 and set(found["tasks"]) == set(NUMBERS)
+    assert text_measure.scores(cases, own[1:] + own[:1])["accuracy"] < 0.5
+
+
+def test_an_edit_is_right_if_it_does_what_was_asked_and_nothing_else(
+    text_files: dict[str, Path], tmp_path: Path, tokenizer: Any
+) -> None:
+    networks = text_quality.networks_of(text_command(text_files, tmp_path, "--task", "edit"))
+    cases = text_measure.edit_cases(networks, tokenizer, 2)
+    done = text_measure.scores(cases, [facts_of(case.scene) for case in cases])
+    assert (done["accuracy"], set(done["labels"].values())) == (1, {1.0})
+    sources = []
+    for case in cases:
+        pair = [compose_varied(case.prompt.seed), text_measure.altered(case.prompt.seed)]
+        sources += [facts_of(scene) for scene in pair if scene != case.scene]
+    unchanged = text_measure.scores(cases, sources)
+    assert unchanged["labels"] == {"what was asked for": 0.0, "all else kept": 1.0}
+    wanted, unwanted, without_source = cases[0].conditions
+    assert wanted.shape[1] - without_source.shape[1] == 12 * 13 + 2 == unwanted.shape[1] - 6
+
+
+def test_the_text_tables_are_printed_and_resumed(
+    text_files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = text_command(text_files, tmp_path, "--chart", str(tmp_path / "q.png"))
+    assert options.run(options) == 0
+    printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 * (2 + len(ROWS)) and all(task in lines[0] for task in NUMBERS)
+    assert "8 prompts" in printed
+    before = (tmp_path / "rows.jsonl").read_text()
+    assert options.run(options) == 0
+    assert capsys.readouterr().out == printed
+    assert (tmp_path / "rows.jsonl").read_text() == before
+    edits = ("--task", "edit", "--rows", "vanilla-2", "--cfg", "2.5", "0")
+    options = text_command(text_files, tmp_path, *edits)
+    options.run(options)
+    printed = capsys.readouterr().out
+    assert "all else kept" in printed and "guidance (2.5,)" in printed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--cfg", "1", "2"), r"--cfg needs 1 numbers"),
+        (("--rows", "shortcut-4-9"), "full steps must be between 1 and"),
+        (("--model", str(shipped.MODEL)), "expected a text model"),
+    ],
+)
+def test_bad_options_are_named(
+    text_files: dict[str, Path], tmp_path: Path, change: tuple[str, ...], message: str
+) -> None:
+    options = text_command(text_files, tmp_path, *change)
+    with pytest.raises(ValueError, match=message):
+        options.run(options)

@@ -1,0 +1,96 @@
+"""Write tiny models with random weights, which fit the scenes and each other.
+
+classes(folder) -> {"model", "head", "vq", "judge"} of the class model: 4x4 codes of 16
+text(folder)    -> the same of the text model: 12x12 codes of 16, with the shipped tokenizer
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.judges import attributes, reader
+from shortcut import shipped, weights
+from shortcut.metadata import Metadata
+from shortcut.models.layout import Bare, Format
+from shortcut.models.lumina_dimoo import head as lumina_head
+from shortcut.models.lumina_dimoo import transformer as lumina
+from shortcut.models.lumina_dimoo.tokenizer import copy_tokenizer
+from shortcut.models.maskgit import head as maskgit_head
+from shortcut.models.maskgit import transformer as maskgit
+from shortcut.models.maskgit import vqgan
+
+MODEL = maskgit.Config(
+    grid=4, width=64, depth=2, num_heads=4, mlp_width=48, num_codes=16, num_classes=16
+)
+HEAD = maskgit_head.Config(model_width=64, width=16, num_blocks=1, num_heads=4, has_time=True)
+_ROPE = {"mlp_width": 48, "rope_theta": 10_000.0, "norm_eps": 1e-5}
+TEXT_MODEL = lumina.Config(
+    width=32, depth=2, num_heads=4, num_kv_heads=4, num_text_ids=640, num_codes=16, **_ROPE
+)
+_HEADS = {"num_blocks": 1, "num_heads": 4, "num_kv_heads": 4}
+TEXT_HEAD = lumina_head.Config(
+    model_width=32, width=16, has_time=True, sees_new=True, **_HEADS, **_ROPE
+)
+
+
+def vq_config(multipliers: tuple[int, ...] = (1, 2)) -> vqgan.Config:
+    return vqgan.Config(
+        channels=32,
+        multipliers=multipliers,
+        blocks_per_level=1,
+        attention_levels=(),
+        latent_channels=8,
+        code_width=8,
+        num_codes=16,
+    )
+
+
+def checkpoint(format: Format, config: Any, seed: int, **metadata: Any) -> weights.Checkpoint:
+    """Return random weights by the seed; scales of norms lie around 1."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = format.network(config, device="meta", operations=Bare).state_dict()
+    tensors = {
+        name: torch.randn(tensor.shape, generator=generator) * 0.2
+        + (tensor.ndim == 1 and name.endswith("weight"))
+        for name, tensor in shapes.items()
+    }
+    mark = weights.fingerprint(tensors)
+    return weights.Checkpoint(format, config, tensors, mark, Metadata(**metadata))
+
+
+def model(**metadata: Any) -> weights.Checkpoint:
+    metadata = {"defaults": {"guidance": [2.0], "num_steps": 4}, **metadata}
+    return checkpoint(maskgit.FORMAT, MODEL, 0, **metadata)
+
+
+def head(model_file: weights.Checkpoint, config: Any = HEAD, seed: int = 1) -> weights.Checkpoint:
+    return checkpoint(maskgit_head.FORMAT, config, seed, model_fingerprint=model_file.fingerprint)
+
+
+def classes(folder: Path) -> dict[str, Path]:
+    paths = {n: folder / f"{n}.safetensors" for n in ("model", "head", "vq", "judge")}
+    weights.save(paths["model"], model())
+    weights.save(paths["head"], head(model()))
+    weights.save(paths["vq"], checkpoint(vqgan.FORMAT, vq_config(), 2))
+    attributes.FILE.save(paths["judge"], attributes.FILE.initialised(0, (8, 8, 8, 16)), {})
+    return paths
+
+
+def text(folder: Path) -> dict[str, Path]:
+    paths = {n: folder / f"{n}.safetensors" for n in ("model", "head", "vq", "judge")}
+    network = checkpoint(lumina.FORMAT, TEXT_MODEL, 3, grid=(12, 12))
+    fits = {"model_fingerprint": network.fingerprint}
+    weights.save(paths["model"], network)
+    copy_tokenizer(shipped.TEXT_FOLDER, paths["model"])
+    weights.save(paths["head"], checkpoint(lumina_head.FORMAT, TEXT_HEAD, 4, **fits))
+    weights.save(paths["vq"], checkpoint(vqgan.FORMAT, vq_config((1, 1, 1, 1)), 2))
+    reader.FILE.save(paths["judge"], reader.FILE.initialised(0, (8,) * 5), {})
+    return paths
+
+
+def arguments(files: dict[str, Path]) -> list[str]:
+    """Return the options that name the files."""
+    return [part for name, path in files.items() for part in (f"--{name}", str(path))]
