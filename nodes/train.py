@@ -243,18 +243,16 @@ class TrainingReport:
 
 
 def _requests(model: MaskedImageModel, prompts: str) -> list[Request]:
-    """Return what the model shows in a training. Raise ValueError if the model needs prompts or takes none."""
+    """Return the requests that the model answers in a training. Raise ValueError if it needs some and has none."""
     lines = filter(None, map(str.strip, prompts.splitlines()))
-    requests, architecture = [Request(prompt=line) for line in lines], model.checkpoint.architecture
-    if requests:
-        architecture.check(requests[0])
-        return requests
-    try:
-        model.conditioner.draw(requests)
-    except ValueError as error:
-        raise ValueError(
-            f"{model.checkpoint.name} needs prompts to show what it does. Write some into prompts, one a line."
-        ) from error
+    requests = [Request(prompt=line) for line in lines]
+    if not requests:
+        try:
+            model.conditioner.draw(requests)
+        except ValueError as error:
+            raise ValueError(
+                f"{model.checkpoint.name} needs prompts to show what it does. Write some into prompts, one a line."
+            ) from error
     return requests
 
 
@@ -280,22 +278,21 @@ def _loaded_teacher(model: Any, plan: HeadPlan, requests: Sequence[Request]) -> 
     masked_model, device = model_of(model), model.load_device
     network, checkpoint = masked_model.network, masked_model.checkpoint
     masked_model.requires_grad_(False)
-    runs, num_images = plan.teaching.runs, plan.teaching.images_per_run
+    runs, num_images = plan.rollouts.runs, plan.rollouts.images_per_run
     teacher = teacher_of(
         checkpoint,
         network,
-        conditioner=masked_model.conditioner,
-        requests=requests,
+        masked_model.conditioner,
+        requests,
         settings=runs[0],
         device=device,
     )
     _, conditions, _ = teacher.draw(runs, num_images, (plan.recipe.seed, RUNS))
-    grid, layout = usual_grid(checkpoint), checkpoint.architecture.head
-    assert layout is not None, "a plan of a head has its layout"
-    head = cast(HeadNetwork, layout.network(plan.config, device="meta"))
+    grid = usual_grid(checkpoint)
+    head = cast(HeadNetwork, plan.layout.network(plan.config, device="meta"))
     needed = masked_model.run_bytes(grid, num_images, conditions) + training_memory(
         head,
-        plan.teaching.images_per_window,
+        plan.rollouts.images_per_window,
         checkpoint.config.num_codes,
         teacher.num_tokens,
         [teacher.model.sequence_length(condition) for condition in conditions],

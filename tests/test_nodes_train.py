@@ -22,7 +22,7 @@ import comfy.model_management as mm
 import comfy.utils
 import folder_paths
 import text_nodes
-from PIL import Image
+from PIL import Image, ImageDraw
 from shortcut_pack.nodes import folders, native, train
 from shortcut_pack.nodes.load import LoadHead
 from shortcut_pack.nodes.train import SaveHead, TrainHead
@@ -33,7 +33,6 @@ from shortcut_pack.shortcut.flops import LiveTensors, fused
 from shortcut_pack.shortcut.models import lumina_dimoo
 from shortcut_pack.shortcut.models.maskgit.classes import ClassConditioner
 from shortcut_pack.shortcut.schedule import plan
-from shortcut_pack.shortcut.train import chart
 from shortcut_pack.shortcut.train.learn import head_config
 from shortcut_pack.shortcut.train.loss import Objective, Window, window_loss
 from test_nodes import Bar, Interrupted, empty, run
@@ -95,7 +94,7 @@ def test_a_trained_head_goes_straight_into_the_sampler(model):
     described = head.model.checkpoint
     assert described.metadata.model_fingerprint == model.model.checkpoint.fingerprint
     assert described.metadata.trained["recipe"]["lr"] == 0.01
-    assert described.metadata.trained["teaching"]["steps"] == [3]
+    assert described.metadata.trained["rollouts"]["steps"] == [3]
     assert chart.ndim == 4 and chart.shape[0] == 1 and chart.shape[3] == 3
     assert chart.dtype == torch.float32 and 0 <= chart.min() < chart.max() <= 1
 
@@ -302,19 +301,20 @@ def test_progress_and_the_live_chart(model, monkeypatch, caplog):
 
 
 def test_the_live_chart_says_the_time_left_and_the_last_one_does_not(model, monkeypatch):
-    titles, draw = [], chart.chart
+    captions, write = [], ImageDraw.ImageDraw.text
 
-    def chart_of(series, x_title, *arguments, **options):
-        titles.append(x_title)
-        return draw(series, x_title, *arguments, **options)
+    def text(self, place, said, *arguments, **options):
+        if "iterations" in said:
+            captions.append(said)
+        return write(self, place, said, *arguments, **options)
 
-    monkeypatch.setattr(chart, "chart", chart_of)
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
     train_head(model)
-    *live, last = titles
-    assert [title.partition(", ")[0] for title in live] == [
-        f"iterations: {n} of 6" for n in range(1, 7)
+    *live, last = captions
+    assert [caption.partition(", ")[0] for caption in live] == [
+        f"{n} of 6 iterations" for n in range(1, 7)
     ]
-    assert all(title.endswith(" s left") for title in live) and last == "iterations"
+    assert all(caption.endswith(" s left") for caption in live) and last == "6 iterations"
 
 
 # ------------------------------------------------------------------------------------------- files
