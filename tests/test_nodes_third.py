@@ -8,6 +8,8 @@ They run on stand-ins for ComfyUI, and on the real one if COMFY_DIR names its fo
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import builders
 import comfy_stubs
 import pytest
@@ -15,9 +17,11 @@ import torch
 from safetensors.torch import save_file
 
 comfy_stubs.install()
+import folder_paths
 from shortcut_pack.nodes.condition import ClassCondition, TextCondition
 from shortcut_pack.nodes.load import LoadHead, LoadMIGM
 from shortcut_pack.nodes.sample import MaskedSampler
+from shortcut_pack.nodes.train import SaveHead, TrainHead
 from shortcut_pack.shortcut import models
 from text_nodes import WIDGETS, files  # noqa: F401
 from third_architecture import ARCHITECTURE, transformer
@@ -111,7 +115,6 @@ def test_it_has_no_presets(loaded):
 
 
 def test_the_widgets_list_what_it_adds(monkeypatch):
-    from dataclasses import replace
 
     sketching = replace(ARCHITECTURE, tasks={"text_to_image": 0, "sketch": 1})
     monkeypatch.setattr(models, "ARCHITECTURES", [*models.ARCHITECTURES[:-1], sketching])
@@ -119,3 +122,17 @@ def test_the_widgets_list_what_it_adds(monkeypatch):
     options = tasks.as_dict()["options"]
     assert options[0] == "text_to_image" and options[-1] == "sketch"
     assert len(options) == len(set(options))
+
+
+def test_a_head_for_it_is_trained_in_the_node_and_used(loaded, monkeypatch, tmp_path):
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path / "output"))
+    model = loaded[0]
+    with torch.inference_mode():
+        head, _ = TrainHead.execute(model, 30, 4, 0, "mood", "calm\nstorm", 0.01).result
+        SaveHead.execute(head, "trained")
+    last = head.model.checkpoint.metadata.trained["last"]
+    assert last["mse"] < 0.9 * last["reuse"]
+    assert not model.model.diffusion_model.code_output.weight_function
+    saved = load_head("trained_00001_.safetensors")
+    found = [run(model, clip_text(0), h)["samples"] for h in (head, saved, None)]
+    assert torch.equal(*found[:2]) and not torch.equal(*found[1:])

@@ -186,7 +186,7 @@ def test_the_room_asked_for_is_that_of_a_training():
         )
         revealed, masked = Revealed(ids(100), ids(100)), ids(num_tokens - 100)
         step = plan(architecture.settings, num_tokens, num_tokens, architecture.rules)[1]
-        part = Window(prompts, features, [revealed], [step], [target], [masked], ids(num_tokens))
+        part = Window(prompts, features, [revealed], [step], [target], [masked])
         window_loss(head, model, part, Objective(mse=1.0, guided_kl=0.3))[0].backward()
     # Beside the gradients, which were measured: weights, two moments, average.
     measured = tensors.peak + 4 * 4 * sum(p.numel() for p in head.parameters())
