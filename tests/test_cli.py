@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from shortcut_pack.shortcut import checkpoint as checkpoints
+from shortcut_pack.shortcut import shipped
 from shortcut_pack.shortcut.__main__ import COMMANDS, main
+from shortcut_pack.shortcut.cli.requests import shipped_for
 from shortcut_pack.shortcut.models.maskgit import head as head_file
 from shortcut_pack.shortcut.models.maskgit import transformer as maskgit
 from shortcut_pack.shortcut.models.maskgit import vqgan as maskgit_vqgan
@@ -35,7 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fits = {"model_fingerprint": packed.fingerprint}
     checkpoints.save(folder / "head.safetensors", checkpoints.pack(head, head_file.LAYOUT, **fits))
     stranger = {"model_fingerprint": "0" * 16}
-    checkpoints.save(folder / "stranger.safetensors", checkpoints.pack(head, head_file.LAYOUT, **stranger))
+    checkpoints.save(
+        folder / "stranger.safetensors", checkpoints.pack(head, head_file.LAYOUT, **stranger)
+    )
     return folder
 
 
@@ -221,27 +225,47 @@ def test_a_place_that_cannot_be_written_to_is_told_before_the_run(
 
 
 def test_help_lists_the_commands_without_pytorch() -> None:
+    code = "import atexit, sys; atexit.register(lambda: print(*sys.modules)); import shortcut.__main__ as m; m.main()"
     said = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "shortcut", "--help"],
+        [sys.executable, "-c", code, "--help"],
         cwd=Path(__file__).resolve().parents[1],
         capture_output=True,
         text=True,
         check=True,
-    )
-    imported = {line.rpartition("|")[2].strip() for line in said.stderr.splitlines()}
-    assert "shortcut.__main__" in said.stderr or "shortcut" in imported
-    assert not imported.intersection(("torch", "numpy", "shortcut.cli"))
-    assert all(f"\n    {name} " in said.stdout for name in COMMANDS)
+    ).stdout
+    imported = set(said.splitlines()[-1].split())
+    assert "shortcut.__main__" in imported
+    assert not imported.intersection(("torch", "numpy", "shortcut.models", "shortcut.train"))
+    assert all(f"\n    {name} " in said for name in COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_its_own_help(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_command_has_its_own_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0
     assert f"python -m shortcut {command} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ((), shipped.NAME),
+        (("label",), shipped.NAME),
+        (("prompt",), shipped.TEXT_NAME),
+        (("task", "sources"), shipped.TEXT_NAME),
+        (("label", "prompt"), shipped.NAME),  # neither takes both: the first says what it takes
+    ],
+)
+def test_the_shipped_model_that_takes_what_is_given(given: tuple[str, ...], name: str) -> None:
+    assert shipped_for(frozenset(given)) == name
+
+
+def test_a_shipped_model_by_name_with_and_without_its_head(tmp_path: Path, capsys) -> None:
+    run = ["generate", "--model", "scenes", "--out", str(tmp_path / "a.png"), "--steps", "4"]
+    for head, num_full in (([], 1), (["--head", "none"], 4)):
+        assert main([*run, *head, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["full_steps"] == num_full
 
 
 def test_an_interrupt_writes_nothing(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

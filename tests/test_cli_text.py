@@ -235,7 +235,10 @@ def test_the_style_of_a_second_picture(run: Run) -> None:
     ("arguments", "message"),
     [
         ((), "the task 'text_to_image' needs --prompt TEXT"),
-        ((*PROMPT, "--class", "1"), "--class is not for a Lumina-DiMOO transformer. It takes --prompt,"),
+        (
+            (*PROMPT, "--class", "1"),
+            "--class is not for a Lumina-DiMOO transformer. It takes --prompt,",
+        ),
         ((*PROMPT, "--width", "13"), "The nearest sizes are 12 or 14 wide and 8 high"),
         ((*PROMPT, "--height", "0"), "The nearest sizes are 8 wide and 2 high"),
         ((*PROMPT, "--task", "edit"), "the task 'edit' starts from a picture. Add --image"),

@@ -169,16 +169,22 @@ def test_a_part_of_the_input_is_not_overwritten(folder: Path, capsys) -> None:
     assert shard.read_bytes() == before
 
 
-def test_info_imports_neither_commands_nor_training(tmp_path: Path) -> None:
-    path = builders.write(tmp_path / "model.safetensors", builders.model())
-    said = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "shortcut", "info", str(path)],
+def modules_after(*arguments: str) -> set[str]:
+    """The modules that a command has imported when it is done, in a process of its own."""
+    code = "import sys; from shortcut.__main__ import main; main(sys.argv[1:]); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
         cwd=Path(__file__).resolve().parents[1],
         capture_output=True,
         text=True,
         check=True,
-    ).stderr
-    imported = {line.rpartition("|")[2].strip() for line in said.splitlines()}
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_info_imports_neither_commands_nor_training(tmp_path: Path) -> None:
+    path = builders.write(tmp_path / "model.safetensors", builders.model())
+    imported = modules_after("info", str(path))
     assert {"torch", "shortcut.cli.files"} <= imported
     unused = ("sympy", "transformers", "PIL", "shortcut.pipeline", "shortcut.train")
     assert not imported.intersection(unused)

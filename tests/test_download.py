@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 from shortcut_pack.shortcut.__main__ import main
-from shortcut_pack.shortcut.cli import download
+from shortcut_pack.shortcut.cli import files as files_commands
+from shortcut_pack.shortcut.cli.files import downloads
 
 LUMINA = {
     "README.md": 50,
@@ -44,7 +46,6 @@ class Hub:
     fetched: list[str] = field(default_factory=list)
     fails_at: str = ""
     failure: BaseException = field(default_factory=lambda: OSError("cable pulled out\nand more"))
-    cuts: int = 0  # bytes that a file comes short
 
     def HfApi(self) -> Hub:
         return self
@@ -57,16 +58,22 @@ class Hub:
         siblings = [SimpleNamespace(rfilename=name, size=size) for name, size in files]
         return SimpleNamespace(sha="c0ffee", siblings=siblings)
 
-    def hf_hub_download(self, repository: str, name: str, *, revision: str, local_dir: Path) -> str:
+    def snapshot_download(
+        self, repository: str, *, revision: str, allow_patterns: list[str], local_dir: Path
+    ) -> str:
         assert revision == "c0ffee"
-        path = Path(local_dir) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if name == self.fails_at:
-            (path.parent / "part.incomplete").write_bytes(b"1234")
-            raise self.failure
-        path.write_bytes(b"x" * (self.repositories[repository][name] - self.cuts))
-        self.fetched.append(name)
-        return str(path)
+        names = self.repositories[repository]
+        for name in sorted({n for p in allow_patterns for n in fnmatch.filter(names, p)}):
+            path, cache = Path(local_dir) / name, Path(local_dir) / ".cache" / "huggingface"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if name == self.fails_at:
+                cache.mkdir(parents=True)
+                (cache / "part.incomplete").write_bytes(b"x" * 1000)
+                raise self.failure
+            if not path.exists() or path.stat().st_size != names[name]:
+                path.write_bytes(b"x" * names[name])
+                self.fetched.append(name)
+        return str(local_dir)
 
 
 @pytest.fixture
@@ -174,29 +181,31 @@ def test_a_broken_download_is_named_and_goes_on_where_it_stopped(
     hub.fails_at = "model-00002-of-00002.safetensors"
     assert run("lumina-dimoo", tmp_path, "--yes") == 1
     message = capsys.readouterr().err
-    assert "model-00002-of-00002.safetensors of https://huggingface.co/Alpha" in message
+    assert "https://huggingface.co/Alpha-VLLM/Lumina-DiMOO could not be fetched" in message
     assert "OSError: cable pulled out)" in message and "again" in message
-    folder = tmp_path / "migm" / "Lumina-DiMOO"
-    assert not (folder / "model-00002-of-00002.safetensors").exists()
-    assert (folder / download.STAGING / "part.incomplete").exists()
     done = list(hub.fetched)
     hub.fails_at = ""
     assert run("lumina-dimoo", tmp_path, "--yes") == 0
     assert sorted(hub.fetched) == sorted(set(hub.fetched)) and hub.fetched[: len(done)] == done
-    assert not (folder / download.STAGING).exists()
+
+
+def test_files_that_an_interrupted_run_left_in_folders_come_to_their_places(
+    hub: Hub, tmp_path: Path, capsys: Any
+) -> None:
+    hub.fails_at = "pretrained_maskgit/VQGAN/model.yaml"
+    assert run("maskgit-512", tmp_path, "--yes") == 1
+    hub.fails_at = ""
+    assert run("maskgit-512", tmp_path, "--yes") == 0
+    assert len(hub.fetched) == 3
+    assert {path.name for path in (tmp_path / "migm").iterdir()} == {
+        *("MaskGIT_ImageNet_512.pth", "last.ckpt", "model.yaml", ".cache")
+    }
 
 
 def test_an_interrupted_download_says_how_to_go_on(hub: Hub, tmp_path: Path, capsys: Any) -> None:
     hub.fails_at, hub.failure = "vqvae/config.json", KeyboardInterrupt()
     assert run("lumina-dimoo", tmp_path, "--yes") == 130
     assert "the same command goes on" in capsys.readouterr().err
-
-
-def test_a_file_that_comes_short_is_not_put_in_place(hub: Hub, tmp_path: Path, capsys: Any) -> None:
-    hub.cuts = 1
-    assert run("maskgit-head", tmp_path, "--yes") == 1
-    assert "came with 39 bytes, expected 40" in capsys.readouterr().err
-    assert not (tmp_path / "migm_heads" / "maskgit-shortcut.pth").exists()
 
 
 def test_what_cannot_be_reached_is_named(hub: Hub, tmp_path: Path, capsys: Any) -> None:
@@ -218,7 +227,7 @@ def test_what_cannot_be_reached_is_named(hub: Hub, tmp_path: Path, capsys: Any) 
 def test_a_file_that_is_no_longer_there_is_named(
     what: str, gone: str, named: str, hub: Hub, tmp_path: Path, capsys: Any
 ) -> None:
-    repository = download.SOURCES[what].repository
+    repository = downloads()[what].repository
     files = hub.repositories[repository]
     hub.repositories[repository] = {name: files[name] for name in files if name != gone}
     assert run(what, tmp_path, "--yes") == 1
@@ -231,14 +240,16 @@ def test_a_file_that_is_no_longer_there_is_named(
 def test_too_little_room_is_said_before_anything_is_fetched(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: SimpleNamespace(free=9000))
+    monkeypatch.setattr(
+        files_commands.shutil, "disk_usage", lambda path: SimpleNamespace(free=9000)
+    )
     assert run("lumina-dimoo", tmp_path / "not yet", "--yes") == 1
     assert "9.65 kB are needed, but only 9 kB are free in" in capsys.readouterr().err
     assert hub.fetched == []
     # What an interrupted run has fetched counts.
-    staging = tmp_path / "migm" / "Lumina-DiMOO" / download.STAGING
-    staging.mkdir(parents=True)
-    (staging / "part.incomplete").write_bytes(b"x" * 1000)
+    part = tmp_path / "migm" / "Lumina-DiMOO" / ".cache" / "huggingface" / "part.incomplete"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"x" * 1000)
     assert run("lumina-dimoo", tmp_path, "--yes") == 0
 
 
@@ -258,4 +269,4 @@ def test_the_library_is_not_imported_before_it_is_used(
         main(["download", "--help"])
     assert "huggingface_hub" not in sys.modules
     said = capsys.readouterr().out
-    assert all(what in said for what in download.SOURCES)
+    assert all(what in said for what in downloads())

@@ -1,7 +1,7 @@
 """Many pictures from a file of prompts: resumed where it stopped, shared out among processes.
 
 A process takes every WORLD_SIZE-th line, beginning with its own RANK, as torchrun's environment says. The processes
-meet once, at the end.
+wait for each other once, at the end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..distributed import World, meeting
+from ..distributed import Ranks, process_group
 from ..pipeline import Pipeline
 from .options import with_line
 from .output import are_finished, write_pictures
@@ -40,13 +40,13 @@ Line = argparse.Namespace | str
 
 def run(options: argparse.Namespace) -> int:
     """Make the pictures of all lines. Return 1 if one failed, else 0."""
-    world = World.here()
+    ranks = Ranks.here()
     lines = read_lines(options)
-    with meeting(world) as gather:
+    with process_group(ranks) as gather:
         pipeline = load_pipeline(options)
-        mine = dict(list(lines.items())[world.rank :: world.size])
-        outcome = merged(gather(make(pipeline, mine, options.out_dir, is_shown=world.rank == 0)))
-    if world.rank == 0:
+        mine = dict(list(lines.items())[ranks.rank :: ranks.world_size])
+        outcome = merged(gather(make(pipeline, mine, options.out_dir, is_shown=ranks.rank == 0)))
+    if ranks.rank == 0:
         report(outcome, is_json=options.json)
     return 1 if outcome.failed else 0
 

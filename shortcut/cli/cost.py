@@ -82,7 +82,9 @@ def add_parser(commands: Any) -> None:
         description="Prints what a published model takes, counted without its weights, as Markdown tables.",
     )
     names = list(sizes())
-    parser.add_argument("--size", choices=names, default=names[0], help="default: %(default)s")
+    parser.add_argument(
+        "size", nargs="?", choices=names, default=names[0], help="default: %(default)s"
+    )
     parser.add_argument("--width", type=int, help="pixels; default: of the model's training")
     parser.add_argument("--height", type=int, help="pixels; likewise")
     parser.add_argument("--steps", type=int, help="default: the original's")
@@ -128,7 +130,7 @@ def flops_table(
     num_steps: int,
     full_steps: Sequence[int],
 ) -> Iterator[str]:
-    """Yield a Markdown table: vanilla, then a row for each number of full passes. In 10^12 operations."""
+    """Yield a Markdown table: vanilla, then a row for each number of full passes. In 10^12 FLOPs."""
     yield "| steps | full | full passes | head | logits | rest | total, TFLOP | of vanilla |"
     yield "|--:|--:|--:|--:|--:|--:|--:|--:|"
     vanilla = 0

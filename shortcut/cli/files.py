@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -184,7 +184,7 @@ def run_download(options: argparse.Namespace) -> int:
         print("nothing was fetched.")
         return 1
     try:
-        with _said_of(f"{SITE}/{source.repository} could not be fetched", "it goes on there"):
+        with _said_of(f"{SITE}/{source.repository} could not be fetched"):
             # It resumes, and checks what it fetches.
             hub.snapshot_download(
                 source.repository, revision=commit, allow_patterns=list(missing), local_dir=folder
@@ -206,7 +206,7 @@ def listing(hub: Any, source: Download) -> tuple[str, dict[str, int]]:
         ValueError: it does not have the files.
     """
     where = f"{SITE}/{source.repository}"
-    with _said_of(f"{where} could not be reached", "see whether the page opens in a browser"):
+    with _said_of(f"{where} could not be reached"):
         info = hub.HfApi().model_info(source.repository, files_metadata=True)
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
     wanted: dict[str, int] = {}
@@ -249,15 +249,15 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 @contextlib.contextmanager
-def _said_of(problem: str, advice: str) -> Any:
+def _said_of(problem: str) -> Iterator[None]:
     """Turn the library's errors, which have no common class, into one that says what to do."""
     try:
         yield
     except Exception as error:
         lines = str(error).strip().splitlines() or ["no message"]
         raise ConnectionError(
-            f"{problem} ({type(error).__name__}: {lines[0]}). Check the network and run the same command again: "
-            f"{advice}."
+            f"{problem} ({type(error).__name__}: {lines[0]}). Check the network, and whether the page opens in a "
+            "browser; then run the same command again: it goes on where it stopped."
         ) from error
 
 
