@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from shortcut.metadata import Metadata
 
 from experiments.judges import attributes, reader
 from shortcut import shipped, weights
-from shortcut.metadata import Metadata
 from shortcut.models.layout import Bare, Format
 from shortcut.models.lumina_dimoo import head as lumina_head
 from shortcut.models.lumina_dimoo import transformer as lumina
