@@ -17,13 +17,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .models.layout import Layout
+if TYPE_CHECKING:
+    from .models.layout import Layout
 
 OUR_SUFFIX = ".safetensors"
 METADATA_PREFIX = "shortcut."

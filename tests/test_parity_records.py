@@ -1,6 +1,6 @@
 """Records of the original trainers, and the training samples that are made of them.
 
-Each run is written to disk and read again before it is compared. Each check has controls: the same with one thing
+Each check has controls: the same with one thing
 wrong on purpose, which must be told apart.
 """
 
@@ -8,27 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from golden_sets import GoldenSet, load
-from shortcut_pack.shortcut.denoiser import Denoiser, Revealed
+from shortcut_pack.shortcut.denoiser import Denoiser, Revealed, positions
 from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
-from shortcut_pack.shortcut.models.lumina_dimoo.block import Places
+from shortcut_pack.shortcut.models.lumina_dimoo.block import SequencePositions
 from shortcut_pack.shortcut.models.lumina_dimoo.head import Config as HeadConfig
 from shortcut_pack.shortcut.models.lumina_dimoo.head import LuminaHead
-from shortcut_pack.shortcut.sampler import positions, sample
+from shortcut_pack.shortcut.sampler import sample
 from shortcut_pack.shortcut.schedule import Settings, plan
-from shortcut_pack.shortcut.train.dataset import (
-    Dataset,
-    Recording,
-    shard_path,
-    write_shard,
-)
 from shortcut_pack.shortcut.train.loss import predict, window
-from shortcut_pack.shortcut.train.record import Recorder, Trajectories, generation_order
+from shortcut_pack.shortcut.train.record import Recorder, Trajectories
 from test_parity_lumina_sampling import Run, recorded_run
 from test_parity_train import Replay
 from test_parity_train import build as build_maskgit
@@ -42,20 +35,12 @@ REAL_UNCONDITION = [126332, 36289, 289, 3972, 4631, 297, 268, 3019, 12166, 13]
 REAL_UNCONDITION += [126333, 126334, 126351, 126335]
 
 
-def on_disk(run: Trajectories, folder: Path) -> Trajectories:
-    """The run as a dataset gives it back."""
-    write_shard(shard_path(folder, 0), run, "")
-    recording = Recording(
-        model="",
-        model_fingerprint="",
-        grid=(1, run.codes_BL.shape[1]),
-        runs=(Settings(),),
-        seed=0,
-        num_images=run.num_images,
-        images_per_run=run.num_images,
-        arithmetic="float32",
-    )
-    return Dataset(folder, recording).run(0)
+def generation_order(run: Trajectories) -> Tensor:
+    """The step (B, L) that revealed each token; -1 = none, it was known."""
+    order_BL = torch.full_like(run.codes_BL, -1)
+    for t, revealed in enumerate(run.revealed):
+        order_BL.scatter_(1, revealed.index_BK, t)
+    return order_BL
 
 
 def check(golden: GoldenSet, records: Records, prefix: str) -> None:
@@ -78,9 +63,7 @@ def late(recorder: Recorder) -> None:
     ]
 
 
-def maskgit_records(
-    folder: Path, no_class: int = 10, spoil: Callable[[Recorder], None] | None = None
-) -> Records:
+def maskgit_records(no_class: int = 10, spoil: Callable[[Recorder], None] | None = None) -> Records:
     """What the original stores of the recorded MaskGIT run, from ours.
 
     Source: MIGM-Shortcut MaskGIT-Shortcut/Trainer/vit.py sample_makedata; golden/README.md section 8.
@@ -105,7 +88,7 @@ def maskgit_records(
     )
     if spoil is not None:
         spoil(recorder)
-    run = on_disk(recorder.trajectories(), folder)
+    run = recorder.trajectories()
     order_BL = generation_order(run)
     sizes = golden.info["config"]["vit"]
     no_class_token = sizes["codebook_size"] + 1 + sizes["nclass"]
@@ -120,17 +103,17 @@ def maskgit_records(
     return records
 
 
-def test_records_of_maskgit_equal_the_original(tmp_path: Path) -> None:
+def test_records_of_maskgit_equal_the_original() -> None:
     golden = load("maskgit_makedata")
-    prefix, records = f"{golden.args['batch_id']:05d}_", maskgit_records(tmp_path)
+    prefix, records = f"{golden.args['batch_id']:05d}_", maskgit_records()
     assert [prefix + key for key in records] == golden.info["record_keys"]
     check(golden, records, prefix)
     for control in ({"no_class": 9}, {"spoil": late}):
         with pytest.raises(AssertionError, match="feat"):
-            check(golden, maskgit_records(tmp_path, **control), prefix)
+            check(golden, maskgit_records(**control), prefix)
 
 
-def lumina_records(run: Run, folder: Path, spoil: Callable[[Recorder], None] | None) -> Records:
+def lumina_records(run: Run, spoil: Callable[[Recorder], None] | None) -> Records:
     """What the original stores of the recorded Lumina-DiMOO run, from ours.
 
     Source: MIGM-Shortcut DiMOO-Shortcut generators/image_generation_generator.py
@@ -142,29 +125,29 @@ def lumina_records(run: Run, folder: Path, spoil: Callable[[Recorder], None] | N
     sample(denoiser, run.codes_BL, run.is_masked_BL, run.steps, noise, recorder)
     if spoil is not None:
         spoil(recorder)
-    kept = on_disk(recorder.trajectories(), folder)
+    kept = recorder.trajectories()
     order_1L, none_1L = generation_order(kept), torch.zeros_like(kept.codes_BL, dtype=torch.bool)
     target_1S, records = run.model.target_tokens(kept.codes_BL, none_1L), {}
     for branch, (name, prompt_1P) in enumerate(zip(NAMES, kept.conditions, strict=True)):
         shown_1P = prompt_1P if branch == 0 else torch.full_like(prompt_1P, NO_PROMPT)
         tokens_S = torch.cat([shown_1P, target_1S], 1)[0]
-        place_L = run.model.places(torch.arange(order_1L.shape[1]), prompt_1P.shape[1])
+        position_L = run.model.positions_after(prompt_1P, torch.arange(order_1L.shape[1]))
         records[name] = {
             "feat": torch.stack([features[branch][0] for features in kept.features]),
-            "generation_order": torch.full_like(tokens_S, -1).scatter(0, place_L, order_1L[0]),
+            "generation_order": torch.full_like(tokens_S, -1).scatter(0, position_L, order_1L[0]),
             "teacher_vq_ids": tokens_S,
         }
     return records
 
 
-def test_records_of_lumina_equal_the_original(tmp_path: Path) -> None:
+def test_records_of_lumina_equal_the_original() -> None:
     run = recorded_run("dimoo_makedata")
-    check(run.golden, lumina_records(run, tmp_path, None), "")
+    check(run.golden, lumina_records(run, None), "")
     with pytest.raises(AssertionError, match="feat"):
-        check(run.golden, lumina_records(run, tmp_path, late), "")
+        check(run.golden, lumina_records(run, late), "")
     others = run.conditions[0].roll(1, 1), *run.conditions[1:]
     with pytest.raises(AssertionError):
-        check(run.golden, lumina_records(replace(run, conditions=[*others]), tmp_path, None), "")
+        check(run.golden, lumina_records(replace(run, conditions=[*others]), None), "")
 
 
 def real_model() -> lumina.OnGrid:
@@ -191,10 +174,10 @@ def published_run(golden: GoldenSet, model: lumina.OnGrid) -> Trajectories:
     orders, ids, num_prompt = [], [], []
     for name in NAMES:
         order_S = golden[f"{name}/generation_order.pth"].long()
-        num_prompt.append(len(order_S) - model.num_positions(torch.empty(1, 0)))
-        place_L = model.places(torch.arange(model.num_tokens), num_prompt[-1])
-        orders.append(order_S[place_L])
-        ids.append(golden[f"{name}/teacher_vq_ids.pth"][place_L])
+        num_prompt.append(len(order_S) - model.sequence_length(None))
+        position_L = model.image_positions(torch.arange(model.num_tokens), len(order_S))
+        orders.append(order_S[position_L])
+        ids.append(golden[f"{name}/teacher_vq_ids.pth"][position_L])
     assert torch.equal(orders[0], orders[1]) and torch.equal(ids[0], ids[1])
     order_1L, codes_1L = orders[0].unsqueeze(0), ids[0].unsqueeze(0) - NUM_TEXT_IDS
     counts = order_1L.flatten().bincount().tolist()
@@ -235,13 +218,13 @@ def check_sample(
     """Compares what is learned from at step `start` of a run with the original's samples of `step`."""
     part, head = window(run, start, 1), Asked()
     predict(head, model, part)
-    new_1ND, new_places, *_ = head.asked
+    new_1ND, new_positions, *_ = head.asked
     revealed_K = part.revealed[0].codes_BK[0] + NUM_TEXT_IDS
     assert torch.equal(revealed_K.int(), golden[f"cond/no_prompt/{step}/new_token_ids"])
-    is_masked_1L = torch.zeros_like(part.codes_BL, dtype=torch.bool)
+    is_masked_1L = torch.zeros_like(run.codes_BL, dtype=torch.bool)
     is_masked_1L.scatter_(1, part.masked_index[0], True)
-    target_1S = model.target_tokens(part.codes_BL, is_masked_1L)
-    places, ids = [], []
+    target_1S = model.target_tokens(run.codes_BL, is_masked_1L)
+    where, ids = [], []
     for branch, name in enumerate(NAMES):
         recorded_TSD, sample_of = golden[f"{name}/feat.pth"], f"{name}/prompt/{step}"
         assert torch.equal(part.features[branch][0], recorded_TSD[step])
@@ -249,18 +232,18 @@ def check_sample(
         tokens_S = torch.cat([part.conditions[branch], target_1S], 1)[0]
         assert torch.equal(tokens_S.int(), golden[f"{sample_of}/cur_token_ids"])
         assert golden[f"{sample_of}/n_total"] == model.num_tokens
-        places.append(golden[f"{sample_of}/new_token_map"].nonzero().T)
+        where.append(golden[f"{sample_of}/new_token_map"].nonzero().T)
         ids.append(golden[f"{sample_of}/new_token_ids"])
     assert torch.equal(new_1ND[0, :, 0].int(), torch.cat(ids))
-    expected = Places.of(places, head.config)
-    assert new_places.lengths == expected.lengths
-    torch.testing.assert_close(new_places.rotary.cos, expected.rotary.cos)
+    expected = SequencePositions.of(where, head.config)
+    assert new_positions.lengths == expected.lengths
+    torch.testing.assert_close(new_positions.rotary.cos, expected.rotary.cos)
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_training_samples_equal_the_original(step: int, tmp_path: Path) -> None:
+def test_training_samples_equal_the_original(step: int) -> None:
     golden, model = load("dimoo_dataset_samples"), real_model()
-    run = on_disk(published_run(golden, model), tmp_path)
+    run = published_run(golden, model)
     check_sample(golden, model, run, step, step)
     wanted, unwanted = run.conditions
     spoiled = (

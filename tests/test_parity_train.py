@@ -12,27 +12,21 @@ from typing import Any
 
 import pytest
 import torch
+from builders import publish
 from golden_sets import GoldenSet, load
-from shortcut_pack.shortcut import weights
+from original_loss import OriginalObjective, step_losses, window_loss
+from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.denoiser import Revealed
-from shortcut_pack.shortcut.models.layout import publish
-from shortcut_pack.shortcut.models.maskgit.head import FORMAT
+from shortcut_pack.shortcut.models.maskgit.head import LAYOUT
 from shortcut_pack.shortcut.schedule import Settings, plan
 from shortcut_pack.shortcut.train.fit import Recipe, fit
-from shortcut_pack.shortcut.train.loss import (
-    Objective,
-    Window,
-    on_its_own,
-    predict,
-    step_losses,
-    window_loss,
-)
+from shortcut_pack.shortcut.train.loss import Window, predict
 from torch import Tensor, nn
 
 TRAINER_TOKENS = (
     1024  # the original trainer's mask ratios are those of this many, whatever the grid
 )
-SETS = ("mse", "kl", "real_grid", "rollout2")
+SETS = ("mse", "kl", "real_grid")
 
 
 @dataclass(frozen=True)
@@ -53,14 +47,16 @@ def build(golden: GoldenSet) -> tuple[Any, Any]:
     """The model and, if the set has one, its head."""
     sizes = golden.info["config"]["vit"]
     known = {"num_heads": sizes["heads"], "num_codes": sizes["codebook_size"]}
-    model = weights.build(weights.from_tensors(golden.weights("vit"), kind="model", **known))
+    model = checkpoints.build(
+        checkpoints.from_tensors(golden.weights("vit"), kind="model", **known)
+    )
     if "head" not in golden.info["weights"]:
         return model, None
-    head = weights.from_tensors(
+    head = checkpoints.from_tensors(
         golden.weights("head"), kind="head", num_heads=golden.args["head"]["num_heads"]
     )
     # A copy: the built head shares the set's tensors, and it is trained here.
-    return model, copy.deepcopy(weights.build(head)).requires_grad_(True)
+    return model, copy.deepcopy(checkpoints.build(head)).requires_grad_(True)
 
 
 @pytest.mark.parametrize("offset", [0, 1])
@@ -84,7 +80,7 @@ class Case:
     golden: GoldenSet
     model: Any
     head: Any
-    table = FORMAT.table
+    table = LAYOUT.table
 
     @classmethod
     def of(cls, name: str) -> Case:
@@ -92,10 +88,10 @@ class Case:
         return cls(golden, *build(golden))
 
     @property
-    def objective(self) -> Objective:
+    def objective(self) -> OriginalObjective:
         """The original's, with the weights of the set."""
         args = self.golden.args
-        return Objective(mse=args["mse_weight"], kl=args["kl_weight"], kl_temperature=args["T"])
+        return OriginalObjective(args["mse_weight"], args["kl_weight"], args["T"])
 
     def window(self, number: int) -> Window:
         """Batch `number` as a window; of as many steps as the set rolls out."""
@@ -118,20 +114,9 @@ class Case:
             steps=steps[first : first + length],
             targets=[(golden[prefix + "tgt_feat"],)],
             masked_index=[nonzero(is_masked_BL)],
-            codes_BL=codes_BL,
         )
 
-    def rolled_out(self, number: int, **spoiled: Any) -> Window:
-        """The window that the loss is taken of."""
-        part, golden = self.window(number), self.golden
-        step = part.steps[0].index
-        noise = Replay(
-            {step: golden["noise/codes/000"]} if "noise/codes/000" in golden else {},
-            {step: golden["noise/gumbel/000"]} if "noise/gumbel/000" in golden else {},
-        )
-        return on_its_own(self.head, self.model, part, replace(noise, **spoiled))
-
-    def check(self, number: int, part: Window, objective: Objective) -> None:
+    def check(self, number: int, part: Window, objective: OriginalObjective) -> None:
         """Compares the loss of one batch, its parts and the features they were taken of."""
         golden, prefix = self.golden, f"batch{number}/"
         index_BN = part.masked_index[0]
@@ -148,9 +133,7 @@ class Case:
             estimate,
             part.targets[0],
             index_BN,
-            part.steps[0],
-            # The original reports the divergence even where it has no weight.
-            replace(objective, kl=1.0),
+            objective,
         )
         golden.assert_close(losses["mse"], prefix + "loss_mse", "loss_mse")
         golden.assert_close(losses["kl"], prefix + "loss_kl", "loss_kl")
@@ -178,7 +161,7 @@ def test_losses_are_those_of_the_original(name):
     for number in range(len(case.golden.args["batches"])):
         if name == "mse" and number > 0:
             break  # later batches are of trained weights: the next test
-        case.check(number, case.rolled_out(number), case.objective)
+        case.check(number, case.window(number), case.objective)
 
 
 @pytest.mark.parametrize(
@@ -192,35 +175,21 @@ def test_losses_are_those_of_the_original(name):
 def test_control_a_spoiled_window(what, spoil):
     case = Case.of("kl")
     with pytest.raises(AssertionError, match=what):
-        case.check(0, spoil(case.rolled_out(0)), case.objective)
+        case.check(0, spoil(case.window(0)), case.objective)
 
 
 @pytest.mark.parametrize(
     ("what", "changes"),
     [
         ("loss_mse", {"only_masked": False}),
-        ("loss_kl", {"kl_temperature": 1.0}),
+        ("loss_kl", {"temperature": 1.0}),
         ("loss", {"mse": 1.0}),
     ],
 )
 def test_control_another_objective(what, changes):
     case = Case.of("kl")
     with pytest.raises(AssertionError, match=f"^{what}:"):
-        case.check(0, case.rolled_out(0), replace(case.objective, **changes))
-
-
-def test_control_a_rollout_along_other_positions():
-    case = Case.of("rollout2")
-    gumbel = {case.window(0).steps[0].index: case.golden["noise/gumbel/000"].flip(1)}
-    with pytest.raises(AssertionError, match="mask_map"):
-        case.check(0, case.rolled_out(0, gumbel_by_step=gumbel), case.objective)
-
-
-def test_control_a_rollout_with_other_codes():
-    case = Case.of("rollout2")
-    codes = {case.window(0).steps[0].index: (case.golden["noise/codes/000"] + 1) % 1024}
-    with pytest.raises(AssertionError):
-        case.check(0, case.rolled_out(0, codes_by_step=codes), case.objective)
+        case.check(0, case.window(0), replace(case.objective, **changes))
 
 
 class Trainer:
@@ -269,7 +238,7 @@ class Trainer:
 
     def windows(self) -> list[tuple[int, Window]]:
         first = self.iteration * self.accumulated
-        return [(n, self.case.rolled_out(n)) for n in range(first, first + self.accumulated)]
+        return [(n, self.case.window(n)) for n in range(first, first + self.accumulated)]
 
     def loss_of(
         self, head: nn.Module, windows: list[tuple[int, Window]]

@@ -11,20 +11,20 @@ from pathlib import Path
 import pytest
 from shortcut_pack.shortcut.distributed import (
     ALONE,
-    World,
+    Ranks,
     from_first,
-    meeting,
+    process_group,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from shortcut.processes import World, from_first, meeting
-world = World.here()
-with meeting(world) as gather:
-    told = gather((world.rank, from_first(world, lambda: f"by {world.rank}")))
-if world.rank == 1:
+from shortcut.distributed import Ranks, from_first, process_group
+ranks = Ranks.here()
+with process_group(ranks) as gather:
+    told = gather((ranks.rank, from_first(ranks, lambda: f"by {ranks.rank}")))
+if ranks.rank == 1:
     print(json.dumps(told))
 """
 
@@ -32,27 +32,27 @@ if world.rank == 1:
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
 def test_shares_are_even_and_make_up_the_whole(size: int) -> None:
     rows = list(range(6))
-    shares = [rows[World(rank, size).share(6)] for rank in range(size)]
+    shares = [rows[Ranks(rank, size).share(6)] for rank in range(size)]
     assert [row for share in shares for row in share] == rows
     assert {len(share) for share in shares} == {6 // size}
 
 
 def test_rows_that_cannot_be_shared_out_are_an_error_that_says_what_to_change() -> None:
     with pytest.raises(ValueError, match=r"6 images .* among 4 processes\. Use .* divides 6"):
-        World(0, 4).share(6, "images")
+        Ranks(0, 4).share(6, "images")
 
 
 def test_torchrun_says_which_process_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert World.here() == ALONE == World(0, 1)
+    assert Ranks.here() == ALONE == Ranks(0, 1)
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert World.here() == World(3, 4)
+    assert Ranks.here() == Ranks(3, 4)
 
 
 def test_a_process_alone_meets_itself() -> None:
-    with meeting(ALONE) as gather:
+    with process_group(ALONE) as gather:
         assert gather("a") == ["a"]
         assert from_first(ALONE, lambda: 7) == 7
 

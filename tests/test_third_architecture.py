@@ -111,11 +111,11 @@ def test_the_command_line_makes_inpaints_and_describes(
     assert main(["info", str(folder / "transformer" / "mood.safetensors")]) == 0
     assert "Mood transformer" in capsys.readouterr().out
     assert main([*run, "--class", "1", "--out", str(out)]) == 1
-    assert "--class is not for a Mood transformer. It takes --prompt" in capsys.readouterr().err
+    assert "--class is not for a Mood transformer" in capsys.readouterr().err
 
 
 def test_cost_counts_it(capsys) -> None:
-    assert main(["cost", "mood", "--full-steps", "2", "--steps", "8"]) == 0
+    assert main(["cost", "--size", "mood", "--full-steps", "2", "--steps", "8"]) == 0
     assert "| 8 | 2 |" in capsys.readouterr().out
 
 
@@ -123,10 +123,10 @@ def test_a_head_that_is_trained_for_it_lowers_the_divergence(folder: Path, tmp_p
     out = tmp_path / "head.safetensors"
     (tmp_path / "prompts.txt").write_text("calm\nstorm\nlight\n")
     command = ["train", "--model", str(folder), "--prompts", str(tmp_path / "prompts.txt")]
-    assert main([*command, "--iterations", "60", "--steps", "8", "--out", str(out)]) == 0
+    assert main([*command, "--iterations", "400", "--steps", "8", "--out", str(out)]) == 0
     trained = checkpoints.load(out)
     assert trained.layout == head.LAYOUT
     held_out = trained.metadata.trained["held_out"]["8 steps"]
-    assert held_out[0]["divergence"] < 1  # of that of features kept as they are
+    assert held_out[0]["kl"] < 0.9 * held_out[0]["kl_reuse"]  # of features kept as they are
     (picture,) = Pipeline.load(folder, head=out).generate("calm", steps=8, full_steps=2)
     assert picture.size == (8, 8)

@@ -10,23 +10,26 @@ from functools import cache
 import builders
 import pytest
 import torch
-from shortcut_pack.shortcut import weights
+from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.accelerators.reuse import Reuse
-from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutPredictor
-from shortcut_pack.shortcut.distributed import World
-from shortcut_pack.shortcut.gather import at_places
+from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
+from shortcut_pack.shortcut.distributed import ALONE, Ranks
+from shortcut_pack.shortcut.gather import tokens_at
 from shortcut_pack.shortcut.generate import generate
+from shortcut_pack.shortcut.models.maskgit.classes import ClassConditioner
+from shortcut_pack.shortcut.models.maskgit.head import LAYOUT
 from shortcut_pack.shortcut.models.maskgit.head import Config as HeadConfig
 from shortcut_pack.shortcut.models.maskgit.transformer import Config, MaskGIT
 from shortcut_pack.shortcut.noise import seeded
-from shortcut_pack.shortcut.schedule import Settings
+from shortcut_pack.shortcut.pipeline import conditioner_of
+from shortcut_pack.shortcut.schedule import SamplerRules, Settings
 from shortcut_pack.shortcut.train.evaluate import evaluate, held_out_runs
 from shortcut_pack.shortcut.train.fit import Recipe
 from shortcut_pack.shortcut.train.head import (
-    Replay,
-    Teaching,
+    ReplayBuffer,
+    RolloutConfig,
+    device_of_runs,
     initialised,
-    place_of_runs,
     train_head,
 )
 from shortcut_pack.shortcut.train.learn import HeadPlan, learn
@@ -38,21 +41,16 @@ from shortcut_pack.shortcut.train.loss import (
     window,
     window_loss,
 )
-from shortcut_pack.shortcut.train.record import Recorder, Trajectories, generation_order
-from shortcut_pack.shortcut.train.teacher import (
-    RUNS,
-    Teacher,
-    class_conditions,
-    teacher_of,
-)
+from shortcut_pack.shortcut.train.record import Recorder, Trajectories
+from shortcut_pack.shortcut.train.teacher import RUNS, Teacher, teacher_of
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 NUM_CLASSES, NUM_TOKENS = 4, 16
 HEAD = HeadConfig(model_width=32, width=16, num_blocks=1, num_heads=2, has_time=True)
-DRAW = class_conditions(NUM_CLASSES)
+CONDITIONER = ClassConditioner(NUM_CLASSES, ())
 RECIPE = Recipe(iterations=60, seed=3, lr=5e-3, warmup=5, ema=0.9, checkpoint_every=20)
-TEACHING = Teaching(
+ROLLOUTS = RolloutConfig(
     runs=(Settings(num_steps=6), Settings(num_steps=8)),
     images_per_run=8,
     runs_kept=3,
@@ -80,18 +78,25 @@ def model() -> MaskGIT:
 
 
 def teacher() -> Teacher:
-    return Teacher(model=model(), draw_conditions=DRAW, settings=Settings(), num_tokens=NUM_TOKENS)
+    return Teacher(
+        model=model(),
+        draw_conditions=CONDITIONER.draw(()),
+        requests=(),
+        settings=Settings(),
+        rules=SamplerRules(),
+        num_tokens=NUM_TOKENS,
+    )
 
 
 def train(
     recipe: Recipe = RECIPE,
-    teaching: Teaching = TEACHING,
+    rollouts: RolloutConfig = ROLLOUTS,
     objective: Objective = Objective(),  # noqa: B008 - frozen
     config: HeadConfig = HEAD,
     **options,
 ) -> nn.Module:
-    head = initialised(config, recipe.seed)
-    return train_head(teacher(), head, recipe, teaching, objective, **options)
+    head = initialised(LAYOUT, config, recipe.seed)
+    return train_head(teacher(), head, recipe, rollouts, objective, **options)
 
 
 @cache
@@ -101,7 +106,7 @@ def whole() -> nn.Module:
 
 
 def held_out() -> list[Trajectories]:
-    return held_out_runs(teacher(), RECIPE, TEACHING)
+    return held_out_runs(teacher(), ROLLOUTS.runs, 8, RECIPE.seed)
 
 
 def is_same(a: nn.Module, b: nn.Module) -> bool:
@@ -109,7 +114,7 @@ def is_same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(tensor, theirs[name]) for name, tensor in a.state_dict().items())
 
 
-@pytest.mark.parametrize("objective", [Objective(), Objective(guided_kl=1.0), Objective(kl=1.0)])
+@pytest.mark.parametrize("objective", [Objective(), Objective(guided_kl=1.0)])
 def test_a_trained_head_is_nearer_to_the_teacher_than_its_last_features(objective):
     head = train(objective=objective)
     for run in held_out():
@@ -121,7 +126,7 @@ def test_a_trained_head_is_nearer_to_the_teacher_than_its_last_features(objectiv
 def test_an_untrained_head_is_reuse():
     for has_time in (True, False):
         for width in (16, 32):
-            head = initialised(replace(HEAD, width=width, has_time=has_time), 0)
+            head = initialised(LAYOUT, replace(HEAD, width=width, has_time=has_time), 0)
             for row in evaluate(head, model(), held_out()[0], 2):
                 assert row["error"] == 1
                 assert row["kl"] == row["kl_reuse"]
@@ -212,9 +217,9 @@ def test_another_training_does_not_resume(tmp_path):
         ({"runs": (Settings(num_steps=1),)}, r"at least 2 steps, got \[1\]"),
     ],
 )
-def test_teaching_that_cannot_work_is_refused(changes, message):
+def test_rollouts_that_cannot_work_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        train(teaching=replace(TEACHING, **changes))
+        train(rollouts=replace(ROLLOUTS, **changes))
 
 
 def test_windows_one_after_the_other_give_the_same_head_but_for_rounding():
@@ -228,24 +233,24 @@ def test_windows_one_after_the_other_give_the_same_head_but_for_rounding():
 @pytest.mark.parametrize("images_per_window", [8, 4])
 def test_processes_share_the_images_of_a_window(images_per_window):
     """Each picks as many of its own; where a window has all images of a run, together they are those of one."""
-    teaching = replace(TEACHING, images_per_window=images_per_window)
+    rollouts = replace(ROLLOUTS, images_per_window=images_per_window)
     all_images = run()
 
-    def windows(world: World) -> list[Window]:
-        mine = world.share(8)
-        part = teacher().run(teaching.runs, 8, (RECIPE.seed, RUNS), mine)
+    def windows(ranks: Ranks) -> list[Window]:
+        mine = ranks.share(8)
+        part = teacher().run(rollouts.runs, 8, (RECIPE.seed, RUNS), mine)
         assert torch.equal(part.codes_BL, all_images.codes_BL[mine])
-        replay = Replay(lambda n: part, teaching, False, world)
+        replay = buffer_of(lambda n: part, rollouts, ranks=ranks)
         replay.advance(0)
         return replay.draw(seeded(0, 5))
 
-    alone, first, second = (windows(world) for world in (World(0, 1), World(0, 2), World(1, 2)))
+    alone, first, second = (windows(ranks) for ranks in (Ranks(0, 1), Ranks(0, 2), Ranks(1, 2)))
     for together, one, other in zip(alone, first, second, strict=True):
         assert together.steps == one.steps == other.steps
-        assert len(one.codes_BL) == len(other.codes_BL) == images_per_window // 2
+        shown = [part.revealed[0].codes_BK for part in (one, other, together)]
+        assert len(shown[0]) == len(shown[1]) == images_per_window // 2
         if images_per_window == 8:
-            rows = [torch.cat([one.codes_BL, other.codes_BL]), together.codes_BL]
-            assert sorted(rows[0].tolist()) == sorted(rows[1].tolist())
+            assert sorted(torch.cat(shown[:2]).tolist()) == sorted(shown[2].tolist())
 
 
 def test_training_only_reads_the_model():
@@ -261,19 +266,19 @@ def test_the_replay_keeps_the_newest_runs_and_makes_each_once():
         made.append(number)
         return number
 
-    replay = Replay(make_run, TEACHING, from_full=False)
+    replay = buffer_of(make_run)
     for iteration in range(46):
         replay.advance(iteration)
     assert made == [0, 1, 2, 3, 4, 5]
     assert list(replay.runs) == [3, 4, 5]
-    resumed = Replay(lambda number: number, TEACHING, from_full=False)
+    resumed = buffer_of(lambda number: number)
     resumed.advance(45)
     assert resumed.runs == replay.runs
 
 
 def test_windows_spread_over_the_run_and_stay_inside():
-    teaching = replace(TEACHING, runs=(Settings(num_steps=8),), windows_per_batch=7)
-    replay = Replay(lambda n: run(teaching, n), teaching, from_full=False)
+    rollouts = replace(ROLLOUTS, runs=(Settings(num_steps=8),), windows_per_batch=7)
+    replay = buffer_of(lambda n: run(rollouts, n), rollouts)
     replay.advance(0)
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
@@ -283,13 +288,21 @@ def test_windows_spread_over_the_run_and_stay_inside():
         assert all(part.steps[-1].index <= 7 for part in parts)
 
 
-def run(teaching: Teaching = TEACHING, number: int = 0) -> Trajectories:
-    return teacher().run(teaching.runs, teaching.images_per_run, (RECIPE.seed, RUNS, number))
+def buffer_of(
+    make_run, rollouts: RolloutConfig = ROLLOUTS, from_full: bool = False, ranks: Ranks = ALONE
+) -> ReplayBuffer:
+    return ReplayBuffer(make_run, rollouts, from_full, ranks, torch.device("cpu"))
+
+
+def run(rollouts: RolloutConfig = ROLLOUTS, number: int = 0) -> Trajectories:
+    return teacher().run(rollouts.runs, rollouts.images_per_run, (RECIPE.seed, RUNS, number))
 
 
 def test_a_record_says_what_the_run_did():
     recorded = run()
-    order_BL = generation_order(recorded)
+    order_BL = torch.full_like(recorded.codes_BL, -1)
+    for t, revealed in enumerate(recorded.revealed):
+        order_BL.scatter_(1, revealed.index_BK, t)
     assert recorded.num_images == 8
     for t, step in enumerate(recorded.steps):
         assert step.index == t
@@ -335,7 +348,7 @@ def test_a_chain_feeds_the_head_its_own_features():
 
 def test_a_head_that_starts_from_full_passes_learns_whole_stretches_at_once():
     recorded = run()
-    replay = Replay(lambda n: recorded, TEACHING, from_full=True)
+    replay = buffer_of(lambda n: recorded, from_full=True)
     replay.advance(0)
     parts = [part for seed in range(9) for part in replay.draw(torch.Generator().manual_seed(seed))]
     assert {len(part.steps) for part in parts} == {1}
@@ -367,10 +380,11 @@ def used_run(
         model(),
         conditions,
         Settings(num_steps=num_steps, full_steps=full_steps),
+        SamplerRules(),
         seed=seed,
         image_indices=range(2),
         num_tokens=NUM_TOKENS,
-        predictor=lambda model, c: ShortcutPredictor(head, model, c),
+        accelerator=lambda model, c: ShortcutHead(head, model, c),
         on_step=recorder,
     )
     return recorder.trajectories()
@@ -378,7 +392,7 @@ def used_run(
 
 def loud_head(from_full: bool) -> nn.Module:
     """A random head that changes what it is given."""
-    head = initialised(replace(HEAD, from_full=from_full), 0)
+    head = initialised(LAYOUT, replace(HEAD, from_full=from_full), 0)
     nn.init.normal_(head.proj_out.weight, generator=torch.Generator().manual_seed(1))
     return head
 
@@ -393,7 +407,7 @@ def test_training_asks_the_head_as_a_run_does(from_full):
             # In a run a head that starts from full passes predicts what is still masked, and no more.
             masked_BN = part.masked_index[i] if from_full else None
             for all_BSD, used_BSD in zip(features, used.features[start + 1 + i], strict=True):
-                found, expected = at_places(all_BSD, masked_BN), at_places(used_BSD, masked_BN)
+                found, expected = tokens_at(all_BSD, masked_BN), tokens_at(used_BSD, masked_BN)
                 torch.testing.assert_close(found, expected)
 
 
@@ -408,29 +422,28 @@ def test_the_head_serves_runs_with_few_full_steps(from_full):
     classes = torch.arange(64) % NUM_CLASSES
     conditions = (classes, torch.full_like(classes, NUM_CLASSES))
 
-    def codes(full_steps, predictor):
+    def codes(full_steps, accelerator):
         settings = Settings(num_steps=8, full_steps=full_steps)
         return generate(
             model(),
             conditions,
             settings,
+            SamplerRules(),
             seed=1,
             image_indices=range(64),
             num_tokens=NUM_TOKENS,
-            predictor=predictor,
+            accelerator=accelerator,
         ).codes_BL
 
     wanted = codes(None, None)
-    by_head = codes(3, lambda model, c: ShortcutPredictor(head, model, c))
+    by_head = codes(3, lambda model, c: ShortcutHead(head, model, c))
     by_reuse = codes(3, lambda model, c: Reuse())
     assert (by_head != wanted).float().mean() < 0.75 * (by_reuse != wanted).float().mean()
 
 
-def test_runs_lie_where_they_are_kept_wherever_they_come_from():
+def test_a_run_moves_as_a_whole():
     run = held_out()[0]
-    replay = Replay(lambda number: run, TEACHING, from_full=False, keep_on=torch.device("meta"))
-    replay.advance(0)
-    kept = replay.runs[0]
+    kept = run.to(torch.device("meta"))
     tensors = [kept.codes_BL, *kept.conditions, *kept.masked_index]
     tensors += [f for features in kept.features for f in features]
     tensors += [t for r in kept.revealed for t in (r.codes_BK, r.index_BK)]
@@ -440,21 +453,26 @@ def test_runs_lie_where_they_are_kept_wherever_they_come_from():
 
 
 def test_runs_are_kept_on_a_gpu_only_where_they_take_little_of_it(monkeypatch):
-    assert place_of_runs(teacher(), TEACHING).type == "cpu"
+    assert device_of_runs(teacher(), ROLLOUTS).type == "cpu"
     on_gpu = replace(teacher(), device=torch.device("cuda"))
-    # 3 runs of 8 images, 8 steps, 2 branches of 17 positions, width 32, in half precision; and ids.
-    needed = 3 * 8 * (8 * 2 * 17 * 32 * 2 + 4 * (2 * NUM_TOKENS + 2))
+    # 3 runs of 8 images, 8 steps, 2 branches of 17 positions, width 32, in half precision.
+    needed = 3 * 8 * (8 * 2 * 17 * 32 * 2)
     for free, expected in ((4 * needed, "cuda"), (4 * needed - 4, "cpu")):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2**40))
-        assert place_of_runs(on_gpu, TEACHING).type == expected
+        assert device_of_runs(on_gpu, ROLLOUTS).type == expected
 
 
 def test_a_head_that_is_not_judged_says_nothing_of_other_runs():
     model_file = builders.model()
-    network = weights.build(model_file, dtype=torch.float32)
+    network = checkpoints.build(model_file, dtype=torch.float32)
     plan = HeadPlan.default(model_file, runs=(Settings(num_steps=3),), iterations=2)
     judged, bare = (
-        learn(teacher_of(model_file, network), model_file, plan, is_judged=is_judged)
+        learn(
+            teacher_of(model_file, network, conditioner_of(model_file)),
+            model_file,
+            plan,
+            is_judged=is_judged,
+        )
         for is_judged in (True, False)
     )
     assert judged.metadata.trained["held_out"].keys() == {"3 steps"}

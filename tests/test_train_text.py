@@ -9,31 +9,22 @@ import builders
 import pytest
 import torch
 from shortcut_pack.shortcut import shipped
+from shortcut_pack.shortcut.models.architecture import Request
+from shortcut_pack.shortcut.models.lumina_dimoo import ARCHITECTURE
 from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
-from shortcut_pack.shortcut.models.lumina_dimoo.prompts import load_tokenizer
-from shortcut_pack.shortcut.schedule import Settings
+from shortcut_pack.shortcut.models.lumina_dimoo.conditioner import PromptConditioner
+from shortcut_pack.shortcut.models.lumina_dimoo.head import LAYOUT
 from shortcut_pack.shortcut.train.evaluate import evaluate, held_out_runs
-from shortcut_pack.shortcut.train.fit import Recipe
-from shortcut_pack.shortcut.train.head import Teaching, initialised
+from shortcut_pack.shortcut.train.head import initialised
 from shortcut_pack.shortcut.train.loss import feature_mse
-from shortcut_pack.shortcut.train.teacher import Teacher, text_conditions
+from shortcut_pack.shortcut.train.teacher import Teacher
 
 GRID = (4, 3)
 CONFIG = builders.TEXT_CONFIG
-RECIPE = Recipe(iterations=30, seed=3, lr=1e-2, warmup=3, ema=0.8, checkpoint_every=10)
 HEAD = replace(
     builders.TEXT_HEAD_CONFIG, model_width=CONFIG.width, width=16, mlp_width=32, from_full=True
 )
-SETTINGS = Settings(**lumina.FORMAT.defaults)
-TEACHING = Teaching(
-    runs=(),
-    images_per_run=8,
-    runs_kept=3,
-    iterations_per_run=15,
-    windows_per_batch=2,
-    images_per_window=8,
-    max_chain=3,
-)
+SETTINGS = replace(ARCHITECTURE.settings, num_steps=6)
 
 
 def teacher() -> Any:
@@ -48,16 +39,19 @@ def teacher() -> Any:
 
 
 def test_an_untrained_head_is_reuse() -> None:
-    model, head = teacher(), initialised(HEAD, 0)
+    model, head = teacher(), initialised(LAYOUT, HEAD, 0)
     pytest.importorskip("transformers")
-    tokenizer = load_tokenizer(shipped.TEXT_FOLDER, CONFIG)
-    draw = text_conditions(tokenizer, CONFIG, ["a red house", "two boats"])
-    teaching = replace(TEACHING, runs=(replace(SETTINGS, num_steps=6),))
-    (run,) = held_out_runs(
-        Teacher(model=model, draw_conditions=draw, settings=SETTINGS, num_tokens=model.num_tokens),
-        RECIPE,
-        teaching,
+    conditioner = PromptConditioner.of(CONFIG, (), shipped.TEXT_MODEL)
+    requests = [Request(prompt=text) for text in ("a red house", "two boats")]
+    shown = Teacher(
+        model=model,
+        draw_conditions=conditioner.draw(requests),
+        requests=tuple(requests),
+        settings=SETTINGS,
+        rules=ARCHITECTURE.rules,
+        num_tokens=model.num_tokens,
     )
+    (run,) = held_out_runs(shown, (SETTINGS,), 8, 3)
     for row in evaluate(head, model, run, 2):
         assert row["error"] == pytest.approx(1)
         assert row["kl"] == pytest.approx(row["kl_reuse"])
@@ -70,7 +64,7 @@ def test_only_masked_image_positions_count_in_the_loss() -> None:
     (features_BSD,) = model.features(
         torch.zeros(1, 12).long(), torch.ones(1, 12).bool(), [torch.zeros(1, 9).long()]
     )
-    place_N = model.places(index_BN, 9)[0]
+    place_N = model.image_positions(index_BN, features_BSD.shape[1])[0]
     elsewhere = torch.ones(features_BSD.shape[1], dtype=torch.bool)
     elsewhere[place_N] = False
     other_BSD = features_BSD + elsewhere.view(1, -1, 1)

@@ -188,8 +188,8 @@ def _add_up_gradients(
     """Leaves the gradients of the mean loss in the parameters. Returns the mean figures."""
     sums: dict[str, Tensor] = {}
     for number, part in enumerate(parts, 1):
-        is_meeting = number == len(parts) or not hasattr(loss_module, "no_sync")
-        with contextlib.nullcontext() if is_meeting else loss_module.no_sync():
+        is_last_part = number == len(parts) or not hasattr(loss_module, "no_sync")
+        with contextlib.nullcontext() if is_last_part else loss_module.no_sync():
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
                 loss, figures = loss_module(part)
             (loss / len(parts)).backward()

@@ -6,6 +6,7 @@ and a head of another kind.
 
 from __future__ import annotations
 
+import torch
 from shortcut_pack.shortcut.models.architecture import Architecture, PublishedSize
 from shortcut_pack.shortcut.models.maskgit import vqgan
 from shortcut_pack.shortcut.schedule import Settings
@@ -30,6 +31,12 @@ ARCHITECTURE = Architecture(
             head.Config(model_width=32, width=16),
             vqgan.Config(32, (1, 2), 1, (1,), 8, 8, 16),
             (4, 4),
+            lambda num_prompt_tokens: tuple(
+                transformer.Mood(
+                    torch.zeros(1, 3, 12, device="meta"), torch.zeros(1, 12, device="meta")
+                )
+                for _ in range(2)
+            ),
         )
     },
 )

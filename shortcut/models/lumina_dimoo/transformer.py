@@ -170,10 +170,6 @@ class OnGrid:
         """Float32 logits (B, N, V) of the codebook entries from the features of image positions, wherever these are."""
         return self.model.code_output(features_BND).float()
 
-    def logits_everywhere(self, features_BSD: Tensor) -> Tensor:
-        """As `logits`, for the whole sequence: (B, S, V)."""
-        return self.model.code_output(features_BSD).float()
-
     def embed(self, codes_BN: Tensor, index_BN: Tensor | None = None) -> Tensor:
         """Return the network's input (B, N, D) for `codes_BN`, wherever they stand."""
         return self.model.embed_tokens(codes_BN + self.config.num_text_ids)

@@ -152,11 +152,6 @@ class MaskGIT(BaseNetwork):
         logits_BNV = (features_BND @ codebook_VD.T).float()
         return logits_BNV + self.output_bias(index_BN)[..., : self.config.num_codes].float()
 
-    def logits_everywhere(self, features_BSD: Tensor) -> Tensor:
-        """As `logits`, for the whole sequence: (B, S, V)."""
-        index_S = torch.arange(features_BSD.shape[1], device=features_BSD.device)
-        return self.logits(features_BSD, index_S.expand(len(features_BSD), -1))
-
     def embed(self, codes_BN: Tensor, index_BN: Tensor) -> Tensor:
         """Return the network's input (B, N, D) for `codes_BN` at the image positions `index_BN`."""
         return self.token(codes_BN).to(self.compute_dtype) + self.position(index_BN).to(
