@@ -31,13 +31,12 @@ from experiments.tables import (
     weight_types,
 )
 from experiments.training import base, head, text_base, text_head, vq
-from shortcut import colours, shipped, weights
-from shortcut.models.layout import Format
-from shortcut.models.lumina_dimoo import head as lumina_head
-from shortcut.models.lumina_dimoo import transformer as lumina
+from shortcut import checkpoint as checkpoints
+from shortcut import colours, shipped
+from shortcut.models import lumina_dimoo, maskgit
+from shortcut.models.layout import Layout
 from shortcut.models.lumina_dimoo.prompts import load_tokenizer
-from shortcut.models.maskgit import transformer as maskgit
-from shortcut.models.maskgit import vqgan as maskgit_vqgan
+from shortcut.models.maskgit.vqgan import VQGAN
 from shortcut.train.cpu import keep_memory
 
 NUM_TRAIN, NUM_FRESH, NUM_COLOURED = 40_000, 6_000, 2_000
@@ -127,12 +126,12 @@ def make_vq(options: argparse.Namespace) -> int:
     network = vq.train(options.dir)
     pixels, _ = dataset.load(options.dir / "train")
     shown = code_colours(network, dataset.to_network(pixels[:NUM_COLOURED]))
-    ship(network, shipped.VQ, maskgit_vqgan.FORMAT, title=TITLE, code_colours=shown)
+    ship(network, shipped.VQ, maskgit.ARCHITECTURE.vqs[0], title=TITLE, code_colours=shown)
     return 0
 
 
 @torch.no_grad()
-def code_colours(network: maskgit_vqgan.VQGAN, pixels_BCYX: Tensor) -> str:
+def code_colours(network: VQGAN, pixels_BCYX: Tensor) -> str:
     """Return the mean colour of each code in pictures, as files state it."""
     codes_Bhw = torch.cat([network.encode(part) for part in pixels_BCYX.split(50)])
     return colours.to_text(colours.measured(codes_Bhw, pixels_BCYX, network.config.num_codes))
@@ -140,21 +139,21 @@ def code_colours(network: maskgit_vqgan.VQGAN, pixels_BCYX: Tensor) -> str:
 
 def shipped_vq() -> Any:
     """Load the shipped VQGAN in float32."""
-    return weights.build(weights.load(shipped.VQ, kind="vq"), dtype=torch.float32)
+    return checkpoints.build(checkpoints.load(shipped.VQ, kind="vq"), dtype=torch.float32)
 
 
 def make_base(options: argparse.Namespace) -> int:
     """Train the class model on the codes of the shipped VQGAN and write the shipped file."""
     network = base.train(options.dir, shipped_vq())
     about = {"title": TITLE, "class_names": tuple(CLASS_NAMES), "defaults": DEFAULTS}
-    ship(network, shipped.MODEL, maskgit.FORMAT, **about)
+    ship(network, shipped.MODEL, maskgit.ARCHITECTURE.model, **about)
     return 0
 
 
 def make_head(options: argparse.Namespace) -> int:
     """Train the shortcut head of the shipped class model and write the shipped file."""
-    model_file = weights.load(shipped.MODEL, kind="model")
-    weights.save(shipped.HEAD, head.train(options.dir, model_file, options.device))
+    model_file = checkpoints.load(shipped.MODEL, kind="model")
+    checkpoints.save(shipped.HEAD, head.train(options.dir, model_file, options.device))
     return 0
 
 
@@ -182,17 +181,17 @@ def make_text_base(options: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(shipped.TEXT_FOLDER, text_base.CONFIG)
     network = text_base.train(options.dir, shipped_vq(), tokenizer)
     about = {"title": TEXT_TITLE, "grid": text_base.GRID, "defaults": TEXT_DEFAULTS}
-    ship(network, shipped.TEXT_MODEL, lumina.FORMAT, **about)
+    ship(network, shipped.TEXT_MODEL, lumina_dimoo.ARCHITECTURE.model, **about)
     return 0
 
 
 def make_text_head(options: argparse.Namespace) -> int:
     """Train the shortcut head of the shipped text model and write the shipped file."""
-    model_file = weights.load(shipped.TEXT_MODEL, kind="model")
+    model_file = checkpoints.load(shipped.TEXT_MODEL, kind="model")
     tokenizer = load_tokenizer(shipped.TEXT_FOLDER, model_file.config)
     network, figures = text_head.train(options.dir, model_file, tokenizer)
     about = {"title": TEXT_TITLE, "model_fingerprint": model_file.fingerprint, "trained": figures}
-    ship(network, shipped.TEXT_HEAD, lumina_head.FORMAT, **about)
+    ship(network, shipped.TEXT_HEAD, lumina_dimoo.ARCHITECTURE.head, **about)
     return 0
 
 
@@ -202,9 +201,9 @@ def make_text_judge(options: argparse.Namespace) -> int:
     return 0
 
 
-def ship(network: nn.Module, path: Path, format: Format, **metadata: Any) -> None:
+def ship(network: nn.Module, path: Path, layout: Layout | None, **metadata: Any) -> None:
     """Write `network` in half precision to `path`."""
-    weights.save(path, weights.pack(network, format, dtype=torch.float16, **metadata))
+    checkpoints.save(path, checkpoints.pack(network, layout, dtype=torch.float16, **metadata))
 
 
 Step = tuple[str, Callable[[argparse.Namespace], int], str]

@@ -1,33 +1,28 @@
-"""Draw the README's pictures: every class of the shipped class model, prompts of the shipped text model.
-
-B  images    L  image tokens
-"""
+"""Draw the README's pictures: every class of the shipped class model, prompts of the shipped text model."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from shortcut import shipped, weights
-from shortcut.accelerators.shortcut_head import ShortcutPredictor
+from experiments.scenes.scene import CLASS_NAMES
+from shortcut import Pipeline
 from shortcut.files import written_whole
-from shortcut.generate import generate
-from shortcut.grid import Grid, usual_grid
+from shortcut.grid import usual_grid
 from shortcut.image import to_pictures
-from shortcut.models.lumina_dimoo.prompts import conditions, load_tokenizer
-from shortcut.models.maskgit.classes import class_branches
+from shortcut.models.architecture import Request
+from shortcut.settings import usual_settings
 
 SCALE, GAP, BACKGROUND = 2, 6, (255, 255, 255)
 FULL_STEPS = 8  # of the class model's 32
 TEXT_FULL_STEPS = 14  # of the text model's 64: the preset "quality"
+SIDE_BY_SIDE = (1, 6, 8, 15)  # classes
 PROMPTS = (
     "three snowy pine trees at night under a crescent moon",
     "a desert at noon with four cacti under two clouds",
@@ -47,75 +42,41 @@ def add_parser(steps: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write `scenes.png`, `text.png` and, with and without a head, `side_by_side.png`. Returns 0."""
-    save(
-        sheet(class_pictures(range(16), FULL_STEPS, options.seed), columns=8),
-        options.out / "scenes.png",
-    )
-    few = [1, 6, 8, 15]
-    rows = [p for full in (None, FULL_STEPS) for p in class_pictures(few, full, options.seed)]
-    save(sheet(rows, columns=len(few)), options.out / "side_by_side.png")
-    rows = [
-        p
-        for full in (None, TEXT_FULL_STEPS)
-        for p in text_pictures(PROMPTS, full, options.text_seed)
-    ]
-    save(sheet(rows, columns=len(PROMPTS)), options.out / "text.png")
+    scenes = Pipeline.load("scenes")
+    classes = [Request(label=name) for name in CLASS_NAMES]
+    every = pictures(scenes, classes, FULL_STEPS, options.seed)
+    save(every, 8, options.out / "scenes.png")
+    few = [classes[number] for number in SIDE_BY_SIDE]
+    both = [p for full in (None, FULL_STEPS) for p in pictures(scenes, few, full, options.seed)]
+    save(both, len(few), options.out / "side_by_side.png")
+    text, prompts = Pipeline.load("scenes text"), [Request(prompt=text) for text in PROMPTS]
+    counts, seed = (None, TEXT_FULL_STEPS), options.text_seed
+    both = [p for full in counts for p in pictures(text, prompts, full, seed)]
+    save(both, len(prompts), options.out / "text.png")
     return 0
 
 
-@torch.no_grad()
-def class_pictures(classes: Sequence[int], full_steps: int | None, seed: int) -> list[Image.Image]:
-    """Return one picture for each class. `full_steps` None = vanilla."""
-    model_file = weights.load(shipped.MODEL, kind="model")
-    model, head = network(model_file), network(weights.load(shipped.HEAD, kind="head"))
-    settings, config = weights.settings(model_file), model_file.config
-    result = generate(
-        model,
-        class_branches(torch.tensor(classes), config.num_classes, len(settings.guidance)),
-        replace(settings, full_steps=full_steps),
-        seed=seed,
-        image_indices=range(len(classes)),
-        num_tokens=config.num_tokens,
-        predictor=partial(ShortcutPredictor, head),
-    )
-    return decoded(result.codes_BL, (config.grid, config.grid))
-
-
-@torch.no_grad()
-def text_pictures(prompts: Sequence[str], full_steps: int | None, seed: int) -> list[Image.Image]:
-    """Return one picture for each prompt. `full_steps` None = vanilla."""
-    model_file = weights.load(shipped.TEXT_MODEL, kind="model")
-    model, head = network(model_file), network(weights.load(shipped.TEXT_HEAD, kind="head"))
-    tokenizer = load_tokenizer(shipped.TEXT_FOLDER, model_file.config)
-    grid = usual_grid(model_file)
+def pictures(
+    pipeline: Pipeline, requests: Sequence[Request], full_steps: int | None, seed: int
+) -> list[Image.Image]:
+    """Make a picture of each request. `full_steps` None = vanilla."""
+    settings = replace(usual_settings(pipeline.model_file), full_steps=full_steps)
+    grid = usual_grid(pipeline.model_file)
     codes_1L = [
-        generate(
-            model.on_grid(*grid),
-            conditions(tokenizer, model_file.config, "text_to_image", prompt),
-            replace(weights.settings(model_file), full_steps=full_steps),
+        pipeline.sample(
+            pipeline.conditioner.conditions(request, 1),
+            settings,
+            grid,
             seed=seed,
-            image_indices=[place],
-            num_tokens=grid[0] * grid[1],
-            predictor=partial(ShortcutPredictor, head),
+            image_indices=[number],
         ).codes_BL
-        for place, prompt in enumerate(prompts)
+        for number, request in enumerate(requests)
     ]
-    return decoded(torch.cat(codes_1L), grid)
+    return to_pictures(pipeline.decode(torch.cat(codes_1L).unflatten(1, grid)))
 
 
-def network(file: weights.Checkpoint) -> Any:
-    """Build the network of a file in float32."""
-    return weights.build(file, dtype=torch.float32)
-
-
-def decoded(codes_BL: Tensor, grid: Grid) -> list[Image.Image]:
-    """Decode codes by the shipped VQ model."""
-    vq = network(weights.load(shipped.VQ, kind="vq"))
-    return to_pictures(vq.decode(codes_BL.unflatten(1, grid)))
-
-
-def sheet(images: list[Image.Image], columns: int) -> Image.Image:
-    """Return the images in rows of `columns`, enlarged."""
+def save(images: list[Image.Image], columns: int, path: Path) -> None:
+    """Write the images in rows of `columns`, enlarged, as one PNG."""
     side = SCALE * images[0].width
     rows = -(-len(images) // columns)
     size = (columns * (side + GAP) - GAP, rows * (side + GAP) - GAP)
@@ -124,10 +85,5 @@ def sheet(images: list[Image.Image], columns: int) -> Image.Image:
         row, column = divmod(index, columns)
         enlarged = image.resize((side, side), Image.Resampling.LANCZOS)
         canvas.paste(enlarged, (column * (side + GAP), row * (side + GAP)))
-    return canvas
-
-
-def save(image: Image.Image, path: Path) -> None:
-    """Write a PNG."""
     with written_whole(path) as partial_path:
-        image.save(partial_path, format="PNG", optimize=True)
+        canvas.save(partial_path, format="PNG", optimize=True)

@@ -22,7 +22,7 @@ NODES: list[type[io.ComfyNode]] = [
 
 
 class ShortcutExtension(ComfyExtension):
-    """What ComfyUI asks for the nodes."""
+    """The extension that ComfyUI loads."""
 
     async def on_load(self) -> None:
         register_folders()

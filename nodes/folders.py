@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 import comfy.utils
 import folder_paths
 
-from ..shortcut import shipped, weights
-from ..shortcut.cli.download import HEADS, MODELS, SOURCES
-from ..shortcut.files import parts, read_metadata
+from ..shortcut import checkpoint as checkpoints
+from ..shortcut import models, shipped
+from ..shortcut.checkpoint import Checkpoint
+from ..shortcut.files import INDEX_SUFFIX, OUR_SUFFIX, SHARD_PATTERN, parts, read_metadata
 from ..shortcut.models.layout import Kind
-from ..shortcut.shards import SHARD_PATTERN
 
+MODELS, HEADS = "migm", "migm_heads"  # in ComfyUI's models folder, as the folders of `Download`
 EXTENSIONS = (".safetensors", ".pth", ".ckpt", ".pt")
 TRAININGS = "shortcut_training"  # in the output folder, which outlives a restart as temp does not
-INDEX = "model.safetensors.index.json"  # of a model in several files
 
 
 def register_folders() -> None:
-    """Makes models/migm and models/migm_heads known to ComfyUI, beside any that extra_model_paths.yaml has."""
+    """Make models/migm and models/migm_heads known to ComfyUI, beside any that extra_model_paths.yaml has."""
     for category in (MODELS, HEADS):
         folder = os.path.join(folder_paths.models_dir, category)
         folder_paths.add_model_folder_path(category, folder)
@@ -33,7 +34,7 @@ def register_folders() -> None:
 
 
 def choices(category: str) -> list[str]:
-    """The shipped files and all files of the category; a model in several files is one choice.
+    """Return the shipped files and all files of the category; a model in several files is one choice.
 
     What lies in hidden folders is left out: a download in progress.
     """
@@ -46,15 +47,17 @@ def choices(category: str) -> list[str]:
 
 
 def _shown(name: str) -> str:
-    """What stands in a list for a file: for a part of a model its folder, or the index beside it."""
+    """Return the choice that stands for a file: for a part of a model its folder, or the index beside it."""
     path = PurePath(name)
     if not path.match(SHARD_PATTERN):
         return name
-    return str(path.parent) if len(path.parts) > 1 else INDEX
+    if len(path.parts) > 1:
+        return str(path.parent)
+    return re.sub(r"(-\d+)?-of-\d+(\.safetensors)$", rf"\2{INDEX_SUFFIX}", name)
 
 
 def path_of(category: str, name: str, kind: Kind) -> Path:
-    """The file or folder that a choice stands for. Raises FileNotFoundError if there is none."""
+    """Return the file or folder that a choice stands for. Raise FileNotFoundError if there is none."""
     if name in shipped.CHOICES:
         return shipped.CHOICES[name][kind]
     inside = os.path.relpath(os.path.join("/", name), "/")  # no ".." leads out of the category
@@ -65,7 +68,7 @@ def path_of(category: str, name: str, kind: Kind) -> Path:
 
 
 def check_choice(category: str, name: str, kind: Kind) -> str | None:
-    """What to put where, if there is no file for the choice; None if there is."""
+    """Return what to put where, if there is no file for the choice; None if there is."""
     try:
         path_of(category, name, kind)
     except FileNotFoundError:
@@ -74,7 +77,8 @@ def check_choice(category: str, name: str, kind: Kind) -> str | None:
 
 
 def _advice(category: str, name: str) -> str:
-    for what, source in SOURCES.items():
+    downloads = [item for a in models.ARCHITECTURES for item in a.downloads.items()]
+    for what, source in downloads:
         is_file = source.folder == category and name in {PurePath(f).name for f in source.files}
         if is_file or source.folder == f"{category}/{name}":
             place = os.path.join(folder_paths.models_dir, *source.folder.split("/"))
@@ -87,7 +91,7 @@ def _advice(category: str, name: str) -> str:
 
 
 def checked_name(name: str) -> str:
-    """A name for a file to write, perhaps in folders, with / between them.
+    """Return a name for a file to write, perhaps in folders, with / between them.
 
     Raises:
         ValueError: there is none, or it leads out of the folder it is meant for, or into a hidden one.
@@ -101,12 +105,12 @@ def checked_name(name: str) -> str:
 
 
 def training_file(name: str) -> Path:
-    """Where the training of that name is kept. Raises ValueError as `checked_name`."""
+    """Return where the training of that name is kept. Raise ValueError as `checked_name`."""
     return Path(folder_paths.get_output_directory(), TRAININGS, f"{checked_name(name)}.ckpt")
 
 
 def new_head_file(prefix: str) -> Path:
-    """A file in models/migm_heads that is not there yet, numbered as ComfyUI numbers what it saves.
+    """Return a file in models/migm_heads that is not there yet, numbered as ComfyUI numbers what it saves.
 
     Raises:
         ValueError: as `checked_name`.
@@ -118,26 +122,26 @@ def new_head_file(prefix: str) -> Path:
 
 
 def stamp(path: Path) -> str:
-    """Changes when the file, or one in the folder, is replaced."""
+    """Return a text that changes when the file, or one in the folder, is replaced."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     found = [(file, file.stat()) for file in files if not file.is_dir()]
     return " ".join(f"{file} {status.st_size} {status.st_mtime_ns}" for file, status in found)
 
 
-def load(path: Path, kind: Kind) -> weights.Checkpoint:
-    """The checkpoint in a file, or the only one in a folder.
+def load(path: Path, kind: Kind) -> Checkpoint:
+    """Load the checkpoint in a file, or the only one in a folder.
 
     Raises:
-        FileNotFoundError, ValueError: as `weights.load`.
+        FileNotFoundError, ValueError: as `checkpoint.load`.
     """
-    checkpoint = weights.load(path, kind)
+    checkpoint = checkpoints.load(path, kind)
     file = checkpoint.path
     assert file is not None
-    shards = [part for part in parts(file) if part.suffix.lower() == ".safetensors"]
+    shards = [part for part in parts(file) if part.suffix.lower() == OUR_SUFFIX]
     if not shards:
         return checkpoint
     # ComfyUI's own reader marks tensors with their place in the file: dynamic VRAM loads from there.
     raw: dict[str, Any] = {}
     for shard in shards:
         raw |= comfy.utils.load_torch_file(str(shard))
-    return weights.from_tensors(raw, read_metadata(file), file, kind)
+    return checkpoints.from_tensors(raw, read_metadata(file), file, kind)

@@ -16,7 +16,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from PIL import Image
 from torch import Tensor
 
-from ..shortcut import weights
+from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.grid import Grid
 from ..shortcut.image import preview
 from ..shortcut.sampler import Trace
@@ -27,11 +27,11 @@ PREVIEW_INTERVAL = 0.1  # seconds; a preview waits for the device
 
 
 def dtypes(
-    choice: str, device: torch.device, checkpoint: weights.Checkpoint
+    choice: str, device: torch.device, checkpoint: Checkpoint
 ) -> tuple[torch.dtype, torch.dtype | None]:
-    """Type of the weights, and type to cast them to on use (None = as they are).
+    """Return the type of the weights, and the type to cast them to on use (None = as they are).
 
-    Of quantized weights the first is that of all others, and the second is never None.
+    With quantized weights the first is the type of all other weights, and the second is never None.
     """
     supported = list(DTYPES.values())
     is_quantized = bool(checkpoint.quantized)
@@ -66,12 +66,12 @@ class StepClock:
         self.was_full: list[bool] = []
 
     def tick(self, was_full: bool) -> None:
-        """A step has ended."""
+        """Note the end of a step."""
         self.marks.append(self._mark())
         self.was_full.append(was_full)
 
     def speed_up(self) -> float:
-        """Estimate: time of as many full passes by the time of the steps as they were."""
+        """Estimate how many times as long the run would have taken with full passes alone."""
         if not self.was_full:
             return 1.0
         if self.is_cuda:
@@ -97,14 +97,14 @@ class StepClock:
 
 
 class Preview:
-    """The first image of a run as far as it is revealed, as ComfyUI's progress bar takes it; now and then."""
+    """Shows the first image of a run as far as it is revealed, now and then, as ComfyUI's progress bar takes it."""
 
     def __init__(self, grid: Grid, colours_V3: Tensor):
         self.grid, self.colours_V3 = grid, colours_V3
         self.shown_at = -PREVIEW_INTERVAL
 
     def of(self, trace: Trace, *, is_last: bool = False) -> tuple[str, Image.Image, int] | None:
-        """None: one was shown a moment ago, and this is not the last."""
+        """Return a preview; None if one was shown a moment ago, and this is not the last."""
         now = time.perf_counter()
         if now - self.shown_at < PREVIEW_INTERVAL and not is_last:
             return None
@@ -139,7 +139,7 @@ class StepReport:
 
 @contextlib.contextmanager
 def advice_on_memory(advice: str) -> Iterator[None]:
-    """Adds `advice` to an out-of-memory error; ComfyUI still sees it as one."""
+    """Add `advice` to an out-of-memory error; ComfyUI still sees it as one."""
     try:
         yield
     except Exception as error:

@@ -18,7 +18,7 @@ from ..shortcut.image import covered
 
 
 def samples_of(latent: dict[str, Any], patcher: Any, only_grid: Grid | None) -> Tensor:
-    """Latents (B, 1, h, w) of the model in `patcher`, an Empty Latent Image made to fit.
+    """Return latents (B, 1, h, w) of the model in `patcher`, an Empty Latent Image made to fit.
 
     Args:
         only_grid: the only rows and columns that the model makes; None = any.
@@ -56,7 +56,7 @@ def _pixels(grid: Grid, downscale: int) -> str:
 
 
 def codes_of(samples_B1hw: Tensor, num_codes: int) -> Tensor:
-    """Code ids (B, L), int64.
+    """Return code ids (B, L), int64.
 
     Raises:
         ValueError: a value is not the id of a code.
@@ -77,7 +77,7 @@ def codes_of(samples_B1hw: Tensor, num_codes: int) -> Tensor:
 
 
 def editable_of(noise_mask: Tensor, num_images: int, grid: Grid) -> Tensor:
-    """Where tokens may be made anew: (B, L), True where the mask covers more than half of a token's area.
+    """Return where tokens may be made anew: (B, L), True where the mask covers more than half of a token's area.
 
     Args:
         noise_mask: in any size, 1 = make anew, for one image or for all.
@@ -87,7 +87,7 @@ def editable_of(noise_mask: Tensor, num_images: int, grid: Grid) -> Tensor:
 
 
 def latent_of(codes_BL: Tensor, grid: Grid, latent: dict[str, Any]) -> dict[str, Any]:
-    """`latent` with other codes."""
+    """Return a copy of `latent` with other codes."""
     out = latent.copy()
     out.pop("downscale_ratio_spacial", None)
     samples_B1hw = codes_BL.unflatten(1, (1, *grid))

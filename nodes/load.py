@@ -7,19 +7,14 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..shortcut import shipped, weights
+from ..shortcut import shipped
 from ..shortcut.checkpoint import cast
-from ..shortcut.models.lumina_dimoo.prompts import load_tokenizer
-from ..shortcut.models.lumina_dimoo.tokenizer import tokenizer_folder
+from ..shortcut.models.layout import Kind
+from ..shortcut.pipeline import check_vq, conditioner_of
 from ..shortcut.quantized import FLOAT8
 from . import folders, host
 from .folders import HEADS, MODELS
-from .native import (
-    CodeIds,
-    CodeVAE,
-    build_head,
-    build_model,
-)
+from .native import CodeIds, CodeVAE, build_head, build_model
 
 Head = io.Custom("SHORTCUT_HEAD")
 AUTO = "auto"
@@ -32,7 +27,7 @@ WEIGHT_DTYPE_TOOLTIP = (
 
 
 def weight_dtype_input(*more: str, tooltip: str = WEIGHT_DTYPE_TOOLTIP) -> io.Combo.Input:
-    """The widget that both loaders have; `more` choices come last."""
+    """Return the widget that both loaders have; `more` choices come last."""
     return io.Combo.Input(
         "weight_dtype",
         options=["default", *host.DTYPES, *more],
@@ -94,25 +89,22 @@ class LoadMIGM(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model_name: str, vq_name: str) -> bool | str:
-        names = {"model": model_name} | ({} if vq_name == AUTO else {"vq": vq_name})
-        problems = [folders.check_choice(MODELS, name, kind) for kind, name in names.items()]
+        chosen = _chosen(model_name, vq_name)
+        problems = [folders.check_choice(MODELS, name, kind) for kind, name in chosen.items()]
         return next(filter(None, problems), True)
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str, vq_name: str, **_: Any) -> str:
-        names = {"model": model_name} | ({} if vq_name == AUTO else {"vq": vq_name})
+        chosen = _chosen(model_name, vq_name)
         return " ".join(
-            folders.stamp(folders.path_of(MODELS, name, kind)) for kind, name in names.items()
+            folders.stamp(folders.path_of(MODELS, name, kind)) for kind, name in chosen.items()
         )
 
     @classmethod
     def execute(cls, model_name: str, vq_name: str, weight_dtype: str) -> io.NodeOutput:
         checkpoint = folders.load(folders.path_of(MODELS, model_name, "model"), "model")
         assert checkpoint.path is not None
-        tokenizer = None
-        if checkpoint.format.conditioning == "text":
-            folder = tokenizer_folder(checkpoint.path)
-            tokenizer = load_tokenizer(folder, checkpoint.config)
+        conditioner = conditioner_of(checkpoint)
         if vq_name != AUTO:
             vq_path = folders.path_of(MODELS, vq_name, "vq")
         elif model_name in shipped.CHOICES:
@@ -120,18 +112,18 @@ class LoadMIGM(io.ComfyNode):
         else:
             vq_path = checkpoint.path.parent
         vq = folders.load(vq_path, "vq")
-        if vq.config.num_codes != checkpoint.config.num_codes:
-            raise ValueError(
-                f"{vq.name} has {vq.config.num_codes} codes, but {checkpoint.name} makes "
-                f"{checkpoint.config.num_codes}. Choose the VQ model that it was trained with in "
-                "vq_name."
-            )
+        check_vq(vq, checkpoint)
         if weight_dtype == FLOAT8_E4M3 and not checkpoint.quantized:
             checkpoint = cast(checkpoint, torch.float8_e4m3fn)
         vae = CodeVAE(vq)
         latent_format = CodeIds(vq.config.downscale, vae.code_colours())
-        model = build_model(checkpoint, weight_dtype, latent_format, tokenizer)
+        model = build_model(checkpoint, weight_dtype, latent_format, conditioner)
         return io.NodeOutput(model, vae)
+
+
+def _chosen(model_name: str, vq_name: str) -> dict[Kind, str]:
+    """Return the chosen name of each kind of file."""
+    return {"model": model_name} if vq_name == AUTO else {"model": model_name, "vq": vq_name}
 
 
 class LoadHead(io.ComfyNode):
@@ -173,7 +165,5 @@ class LoadHead(io.ComfyNode):
 
     @classmethod
     def execute(cls, head_name: str, weight_dtype: str) -> io.NodeOutput:
-        checkpoint: weights.Checkpoint = folders.load(
-            folders.path_of(HEADS, head_name, "head"), "head"
-        )
+        checkpoint = folders.load(folders.path_of(HEADS, head_name, "head"), "head")
         return io.NodeOutput(build_head(checkpoint, weight_dtype))

@@ -12,34 +12,17 @@ from typing import Any
 
 import comfy.model_management as mm
 from comfy_api.latest import io
-from torch import Tensor
 
-from ..shortcut import weights
-from ..shortcut.accelerators.shortcut_head import ShortcutPredictor
-from ..shortcut.generate import (
-    Result,
-    generate,
-    masked_at_start,
-    needed_branches,
-)
-from ..shortcut.grid import Grid
+from ..shortcut.accelerators.shortcut_head import ShortcutHead
+from ..shortcut.generate import Result, generate, masked_at_start, needed_branches
+from ..shortcut.models.architecture import Branches, Grid
+from ..shortcut.pipeline import check_head
 from ..shortcut.schedule import Settings, plan
-from .condition import branches_of
 from .host import StepClock, StepReport, advice_on_memory
-from .latents import (
-    codes_of,
-    editable_of,
-    latent_of,
-    samples_of,
-)
+from .latents import codes_of, editable_of, latent_of, samples_of
 from .load import Head
-from .native import MaskedImageModel, model_of
-from .widgets import (
-    CUSTOM,
-    later_widgets,
-    settings_of,
-    widgets,
-)
+from .native import head_of, model_of
+from .widgets import CUSTOM, later_widgets, settings_of, widgets
 
 MEMORY_ADVICE = (
     "Lower the batch size or the size in Empty Latent Image, scale source images down, set "
@@ -110,14 +93,14 @@ class MaskedSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         masked_model = model_of(model)
         checkpoint = masked_model.checkpoint
-        if head is not None:
-            _check_head(head, masked_model)
-        only_grid = checkpoint.format.only_grid
-        samples = samples_of(latent_image, model, only_grid and only_grid(checkpoint.config))
+        if head is not None and (doubt := check_head(head_of(head)[1], checkpoint)):
+            logging.warning(doubt)
+        only_grid = checkpoint.architecture.fixed_grid(checkpoint.config)
+        samples = samples_of(latent_image, model, only_grid)
         num_images, grid = len(samples), (samples.shape[2], samples.shape[3])
-        branches = branches_of(masked_model, positive, negative, num_images)
+        branches = masked_model.conditioner.from_conditioning(positive, negative, num_images)
         values |= {"preset": preset, "cfg_image": cfg_image, "spread": spread}
-        settings = settings_of(checkpoint, len(branches), head is not None, values)
+        settings = settings_of(checkpoint, len(branches) - 1, head is not None, values)
         conditions, guidance = needed_branches(branches, settings.guidance)
         known_codes_BL, is_editable_BL = None, None
         if denoise < 1 or "noise_mask" in latent_image:
@@ -136,52 +119,45 @@ class MaskedSampler(io.ComfyNode):
         return io.NodeOutput(latent_of(result.codes_BL, grid, latent_image))
 
 
-def _check_head(head: Any, model: MaskedImageModel) -> None:
-    doubt = weights.check_head(head.model.checkpoint, model.checkpoint)
-    if doubt is not None:
-        logging.warning(doubt)
-
-
 def _run(
     model: Any,
     head: Any,
     settings: Settings,
-    conditions: tuple[Tensor, ...],
+    conditions: Branches,
     grid: Grid,
     start: dict[str, Any],
 ) -> Result:
-    """Loads what the run needs, runs it, logs one line."""
+    """Load what the run needs, run it, log one line."""
     masked_model, device = model_of(model), model.load_device
-    num_images = len(conditions[0])
-    lengths = [condition.numel() // num_images for condition in conditions]
-    needed = masked_model.activations(num_images, grid, lengths)
+    rules = masked_model.checkpoint.architecture.rules
+    needed = masked_model.run_bytes(grid, len(conditions[0]), conditions)
     mm.load_models_gpu([model] if head is None else [model, head], memory_required=needed)
     is_sequential = len(conditions) > 1 and model.get_free_memory(device) < needed
     if is_sequential:
         logging.info("Shortcut Masked Sampler: memory is short, one guidance branch at a time")
     counts = set(masked_at_start(**start).sum(1).tolist())
-    num_steps = sum(len(plan(settings, count, start["num_tokens"])) for count in counts)
+    num_steps = sum(len(plan(settings, count, start["num_tokens"], rules)) for count in counts)
     colours_V3 = model.get_model_object("latent_format").colours_V3
     report = StepReport(num_steps, grid, colours_V3, device)
     with masked_model.running(model), advice_on_memory(MEMORY_ADVICE):
         result = generate(
-            masked_model.diffusion_model.on_grid(*grid, is_sequential=is_sequential),
+            masked_model.network.on_grid(*grid, is_sequential=is_sequential),
             conditions,
             settings,
-            predictor=None if head is None else partial(ShortcutPredictor, head.model),
+            rules,
+            accelerator=None if head is None else partial(ShortcutHead, head_of(head)[0]),
             device=device,
             on_step=report,
             **start,
         )
-    logging.info("Shortcut Masked Sampler: %s", _summary(result, settings, report.clock))
+    logging.info("Shortcut Masked Sampler: %s", _summary(result, report.clock))
     return result
 
 
-def _summary(result: Result, settings: Settings, clock: StepClock) -> str:
+def _summary(result: Result, clock: StepClock) -> str:
     if result.num_steps == 0:
         return "nothing to make, the noise mask covers no token"
     took = f"{result.num_steps} steps, {result.num_full} full, {result.seconds:.2f} s"
-    # Vanilla too saves a full pass after a step that revealed nothing.
-    if settings.full_steps is None or result.num_full == result.num_steps:
+    if result.num_full == result.num_steps:
         return f"{took} (vanilla)"
     return f"{took}, about {clock.speed_up():.1f} times as fast as vanilla"

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import comfy.model_management as mm
 import comfy.utils
@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..shortcut import weights
-from ..shortcut.checkpoint import Checkpoint
-from ..shortcut.grid import Grid, usual_grid
+from ..shortcut import checkpoint as checkpoints
+from ..shortcut.grid import usual_grid
+from ..shortcut.models.architecture import Grid, HeadNetwork, ModelNetwork, Request
 from ..shortcut.sampler import Trace
+from ..shortcut.settings import usual_settings
 from ..shortcut.train.chart import loss_chart
 from ..shortcut.train.learn import HeadPlan, learn
 from ..shortcut.train.log import Figures, read_log
@@ -32,12 +33,7 @@ from ..shortcut.train.teacher import RUNS, Teacher, teacher_of
 from . import folders
 from .host import PREVIEW_SIZE, Preview, advice_on_memory
 from .load import Head
-from .native import (
-    MARGIN,
-    MaskedImageModel,
-    build_head,
-    model_of,
-)
+from .native import MARGIN, MaskedImageModel, build_head, head_of, model_of
 
 MEMORY_ADVICE = (
     "A training needs the model, its passes and the head's gradients at once. Set weight_dtype of "
@@ -144,23 +140,17 @@ class TrainHead(io.ComfyNode):
         learning_rate: float = 0.0,
     ) -> io.NodeOutput:
         masked_model, kept = model_of(model), folders.training_file(checkpoint_name)
-        lines = [line.strip() for line in prompts.splitlines() if line.strip()]
-        if masked_model.checkpoint.format.conditioning == "text" and not lines:
-            raise ValueError(
-                f"{masked_model.checkpoint.name} is a model of text, which needs prompts to show what "
-                "it does. Write some into prompts, one a line."
-            )
+        requests = _requests(masked_model, prompts)
         with torch.inference_mode(False):
             plan = _plan(masked_model, iterations, teacher_steps, seed % 2**64, learning_rate)
-            teacher = _loaded_teacher(model, plan, lines)
+            teacher = _loaded_teacher(model, plan, requests)
             colours_V3 = model.get_model_object("latent_format").colours_V3
             report = TrainingReport(
                 iterations, kept, usual_grid(masked_model.checkpoint), colours_V3
             )
-            network = masked_model.diffusion_model
             with (
                 masked_model.running(model),
-                _gradients_pass(network),
+                _gradients_pass(masked_model.network),
                 advice_on_memory(MEMORY_ADVICE),
             ):
                 trained = learn(
@@ -212,9 +202,9 @@ class SaveHead(io.ComfyNode):
     @classmethod
     def execute(cls, head: Any, filename_prefix: str) -> io.NodeOutput:
         path = folders.new_head_file(filename_prefix)
-        described: Checkpoint = head.model.checkpoint
-        tensors = head.model.state_dict()
-        weights.save(path, replace(described, tensors=tensors), dtype=described.dtype)
+        network, described = head_of(head)
+        tensors = network.state_dict()
+        checkpoints.save(path, replace(described, tensors=tensors), dtype=described.dtype)
         logging.info("Save Shortcut Head: wrote %s", path)
         return io.NodeOutput()
 
@@ -236,7 +226,7 @@ class TrainingReport:
         return loss_chart(read_log(self.kept) or self.logged, iterations)
 
     def on_step(self, trace: Trace) -> None:
-        """Called after each step of the model's runs: those before the first iteration take minutes."""
+        """Show a step of the model's runs: the runs before the first iteration take minutes."""
         mm.throw_exception_if_processing_interrupted()
         if self.has_begun and not self.is_learning:
             self.bar.update_absolute(0, self.iterations, self.preview.of(trace))
@@ -252,15 +242,29 @@ class TrainingReport:
         self.bar.update_absolute(int(figures["iteration"]), self.iterations, chart)
 
 
+def _requests(model: MaskedImageModel, prompts: str) -> list[Request]:
+    """Return the requests that the model answers in a training. Raise ValueError if it needs some and has none."""
+    lines = filter(None, map(str.strip, prompts.splitlines()))
+    requests = [Request(prompt=line) for line in lines]
+    if not requests:
+        try:
+            model.conditioner.draw(requests)
+        except ValueError as error:
+            raise ValueError(
+                f"{model.checkpoint.name} needs prompts to show what it does. Write some into prompts, one a line."
+            ) from error
+    return requests
+
+
 def _plan(
     model: MaskedImageModel, iterations: int, teacher_steps: int, seed: int, learning_rate: float
 ) -> HeadPlan:
-    """What suits the model, but for what the widgets say."""
-    settings = weights.settings(model.checkpoint)
+    """Return what suits the model, but for what the widgets say."""
+    settings = usual_settings(model.checkpoint)
     if teacher_steps > 0:
         settings = replace(settings, num_steps=teacher_steps)
     plan = HeadPlan.default(model.checkpoint, runs=(settings,), iterations=iterations, seed=seed)
-    is_float32 = model.diffusion_model.compute_dtype == torch.float32
+    is_float32 = model.network.compute_dtype == torch.float32
     recipe = replace(
         plan.recipe,
         lr=learning_rate or plan.recipe.lr,
@@ -269,81 +273,79 @@ def _plan(
     return replace(plan, recipe=recipe)
 
 
-def _loaded_teacher(model: Any, plan: HeadPlan, prompts: Sequence[str]) -> Teacher:
-    """The MODEL as a teacher, loaded with room for the training beside it."""
+def _loaded_teacher(model: Any, plan: HeadPlan, requests: Sequence[Request]) -> Teacher:
+    """Return the MODEL as a teacher, loaded with room for the training beside it."""
     masked_model, device = model_of(model), model.load_device
-    network, checkpoint = masked_model.diffusion_model, masked_model.checkpoint
-    network.requires_grad_(False)
-    runs, num_images = plan.teaching.runs, plan.teaching.images_per_run
+    network, checkpoint = masked_model.network, masked_model.checkpoint
+    masked_model.requires_grad_(False)
+    runs, num_images = plan.rollouts.runs, plan.rollouts.images_per_run
     teacher = teacher_of(
         checkpoint,
         network,
+        masked_model.conditioner,
+        requests,
         settings=runs[0],
-        tokenizer=masked_model.tokenizer,
-        prompts=prompts,
         device=device,
     )
     _, conditions, _ = teacher.draw(runs, num_images, (plan.recipe.seed, RUNS))
     grid = usual_grid(checkpoint)
-    lengths = [condition.numel() // num_images for condition in conditions]
-    sequences = [teacher.model.num_positions(condition) for condition in conditions]
-    needed = masked_model.activations(num_images, grid, lengths) + training_memory(
-        plan, checkpoint.config.num_codes, teacher.num_tokens, sequences
+    head = cast(HeadNetwork, plan.layout.network(plan.config, device="meta"))
+    needed = masked_model.run_bytes(grid, num_images, conditions) + training_memory(
+        head,
+        plan.rollouts.images_per_window,
+        checkpoint.config.num_codes,
+        teacher.num_tokens,
+        [teacher.model.sequence_length(condition) for condition in conditions],
     )
     with torch.inference_mode():
         mm.load_models_gpu([model], memory_required=needed)
-    if len(lengths) > 1 and model.get_free_memory(device) < needed:
+    if len(conditions) > 1 and model.get_free_memory(device) < needed:
         logging.info("Train Shortcut Head: memory is short, one guidance branch at a time")
         return replace(teacher, model=network.on_grid(*grid, is_sequential=True))
     return teacher
 
 
 def training_memory(
-    plan: HeadPlan, num_codes: int, num_tokens: int, sequences: Sequence[int]
+    head: HeadNetwork,
+    images_per_window: int,
+    num_codes: int,
+    num_tokens: int,
+    lengths: Sequence[int],
 ) -> float:
-    """Bytes that the head, its optimizer and a window of the training take.
+    """Return the bytes that a head, its optimizer and a window of its training take.
 
     Args:
+        head: needs no weights.
         num_codes, num_tokens: of the model and of one image.
-        sequences: length of the sequence of each guidance branch.
+        lengths: sequence length of each guidance branch.
     """
-    config: Any = plan.config
-    format = next(f for f in weights.FORMATS.values() if f.config is type(config))
-    head: nn.Module = format.network(config, device="meta")
     num_parameters = sum(parameter.numel() for parameter in head.parameters())
     # In float32: weights, gradient, two moments, average.
     state = 5 * 4 * num_parameters
-    # What the backward pass needs of a position: of each half block its widths, of the rest features as they were, as
-    # predicted and as wanted.
-    mlp_width = getattr(config, "mlp_width", 4 * config.width)
-    of_blocks = config.num_blocks * 2 * (8 * config.width + 4 * mlp_width)
-    of_position = 4 * (of_blocks + 6 * config.model_width)
+    of_branches = 4 * sum(lengths) * head.saved_values_per_position()
     # Guided logits of head and teacher, as they are and normalised, with their gradients.
     logits = 4 * 8 * num_tokens * num_codes
-    window = plan.teaching.images_per_window * (sum(sequences) * of_position + logits)
-    return state + MARGIN * window
+    return state + MARGIN * images_per_window * (of_branches + logits)
 
 
 @contextlib.contextmanager
-def _gradients_pass(network: Any) -> Iterator[None]:
-    """Lets gradients pass through the layer that logits come from, to the head's features.
+def _gradients_pass(network: ModelNetwork) -> Iterator[None]:
+    """Let gradients pass through the layers that logits come from, to the head's features.
 
-    For that, autograd keeps the layer's weights. It must not keep what was loaded in inference mode, nor what dynamic
-    VRAM may take back meanwhile: in here the layer works with a copy, by the means that ComfyUI has for patches.
+    For that, autograd keeps the layers' weights. It must not keep what was loaded in inference mode, nor what dynamic
+    VRAM may take back meanwhile: in here the layers work with copies, by the means that ComfyUI has for patches.
     """
-    # MaskGIT has no such layer: its logits come from embeddings, which are copies.
-    layer = getattr(network, "code_output", None)
-    if layer is None:
-        yield
-        return
-    before = layer.weight_function
-    layer.weight_function = [*before, torch.clone]
+    layers: list[Any] = list(network.layers_to_logits())
+    before = [layer.weight_function for layer in layers]
+    for layer in layers:
+        layer.weight_function = [*layer.weight_function, torch.clone]
     try:
         yield
     finally:
-        layer.weight_function = before
+        for layer, functions in zip(layers, before, strict=True):
+            layer.weight_function = functions
 
 
 def _image(picture: Image.Image) -> Tensor:
-    """IMAGE (1, Y, X, 3) in [0, 1]."""
+    """Return IMAGE (1, Y, X, 3) in [0, 1]."""
     return torch.from_numpy(np.asarray(picture.convert("RGB"), np.float32) / 255).unsqueeze(0)

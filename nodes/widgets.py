@@ -8,16 +8,17 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..shortcut import weights
-from ..shortcut.models.layout import PRESET_NAMES
+from ..shortcut.checkpoint import Checkpoint
+from ..shortcut.models.architecture import PRESET_NAMES
 from ..shortcut.schedule import SCHEDULES, Settings
+from ..shortcut.settings import preset_of, usual_settings
 
 CUSTOM = "custom"
 PRESETS = (CUSTOM, *PRESET_NAMES)
 
 
 def widgets() -> list[Any]:
-    """The required ones."""
+    """Return the required widgets."""
     return [
         io.Int.Input(
             "seed",
@@ -74,8 +75,8 @@ def widgets() -> list[Any]:
             advanced=True,
             tooltip="How the number of tokens per step grows. All reveal few first and most last; "
             "in the order root, linear, arccos, cosine, square ever more come early. arccos is "
-            "MaskGIT's. lumina is Lumina-DiMOO's: cosine, but by its own rounding, and a step may "
-            "reveal nothing. No effect on speed.",
+            "MaskGIT's. lumina is Lumina-DiMOO's: cosine, but by its own rounding, and steps that "
+            "reveal nothing are left out. No effect on speed.",
         ),
         io.Float.Input(
             "temperature",
@@ -115,7 +116,7 @@ def widgets() -> list[Any]:
 
 
 def later_widgets() -> list[Any]:
-    """Those that came later: optional and last, or saved workflows would break."""
+    """Return the widgets that came later: optional and last, or saved workflows would break."""
     return [
         io.Combo.Input(
             "preset",
@@ -158,26 +159,24 @@ def later_widgets() -> list[Any]:
 
 
 def settings_of(
-    checkpoint: weights.Checkpoint, num_branches: int, has_head: bool, values: dict[str, Any]
+    checkpoint: Checkpoint, num_guided: int, has_head: bool, values: dict[str, Any]
 ) -> Settings:
-    """The settings of a run.
-
-    What has no widget is as the model's original has it.
+    """Return the settings of a run. A setting without a widget is as usual for the model.
 
     Args:
-        num_branches: guidance branches and the wanted one; each of the others gets a weight.
+        num_guided: branches to guide away from; each gets a weight.
         values: of the widgets.
 
     Raises:
-        ValueError: one is out of range.
+        ValueError: one is out of range, or the model has no such preset.
     """
-    usual = weights.settings(checkpoint, has_sources=num_branches == 3)
+    usual = usual_settings(checkpoint, num_guided=num_guided)
     if values["preset"] == CUSTOM:
         settings = replace(
             usual,
             num_steps=values["steps"],
             full_steps=values["full_steps"],
-            guidance=(values["cfg"], values["cfg_image"])[: num_branches - 1],
+            guidance=(values["cfg"], values["cfg_image"], *usual.guidance[2:])[:num_guided],
             guidance_ramp=values["cfg_ramp"],
             schedule=values["schedule"],
             temperature=values["temperature"],
@@ -193,12 +192,8 @@ def settings_of(
                 usual.schedule,
             )
     else:
-        preset = checkpoint.format.presets[values["preset"]]
-        settings = replace(
-            usual,
-            num_steps=preset.num_steps,
-            full_steps=preset.num_full,
-        )
+        num_steps, full_steps = preset_of(checkpoint, values["preset"])
+        settings = replace(usual, num_steps=num_steps, full_steps=full_steps)
     if not has_head:
         settings = replace(settings, full_steps=None)
     settings.check()

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from lumina_sets import head, network
-from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutPredictor
+from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
 from shortcut_pack.shortcut.denoiser import Denoiser, Revealed, guided_logits
-from shortcut_pack.shortcut.models.layout import Bare
-from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
+from shortcut_pack.shortcut.models.layers import Bare
+from shortcut_pack.shortcut.models.lumina_dimoo import ARCHITECTURE
 from shortcut_pack.shortcut.noise import Noise
 from shortcut_pack.shortcut.sampler import sample
-from shortcut_pack.shortcut.schedule import Settings, plan
+from shortcut_pack.shortcut.schedule import plan
 from test_sampler import NoSync
 from torch import nn
 
@@ -65,15 +66,15 @@ def test_the_host_reads_one_number_at_the_end_of_a_run():
     model, net = network("dimoo_backbone").on_grid(4, 6), head("dimoo_sampling_t0_shortcut")
     prompts = [torch.arange(5).repeat(2, 1), torch.arange(3).repeat(2, 1)]
     codes_BL = torch.zeros(2, 24, dtype=torch.long)
-    settings = Settings(**{**lumina.FORMAT.defaults, "num_steps": 30, "full_steps": 3})
-    steps, reads = plan(settings, 24, 24), []
-    denoiser = Denoiser(model, prompts, ShortcutPredictor(net, model, prompts))
+    settings = replace(ARCHITECTURE.settings, num_steps=30, full_steps=3)
+    steps, reads = plan(settings, 24, 24, ARCHITECTURE.rules), []
+    denoiser = Denoiser(model, prompts, ShortcutHead(net, model, prompts))
     noise = Noise.draw(0, range(2), 30, 24, "cpu")
     with NoSync() as watch:
         sample(
             denoiser, codes_BL, codes_BL == 0, steps, noise, lambda _: reads.append(watch.num_reads)
         )
-    assert reads == [0] * 30
+    assert reads == [0] * len(steps)
     assert watch.num_reads == 1
 
 

@@ -36,9 +36,11 @@ from shortcut_pack.nodes import (
 from shortcut_pack.nodes.load import LoadHead, LoadMIGM
 from shortcut_pack.nodes.sample import MaskedSampler
 from shortcut_pack.shortcut import shipped
-from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutPredictor
+from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
 from shortcut_pack.shortcut.generate import generate
-from shortcut_pack.shortcut.models.maskgit.classes import class_branches
+from shortcut_pack.shortcut.models import maskgit
+from shortcut_pack.shortcut.models.architecture import Request
+from shortcut_pack.shortcut.models.maskgit.classes import ClassConditioner
 from shortcut_pack.shortcut.schedule import Settings
 
 GRID, NUM_CODES, NUM_CLASSES, L = 4, 16, 3, 16
@@ -54,14 +56,15 @@ WIDGETS = {
     "denoise": 1.0,
 }
 NAMES = ("day forest", "night forest", "night snow")
+CLASSES = ClassConditioner(NUM_CLASSES, NAMES)
 
 
 @pytest.fixture
 def model():
-    """MODEL of the tiny network, and the head that belongs to it."""
+    """MODEL of the tiny network."""
     checkpoint = builders.model(class_names=NAMES)
     colours_V3 = torch.linspace(-1, 1, NUM_CODES).unsqueeze(1).expand(-1, 3)
-    return native.build_model(checkpoint, "float32", native.CodeIds(2, colours_V3))
+    return native.build_model(checkpoint, "float32", native.CodeIds(2, colours_V3), CLASSES)
 
 
 @pytest.fixture
@@ -95,7 +98,8 @@ def image(num_images=1, seed=0):
 
 
 def cond(chosen=1):
-    return condition.to_conditioning(chosen, NUM_CLASSES)
+    """The CONDITIONING of a class; NUM_CLASSES = no class."""
+    return CLASSES.to_conditioning(Request(label=str(chosen) if chosen < NUM_CLASSES else ""))
 
 
 def run(model, latent=None, head=None, positive=None, **changes):
@@ -215,7 +219,7 @@ def test_auto_finds_the_vq_beside_a_users_model(files, monkeypatch):
 def test_a_vq_of_another_model_is_refused(files):
     config = replace(builders.VQ_CONFIG, num_codes=8)
     builders.write(shipped.CHOICES[shipped.NAME]["vq"], builders.vq(config))
-    with pytest.raises(ValueError, match=r"has 8 codes, but .* makes 16\. Choose the VQ model"):
+    with pytest.raises(ValueError, match=r"has 8 codes, and .* makes 16\. Give the VQ model"):
         LoadMIGM.execute(shipped.NAME, "auto", "default")
 
 
@@ -241,7 +245,8 @@ def test_a_missing_file_is_named(files):
 )
 def test_class_condition_reads_names_and_numbers(model, text, chosen):
     found = condition.ClassCondition.execute(model, text).result[0]
-    assert condition.to_class(found, NUM_CLASSES, "positive") == chosen
+    wanted_B, unwanted_B = CLASSES.from_conditioning(found, None, 2)
+    assert (wanted_B.tolist(), unwanted_B.tolist()) == ([chosen] * 2, [NUM_CLASSES] * 2)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +260,7 @@ def test_a_class_that_the_model_has_not_is_refused(model, text, message):
 
 def test_conditioning_zero_out_means_no_class():
     zeroed = [[torch.zeros_like(t), options] for t, options in cond()]
-    assert condition.to_class(zeroed, NUM_CLASSES, "positive") == NUM_CLASSES
+    assert CLASSES.from_conditioning(zeroed, None, 1)[0].tolist() == [NUM_CLASSES]
 
 
 @pytest.mark.parametrize(
@@ -268,7 +273,9 @@ def test_conditioning_zero_out_means_no_class():
 )
 def test_conditioning_that_is_not_one_class_is_refused(conditioning, message):
     with pytest.raises(ValueError, match=message):
-        condition.to_class(conditioning, NUM_CLASSES, "positive")
+        CLASSES.from_conditioning(conditioning, None, 1)
+    with pytest.raises(ValueError, match=message):
+        CLASSES.from_conditioning(cond(), conditioning, 1)
 
 
 # ------------------------------------------------------------------------------------------- sampler
@@ -281,12 +288,13 @@ def test_the_node_gives_what_the_pipeline_gives(model, head):
     )
     expected = generate(
         network,
-        class_branches(torch.tensor([1, 1]), NUM_CLASSES, 1),
+        CLASSES.conditions(Request(label="1"), 2),
         settings,
+        maskgit.ARCHITECTURE.rules,
         seed=3,
         image_indices=range(2),
         num_tokens=L,
-        predictor=partial(ShortcutPredictor, head.model),
+        accelerator=partial(ShortcutHead, head.model),
     )
     assert torch.equal(codes(run(model, empty(2), head)), expected.codes_BL)
 
@@ -593,7 +601,7 @@ def test_what_stays_behind_under_partial_offload_is_moved_on_use(part, model, he
 @needs_comfy
 def test_bfloat16_weights_compute_in_float32_on_the_cpu(head):
     model = native.build_model(
-        builders.model(), "bfloat16", native.CodeIds(2, torch.zeros(NUM_CODES, 3))
+        builders.model(), "bfloat16", native.CodeIds(2, torch.zeros(NUM_CODES, 3)), CLASSES
     )
     network = model.model.diffusion_model
     assert network.token.weight.dtype == torch.bfloat16

@@ -9,7 +9,9 @@ They run on stand-ins for ComfyUI, and on the real one if COMFY_DIR names its fo
 from __future__ import annotations
 
 import logging
+import math
 import re
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -25,25 +27,34 @@ import comfy.model_management as mm
 import comfy.utils
 from shortcut_pack.nodes import folders, native, sample
 from shortcut_pack.nodes.load import LoadHead, LoadMIGM
-from shortcut_pack.shortcut import quantized, shipped, weights
+from shortcut_pack.shortcut import checkpoint as checkpoints
+from shortcut_pack.shortcut import quantized, shipped
+from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
 from shortcut_pack.shortcut.checkpoint import cast
-from shortcut_pack.shortcut.cli import cost
-from shortcut_pack.shortcut.denoiser import guided_logits
+from shortcut_pack.shortcut.denoiser import Denoiser, Tokens, guided_logits
+from shortcut_pack.shortcut.flops import LiveTensors, fused
+from shortcut_pack.shortcut.models import lumina_dimoo
+from shortcut_pack.shortcut.noise import Noise
+from shortcut_pack.shortcut.sampler import decide
+from shortcut_pack.shortcut.schedule import plan
 from test_nodes import partially_loaded
 from text_nodes import (  # noqa: F401
     GRID,
     PIXELS,
     asked,
     build,
+    conditioner,
     files,
     head,
     model,
     pixels,
     put,
     run,
-    tokenizer,
     vae,
 )
+
+LUMINA = lumina_dimoo.ARCHITECTURE
+PUBLISHED = LUMINA.sizes["lumina-dimoo"]
 
 # ------------------------------------------------------------------------------------------- files
 
@@ -68,8 +79,9 @@ def test_a_download_in_progress_is_no_choice(files):
 
 def test_parts_that_lie_bare_are_one_choice(files):
     lumina_folder.write(files / "migm")
-    assert folders.choices("migm")[2:] == [folders.INDEX]
-    assert folders.path_of("migm", folders.INDEX, "model").is_file()
+    index = "model.safetensors.index.json"
+    assert folders.choices("migm")[2:] == [index]
+    assert folders.path_of("migm", index, "model").is_file()
 
 
 def test_no_choice_leads_out_of_the_folder(files):
@@ -80,10 +92,9 @@ def test_no_choice_leads_out_of_the_folder(files):
 
 def test_a_published_folder_is_read_as_comfyui_reads(files, monkeypatch):
     folder = lumina_folder.write(files / "migm" / "Lumina-DiMOO")
-    monkeypatch.setattr(weights, "load", partial(weights.load, **lumina_folder.SIZES), raising=True)
-    monkeypatch.setattr(
-        weights, "from_tensors", partial(weights.from_tensors, **lumina_folder.SIZES)
-    )
+    for name in ("load", "from_tensors"):
+        sized = partial(getattr(checkpoints, name), **lumina_folder.SIZES)
+        monkeypatch.setattr(checkpoints, name, sized)
     read = []
     load = comfy.utils.load_torch_file
     monkeypatch.setattr(
@@ -91,7 +102,7 @@ def test_a_published_folder_is_read_as_comfyui_reads(files, monkeypatch):
     )
     found = folders.load(folder, "model")
     assert [path.rpartition("/")[2] for path in read] == list(lumina_folder.SHARDS)
-    builders.assert_same(found, weights.load(folder))
+    builders.assert_same(found, checkpoints.load(folder))
     assert found.name == "Lumina-DiMOO"
 
 
@@ -137,7 +148,7 @@ def test_float8_is_made_on_loading_or_taken_from_a_file(files):
     put(files)
     chosen = LoadMIGM.execute("tiny.safetensors", "auto", "float8_e4m3fn").result[0]
     float8 = builders.text_model()
-    weights.save(files / "migm" / "tiny.safetensors", float8, dtype=torch.float8_e4m3fn)
+    checkpoints.save(files / "migm" / "tiny.safetensors", float8, dtype=torch.float8_e4m3fn)
     for choice in ("default", "float8_e4m3fn"):
         read = LoadMIGM.execute("tiny.safetensors", "auto", choice).result[0]
         assert torch.equal(run(read)["samples"], run(chosen)["samples"])
@@ -147,13 +158,13 @@ def test_float8_is_made_on_loading_or_taken_from_a_file(files):
     assert chosen.model.diffusion_model.token.weight.dtype == torch.float32
 
 
-def test_float8_computes_what_the_command_line_computes(model, tokenizer):
+def test_float8_computes_what_the_command_line_computes(model, conditioner):
     codes_BL, prompt = torch.arange(15).unsqueeze(0), [torch.arange(7).unsqueeze(0)]
     found = []
     with torch.inference_mode():
         for network in (
-            weights.build(float8_model()),
-            build(tokenizer, float8_model()).model.diffusion_model,
+            checkpoints.build(float8_model()),
+            build(conditioner, float8_model()).model.diffusion_model,
             model.model.diffusion_model,
         ):
             view = network.on_grid(*GRID)
@@ -163,14 +174,14 @@ def test_float8_computes_what_the_command_line_computes(model, tokenizer):
     assert (found[0] - found[2]).abs().max() > 0.01, "float32 would have passed as well"
 
 
-def test_float8_needs_a_device_that_has_it(tokenizer, monkeypatch):
+def test_float8_needs_a_device_that_has_it(conditioner, monkeypatch):
     def refuse(device):
         raise ValueError(f"its weights are float8, which the device {device} cannot hold")
 
     monkeypatch.setattr(quantized, "check_device", refuse)
     with pytest.raises(ValueError, match="which the device cpu cannot hold"):
-        build(tokenizer, float8_model())
-    build(tokenizer)
+        build(conditioner, float8_model())
+    build(conditioner)
 
 
 def float8_model():
@@ -196,28 +207,62 @@ def test_branches_in_turns_give_the_same_image(model, head, monkeypatch):
     assert torch.equal(in_turns, together)
 
 
+def on_meta(layout, config, dtype=torch.bfloat16):
+    """A network that has shapes but no values, with attention that keeps no scores."""
+    network = layout.network(config, dtype=dtype, device="meta", attention=fused)
+    return network.requires_grad_(False)
+
+
+def ids(*shape):
+    return torch.zeros(*shape, dtype=torch.long, device="meta")
+
+
 @pytest.mark.parametrize("is_sequential", [False, True])
+@torch.no_grad()
 def test_the_memory_asked_for_is_that_of_a_run(is_sequential):
-    stand_in = SimpleNamespace(
-        checkpoint=SimpleNamespace(config=cost.MODEL),
-        diffusion_model=SimpleNamespace(compute_dtype=torch.bfloat16),
+    # Blocks come one after the other: more of them need no more memory at a time.
+    network = on_meta(LUMINA.model, replace(PUBLISHED.model, depth=2))
+    head, num_tokens = on_meta(LUMINA.head, PUBLISHED.head), math.prod(PUBLISHED.grid)
+    prompts, codes_BL = [ids(1, 60), ids(1, 14)], ids(1, num_tokens)
+    asked_for = native.MaskedImageModel.run_bytes(
+        SimpleNamespace(network=network), PUBLISHED.grid, 1, prompts, is_sequential=is_sequential
     )
-    grid, lengths = (64, 64), (60, 14)
-    asked_for = native.MaskedImageModel.activations(
-        stand_in, 1, grid, lengths, is_sequential=is_sequential
-    )
-    prompts = [cost.ids(1, length) for length in lengths]
-    peaks = cost.run_peaks(grid, prompts, is_sequential=is_sequential)
-    assert max(peaks.values()) < asked_for < 1.4 * max(peaks.values())
+    model = network.on_grid(*PUBLISHED.grid, is_sequential=is_sequential)
+    settings = replace(LUMINA.settings, full_steps=(0, 2))
+    steps = plan(settings, num_tokens, num_tokens, LUMINA.rules)[:3]
+    noise = Noise(*torch.zeros(2, len(steps), 1, num_tokens, device="meta").unbind())
+    with LiveTensors(network, head) as tensors:
+        denoiser = Denoiser(model, prompts, ShortcutHead(head, model, prompts))
+        for step in steps:
+            tokens = Tokens(codes_BL, codes_BL.bool(), ids(1, step.num_masked))
+            decide(denoiser(step, tokens), step, tokens.index_BN, noise)
+    assert tensors.peak < asked_for < 1.4 * tensors.peak
 
 
+@torch.no_grad()
 def test_the_memory_asked_for_is_that_of_the_vq_model():
-    peaks, pixels_BCYX = cost.vq_peaks((64, 64)), (1, 3, 1024, 1024)
-    config = SimpleNamespace(channels=cost.VQ.channels, downscale=cost.VQ.downscale)
+    config, grid = PUBLISHED.vq, PUBLISHED.grid
+    vq = on_meta(LUMINA.vqs[0], config, torch.float32)
+    pixels_BCYX = torch.zeros(1, 3, *(config.downscale * side for side in grid), device="meta")
     for_encode, for_decode = native.vq_memory(config)
-    encode, decode = peaks.values()
-    assert encode < for_encode(pixels_BCYX, None) < 2 * encode
-    assert decode < for_decode((1, 1, 64, 64), None) < 2 * decode
+    with LiveTensors(vq) as encoding:
+        vq.encode(pixels_BCYX)
+    with LiveTensors(vq) as decoding:
+        vq.decode(ids(1, *grid))
+    assert encoding.peak < for_encode(pixels_BCYX.shape, None) < 2 * encoding.peak
+    assert decoding.peak < for_decode((1, 1, *grid), None) < 2 * decoding.peak
+
+
+def test_latents_that_the_model_does_not_make_need_no_memory(model):
+    """ComfyUI asks before its samplers run, whose error says what to do."""
+    assert model.model.memory_required((1, 1, 3, 5)) > 0
+    class_model = builders.model()
+    network = checkpoints.build(class_model)
+    stand_in = SimpleNamespace(network=network)
+    stand_in.run_bytes = partial(native.MaskedImageModel.run_bytes, stand_in)
+    assert native.MaskedImageModel.memory_required(stand_in, (1, 1, 4, 4)) > 0
+    for shape in ((1, 1, 5, 4), (1, 16, 1, 4, 4)):
+        assert native.MaskedImageModel.memory_required(stand_in, shape) == 0
 
 
 def test_memory_advice_names_what_helps(model, monkeypatch):
@@ -234,11 +279,13 @@ def test_memory_advice_names_what_helps(model, monkeypatch):
 
 @needs_comfy
 @pytest.mark.parametrize("part", ["model", "head", "float8", "vae"])
-def test_what_stays_behind_under_partial_offload_is_moved_on_use(part, model, head, vae, tokenizer):
+def test_what_stays_behind_under_partial_offload_is_moved_on_use(
+    part, model, head, vae, conditioner
+):
     module = {
         "model": model.model.diffusion_model,
         "head": head.model,
-        "float8": build(tokenizer, float8_model()).model.diffusion_model,
+        "float8": build(conditioner, float8_model()).model.diffusion_model,
         "vae": vae.first_stage_model,
     }[part]
     left = 0
@@ -251,10 +298,10 @@ def test_what_stays_behind_under_partial_offload_is_moved_on_use(part, model, he
 
 
 @needs_comfy
-def test_float8_layers_are_comfyuis(tokenizer):
+def test_float8_layers_are_comfyuis(conditioner):
     from comfy.quant_ops import QuantizedTensor
 
-    network = build(tokenizer, float8_model(), "default").model.diffusion_model
+    network = build(conditioner, float8_model(), "default").model.diffusion_model
     assert isinstance(network.blocks[1].feed_forward.up.weight, QuantizedTensor)
     assert not isinstance(network.code_output.weight, QuantizedTensor)
 

@@ -9,6 +9,7 @@ They run on stand-ins for ComfyUI, and on the real one if COMFY_DIR names its fo
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -25,9 +26,13 @@ import comfy.utils
 from shortcut_pack.nodes import condition, host, native
 from shortcut_pack.nodes.condition import TextCondition
 from shortcut_pack.nodes.widgets import settings_of
-from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutPredictor
+from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
 from shortcut_pack.shortcut.generate import generate
+from shortcut_pack.shortcut.models import lumina_dimoo
+from shortcut_pack.shortcut.models.architecture import Request
 from shortcut_pack.shortcut.models.lumina_dimoo import prompts
+from shortcut_pack.shortcut.models.lumina_dimoo.conditioner import PROMPT
+from shortcut_pack.shortcut.models.maskgit.classes import ClassConditioner
 from shortcut_pack.shortcut.schedule import Settings
 from test_nodes import Bar, Interrupted, codes
 from text_nodes import (  # noqa: F401
@@ -37,20 +42,22 @@ from text_nodes import (  # noqa: F401
     asked,
     class_model,
     cond,
+    conditioner,
     empty,
     head,
     image,
     model,
     pixels,
     run,
-    tokenizer,
     vae,
 )
+
+A_CLASS = ClassConditioner(3, ()).to_conditioning(Request(label="1"))
 
 # ------------------------------------------------------------------------------------------- text to image
 
 
-def test_the_node_gives_what_the_pipeline_gives(model, head, tokenizer):
+def test_the_node_gives_what_the_pipeline_gives(model, head, conditioner):
     settings = Settings(
         num_steps=6,
         full_steps=2,
@@ -58,19 +65,16 @@ def test_the_node_gives_what_the_pipeline_gives(model, head, tokenizer):
         guidance_ramp=False,
         schedule="lumina",
         choice_temperature=1.0,
-        choice_ramp=False,
-        score_temperature=1.0,
-        ratio_of_made=True,
     )
-    config = builders.TEXT_CONFIG
     expected = generate(
         model.model.diffusion_model.on_grid(*GRID),
-        prompts.conditions(tokenizer, config, "text_to_image", TEXT, num_images=2),
+        conditioner.conditions(Request(prompt=TEXT), 2),
         settings,
+        lumina_dimoo.ARCHITECTURE.rules,
         seed=3,
         image_indices=range(2),
         num_tokens=15,
-        predictor=partial(ShortcutPredictor, head.model),
+        accelerator=partial(ShortcutHead, head.model),
     )
     found = run(model, empty(2), head)
     assert found["samples"].shape == (2, 1, *GRID)
@@ -116,19 +120,21 @@ def test_progress_counts_every_step_and_previews_have_the_shape_of_the_image(
 ):
     monkeypatch.setattr(comfy.utils, "ProgressBar", Bar)
     monkeypatch.setattr(host, "PREVIEW_INTERVAL", 0)
-    run(model, head=head, steps=20)  # more steps than tokens: some reveal nothing
-    assert [value for value, _, _ in Bar.last.calls] == list(range(1, 21)) and Bar.last.total == 20
+    run(model, head=head, steps=20)  # more than tokens: those that reveal nothing are left out
+    total = Bar.last.total
+    assert total <= 15 and [value for value, _, _ in Bar.last.calls] == list(range(1, total + 1))
     pictures = [preview[1] for _, _, preview in Bar.last.calls]
     assert {picture.size for picture in pictures} == {(510, 306)}
     first = np.asarray(pictures[0].resize(GRID[::-1], 0))
     assert (first == 128).all(-1).mean() > 0.8
 
 
-def test_vanilla_is_called_so_also_where_steps_reveal_nothing(model, caplog):
+def test_steps_that_reveal_nothing_are_not_counted(model, caplog):
     with caplog.at_level(logging.INFO):
         run(model, steps=20)
     (line,) = [m for m in caplog.messages if m.startswith("Shortcut Masked Sampler")]
-    assert "20 steps" in line and "20 full" not in line and line.endswith("(vanilla)")
+    found = re.search(r": (\d+) steps, (\d+) full, .*\(vanilla\)$", line)
+    assert found and found[1] == found[2] and int(found[1]) <= 15
 
 
 def test_nothing_is_left_of_a_run_in_those_after_it(model, head, vae):
@@ -150,13 +156,13 @@ def test_nothing_is_left_of_a_run_in_those_after_it(model, head, vae):
 # ------------------------------------------------------------------------------------------- source images
 
 
-def test_a_source_image_makes_a_third_branch(model, vae, tokenizer, asked):
+def test_a_source_image_makes_a_third_branch(model, vae, conditioner, asked):
     positive = cond(model, "at night", "edit", vae=vae, image=pixels(size=(9, 8)))
     run(model, empty(2), positive=positive, negative=cond(model, "fog"))
-    source_BYX = positive[0][1][condition.PROMPT].sources[0]
+    source_BYX = positive[0][1][PROMPT].sources[0]
     assert source_BYX.shape == (1, 4, 4), "an image of 9 pixels is cropped to 8"
     expected = prompts.conditions(
-        tokenizer,
+        conditioner.tokenizer,
         builders.TEXT_CONFIG,
         "edit",
         "at night",
@@ -234,7 +240,8 @@ def test_a_preset_sets_all_that_suits_the_model(model, head, asked, preset, num_
     assert (shortcut.num_steps, shortcut.full_steps) == (64, num_full)
     assert (shortcut.guidance, shortcut.guidance_ramp) == ((4.0,), False)
     assert (shortcut.schedule, shortcut.temperature) == ("lumina", 1.0)
-    assert (shortcut.choice_temperature, shortcut.choice_ramp) == (1.0, False)
+    assert shortcut.choice_temperature == 1.0
+    assert {call.rules for call in asked} == {lumina_dimoo.ARCHITECTURE.rules}
     assert (vanilla.num_steps, vanilla.full_steps) == (64, None)
 
 
@@ -244,7 +251,7 @@ def test_presets_of_editing_have_its_guidance(model, vae, asked):
 
 
 def test_presets_of_a_model_of_classes_are_its_own(class_model):
-    settings = settings_of(class_model.model.checkpoint, 2, True, {"preset": "balanced"})
+    settings = settings_of(class_model.model.checkpoint, 1, True, {"preset": "balanced"})
     assert (settings.num_steps, settings.full_steps) == (32, 9)
     assert (settings.guidance, settings.guidance_ramp) == ((2.8,), True)
     assert settings.schedule == "arccos"
@@ -256,7 +263,7 @@ def test_a_preset_spreads_as_the_models_file_says_and_custom_as_the_widget(model
     assert [call.settings.spread for call in asked] == [0, 2]
     checkpoint = model.model.checkpoint
     stated = replace(checkpoint.metadata, defaults={"spread": 1})
-    settings = settings_of(replace(checkpoint, metadata=stated), 2, True, {"preset": "fast"})
+    settings = settings_of(replace(checkpoint, metadata=stated), 1, True, {"preset": "fast"})
     assert settings.spread == 1
 
 
@@ -271,7 +278,7 @@ def test_a_schedule_that_is_not_the_models_is_said(model, caplog):
 
 
 def test_a_class_is_no_prompt_and_a_prompt_no_class(model, class_model):
-    a_class = condition.to_conditioning(1, 3)
+    a_class = A_CLASS
     with pytest.raises(ValueError, match=r"positive holds no prompt.* Use Text Condition"):
         run(model, positive=a_class)
     with pytest.raises(ValueError, match=r"negative holds no prompt"):
@@ -282,9 +289,13 @@ def test_a_class_is_no_prompt_and_a_prompt_no_class(model, class_model):
 
 
 def test_each_condition_node_names_the_other(model, class_model):
-    with pytest.raises(ValueError, match=r"are text, not class. Use Text Condition in place"):
+    with pytest.raises(
+        ValueError, match=r"Lumina-DiMOO.*Use Text Condition in place of Class Condition"
+    ):
         condition.ClassCondition.execute(model, "1")
-    with pytest.raises(ValueError, match=r"are class, not text. Use Class Condition in place"):
+    with pytest.raises(
+        ValueError, match=r"MaskGIT.*Use Class Condition in place of Text Condition"
+    ):
         TextCondition.execute(class_model, TEXT, "text_to_image")
 
 
@@ -293,7 +304,7 @@ def test_a_head_of_the_other_kind_of_model_is_refused(model, head, class_model):
     with pytest.raises(ValueError, match="does not go with a Lumina-DiMOO"):
         run(model, head=class_head)
     with pytest.raises(ValueError, match="does not go with a MaskGIT"):
-        run(class_model, empty(grid=(4, 4)), head, condition.to_conditioning(1, 3))
+        run(class_model, empty(grid=(4, 4)), head, A_CLASS)
 
 
 @pytest.mark.parametrize("mixed", ["concat", "average"])

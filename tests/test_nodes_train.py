@@ -22,22 +22,21 @@ import comfy.model_management as mm
 import comfy.utils
 import folder_paths
 import text_nodes
-from PIL import Image
+from PIL import Image, ImageDraw
 from shortcut_pack.nodes import folders, native, train
 from shortcut_pack.nodes.load import LoadHead
 from shortcut_pack.nodes.train import SaveHead, TrainHead
-from shortcut_pack.shortcut import shipped, weights
-from shortcut_pack.shortcut.cli import cost
+from shortcut_pack.shortcut import checkpoint as checkpoints
+from shortcut_pack.shortcut import shipped
 from shortcut_pack.shortcut.denoiser import Revealed
-from shortcut_pack.shortcut.live_memory import LiveTensors, fused
-from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
-from shortcut_pack.shortcut.models.lumina_dimoo.head import LuminaHead
-from shortcut_pack.shortcut.schedule import Settings, plan
-from shortcut_pack.shortcut.train import chart
+from shortcut_pack.shortcut.flops import LiveTensors, fused
+from shortcut_pack.shortcut.models import lumina_dimoo
+from shortcut_pack.shortcut.models.maskgit.classes import ClassConditioner
+from shortcut_pack.shortcut.schedule import plan
 from shortcut_pack.shortcut.train.learn import head_config
 from shortcut_pack.shortcut.train.loss import Objective, Window, window_loss
 from test_nodes import Bar, Interrupted, empty, run
-from text_nodes import files, tokenizer  # noqa: F401
+from text_nodes import conditioner, files  # noqa: F401
 
 WIDGETS = {"iterations": 6, "teacher_steps": 3, "seed": 1, "checkpoint_name": "tiny"}
 PROMPTS = "a red house\n\n  a hill under a full moon  \n"
@@ -61,12 +60,13 @@ def output(tmp_path, monkeypatch):
 def model():
     """MODEL of the tiny class model."""
     colours_V3 = torch.zeros(16, 3)
-    return native.build_model(builders.model(), "float32", native.CodeIds(2, colours_V3))
+    latent_format = native.CodeIds(2, colours_V3)
+    return native.build_model(builders.model(), "float32", latent_format, ClassConditioner(3, ()))
 
 
 @pytest.fixture
-def text_model(tokenizer):
-    return text_nodes.build(tokenizer)
+def text_model(conditioner):
+    return text_nodes.build(conditioner)
 
 
 def train_head(model, **changes):
@@ -94,7 +94,7 @@ def test_a_trained_head_goes_straight_into_the_sampler(model):
     described = head.model.checkpoint
     assert described.metadata.model_fingerprint == model.model.checkpoint.fingerprint
     assert described.metadata.trained["recipe"]["lr"] == 0.01
-    assert described.metadata.trained["teaching"]["steps"] == [3]
+    assert described.metadata.trained["rollouts"]["steps"] == [3]
     assert chart.ndim == 4 and chart.shape[0] == 1 and chart.shape[3] == 3
     assert chart.dtype == torch.float32 and 0 <= chart.min() < chart.max() <= 1
 
@@ -145,7 +145,7 @@ def test_gradients_would_not_pass_weights_that_were_loaded_in_inference_mode(
 def test_prompts_are_for_text_models_which_need_them(model, text_model):
     with pytest.raises(ValueError, match=r"needs prompts to show what it does\. Write some"):
         train_head(text_model, prompts=" \n")
-    with pytest.raises(ValueError, match="knows no prompts"):
+    with pytest.raises(ValueError, match=r"prompt is not for a MaskGIT transformer"):
         train_head(model, prompts=PROMPTS)
 
 
@@ -166,32 +166,31 @@ def test_room_is_made_for_the_training_beside_the_model(model, monkeypatch):
 @torch.inference_mode(False)
 def test_the_room_asked_for_is_that_of_a_training():
     """Lumina-DiMOO as published at 512 x 512, without values."""
-    model_file = SimpleNamespace(config=cost.MODEL, format=lumina.FORMAT)
-    config, grid, lengths = head_config(model_file), (32, 32), (60, 14)
-    on_meta = {"device": "meta", "attention": fused}
-    network = lumina.LuminaDiMOO(cost.MODEL, **on_meta, dtype=torch.bfloat16)
-    model, head = network.requires_grad_(False).on_grid(*grid), LuminaHead(config, **on_meta)
+    architecture = lumina_dimoo.ARCHITECTURE
+    published = architecture.sizes["lumina-dimoo"]
+    model_file = SimpleNamespace(config=published.model, architecture=architecture)
+    grid, lengths, on_meta = (32, 32), (60, 14), {"device": "meta", "attention": fused}
+    network = architecture.model.network(published.model, **on_meta, dtype=torch.bfloat16)
+    head = architecture.head.network(head_config(model_file), **on_meta)
+    model = network.requires_grad_(False).on_grid(*grid)
 
     def ids(count):
         return torch.zeros(1, count, dtype=torch.long, device="meta")
 
     prompts, num_tokens = tuple(map(ids, lengths)), model.num_tokens
-    sequences = [model.num_positions(prompt) for prompt in prompts]
+    sequences = [model.sequence_length(prompt) for prompt in prompts]
     with LiveTensors(network, head) as tensors:
         features, target = (
             tuple(torch.zeros(1, length, 4096, device="meta") for length in sequences)
             for _ in range(2)
         )
         revealed, masked = Revealed(ids(100), ids(100)), ids(num_tokens - 100)
-        step = plan(Settings(num_steps=8), num_tokens, num_tokens)[1]
-        part = Window(prompts, features, [revealed], [step], [target], [masked], ids(num_tokens))
+        step = plan(architecture.settings, num_tokens, num_tokens, architecture.rules)[1]
+        part = Window(prompts, features, [revealed], [step], [target], [masked])
         window_loss(head, model, part, Objective(mse=1.0, guided_kl=0.3))[0].backward()
     # Beside the gradients, which were measured: weights, two moments, average.
     measured = tensors.peak + 4 * 4 * sum(p.numel() for p in head.parameters())
-    teaching = SimpleNamespace(images_per_window=1)
-    asked = train.training_memory(
-        SimpleNamespace(config=config, teaching=teaching), 8192, num_tokens, sequences
-    )
+    asked = train.training_memory(head, 1, 8192, num_tokens, sequences)
     assert measured < asked < 1.5 * measured
 
 
@@ -302,19 +301,20 @@ def test_progress_and_the_live_chart(model, monkeypatch, caplog):
 
 
 def test_the_live_chart_says_the_time_left_and_the_last_one_does_not(model, monkeypatch):
-    titles, draw = [], chart.chart
+    captions, write = [], ImageDraw.ImageDraw.text
 
-    def chart_of(series, x_title, *arguments, **options):
-        titles.append(x_title)
-        return draw(series, x_title, *arguments, **options)
+    def text(self, place, said, *arguments, **options):
+        if "iterations" in said:
+            captions.append(said)
+        return write(self, place, said, *arguments, **options)
 
-    monkeypatch.setattr(chart, "chart", chart_of)
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
     train_head(model)
-    *live, last = titles
-    assert [title.partition(", ")[0] for title in live] == [
-        f"iterations: {n} of 6" for n in range(1, 7)
+    *live, last = captions
+    assert [caption.partition(", ")[0] for caption in live] == [
+        f"{n} of 6 iterations" for n in range(1, 7)
     ]
-    assert all(title.endswith(" s left") for title in live) and last == "iterations"
+    assert all(caption.endswith(" s left") for caption in live) and last == "6 iterations"
 
 
 # ------------------------------------------------------------------------------------------- files
@@ -349,10 +349,10 @@ def test_a_head_is_saved_in_the_type_it_was_made_in_whatever_it_is_in_memory(mod
     head, _ = train_head(model)
     SaveHead.execute(head, "mine")
     file = files / "migm_heads" / "mine_00001_.safetensors"
-    assert weights.load(file, "head").dtype == torch.float16
+    assert checkpoints.load(file, "head").dtype == torch.float16
     SaveHead.execute(LoadHead.execute(file.name, "float32").result[0], "mine")
-    again = weights.load(files / "migm_heads" / "mine_00002_.safetensors", "head")
-    builders.assert_same(again, weights.load(file, "head"))
+    again = checkpoints.load(files / "migm_heads" / "mine_00002_.safetensors", "head")
+    builders.assert_same(again, checkpoints.load(file, "head"))
 
 
 @pytest.mark.parametrize(

@@ -139,3 +139,11 @@ def source_texts() -> list[str]:
                 parts = [p.value if isinstance(p, ast.Constant) else "..." for p in node.values]
                 texts.append("".join(map(str, parts)))
     return texts
+
+
+def test_requirements_are_stated_alike():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (stated,) = re.findall(r"^dependencies = (\[.*\])$", project, re.MULTILINE)
+    requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
+    assert requirements == ast.literal_eval(stated)
+    assert not any(line.startswith("torch") for line in requirements), "ComfyUI has its own"

@@ -111,11 +111,11 @@ def test_the_command_line_makes_inpaints_and_describes(
     assert main(["info", str(folder / "transformer" / "mood.safetensors")]) == 0
     assert "Mood transformer" in capsys.readouterr().out
     assert main([*run, "--class", "1", "--out", str(out)]) == 1
-    assert "--class is not for a Mood transformer" in capsys.readouterr().err
+    assert "--class is not for a Mood transformer. It takes --prompt" in capsys.readouterr().err
 
 
 def test_cost_counts_it(capsys) -> None:
-    assert main(["cost", "--size", "mood", "--full-steps", "2", "--steps", "8"]) == 0
+    assert main(["cost", "mood", "--full-steps", "2", "--steps", "8"]) == 0
     assert "| 8 | 2 |" in capsys.readouterr().out
 
 

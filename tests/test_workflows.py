@@ -8,12 +8,7 @@ from pathlib import Path, PurePosixPath
 import node_interface
 import pytest
 from PIL import Image
-from shortcut_pack.shortcut.cli.download import (
-    HEADS,
-    MODELS,
-    SITE,
-    SOURCES,
-)
+from shortcut_pack.shortcut.models import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATES = sorted((ROOT / "workflows").glob("*.json"))
@@ -21,11 +16,11 @@ INTERFACE = node_interface.frozen()
 FRONTEND_ONLY = {"MarkdownNote"}
 WIDGETS = {"COMBO", "STRING", "INT", "FLOAT", "BOOLEAN"}
 WITH_PUBLISHED_FILES = {"style_reference", "text_to_image_lumina_dimoo"}
-# What `download` brings, as the loaders list it.
-PUBLISHED = {PurePosixPath(source.folder).name for source in SOURCES.values()} - {MODELS, HEADS}
-PUBLISHED |= {
-    PurePosixPath(file).name for s in SOURCES.values() if not s.is_tree for file in s.files
-}
+SITE = "https://huggingface.co"
+DOWNLOADS = [download for a in ARCHITECTURES for download in a.downloads.values()]
+# What `download` brings, as the loaders list it: a folder or files.
+PUBLISHED = {PurePosixPath(d.folder).name for d in DOWNLOADS if d.is_tree}
+PUBLISHED |= {PurePosixPath(file).name for d in DOWNLOADS if not d.is_tree for file in d.files}
 
 
 def read(path):
@@ -111,9 +106,9 @@ def test_template_widgets_fit_the_nodes_and_use_shipped_files_unless_said(path):
 @pytest.mark.parametrize("name", WITH_PUBLISHED_FILES)
 def test_template_links_to_published_files_are_those_of_download(name):
     known = {
-        (PurePosixPath(f).name, f"{SITE}/{s.repository}/resolve/main/{f}", s.folder)
-        for s in SOURCES.values()
-        for f in s.files
+        (PurePosixPath(f).name, f"{SITE}/{d.repository}/resolve/main/{f}", d.folder)
+        for d in DOWNLOADS
+        for f in d.files
     }
     nodes = ours(read(ROOT / "workflows" / f"{name}.json"))
     links = [link for node in nodes for link in node["properties"].get("models", [])]

@@ -1,9 +1,10 @@
 """Runs of the nodes with a tiny model of text, for the tests that need them.
 
-    model, head, vae, class_model, tokenizer  fixtures: MODELs, a head and a VAE that fit each other
+    model, head, vae, class_model             fixtures: MODELs, a head and a VAE that fit each other
+    conditioner                               fixture: what turns prompts into conditions
     files                                     fixture: ComfyUI's models folder, empty, listed as ComfyUI lists
     asked                                     fixture: what the sampler hands to the pipeline; nothing is made
-    build(tokenizer, checkpoint)              -> MODEL
+    build(conditioner, checkpoint)            -> MODEL
     run(model, latent, head, positive, ...)   -> the LATENT that the sampler makes
     cond, empty, image, pixels, put           -> CONDITIONING, LATENTs, IMAGE, files
 
@@ -23,8 +24,10 @@ from shortcut_pack.nodes import folders, native, sample
 from shortcut_pack.nodes.condition import TextCondition
 from shortcut_pack.nodes.sample import MaskedSampler
 from shortcut_pack.shortcut import shipped
-from shortcut_pack.shortcut.models.lumina_dimoo import prompts
+from shortcut_pack.shortcut.models.lumina_dimoo.conditioner import PromptConditioner
+from shortcut_pack.shortcut.models.lumina_dimoo.prompts import load_tokenizer
 from shortcut_pack.shortcut.models.lumina_dimoo.tokenizer import copy_tokenizer
+from shortcut_pack.shortcut.models.maskgit.classes import ClassConditioner
 
 GRID = (3, 5)  # rows, columns
 PIXELS = (6, 10)
@@ -46,20 +49,21 @@ TEXT = "a red house under a full moon"
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return prompts.load_tokenizer(shipped.TEXT_FOLDER, builders.TEXT_CONFIG)
+def conditioner():
+    tokenizer = load_tokenizer(shipped.TEXT_FOLDER, builders.TEXT_CONFIG)
+    return PromptConditioner(builders.TEXT_CONFIG, tokenizer, "tiny.safetensors")
 
 
 @pytest.fixture
-def model(tokenizer):
-    return build(tokenizer)
+def model(conditioner):
+    return build(conditioner)
 
 
-def build(tokenizer, checkpoint=None, weight_dtype="float32"):
+def build(conditioner, checkpoint=None, weight_dtype="float32"):
     colours_V3 = torch.linspace(-1, 1, NUM_CODES).unsqueeze(1).expand(-1, 3)
     latent_format = native.CodeIds(2, colours_V3)
     return native.build_model(
-        checkpoint or builders.text_model(), weight_dtype, latent_format, tokenizer
+        checkpoint or builders.text_model(), weight_dtype, latent_format, conditioner
     )
 
 
@@ -76,9 +80,8 @@ def vae():
 
 @pytest.fixture
 def class_model():
-    return native.build_model(
-        builders.model(), "float32", native.CodeIds(2, torch.zeros(NUM_CODES, 3))
-    )
+    latent_format = native.CodeIds(2, torch.zeros(NUM_CODES, 3))
+    return native.build_model(builders.model(), "float32", latent_format, ClassConditioner(3, ()))
 
 
 @pytest.fixture
@@ -145,8 +148,9 @@ def asked(monkeypatch):
     """What the sampler hands to the pipeline; nothing is made."""
     calls = []
 
-    def record(network, conditions, settings, **what):
-        calls.append(SimpleNamespace(network=network, conditions=conditions, settings=settings))
+    def record(network, conditions, settings, rules, **what):
+        call = {"network": network, "conditions": conditions, "settings": settings, "rules": rules}
+        calls.append(SimpleNamespace(**call))
         shape = (len(conditions[0]), what["num_tokens"])
         return SimpleNamespace(codes_BL=torch.zeros(shape, dtype=torch.long), num_steps=0)
 

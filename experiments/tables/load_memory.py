@@ -24,15 +24,18 @@ import torch
 from torch import Tensor
 
 from experiments.tables.report import table
-from shortcut import weights
+from shortcut import checkpoint as checkpoints
 from shortcut.checkpoint import Checkpoint
-from shortcut.cli.cost import MODEL as REAL
 from shortcut.files import write_safetensors
-from shortcut.models.layout import Bare, publish
-from shortcut.models.lumina_dimoo import transformer as lumina
+from shortcut.models.layers import Bare
+from shortcut.models.layout import published_key
+from shortcut.models.lumina_dimoo import ARCHITECTURE
 
+REAL = ARCHITECTURE.sizes["lumina-dimoo"].model
+LAYOUT = ARCHITECTURE.model
 FLOAT8 = torch.float8_e4m3fn
 GB = 1e9
+INTERVAL = 0.005  # seconds between looks at the memory
 COLUMNS = (
     "step",
     "new weights",
@@ -42,34 +45,6 @@ COLUMNS = (
     "seconds",
     "32 layers: anonymous",
 )
-INTERVAL = 0.005  # seconds between looks at the memory
-
-
-class Peak:
-    """Measure the largest memory of this process while the block runs, and how long it took."""
-
-    def __enter__(self) -> Peak:
-        self.start, self.at_start = time.perf_counter(), memory()["RssAnon"]
-        self.anonymous = self.files = 0
-        self.done = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self.done.wait(INTERVAL):
-            self._look()
-
-    def _look(self) -> None:
-        found = memory()
-        self.anonymous = max(self.anonymous, found["RssAnon"] - self.at_start)
-        self.files = max(self.files, found["RssFile"])
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds = time.perf_counter() - self.start
-        self.done.set()
-        self.thread.join()
-        self._look()
 
 
 def memory() -> dict[str, int]:
@@ -82,19 +57,49 @@ def memory() -> dict[str, int]:
     }
 
 
-def empty(config: lumina.Config) -> Checkpoint:
+def measured(work: Callable[..., None], *args: Any) -> tuple[int, int, float]:
+    """Return (peak of new anonymous memory, peak of file pages, seconds) of `work`."""
+    seen, done = [memory()], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(INTERVAL):
+            seen.append(memory())
+
+    thread, begun = threading.Thread(target=watch, daemon=True), time.perf_counter()
+    thread.start()
+    work(*args)
+    seconds = time.perf_counter() - begun
+    done.set()
+    thread.join()
+    anonymous = max(found["RssAnon"] for found in seen) - seen[0]["RssAnon"]
+    return anonymous, max(found["RssFile"] for found in seen), seconds
+
+
+def alone(work: Callable[..., None], *args: Any) -> tuple[int, int, float]:
+    """Call `measured` in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(measured, work, *args).result()
+
+
+def empty(config: Any) -> Checkpoint:
     """Return a checkpoint in bfloat16 without values."""
-    network = lumina.LuminaDiMOO(config, dtype=torch.bfloat16, device="meta", operations=Bare)
-    return Checkpoint(lumina.FORMAT, config, network.state_dict(), "")
+    network = LAYOUT.network(config, dtype=torch.bfloat16, device="meta", operations=Bare)
+    return Checkpoint(LAYOUT, config, network.state_dict(), "")
 
 
-def write_folder(folder: Path, config: lumina.Config) -> int:
+def nbytes(config: Any, dtype: torch.dtype) -> int:
+    """Return the bytes of the weights of a network in `dtype`."""
+    return sum(tensor.nbytes for tensor in empty(config).shapes(dtype).values())
+
+
+def write_folder(folder: Path, config: Any) -> int:
     """Write random weights as the published folder has them. Returns the bytes of the largest shard."""
-    shapes = publish(lumina.FORMAT.table, empty(config).tensors)
-    output = "model.transformer.ff_out.weight"
-    shapes[output] = torch.empty(
-        config.vocabulary, config.width, dtype=torch.bfloat16, device="meta"
-    )
+    ours = empty(config).tensors
+    shapes = {published_key(LAYOUT.table, name): tensor for name, tensor in ours.items()}
+    # The published output matrix has rows for text ids too.
+    output = torch.empty(config.vocabulary, config.width, dtype=torch.bfloat16, device="meta")
+    shapes["model.transformer.ff_out.weight"] = output
     generator = torch.Generator().manual_seed(0)
     values = (torch.randn(2**24, generator=generator) * 0.02).to(torch.bfloat16)
 
@@ -132,38 +137,17 @@ def write_folder(folder: Path, config: lumina.Config) -> int:
 
 def build(path: Path, dtype: torch.dtype | None) -> None:
     """Load and build."""
-    weights.build(weights.load(path), dtype=dtype)
+    checkpoints.build(checkpoints.load(path), dtype=dtype)
 
 
 def convert(path: Path, out: Path, dtype: torch.dtype | None) -> None:
     """Load and write in another layout."""
-    weights.save(out, weights.load(path), dtype=dtype)
-
-
-def measured(work: Callable[..., None], *args: Any) -> tuple[int, int, float]:
-    """Return (peak of anonymous memory, peak of file pages, seconds) of `work`."""
-    with Peak() as peak:
-        work(*args)
-    return peak.anonymous, peak.files, peak.seconds
-
-
-def alone(work: Callable[..., None], *args: Any) -> tuple[int, int, float]:
-    """Call `measured` in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(measured, work, *args).result()
-
-
-def nbytes(config: lumina.Config, dtype: torch.dtype) -> int:
-    """Return the bytes of the weights of a network in `dtype`."""
-    return sum(tensor.nbytes for tensor in empty(config).layout(dtype).values())
+    checkpoints.save(out, checkpoints.load(path), dtype=dtype)
 
 
 def add_parser(steps: Any) -> None:
     """Add `load-memory` to the command line."""
-    about = (
-        "measure the memory of loading Lumina-DiMOO on a synthetic checkpoint: a table (a minute)"
-    )
+    about = "measure the memory of loading Lumina-DiMOO on a synthetic checkpoint: a table (a minute)"
     parser = steps.add_parser("load-memory", help=about, description=about)
     parser.add_argument("--layers", type=int, default=3, help="of 0.44 GB each, beside 2.2 GB")
     parser.add_argument("--dir", type=Path, help="where to write; default: the temporary folder")

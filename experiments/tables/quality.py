@@ -10,41 +10,34 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-import numpy as np
 import torch
 
 from experiments.judges import attributes
 from experiments.judges.file import JUDGE
 from experiments.tables.frechet import Gaussian
 from experiments.tables.quality_measure import NUM_CLASSES, measure, references
-from experiments.tables.report import (
-    COST_COLUMNS,
-    Cost,
-    draw_chart,
-    head_share,
-    sampler_words,
-    table,
-)
+from experiments.tables.report import COST_COLUMNS, Cost, draw_chart, head_share, table
 from experiments.tables.rows import (
     Figures,
-    Networks,
     Row,
+    Subject,
     add_arguments,
     add_sampler_arguments,
-    cost_of,
-    load_networks,
+    load_pipeline,
     measured_rows,
     parse_rows,
     setting_of,
     setup_of,
+    with_options,
 )
-from shortcut import shipped, weights
-from shortcut.models.maskgit.classes import class_branches
+from shortcut import shipped
+from shortcut.settings import usual_settings
 
 ROWS = (
     *("real", "vq"),
@@ -62,19 +55,16 @@ class QualityRow(Cost):
 
     distances: list[float]  # from fresh scenes
     vq_distances: list[float]  # from fresh scenes through the VQ
-    time: float  # means over the seeds, in [0, 1]
-    biome: float
-    both: float
+    shares: list[float]  # time, biome, both: means over the seeds, in [0, 1]
 
     @property
     def cells(self) -> tuple[str, ...]:
         """Return the row's text, by COLUMNS."""
         distances = (
-            f"{np.mean(each):.1f} ({', '.join(f'{d:.1f}' for d in each)})"
+            f"{mean(each):.1f} ({', '.join(f'{d:.1f}' for d in each)})"
             for each in (self.distances, self.vq_distances)
         )
-        shares = (f"{share:.1%}" for share in (self.time, self.biome, self.both))
-        return (*self.cost_cells, *distances, *shares)
+        return (*self.cost_cells, *distances, *(f"{share:.1%}" for share in self.shares))
 
 
 def add_parser(steps: Any) -> None:
@@ -92,24 +82,24 @@ def add_parser(steps: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure what is not measured yet, print the table, draw the chart. Returns 0."""
-    networks = networks_of(options)
-    rows = parse_rows(options.rows, networks)
+    subject = subject_of(options)
+    rows = parse_rows(options.rows, subject)
 
     @cache
     def compared_with() -> dict[str, Gaussian]:
-        return references(networks, options.num_reference)
+        return references(subject, options.num_reference)
 
     def measure_row(row: Row, seed: int) -> Figures:
-        return measure(row, seed, options.num, networks, compared_with())
+        return measure(row, seed, options.num, subject, compared_with())
 
     measured = {}
     for heads in ((), (options.head,)):  # another head leaves the rows without one as they are
         files = options.model, *heads, options.vq, options.judge
-        setup = setup_of(files, networks, options, options.num, options.num_reference)
+        setup = setup_of(files, subject, options, options.num, options.num_reference)
         alike = [row for row in rows if (row.kind == "shortcut") == bool(heads)]
         measured |= measured_rows(options.work, setup, alike, options.seeds, measure_row)
     found = [
-        quality_row(row, [measured[row.name, seed] for seed in options.seeds], networks)
+        quality_row(row, [measured[row.name, seed] for seed in options.seeds], subject)
         for row in rows
     ]
     print(table(COLUMNS, [row.cells for row in found]), head_share(found), sep="\n\n")
@@ -117,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
         f"\nDistance: Frechet distance in the judge's features from {options.num_reference} fresh scenes; in codes: "
         "from the same scenes through the VQ. Mean (each seed), lower is better. Time, biome, both: share of pictures "
         f"that show their class. {options.num} pictures per row and seed, evenly over the classes. "
-        f"{sampler_words(setting_of(options, networks))}"
+        f"{setting_of(options, subject)}"
     )
     if options.chart:
         title = "Frechet distance in codes (lower is better)"
@@ -125,31 +115,25 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def networks_of(options: argparse.Namespace) -> Networks:
-    """Load the networks. Raises ValueError if the model has other classes than the scenes."""
-    model_file = weights.load(options.model, kind="model")
-    if getattr(model_file.config, "num_classes", 0) != NUM_CLASSES:
+def subject_of(options: argparse.Namespace) -> Subject:
+    """Load pipeline and judge. Raises ValueError if the model has other classes than the scenes."""
+    pipeline = load_pipeline(options)
+    if getattr(pipeline.model_file.config, "num_classes", 0) != NUM_CLASSES:
         raise ValueError(
             f"{options.model} does not have the {NUM_CLASSES} classes of the scenes. Only models of the scenes can be "
             "judged."
         )
-    judge = attributes.FILE.load(options.judge)
-    networks = load_networks(options, model_file, weights.settings(model_file), judge)
-    guidance = tuple(scale for scale in networks.defaults.guidance if scale)
-    return replace(networks, defaults=replace(networks.defaults, guidance=guidance))
+    judge = attributes.FILE.load(options.judge).to(pipeline.device)
+    settings = with_options(usual_settings(pipeline.model_file), options)
+    return Subject(pipeline, judge, settings, options.batch)
 
 
-def quality_row(row: Row, figures: Sequence[Figures], networks: Networks) -> QualityRow:
+def quality_row(row: Row, figures: Sequence[Figures], subject: Subject) -> QualityRow:
     """Return a row of the table from the figures of each seed."""
-    config = networks.model.config
-    num_guided = len(networks.defaults.guidance)
-    classes = class_branches(torch.zeros(1).long(), config.num_classes, num_guided)
-    mean = {name: float(np.mean([figure[name] for figure in figures])) for name in figures[0]}
+    classes = 2 * (torch.zeros(1).long(),)
     return QualityRow(
-        **cost_of(row, mean["seconds"], networks, classes, (config.grid, config.grid)),
+        **subject.cost(row, mean(figure["seconds"] for figure in figures), classes),
         distances=[figure["distance"] for figure in figures],
         vq_distances=[figure["vq_distance"] for figure in figures],
-        time=mean["time"],
-        biome=mean["biome"],
-        both=mean["both"],
+        shares=[mean(figure[n] for figure in figures) for n in ("time", "biome", "both")],
     )

@@ -65,15 +65,6 @@ def head_share(rows: Sequence[Cost]) -> str:
     return f"A pass of the head takes {share:.1%} of the FLOPs of a full pass." if share else ""
 
 
-def sampler_words(setting: dict[str, Any]) -> str:
-    """Return the sampler's settings and the machine, for the line under a table."""
-    sampler = ", ".join(f"{name} {value}" for name, value in setting["sampler"].items())
-    return (
-        f"Seeds {setting['seeds']}; {sampler}. {setting['hardware']}; torch {setting['torch']}, "
-        f"{setting['dtype']}, batch {setting['batch']}."
-    )
-
-
 def draw_chart(
     path: Path, rows: Sequence[Any], quality: Callable[[Any], list[float]], title: str
 ) -> None:

@@ -1,7 +1,9 @@
-"""What the quality tables share: rows, the networks under test, resuming, the cost of a row.
+"""What the quality tables share: rows, the pipeline under test, resuming, the cost of a row.
 
 python -m experiments quality         the class model, by the distance of its pictures from scenes
 python -m experiments text-quality    the text model, by what its pictures show
+
+    B  images    L  image tokens    h, w  rows, columns of codes
 """
 
 from __future__ import annotations
@@ -21,18 +23,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shortcut import weights
+from shortcut import Pipeline
+from shortcut.accelerators import MakeAccelerator
 from shortcut.accelerators.reuse import Reuse
-from shortcut.accelerators.shortcut_head import ShortcutPredictor
-from shortcut.checkpoint import Checkpoint
-from shortcut.flops import count_operations
-from shortcut.generate import PredictorOf
-from shortcut.grid import Grid
+from shortcut.accelerators.shortcut_head import ShortcutHead
+from shortcut.denoiser import Conditions
+from shortcut.flops import count_flops
+from shortcut.generate import generate, needed_branches
+from shortcut.grid import Grid, usual_grid
 from shortcut.schedule import Settings
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+KINDS = {"real": 0, "vq": 0, "vanilla": 1, "shortcut": 2, "reuse": 2}  # numbers in a row's name
 Figures = dict[str, Any]  # of a row and seed, as JSON; "seconds" is per image
 
 
@@ -40,19 +44,15 @@ Figures = dict[str, Any]  # of a row and seed, as JSON; "seconds" is per image
 class Row:
     """One row of a table, by its name on the command line."""
 
-    kind: str  # real | vq | vanilla | shortcut | reuse
+    kind: str  # one of KINDS
     num_steps: int = 0
     full_steps: int = 0
 
     @classmethod
     def parse(cls, name: str) -> Row:
-        """Return the row `real`, `vq`, `vanilla-STEPS`, `shortcut-STEPS-FULL` or `reuse-STEPS-FULL`.
-
-        Raises ValueError for any other name.
-        """
+        """Return the row of a name. Raises ValueError for an unknown one."""
         kind, *numbers = name.split("-")
-        wanted = {"real": 0, "vq": 0, "vanilla": 1, "shortcut": 2, "reuse": 2}.get(kind)
-        if wanted != len(numbers) or not all(number.isdecimal() for number in numbers):
+        if KINDS.get(kind) != len(numbers) or not all(number.isdecimal() for number in numbers):
             raise ValueError(
                 f"there is no row {name!r}. Expected real, vq, vanilla-STEPS, "
                 "shortcut-STEPS-FULL or reuse-STEPS-FULL, such as shortcut-32-8."
@@ -63,39 +63,83 @@ class Row:
     @property
     def name(self) -> str:
         """Return the name on the command line."""
-        numbers = {"real": (), "vq": (), "vanilla": (self.num_steps,)}.get(
-            self.kind, (self.num_steps, self.full_steps)
-        )
+        numbers = (self.num_steps, self.full_steps)[: KINDS[self.kind]]
         return "-".join(map(str, (self.kind, *numbers)))
-
-    @property
-    def is_sampled(self) -> bool:
-        """Return False for a reference row."""
-        return self.num_steps > 0
 
 
 @dataclass(frozen=True, slots=True)
-class Networks:
-    """The networks under test, and how they are run."""
+class Subject:
+    """A pipeline under test, its judge, and how it is run."""
 
-    model: Any
-    head: Any
-    vq: Any
+    pipeline: Pipeline
     judge: Any
-    defaults: Settings  # all but the steps
-    device: torch.device
+    settings: Settings  # all but the steps
     batch_size: int
 
-    def settings(self, row: Row) -> Settings:
+    @property
+    def grid(self) -> Grid:
+        """Return the grid of its pictures."""
+        return usual_grid(self.pipeline.model_file)
+
+    def settings_of(self, row: Row) -> Settings:
         """Return the sampler settings of a row."""
         full_steps = None if row.kind == "vanilla" else row.full_steps
-        return replace(self.defaults, num_steps=row.num_steps, full_steps=full_steps)
+        return replace(self.settings, num_steps=row.num_steps, full_steps=full_steps)
 
-    def predictor(self, row: Row) -> PredictorOf | None:
-        """Return what predicts the row's other steps."""
-        if row.kind == "shortcut":
-            return partial(ShortcutPredictor, self.head)
-        return (lambda model, conditions: Reuse()) if row.kind == "reuse" else None
+    def accelerator(self, row: Row) -> MakeAccelerator | None:
+        """Return what makes the accelerator of a row's runs."""
+        if row.kind == "reuse":
+            return lambda model, conditions: Reuse()
+        head = self.pipeline.head if row.kind == "shortcut" else None
+        return None if head is None else partial(ShortcutHead, head)
+
+    def sample(
+        self, row: Row, conditions: Sequence[Conditions], seed: int, images: Sequence[int]
+    ) -> tuple[Tensor, float]:
+        """Return codes (B, h, w) of the images with these numbers, and the seconds of sampling."""
+        pipeline, settings = self.pipeline, self.settings_of(row)
+        conditions, guidance = needed_branches(conditions, settings.guidance)
+        result = generate(
+            pipeline.model.on_grid(*self.grid),
+            conditions,
+            replace(settings, guidance=guidance),
+            pipeline.architecture.rules,
+            seed=seed,
+            image_indices=images,
+            num_tokens=self.grid[0] * self.grid[1],
+            accelerator=self.accelerator(row),
+            device=pipeline.device,
+        )
+        return result.codes_BL.unflatten(1, self.grid), result.seconds
+
+    def cost(self, row: Row, seconds: float, conditions: Sequence[Conditions]) -> dict[str, Any]:
+        """Return the fields of `report.Cost`.
+
+        Args:
+            conditions: of one image; only their shapes matter.
+        """
+        flops, pipeline = None, self.pipeline
+        if row.num_steps:
+            settings = self.settings_of(row)
+            conditions, guidance = needed_branches(conditions, settings.guidance)
+            flops = count_flops(
+                pipeline.model,
+                pipeline.head if row.kind == "shortcut" else None,
+                replace(settings, guidance=guidance),
+                conditions,
+                self.grid,
+                rules=pipeline.architecture.rules,
+                accelerator=self.accelerator(row),
+            )
+        return {
+            "kind": row.kind,
+            "num_steps": row.num_steps,
+            "num_full": row.full_steps,
+            "seconds": seconds,
+            "flops": flops.total if flops else 0,
+            "flops_full": flops.full if flops else 0,
+            "flops_head": flops.head if flops else 0,
+        }
 
 
 def add_arguments(
@@ -120,53 +164,37 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that change the sampler and draw a chart."""
     parser.add_argument("--chart", type=Path, metavar="FILE.png", help="draw quality against FLOPs")
     parser.add_argument(
-        "--cfg", type=float, nargs="+", help="guidance scales; 0 = none; default: the model file's"
+        "--cfg", type=float, nargs="+", help="guidance weights; 0 = none; default: the model file's"
     )
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--choice-temperature", type=float)
     parser.add_argument("--spread", type=int)
 
 
-def load_networks(
-    options: argparse.Namespace, model_file: Checkpoint, defaults: Settings, judge: Any
-) -> Networks:
-    """Load the networks that `options` name, on its device.
+def load_pipeline(options: argparse.Namespace) -> Pipeline:
+    """Load the pipeline that `options` name. Raises ValueError as `Pipeline.load`."""
+    head = getattr(options, "head", None)
+    dtype = DTYPES[options.dtype]
+    return Pipeline.load(options.model, options.vq, head, device=options.device, dtype=dtype)
 
-    Raises:
-        ValueError: they do not belong together, or --cfg has another number of scales than the model.
-    """
-    device, dtype = torch.device(options.device), DTYPES[options.dtype]
-    head_file = weights.load(options.head, kind="head")
-    vq_file = weights.load(options.vq, kind="vq")
-    weights.check_head(head_file, model_file)
-    if vq_file.config.num_codes != model_file.config.num_codes:
-        raise ValueError(
-            f"{vq_file.name} has {vq_file.config.num_codes} codes, but {model_file.name} makes "
-            f"{model_file.config.num_codes}. Give the VQ model that belongs to it."
-        )
+
+def with_options(settings: Settings, options: argparse.Namespace) -> Settings:
+    """Return settings with those given by `add_sampler_arguments`. Raises ValueError for a wrong --cfg."""
     given = {n: getattr(options, n) for n in ("temperature", "choice_temperature", "spread")}
     given = {name: value for name, value in given.items() if value is not None}
     if options.cfg is not None:
-        if len(options.cfg) != len(defaults.guidance):
-            raise ValueError(f"--cfg needs {len(defaults.guidance)} numbers, got {options.cfg}.")
+        if len(options.cfg) != len(settings.guidance):
+            raise ValueError(f"--cfg needs {len(settings.guidance)} numbers, got {options.cfg}.")
         given["guidance"] = tuple(options.cfg)
-    return Networks(
-        model=weights.build(model_file, dtype=dtype, device=device),
-        head=weights.build(head_file, dtype=dtype, device=device),
-        vq=weights.build(vq_file, dtype=torch.float32, device=device),
-        judge=judge.to(device),
-        defaults=replace(defaults, **given),
-        device=device,
-        batch_size=options.batch,
-    )
+    return replace(settings, **given)
 
 
-def parse_rows(names: Sequence[str], networks: Networks) -> list[Row]:
+def parse_rows(names: Sequence[str], subject: Subject) -> list[Row]:
     """Return the rows of these names. Raises ValueError if one does not exist or cannot be sampled."""
     rows = [Row.parse(name) for name in names]
     for row in rows:
-        if row.is_sampled:
-            networks.settings(row).check()
+        if row.num_steps:
+            subject.settings_of(row).check()
     return rows
 
 
@@ -190,83 +218,40 @@ def measured_rows(
             if (row.name, seed) not in found:
                 work.mkdir(parents=True, exist_ok=True)
                 figures = measure(row, seed)
-                _append(path, {"setup": setup, "row": row.name, "seed": seed, "figures": figures})
+                line = {"setup": setup, "row": row.name, "seed": seed, "figures": figures}
+                with path.open("a") as file:
+                    file.write(f"{json.dumps(line)}\n")
                 found[row.name, seed] = figures
                 logger.info("%s seed %d: %s", row.name, seed, figures)
     return found
 
 
 def finished(path: Path, setup: str) -> dict[tuple[str, int], Figures]:
-    """Return the figures in `path` measured under the same setup. A line that was cut off is skipped."""
-    found = {}
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if line["setup"] == setup:
-            found[line["row"], line["seed"]] = line["figures"]
-    return found
-
-
-def _append(path: Path, line: dict[str, Any]) -> None:
-    """Add a JSON line; a line that was cut off before is closed first, so that this one is read."""
-    with path.open("a+b") as file:
-        file.seek(max(0, file.tell() - 1))
-        is_closed = file.read() in (b"", b"\n")
-        file.write((b"" if is_closed else b"\n") + json.dumps(line).encode() + b"\n")
+    """Return the figures in `path` measured under the same setup."""
+    lines = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+    return {(x["row"], x["seed"]): x["figures"] for x in lines if x["setup"] == setup}
 
 
 def setup_of(
-    files: Sequence[Path], networks: Networks, options: argparse.Namespace, *more: Any
+    files: Sequence[Path], subject: Subject, options: argparse.Namespace, *more: Any
 ) -> str:
     """Return a short hash of everything that figures depend on besides row and seed."""
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.read_bytes())
-    what = (*more, options.batch, options.dtype, str(networks.device), torch.get_num_threads())
-    digest.update(repr((what, networks.defaults)).encode())
+    what = (*more, options.batch, options.dtype, options.device, torch.get_num_threads())
+    digest.update(repr((what, subject.settings)).encode())
     return digest.hexdigest()[:16]
 
 
-def cost_of(
-    row: Row, seconds: float, networks: Networks, conditions: Sequence[Tensor], grid: Grid
-) -> dict[str, Any]:
-    """Return the fields of `report.Cost`.
-
-    Args:
-        conditions: of one image, one for each guidance branch; only their shapes matter.
-    """
-    flops = None
-    if row.is_sampled:
-        head = networks.head if row.kind == "shortcut" else None
-        predictor = networks.predictor(row)
-        flops = count_operations(
-            networks.model, head, networks.settings(row), conditions, grid, predictor=predictor
-        )
-    return {
-        "kind": row.kind,
-        "num_steps": row.num_steps,
-        "num_full": row.full_steps,
-        "seconds": seconds,
-        "flops": flops.total if flops else 0,
-        "flops_full": flops.full if flops else 0,
-        "flops_head": flops.head if flops else 0,
-    }
-
-
-def setting_of(options: argparse.Namespace, networks: Networks, **more: Any) -> dict[str, Any]:
-    """Return what the figures were measured with, for the line under the table."""
-    steps = "num_steps", "full_steps"
-    return {
-        "hardware": hardware_of(networks.device),
-        "torch": torch.__version__,
-        "dtype": options.dtype,
-        "batch": options.batch,
-        **more,
-        "seeds": options.seeds,
-        "sampler": {n: v for n, v in asdict(networks.defaults).items() if n not in steps},
-    }
+def setting_of(options: argparse.Namespace, subject: Subject) -> str:
+    """Return the sampler's settings and the machine, for the line under a table."""
+    settings = asdict(subject.settings).items()
+    sampler = ", ".join(f"{n} {v}" for n, v in settings if n not in ("num_steps", "full_steps"))
+    return (
+        f"Seeds {options.seeds}; {sampler}. {hardware_of(subject.pipeline.device)}; torch {torch.__version__}, "
+        f"{options.dtype}, batch {options.batch}."
+    )
 
 
 def hardware_of(device: torch.device) -> str:

@@ -27,12 +27,10 @@ from experiments.scenes.edits import altered, instruction, kept
 from experiments.scenes.facts import Claim, Facts, facts_of, holds
 from experiments.scenes.prompts import FIRST_PROMPT_SEED, NUMBERS, Prompt, prompts, score
 from experiments.scenes.scene import Scene, compose_varied
-from experiments.tables.quality_measure import decoded, encoded, through_vq
-from experiments.tables.rows import Figures, Networks, Row
-from shortcut.generate import generate
-from shortcut.grid import Grid
-from shortcut.models.lumina_dimoo.prompts import conditions
-from shortcut.models.lumina_dimoo.transformer import Config
+from experiments.tables.quality_measure import through_vq
+from experiments.tables.rows import Figures, Row, Subject
+from shortcut import Pipeline
+from shortcut.models.architecture import Request
 
 EDIT_TASKS = ("add", "remove", "colour", "sun or moon", "time of day")
 NUM_EDITS = 40  # of each task
@@ -44,24 +42,24 @@ class PromptCase:
 
     prompt: Prompt  # its claims: what is asked for
     scene: Scene  # one that shows it
-    conditions: tuple[Tensor, ...]  # (1, P), one for each guidance branch
+    conditions: Any  # (1, P) for each guidance branch
     kept: tuple[Claim, ...] = ()  # what must stay as it is in the source image
 
 
-def text_cases(tokenizer: Any, config: Config, per_task: int | None = None) -> list[PromptCase]:
+def text_cases(pipeline: Pipeline, per_task: int | None = None) -> list[PromptCase]:
     """Return the prompts in the manner of GenEval, at most `per_task` of each task; None = all."""
     most = NUMBERS if per_task is None else {k: min(n, per_task) for k, n in NUMBERS.items()}
     return [
         PromptCase(
             prompt,
             compose_varied(prompt.seed),
-            conditions(tokenizer, config, "text_to_image", prompt.text),
+            pipeline.conditioner.conditions(Request(prompt=prompt.text), 1),
         )
         for prompt in prompts(most)
     ]
 
 
-def edit_cases(networks: Networks, tokenizer: Any, per_task: int | None = None) -> list[PromptCase]:
+def edit_cases(pipeline: Pipeline, per_task: int | None = None) -> list[PromptCase]:
     """Return edits of scenes that no network was trained on, `per_task` of each task; None = NUM_EDITS."""
     number = NUM_EDITS if per_task is None else per_task
     found: dict[str, list[tuple[Prompt, Scene, Scene]]] = {task: [] for task in EDIT_TASKS}
@@ -75,33 +73,26 @@ def edit_cases(networks: Networks, tokenizer: Any, per_task: int | None = None) 
             found[asked.task].append((prompt, before, after))
         if all(len(edits) == number for edits in found.values()):
             break
-    edits = [edit for of_task in found.values() for edit in of_task]
-    sources_Bhw = encoded(
-        networks.vq, _pixels([before for _, before, _ in edits]).to(networks.device)
-    )
-    return [
-        PromptCase(
-            prompt,
-            after,
-            conditions(tokenizer, networks.model.config, "edit", prompt.text, sources=[source_1hw]),
-            kept(facts_of(before), facts_of(after)),
-        )
-        for (prompt, before, after), source_1hw in zip(edits, sources_Bhw.split(1), strict=True)
-    ]
+    cases = []
+    for prompt, before, after in (edit for of_task in found.values() for edit in of_task):
+        source_1hw = pipeline.encode(_pixels([before]))
+        request = Request(prompt=prompt.text, task="edit", sources=(source_1hw,))
+        conditions = pipeline.conditioner.conditions(request, 1)
+        all_else = kept(facts_of(before), facts_of(after))
+        cases.append(PromptCase(prompt, after, conditions, all_else))
+    return cases
 
 
-def measure(
-    row: Row, seed: int, cases: Sequence[PromptCase], networks: Networks, grid: Grid
-) -> Figures:
+def measure(row: Row, seed: int, cases: Sequence[PromptCase], subject: Subject) -> Figures:
     """Return the figures of one row and seed: seconds per image, accuracy by task, claims that hold by label."""
     seconds, facts = 0.0, []
-    if row.is_sampled:
-        facts, seconds = read_samples(networks, row, seed, cases, grid)
+    if row.num_steps:
+        facts, seconds = read_samples(subject, row, seed, cases)
     else:
-        for part in _parts(cases, networks.batch_size):
-            pixels_BCYX = _pixels([case.scene for case in part]).to(networks.device)
-            shown = through_vq(networks.vq, pixels_BCYX) if row.kind == "vq" else pixels_BCYX
-            facts += read(networks.judge, shown)
+        for part in _parts(cases, subject.batch_size):
+            pixels = _pixels([case.scene for case in part]).to(subject.pipeline.device)
+            shown = through_vq(subject.pipeline, pixels) if row.kind == "vq" else pixels
+            facts += read(subject.judge, shown)
     return {"seconds": seconds / len(cases), **scores(cases, facts)}
 
 
@@ -125,46 +116,33 @@ def _share(
     return sum(all(holds(c, fact) for c in claims(q)) for q, fact in pairs) / len(pairs)
 
 
+def by_lengths(cases: Sequence[PromptCase]) -> list[list[int]]:
+    """Group the numbers of cases whose prompts have one length: they make a batch without padding."""
+    groups: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number, case in enumerate(cases):
+        groups[tuple(c.shape[1] for c in case.conditions)].append(number)
+    return list(groups.values())
+
+
+def batched(cases: Sequence[PromptCase], numbers: Sequence[int]) -> tuple[Tensor, ...]:
+    """Return the conditions of the cases `numbers`, whose prompts have one length."""
+    branches = zip(*(cases[number].conditions for number in numbers), strict=True)
+    return tuple(torch.cat(prompts) for prompts in branches)
+
+
 def read_samples(
-    networks: Networks, row: Row, seed: int, cases: Sequence[PromptCase], grid: Grid
+    subject: Subject, row: Row, seed: int, cases: Sequence[PromptCase]
 ) -> tuple[list[Facts], float]:
     """Return what the picture of each case shows, and the seconds of sampling all of them."""
-    # A batch has prompts of one length: nothing is padded.
-    by_lengths: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-    for number, case in enumerate(cases):
-        by_lengths[tuple(c.shape[1] for c in case.conditions)].append(number)
-    groups = [p for numbers in by_lengths.values() for p in _parts(numbers, networks.batch_size)]
+    parts = [p for numbers in by_lengths(cases) for p in _parts(numbers, subject.batch_size)]
     found: dict[int, Facts] = {}
-    sample_codes(networks, row, seed, cases, groups[0][:2], grid)  # warm-up, not timed
+    subject.sample(row, batched(cases, parts[0][:2]), seed, parts[0][:2])  # warm-up, not timed
     seconds = 0.0
-    for numbers in groups:
-        codes_Bhw, taken = sample_codes(networks, row, seed, cases, numbers, grid)
-        found |= zip(numbers, read(networks.judge, decoded(networks.vq, codes_Bhw)), strict=True)
+    for numbers in parts:
+        codes_Bhw, taken = subject.sample(row, batched(cases, numbers), seed, numbers)
+        found |= zip(numbers, read(subject.judge, subject.pipeline.decode(codes_Bhw)), strict=True)
         seconds += taken
     return [found[number] for number in range(len(cases))], seconds
-
-
-def sample_codes(
-    networks: Networks,
-    row: Row,
-    seed: int,
-    cases: Sequence[PromptCase],
-    numbers: Sequence[int],
-    grid: Grid,
-) -> tuple[Tensor, float]:
-    """Return codes (B, h, w) of the cases `numbers`, whose prompts have one length, and the seconds taken."""
-    branches = zip(*(cases[number].conditions for number in numbers), strict=True)
-    result = generate(
-        networks.model.on_grid(*grid),
-        [torch.cat(prompts) for prompts in branches],
-        networks.settings(row),
-        seed=seed,
-        image_indices=numbers,
-        num_tokens=grid[0] * grid[1],
-        predictor=networks.predictor(row),
-        device=networks.device,
-    )
-    return result.codes_BL.unflatten(1, grid), result.seconds
 
 
 def _parts(items: Sequence[Any], size: int) -> list[Sequence[Any]]:

@@ -10,38 +10,30 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from experiments.judges import reader
 from experiments.judges.file import TEXT_JUDGE
-from experiments.tables.report import (
-    COST_COLUMNS,
-    Cost,
-    draw_chart,
-    head_share,
-    sampler_words,
-    table,
-)
+from experiments.tables.report import COST_COLUMNS, Cost, draw_chart, head_share, table
 from experiments.tables.rows import (
-    Networks,
+    Figures,
+    Row,
+    Subject,
     add_arguments,
     add_sampler_arguments,
-    cost_of,
-    load_networks,
+    load_pipeline,
     measured_rows,
     parse_rows,
     setting_of,
     setup_of,
+    with_options,
 )
-from experiments.tables.text_measure import PromptCase, edit_cases, measure, text_cases
-from shortcut import shipped, weights
-from shortcut.generate import needed_branches
-from shortcut.grid import usual_grid
-from shortcut.models.lumina_dimoo.prompts import load_tokenizer
-from shortcut.models.lumina_dimoo.tokenizer import NEEDED, tokenizer_folder
+from experiments.tables.text_measure import edit_cases, measure, text_cases
+from shortcut import shipped
+from shortcut.settings import usual_settings
 
 ROWS = (
     *("real", "vq"),
@@ -89,26 +81,18 @@ def add_parser(steps: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure what is not measured yet, print the tables, draw the chart. Returns 0."""
-    networks = networks_of(options)
-    model_file = weights.load(options.model, kind="model")
-    assert model_file.path is not None
-    grid, folder = usual_grid(model_file), tokenizer_folder(model_file.path)
-    tokenizer = load_tokenizer(folder, model_file.config)
-    rows = parse_rows(options.rows, networks)
-    if options.task == "edit":
-        cases = edit_cases(networks, tokenizer, options.per_task)
-    else:
-        cases = text_cases(tokenizer, model_file.config, options.per_task)
-    cases, networks = _without_unused_branches(cases, networks)
-    files = model_file.path, options.head, options.vq, options.judge, folder / NEEDED
-    setup = setup_of(files, networks, options, options.task, options.per_task)
-    measured = measured_rows(
-        options.work,
-        setup,
-        rows,
-        options.seeds,
-        lambda row, seed: measure(row, seed, cases, networks, grid),
-    )
+    subject = subject_of(options)
+    rows = parse_rows(options.rows, subject)
+    make = edit_cases if options.task == "edit" else text_cases
+    cases = make(subject.pipeline, options.per_task)
+    tokens = [[c.tolist() for c in case.conditions] for case in cases]
+    files = options.model, options.head, options.vq, options.judge
+    setup = setup_of(files, subject, options, tokens)
+
+    def measure_row(row: Row, seed: int) -> Figures:
+        return measure(row, seed, cases, subject)
+
+    measured = measured_rows(options.work, setup, rows, options.seeds, measure_row)
     by_length = sorted(cases, key=lambda case: sum(c.shape[1] for c in case.conditions))
     conditions = by_length[len(by_length) // 2].conditions
     found = []
@@ -117,56 +101,48 @@ def run(options: argparse.Namespace) -> int:
         seconds = mean(figure["seconds"] for figure in figures)
         found.append(
             TextRow(
-                **cost_of(row, seconds, networks, conditions, grid),
+                **subject.cost(row, seconds, conditions),
                 accuracies=[figure["accuracy"] for figure in figures],
                 tasks=_means([figure["tasks"] for figure in figures]),
                 labels=_means([figure["labels"] for figure in figures]),
             )
         )
-    print(markdown(found, setting_of(options, networks, num=len(cases), task=options.task)))
+    print(markdown(found))
+    prompts = "edits" if options.task == "edit" else "prompts"
+    print(
+        f"\nAccuracy: share of pictures in which the judge sees all that was asked for{TASKS[options.task]}, mean over "
+        f"the tasks. Second table: the claims one by one. {len(cases)} {prompts}, a picture of each per row and seed; "
+        f"FLOPs are those of {prompts} of median length. {setting_of(options, subject)}"
+    )
     if options.chart:
         title = "accuracy, mean over the tasks (higher is better)"
         draw_chart(options.chart, found, lambda row: row.accuracies, title)
     return 0
 
 
-def networks_of(options: argparse.Namespace) -> Networks:
-    """Load the networks. Raises ValueError if the model is not a text model."""
-    model_file = weights.load(options.model, kind="model")
-    if model_file.format.conditioning != "text":
+def subject_of(options: argparse.Namespace) -> Subject:
+    """Load pipeline and judge. Raises ValueError if the model is not a text model."""
+    pipeline = load_pipeline(options)
+    if "prompt" not in pipeline.architecture.takes:
         raise ValueError(
-            f"{model_file.name} is a {model_file.format.title}, expected a text model. For the class model use: "
-            "python -m experiments quality"
+            f"{pipeline.model_file.name} is a {pipeline.architecture.title}, expected a text model. For the class "
+            "model use: python -m experiments quality"
         )
-    defaults = weights.settings(model_file, has_sources=options.task == "edit")
-    return load_networks(options, model_file, defaults, reader.FILE.load(options.judge))
-
-
-def _without_unused_branches(
-    cases: Sequence[PromptCase], networks: Networks
-) -> tuple[list[PromptCase], Networks]:
-    """Drop guidance branches of weight 0 from both."""
-    needed = [needed_branches(case.conditions, networks.defaults.guidance) for case in cases]
-    networks = replace(networks, defaults=replace(networks.defaults, guidance=needed[0][1]))
-    pairs = zip(cases, needed, strict=True)
-    return [replace(case, conditions=tuple(kept)) for case, (kept, _) in pairs], networks
+    num_guided = 2 if options.task == "edit" else 1
+    settings = with_options(usual_settings(pipeline.model_file, num_guided=num_guided), options)
+    judge = reader.FILE.load(options.judge).to(pipeline.device)
+    return Subject(pipeline, judge, settings, options.batch)
 
 
 def _means(shares: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: mean(share[name] for share in shares) for name in shares[0]}
 
 
-def markdown(rows: Sequence[TextRow], setting: dict[str, Any]) -> str:
-    """Return accuracy by task, claims that hold by subject, and how they were measured."""
+def markdown(rows: Sequence[TextRow]) -> str:
+    """Return accuracy by task, claims that hold by subject, and the share of the head."""
     by_task = table(
         (*COST_COLUMNS, "accuracy (each seed)", *rows[0].tasks), [row.cells for row in rows]
     )
     labels = [(*r.cost_cells[:3], *(f"{share:.1%}" for share in r.labels.values())) for r in rows]
     by_label = table((*COST_COLUMNS[:3], *rows[0].labels), labels)
-    prompts = "edits" if setting["task"] == "edit" else "prompts"
-    how = (
-        f"Accuracy: share of pictures in which the judge sees all that was asked for{TASKS[setting['task']]}, mean "
-        f"over the tasks. Second table: the claims one by one. {setting['num']} {prompts}, a picture of each per row "
-        f"and seed; FLOPs are those of {prompts} of median length. {sampler_words(setting)}"
-    )
-    return "\n\n".join(filter(None, (by_task, by_label, head_share(rows), how)))
+    return "\n\n".join(filter(None, (by_task, by_label, head_share(rows))))

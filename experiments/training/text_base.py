@@ -230,7 +230,8 @@ class Training(nn.Module):
             [torch.cat(pair, 1) for pair in zip(batch.prompts, targets, strict=True)]
         )
         target_BSD = torch.cat([f[:, -target_BS.shape[1] :] for f in features])
-        return target_BSD[:, view.places(torch.arange(view.num_tokens), 0)]
+        index_L = torch.arange(view.num_tokens)
+        return target_BSD[:, view.image_positions(index_L, target_BSD.shape[1])]
 
 
 def loss_of(
