@@ -23,6 +23,7 @@ from experiments.scenes.dataset import load, to_network
 from experiments.scenes.kinds import kinds_of
 from experiments.scenes.scene import compose
 from experiments.training.readers import KINDS_WEIGHT, Readers
+from shortcut.checkpoint import fingerprint
 from shortcut.models.maskgit.transformer import Config, MaskGIT
 from shortcut.models.maskgit.vqgan import VQGAN
 from shortcut.train.cpu import sdpa_float32
