@@ -225,7 +225,7 @@ class Operations(Bare):
             weight_OI = dequantize(self.weight, self.weight_scale, input.dtype)
             return F.linear(input, weight_OI, self.bias)
 
-        def _load_from_state_dict(
+        def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
             self, state_dict: dict[str, Any], prefix: str, *others: Any
         ) -> None:
             if state_dict.pop(prefix + MARK, None) is not None:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from shortcut.weights import fingerprint
 from torch import Tensor, nn
 
 from experiments.scenes.dataset import load, to_network
