@@ -30,7 +30,7 @@ from experiments.tables import (
     text_quality,
     weight_types,
 )
-from experiments.training import base, head, text_base, text_head, vq
+from experiments.training import base, heads, text_base, vq
 from shortcut import checkpoint as checkpoints
 from shortcut import colours, shipped
 from shortcut.models import lumina_dimoo, maskgit
@@ -47,7 +47,7 @@ TEXT_TITLE = "Procedural landscapes by text, 96 x 96"
 DEFAULTS = {
     "num_steps": 32,
     "guidance": [2.8],
-    "choice_temperature": head.CHOICE_TEMPERATURE,
+    "choice_temperature": heads.CHOICE_TEMPERATURE,
     "spread": 1,
 }
 TEXT_DEFAULTS = {
@@ -153,7 +153,7 @@ def make_base(options: argparse.Namespace) -> int:
 def make_head(options: argparse.Namespace) -> int:
     """Train the shortcut head of the shipped class model and write the shipped file."""
     model_file = checkpoints.load(shipped.MODEL, kind="model")
-    checkpoints.save(shipped.HEAD, head.train(options.dir, model_file, options.device))
+    checkpoints.save(shipped.HEAD, heads.train(options.dir, model_file, options.device))
     return 0
 
 
@@ -188,10 +188,7 @@ def make_text_base(options: argparse.Namespace) -> int:
 def make_text_head(options: argparse.Namespace) -> int:
     """Train the shortcut head of the shipped text model and write the shipped file."""
     model_file = checkpoints.load(shipped.TEXT_MODEL, kind="model")
-    tokenizer = load_tokenizer(shipped.TEXT_FOLDER, model_file.config)
-    network, figures = text_head.train(options.dir, model_file, tokenizer)
-    about = {"title": TEXT_TITLE, "model_fingerprint": model_file.fingerprint, "trained": figures}
-    ship(network, shipped.TEXT_HEAD, lumina_dimoo.ARCHITECTURE.head, **about)
+    checkpoints.save(shipped.TEXT_HEAD, heads.train_text(options.dir, model_file))
     return 0
 
 

@@ -24,7 +24,7 @@ import torch
 
 from experiments.judges import attributes
 from experiments.judges.file import JUDGE
-from experiments.tables.ablation_heads import HeadLab
+from experiments.tables.ablation_heads import HeadLab, described
 from experiments.tables.frechet import Gaussian
 from experiments.tables.quality_measure import (
     FIRST_REFERENCE_SEED,
@@ -32,21 +32,21 @@ from experiments.tables.quality_measure import (
     judge_scenes,
     measure,
 )
-from experiments.tables.report import Cost, sampler_words, table
+from experiments.tables.report import Cost, table
 from experiments.tables.rows import (
-    DTYPES,
     Figures,
-    Networks,
     Row,
+    Subject,
     add_arguments,
-    cost_of,
+    load_pipeline,
     measured_rows,
     setting_of,
     setup_of,
 )
-from shortcut import shipped, weights
-from shortcut.checkpoint import Checkpoint
-from shortcut.grid import usual_grid
+from experiments.training import heads
+from shortcut import checkpoint as checkpoints
+from shortcut import shipped
+from shortcut.settings import usual_settings
 from shortcut.train.head import initialised
 from shortcut.train.learn import HeadPlan
 
@@ -82,8 +82,8 @@ def taught(*num_steps: int) -> Change:
     """Return the change to teacher's runs with these numbers of steps."""
 
     def change(plan: HeadPlan) -> HeadPlan:
-        runs = tuple(replace(plan.teaching.runs[0], num_steps=n) for n in num_steps)
-        return replace(plan, teaching=replace(plan.teaching, runs=runs))
+        runs = tuple(replace(plan.rollouts.runs[0], num_steps=n) for n in num_steps)
+        return replace(plan, rollouts=replace(plan.rollouts, runs=runs))
 
     return change
 
@@ -92,7 +92,7 @@ def smaller_batches(times: int) -> Change:
     """Return the change to `times` as many iterations with batches `times` smaller."""
 
     def change(plan: HeadPlan) -> HeadPlan:
-        recipe, teaching = plan.recipe, plan.teaching
+        recipe, rollouts = plan.recipe, plan.rollouts
         recipe = replace(
             recipe,
             iterations=recipe.iterations * times,
@@ -100,12 +100,12 @@ def smaller_batches(times: int) -> Change:
             warmup=recipe.warmup * times,
             ema=1 - (1 - recipe.ema) / times,
         )
-        teaching = replace(
-            teaching,
-            iterations_per_run=teaching.iterations_per_run * times,
-            windows_per_batch=teaching.windows_per_batch // times,
+        rollouts = replace(
+            rollouts,
+            iterations_per_run=rollouts.iterations_per_run * times,
+            windows_per_batch=rollouts.windows_per_batch // times,
         )
-        return replace(plan, recipe=recipe, teaching=teaching)
+        return replace(plan, recipe=recipe, rollouts=rollouts)
 
     return change
 
@@ -114,10 +114,10 @@ CHANGES: dict[str, Change] = {
     "base": changed(),
     "another-seed": changed(recipe={"seed": 1}),
     **{
-        f"stepwise-{n}": changed(config={"from_full": False}, teaching={"max_chain": n})
+        f"stepwise-{n}": changed(config={"from_full": False}, rollouts={"max_chain": n})
         for n in (1, 2, 4, 8)
     },
-    **{f"from-full-{n}": changed(teaching={"max_chain": n}) for n in (1, 2, 4, 8)},
+    **{f"from-full-{n}": changed(rollouts={"max_chain": n}) for n in (1, 2, 4, 8)},
     "small-batches": smaller_batches(4),
     "no-kl": changed(objective={"guided_kl": 0.0}),
     "kl-0.3": changed(objective={"guided_kl": 0.3}),
@@ -210,13 +210,11 @@ def run(options: argparse.Namespace) -> int:
     """
     if unknown := [name for name in options.rows if name not in ROWS]:
         raise ValueError(f"there is no row {unknown[0]!r}. Expected some of: {', '.join(ROWS)}.")
-    model_file = weights.load(options.model, kind="model")
-    lab = HeadLab.of_classes(options, model_file)
-    pictures = Pictures(options, lab, networks_of(options, model_file))
+    pictures = Pictures(options)
     rows = [pictures.row(name) for name in options.rows if name not in TEXT_CHANGES]
     if text_rows := [name for name in options.rows if name in TEXT_CHANGES]:
-        lab = HeadLab.of_text(options)
-        rows += [text_row(name, options, lab) for name in text_rows]
+        text = TextErrors(options)
+        rows += [text.row(name) for name in text_rows]
     print(table(COLUMNS, [row.cells for row in rows]), NOTE, sep="\n\n")
     if used := [name for name in options.rows if name in TAUGHT]:
         columns = ("error at use in", *(f"{n} steps" for n in USED))
@@ -224,162 +222,136 @@ def run(options: argparse.Namespace) -> int:
         print(f"\n{table(columns, cells)}\n\nError {USED_CHAIN} steps after a full pass.")
     print(
         f"\n{options.iterations} iterations; {options.num} pictures per row and seed, {options.num_reference} scenes. "
-        f"{sampler_words(setting_of(options, pictures.networks))}"
+        f"{setting_of(options, pictures.subject)}"
     )
     return 0
 
 
-class Pictures:
-    """Judge heads of the class model, also by the pictures that they make."""
+class TextErrors:
+    """Compare heads of the shipped text model with it on held-out runs."""
 
-    def __init__(self, options: argparse.Namespace, lab: HeadLab, networks: Networks):
-        self.options, self.lab, self.networks = options, lab, networks
+    changes = TEXT_CHANGES
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        shipped_text = argparse.Namespace(**vars(options) | {"model": shipped.TEXT_MODEL})
+        self._load(shipped_text, shipped.TEXT_MODEL)
+        plan = heads.text_plan(self.subject.pipeline.model_file)
+        self.lab = self._lab(shipped.TEXT_MODEL, plan)
+
+    def _load(self, options: argparse.Namespace, model: Path) -> None:
+        pipeline = load_pipeline(options)
+        # By confidence alone, as in the paper, so that pictures show all that a head gets wrong.
+        settings = replace(usual_settings(pipeline.model_file), spread=0)
+        self.subject = Subject(pipeline, None, settings, options.batch)
+
+    def _lab(self, model: Path, plan: HeadPlan) -> HeadLab:
+        options, model_file = self.options, checkpoints.load(model, kind="model")
+        return HeadLab.of(options.work, model_file, plan, options.device, options.iterations)
+
+    def row(self, name: str) -> AblationRow:
+        """Return a row of the table; what is missing for it is made."""
+        plan = self.changes[name](self.lab.base) if name in self.changes else None
+        row = REFERENCES[name] if plan is None else self.row_within(plan)
+        figures = self.figures(name, plan, row)
+        chains = [entry for entry in figures[0]["chains"] or () if entry["chain"] in CHAINS]
+        reuse = [1.0] * len(CHAINS) if row.kind == "reuse" else []
+        return AblationRow(
+            **self.cost(row, plan),
+            name=name,
+            errors=reuse or [entry["error"] for entry in chains],
+            divergences=reuse or [entry["kl"] / entry["kl_reuse"] for entry in chains],
+            distances=[figure["distance"] for figure in figures if "distance" in figure],
+        )
+
+    def figures(self, name: str, plan: HeadPlan | None, row: Row) -> list[Figures]:
+        """Return `chains`, what `evaluate` says of the head."""
+        assert plan is not None, "a reference needs pictures"
+        return [{"chains": self.chains(name, plan, [NUM_STEPS], max(CHAINS))[0]}]
+
+    def chains(
+        self, name: str, plan: HeadPlan, num_steps: Sequence[int], max_chain: int
+    ) -> list[list[dict[str, float]]]:
+        """Return what `evaluate` says of a row's head on held-out runs of these numbers of steps."""
+
+        def measure_row(row: Row, seed: int) -> Figures:
+            head = self._head(name, plan, torch.float32)
+            return {"chains": self.lab.compare(head, row.num_steps, max_chain)}
+
+        rows = [Row("reuse", n, max_chain) for n in num_steps]  # named by the runs alone
+        setup = setup_of(
+            (), self.subject, self.options, self.lab.model_file.fingerprint, described(plan)
+        )
+        found = measured_rows(self.options.work, setup, rows, [0], measure_row)
+        return [found[row.name, 0]["chains"] for row in rows]
+
+    def _head(self, name: str, plan: HeadPlan, dtype: torch.dtype) -> Any:
+        device = self.subject.pipeline.device
+        return checkpoints.build(self.lab.trained(name, plan), dtype=dtype, device=device)
+
+    def row_within(self, plan: HeadPlan) -> Row:
+        """Return the row of a head whose number of full passes brings its FLOPs nearest to `BUDGET`."""
+        budget = self.cost(Row("vanilla", BUDGET, BUDGET), None)["flops"]
+        tried = self.cost(Row("shortcut", NUM_STEPS, BUDGET), plan)
+        in_head = tried["flops_head"] / (NUM_STEPS - BUDGET)
+        num_fewer = (tried["flops"] - budget) / (tried["flops_full"] / BUDGET - in_head)
+        return Row("shortcut", NUM_STEPS, max(1, BUDGET - round(num_fewer)))
+
+    def cost(self, row: Row, plan: HeadPlan | None) -> dict[str, Any]:
+        """Return the fields of `Cost` of a row with a head of this plan."""
+        head = None if plan is None else initialised(plan.layout, plan.config, 0)
+        _, conditions, _ = self.lab.teacher.draw((self.subject.settings,), 1, (0,))
+        return self._with_head(head).cost(row, 0.0, conditions)
+
+    def _with_head(self, head: Any) -> Subject:
+        return replace(self.subject, pipeline=replace(self.subject.pipeline, head=head))
+
+
+class Pictures(TextErrors):
+    """Compare heads of the class model with it, and judge the pictures that they make."""
+
+    changes = CHANGES
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self._load(options, options.model)
+        config = self.subject.pipeline.model_file.config
+        if getattr(config, "num_classes", 0) != NUM_CLASSES:
+            raise ValueError(
+                f"{options.model} does not have the {NUM_CLASSES} classes of the scenes. Only models of the scenes can "
+                "be judged."
+            )
+        judge = attributes.FILE.load(options.judge).to(self.subject.pipeline.device)
+        self.subject = replace(self.subject, judge=judge)
+        self.lab = self._lab(options.model, heads.PLAN)
 
     @cached_property
     def reference(self) -> Gaussian:
         """Return what pictures are compared with."""
         num = self.options.num_reference
-        return Gaussian.of(judge_scenes(self.networks, FIRST_REFERENCE_SEED, num)[0])
-
-    def row(self, name: str) -> AblationRow:
-        """Return a row of the table; what is missing for it is made."""
-        plan = CHANGES[name](self.lab.base) if name in CHANGES else None
-        row = REFERENCES[name] if plan is None else row_within(plan, self.lab, self.networks)
-        figures = self.figures(name, plan, row)
-        return ablation_row(name, row, plan, self.lab, self.networks, figures)
+        return Gaussian.of(judge_scenes(self.subject, FIRST_REFERENCE_SEED, num)[0])
 
     def figures(self, name: str, plan: HeadPlan | None, row: Row) -> list[Figures]:
-        """Return `quality_measure.measure` of each seed, with `chains`, which are alike for all seeds."""
+        """Return `quality_measure.measure` of each seed, with `chains`."""
         options = self.options
+        chains = None if plan is None else super().figures(name, plan, row)[0]["chains"]
 
         @cache
-        def head(dtype: torch.dtype) -> Any:
-            trained = None if plan is None else self.lab.trained(name, plan)
-            return trained and weights.build(trained, dtype=dtype, device=self.networks.device)
-
-        @cache
-        def chains() -> list[dict[str, float]]:
-            network = head(torch.float32)
-            return network and self.lab.compare(network, NUM_STEPS, max(CHAINS))
+        def subject() -> Subject:
+            dtype = self.subject.pipeline.model.dtype
+            return self._with_head(None if plan is None else self._head(name, plan, dtype))
 
         def measure_row(row: Row, seed: int) -> Figures:
             logger.info("%s, seed %d", name, seed)
-            networks = replace(self.networks, head=head(self.networks.model.dtype))
-            compared_with = {"distance": self.reference}
-            return {"chains": chains(), **measure(row, seed, options.num, networks, compared_with)}
+            return measure(row, seed, options.num, subject(), {"distance": self.reference})
 
-        found = measured_rows(options.work, self._setup(plan), [row], options.seeds, measure_row)
-        return [found[row.name, seed] for seed in options.seeds]
+        files = options.model, options.vq, options.judge
+        more = options.num, options.num_reference, described(plan)
+        setup = setup_of(files, self.subject, options, *more)
+        found = measured_rows(options.work, setup, [row], options.seeds, measure_row)
+        return [{**found[row.name, seed], "chains": chains} for seed in options.seeds]
 
     def errors_at_use(self, name: str) -> list[float]:
-        """Return the error, by `USED`, of a row's head in runs of other numbers of steps."""
-        plan = CHANGES[name](self.lab.base)
-
-        def measure_row(row: Row, seed: int) -> Figures:
-            trained = self.lab.trained(name, plan)
-            head = weights.build(trained, dtype=torch.float32, device=self.networks.device)
-            return {"chains": self.lab.compare(head, row.num_steps, USED_CHAIN)}
-
-        rows = [Row("reuse", num_steps, 1) for num_steps in USED]  # named by their steps alone
-        setup = f"{self._setup(plan)} used"
-        found = measured_rows(self.options.work, setup, rows, [0], measure_row)
-        return [found[row.name, 0]["chains"][-1]["error"] for row in rows]
-
-    def _setup(self, plan: HeadPlan | None) -> str:
-        options = self.options
-        files = options.model, options.vq, options.judge
-        return setup_of(files, self.networks, options, options.num, options.num_reference, plan)
-
-
-def text_row(name: str, options: argparse.Namespace, lab: HeadLab) -> AblationRow:
-    """Return a row of the text model's head, by its errors alone."""
-    plan = TEXT_CHANGES[name](lab.base)
-    device = torch.device(options.device)
-    networks = Networks(
-        model=weights.build(lab.model_file, dtype=DTYPES[options.dtype], device=device),
-        head=None,
-        vq=None,
-        judge=None,
-        defaults=weights.settings(lab.model_file),
-        device=device,
-        batch_size=options.batch,
-    )
-
-    def measure_row(row: Row, seed: int) -> Figures:
-        head = weights.build(lab.trained(name, plan), dtype=torch.float32, device=device)
-        return {"chains": lab.compare(head, NUM_STEPS, max(CHAINS)), "seconds": 0.0}
-
-    setup = setup_of((shipped.TEXT_MODEL,), networks, options, plan)
-    row = row_within(plan, lab, networks)
-    found = measured_rows(options.work, setup, [row], [0], measure_row)
-    return ablation_row(name, row, plan, lab, networks, [found[row.name, 0]])
-
-
-def row_within(plan: HeadPlan, lab: HeadLab, networks: Networks) -> Row:
-    """Return the row of a head whose number of full passes brings its FLOPs nearest to `BUDGET`."""
-    budget = _cost(Row("vanilla", BUDGET, BUDGET), 0.0, None, lab, networks)["flops"]
-    tried = _cost(Row("shortcut", NUM_STEPS, BUDGET), 0.0, plan, lab, networks)
-    in_head = tried["flops_head"] / (NUM_STEPS - BUDGET)
-    num_fewer = (tried["flops"] - budget) / (tried["flops_full"] / BUDGET - in_head)
-    return Row("shortcut", NUM_STEPS, max(1, BUDGET - round(num_fewer)))
-
-
-def ablation_row(
-    name: str,
-    row: Row,
-    plan: HeadPlan | None,
-    lab: HeadLab,
-    networks: Networks,
-    figures: Sequence[Figures],
-) -> AblationRow:
-    """Return a row of the table.
-
-    Args:
-        plan: of the head; None = the row has none.
-        figures: of each seed; `distance` only where pictures were made.
-    """
-    seconds = mean(figure["seconds"] for figure in figures)
-    chains = [entry for entry in figures[0]["chains"] or () if entry["chain"] in CHAINS]
-    reuse = [1.0] * len(CHAINS) if row.kind == "reuse" else []
-    return AblationRow(
-        **_cost(row, seconds, plan, lab, networks),
-        name=name,
-        errors=reuse or [entry["error"] for entry in chains],
-        divergences=reuse or [entry["kl"] / entry["kl_reuse"] for entry in chains],
-        distances=[figure["distance"] for figure in figures if "distance" in figure],
-    )
-
-
-def _cost(
-    row: Row, seconds: float, plan: HeadPlan | None, lab: HeadLab, networks: Networks
-) -> dict[str, Any]:
-    """Return the fields of `Cost` of a row with a head of this plan."""
-    if plan is not None:
-        networks = replace(networks, head=initialised(plan.config, 0))
-    _, conditions, _ = lab.teacher.draw((networks.defaults,), 1, (0,))
-    return cost_of(row, seconds, networks, conditions, usual_grid(lab.model_file))
-
-
-def networks_of(options: argparse.Namespace, model_file: Checkpoint) -> Networks:
-    """Load what samples and judges pictures, still without a head.
-
-    Raises:
-        ValueError: the model does not make scenes.
-    """
-    if getattr(model_file.config, "num_classes", 0) != NUM_CLASSES:
-        raise ValueError(
-            f"{options.model} does not have the {NUM_CLASSES} classes of the scenes. Only models of the scenes can be "
-            "judged."
-        )
-    device = torch.device(options.device)
-    vq_file = weights.load(options.vq, kind="vq")
-    return Networks(
-        model=weights.build(model_file, dtype=DTYPES[options.dtype], device=device),
-        head=None,
-        vq=weights.build(vq_file, dtype=torch.float32, device=device),
-        judge=attributes.FILE.load(options.judge).to(device),
-        # By confidence alone, as in the paper, so that pictures show all that a head gets wrong.
-        defaults=replace(weights.settings(model_file), spread=0),
-        device=device,
-        batch_size=options.batch,
-    )
+        """Return the error of a row's head in runs of other numbers of steps, by `USED`."""
+        found = self.chains(name, CHANGES[name](self.lab.base), USED, USED_CHAIN)
+        return [chains[-1]["error"] for chains in found]

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import logging
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from experiments.training import head as class_head
-from experiments.training import text_head
-from shortcut import shipped, weights
+from experiments.training import heads
+from shortcut import checkpoint as checkpoints
 from shortcut.checkpoint import Checkpoint
-from shortcut.models.lumina_dimoo.prompts import load_tokenizer
 from shortcut.train.evaluate import evaluate, held_out_runs
 from shortcut.train.learn import HeadPlan, learn
 from shortcut.train.record import Trajectories
-from shortcut.train.teacher import RUNS, Teacher, teacher_of
+from shortcut.train.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
-STRIDE = 3  # steps between the points of a run where heads are compared with it
+
+@dataclass(frozen=True, kw_only=True)
+class SharedTeacher(Teacher):
+    """A teacher that keeps its runs: rows that are shown the same run share it."""
+
+    kept: dict[Any, Trajectories] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, teacher: Teacher) -> SharedTeacher:
+        """Return the teacher with an empty memory."""
+        return cls(**{item.name: getattr(teacher, item.name) for item in fields(teacher)})
+
+    def run(self, runs: Any, num_images: int, seed: Any, *rest: Any, **where: Any) -> Trajectories:
+        """Return a run as `Teacher.run`, made once."""
+        key = tuple(runs), num_images, seed
+        if key not in self.kept:
+            self.kept[key] = Teacher.run(self, runs, num_images, seed, *rest, **where)
+        return self.kept[key]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,89 +46,50 @@ class HeadLab:
     model_file: Checkpoint
     base: HeadPlan
     teacher: Teacher
-    held_out: dict[int, Trajectories] = field(default_factory=dict)  # by their number of steps
-    shown: dict[Any, Trajectories] = field(default_factory=dict)  # to learn from
 
     @classmethod
-    def of_classes(cls, options: argparse.Namespace, model_file: Checkpoint) -> HeadLab:
-        """Return the lab of the class model."""
-        base = base_plan(model_file, options.iterations)
-        return cls._of(options, model_file, base)
-
-    @classmethod
-    def of_text(cls, options: argparse.Namespace) -> HeadLab:
-        """Return the lab of the shipped text model, with the captions that its own head learned from."""
-        model_file = weights.load(shipped.TEXT_MODEL, kind="model")
-        tokenizer = load_tokenizer(shipped.TEXT_FOLDER, model_file.config)
-        base = text_plan(model_file, options.iterations)
-        captions = text_head.captions()
-        return cls._of(options, model_file, base, tokenizer=tokenizer, prompts=captions)
-
-    @classmethod
-    def _of(
-        cls, options: argparse.Namespace, model_file: Checkpoint, base: HeadPlan, **conditions: Any
+    def of(
+        cls, work: Path, model_file: Checkpoint, base: HeadPlan, device: str, iterations: int
     ) -> HeadLab:
-        network = weights.build(model_file, dtype=torch.float32, device=options.device)
-        how = {"autocast": base.recipe.autocast, "device": options.device}
-        teacher = teacher_of(model_file, network, **conditions, **how)
-        return cls(work=options.work, model_file=model_file, base=base, teacher=teacher)
+        """Return the lab of a model: `base` is fitted to its width and shortened."""
+        base = cut(widened(base, model_file.config.width), iterations)
+        teacher = SharedTeacher.of(heads.teacher_for(model_file, base, device))
+        return cls(work=work, model_file=model_file, base=base, teacher=teacher)
 
     def trained(self, name: str, plan: HeadPlan) -> Checkpoint:
         """Return the head of a row; it is trained if the folder of work does not have it."""
-        what = repr((self.model_file.fingerprint, plan))
+        what = f"{self.model_file.fingerprint} {described(plan)}"
         mark = hashlib.sha256(what.encode()).hexdigest()[:8]
         path = self.work / f"{name}-{mark}.safetensors"
         if not path.exists():
             logger.info("training %s", path.stem)
+            checkpoint = path.with_suffix(".ckpt")
             head = learn(
-                self.teacher,
-                self.model_file,
-                plan,
-                source=partial(self._run_of, plan),
-                checkpoint=path.with_suffix(".ckpt"),
-                is_judged=False,
+                self.teacher, self.model_file, plan, checkpoint=checkpoint, is_judged=False
             )
-            weights.save(path, head)
-        return weights.load(path, kind="head")
-
-    def _run_of(self, plan: HeadPlan, number: int) -> Trajectories:
-        """Return a run to learn from; rows that are shown the same run share it."""
-        runs, num_images = plan.teaching.runs, plan.teaching.images_per_run
-        seed = (plan.recipe.seed, RUNS, number)
-        key = runs, num_images, seed
-        if key not in self.shown:
-            self.shown[key] = self.teacher.run(runs, num_images, seed)
-        return self.shown[key]
+            checkpoints.save(path, head)
+        return checkpoints.load(path, kind="head")
 
     def compare(self, head: Any, num_steps: int, max_chain: int) -> list[dict[str, float]]:
         """Evaluate a head on a held-out run of `num_steps` steps."""
-        if num_steps not in self.held_out:
-            settings = replace(self.base.teaching.runs[0], num_steps=num_steps)
-            teaching = replace(self.base.teaching, runs=(settings,))
-            (self.held_out[num_steps],) = held_out_runs(self.teacher, self.base.recipe, teaching)
-        return evaluate(head, self.teacher.model, self.held_out[num_steps], max_chain, STRIDE)
+        rollouts = self.base.rollouts
+        runs = (replace(rollouts.runs[0], num_steps=num_steps),)
+        seed, num_images = self.base.recipe.seed, rollouts.images_per_run
+        (run,) = held_out_runs(self.teacher, runs, num_images, seed)
+        return evaluate(head, self.teacher.model, run, max_chain)
 
 
-def base_plan(model_file: Checkpoint, iterations: int) -> HeadPlan:
-    """Return the recipe of the shipped class head in fewer iterations, for a model of any width."""
-    shipped_head, model_width = class_head.PLAN.config, model_file.config.width
-    share = shipped_head.width / shipped_head.model_width / shipped_head.num_heads
-    width = shipped_head.num_heads * round(model_width * share)
-    config = replace(shipped_head, model_width=model_width, width=width)
-    return cut(replace(class_head.PLAN, config=config), iterations)
+def described(plan: HeadPlan | None) -> str:
+    """Return a text that tells plans apart."""
+    return "" if plan is None else f"{plan.config} {plan.recipe} {plan.rollouts} {plan.objective}"
 
 
-def text_plan(model_file: Checkpoint, iterations: int) -> HeadPlan:
-    """Return the recipe of the shipped text head in fewer iterations."""
-    settings = weights.settings(model_file)
-    runs = tuple(replace(settings, num_steps=n) for n in text_head.NUM_STEPS)
-    plan = HeadPlan(
-        config=replace(text_head.CONFIG, model_width=model_file.config.width),
-        recipe=text_head.RECIPE,
-        teaching=replace(text_head.TEACHING, runs=runs),
-        objective=text_head.OBJECTIVE,
-    )
-    return cut(plan, iterations)
+def widened(plan: HeadPlan, model_width: int) -> HeadPlan:
+    """Return the plan for a model of another width, its head in proportion."""
+    config = plan.config
+    share = config.width / config.model_width / config.num_heads
+    width = config.num_heads * round(model_width * share)
+    return replace(plan, config=replace(config, model_width=model_width, width=width))
 
 
 def cut(plan: HeadPlan, iterations: int) -> HeadPlan:

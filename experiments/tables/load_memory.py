@@ -147,7 +147,9 @@ def convert(path: Path, out: Path, dtype: torch.dtype | None) -> None:
 
 def add_parser(steps: Any) -> None:
     """Add `load-memory` to the command line."""
-    about = "measure the memory of loading Lumina-DiMOO on a synthetic checkpoint: a table (a minute)"
+    about = (
+        "measure the memory of loading Lumina-DiMOO on a synthetic checkpoint: a table (a minute)"
+    )
     parser = steps.add_parser("load-memory", help=about, description=about)
     parser.add_argument("--layers", type=int, default=3, help="of 0.44 GB each, beside 2.2 GB")
     parser.add_argument("--dir", type=Path, help="where to write; default: the temporary folder")

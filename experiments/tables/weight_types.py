@@ -1,64 +1,79 @@
 """Measure what smaller weights cost the shipped text model: python -m experiments weight-types
 
-For each type of weights the memory they take, the accuracy of vanilla pictures of the prompts that `text-quality` asks
-(as there, by the judge), and how near the model stays to itself in float32: in every step of a run, float32 is shown
-the same tokens and the same noise, and asked what it would reveal.
+For each type of weights: the memory they take, the accuracy of vanilla pictures of the prompts of `text-quality`, and
+how near the model stays to itself in float32. In every step of a run, float32 sees the same tokens and the same noise,
+and says what it would reveal.
 
-    B  images    P  prompt tokens    h, w  rows, columns of codes
+    B  images    L  image tokens    N  tokens masked before a step    K  tokens it reveals    V  codebook size
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from experiments.judges import reader
 from experiments.judges.file import TEXT_JUDGE
-from experiments.tables.quality_measure import decoded
 from experiments.tables.report import table
-from experiments.tables.text_measure import PromptCase, scores, text_cases
-from shortcut import shipped, weights
-from shortcut.checkpoint import Checkpoint
-from shortcut.cli.files import DTYPES
-from shortcut.generate import generate
+from experiments.tables.rows import DTYPES
+from experiments.tables.text_measure import PromptCase, batched, by_lengths, scores, text_cases
+from shortcut import Pipeline, shipped
+from shortcut import checkpoint as checkpoints
+from shortcut.denoiser import Tokens, guided_logits, image_features, positions
 from shortcut.grid import Grid, usual_grid
-from shortcut.models.lumina_dimoo.prompts import load_tokenizer
+from shortcut.models.architecture import Branches, GridModel
 from shortcut.noise import Noise
-from shortcut.sampler import Trace
-from shortcut.schedule import Settings, plan
-from shortcut.train.evaluate import Oversight
+from shortcut.sampler import Trace, decide
+from shortcut.schedule import Settings, num_draws, plan
+from shortcut.settings import usual_settings
+from shortcut.train.loss import divergence
 
 COLUMNS = ("weights", "MB", "accuracy", "tokens as in float32", "cosine", "divergence")
 FLOAT8 = "float8_e4m3fn"
+WEIGHTS = {**DTYPES, FLOAT8: torch.float8_e4m3fn}
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A type of weights and what became of the model; shares in [0, 1]."""
+class Comparison:
+    """A step hook that asks another model, in every step, what it would have done.
 
-    name: str
-    megabytes: float
-    accuracy: float
-    same: float
-    cosine: float
-    divergence: float
+    It draws with the same noise, so a token counts as the same if the other model would have revealed that position in
+    that step, with that code.
+    """
 
-    @property
-    def cells(self) -> tuple[str, ...]:
-        """Return the row's text, by COLUMNS."""
-        shares = (f"{self.accuracy:.1%}", f"{self.same:.1%}")
-        return (
-            self.name,
-            f"{self.megabytes:.1f}",
-            *shares,
-            f"{self.cosine:.4f}",
-            f"{self.divergence:.4f}",
+    def __init__(self, model: GridModel, conditions: Branches, noise: Noise):
+        self.model, self.conditions, self.noise = model, conditions, noise
+        self.num_same = self.num_tokens = self.num_steps = 0
+        self.cosine = 0.0  # of the first branch's features, summed over the steps
+        self.divergence = 0.0  # of the guided codes, summed over the tokens revealed
+
+    def __call__(self, trace: Trace) -> None:
+        step, revealed = trace.step, trace.revealed
+        is_masked_BL = trace.is_masked_BL.scatter(1, revealed.index_BK, True)
+        index_BN = positions(is_masked_BL, step.num_masked)
+        tokens = Tokens(trace.codes_BL, is_masked_BL, index_BN)
+        features = self.model.features(tokens.codes_BL, is_masked_BL, self.conditions, step)
+        logits_BNV = guided_logits(self.model, features, step.guidance, index_BN)
+        wanted = decide(replace(trace.denoised, logits_BNV=logits_BNV), step, index_BN, self.noise)
+        wanted_BL = torch.full_like(trace.codes_BL, -1)
+        wanted_BL.scatter_(1, wanted.index_BK, wanted.codes_BK)
+        is_same_BK = wanted_BL.gather(1, revealed.index_BK) == revealed.codes_BK
+        self.num_same += int(is_same_BK.sum())
+        self.num_tokens += is_same_BK.numel()
+        self.num_steps += 1
+        found = trace.denoised.features[0]
+        first = (image_features(self.model, f, index_BN).float() for f in (found, features[0]))
+        self.cosine += float(torch.cosine_similarity(*first, dim=-1).mean())
+        place_BK1 = torch.searchsorted(index_BN.contiguous(), revealed.index_BK).unsqueeze(-1)
+        found_BKV, wanted_BKV = (
+            x.gather(1, place_BK1.expand(-1, -1, x.shape[-1]))
+            for x in (trace.denoised.logits_BNV, logits_BNV)
         )
+        self.divergence += float(divergence(found_BKV, wanted_BKV)) * is_same_BK.numel()
 
 
 def add_parser(steps: Any) -> None:
@@ -74,12 +89,11 @@ def add_parser(steps: Any) -> None:
 @torch.no_grad()
 def run(options: argparse.Namespace) -> int:
     """Print the table. Returns 0."""
-    model_file = weights.load(shipped.TEXT_MODEL, kind="model")
-    tokenizer = load_tokenizer(shipped.TEXT_FOLDER, model_file.config)
-    cases = text_cases(tokenizer, model_file.config, options.per_task)
-    settings = replace(weights.settings(model_file), num_steps=options.steps)
-    lines = [measure(name, model_file, cases, settings, options.seed) for name in DTYPES]
-    print(table(COLUMNS, [line.cells for line in lines]))
+    pipeline = Pipeline.load("scenes text")
+    cases = text_cases(pipeline, options.per_task)
+    settings = replace(usual_settings(pipeline.model_file), num_steps=options.steps)
+    rows = [measure(name, pipeline, cases, settings, options.seed) for name in WEIGHTS]
+    print(table(COLUMNS, rows))
     print(
         f"\nVanilla, {options.steps} steps, {len(cases)} prompts, seed {options.seed}; float8 computes in bfloat16."
     )
@@ -87,66 +101,44 @@ def run(options: argparse.Namespace) -> int:
 
 
 def measure(
-    name: str, model_file: Checkpoint, cases: Sequence[PromptCase], settings: Settings, seed: int
-) -> Line:
-    """Compare the model with weights of the type `name` with itself in float32."""
-    exact: Any = weights.build(model_file, dtype=torch.float32)
-    file = weights.cast(model_file, DTYPES[name])
-    dtype = torch.bfloat16 if name == FLOAT8 else DTYPES[name]
-    model: Any = weights.build(file, dtype=dtype)
-    vq: Any = weights.build(weights.load(shipped.VQ, kind="vq"), dtype=torch.float32)
-    judge, grid = reader.FILE.load(TEXT_JUDGE), usual_grid(model_file)
+    name: str, exact: Pipeline, cases: Sequence[PromptCase], settings: Settings, seed: int
+) -> tuple[str, ...]:
+    """Compare the model with weights of the type `name` with itself in float32. Returns the cells of a row."""
+    file = checkpoints.cast(checkpoints.load(shipped.TEXT_MODEL, kind="model"), WEIGHTS[name])
+    dtype = torch.bfloat16 if name == FLOAT8 else WEIGHTS[name]
+    tested = replace(exact, model=checkpoints.build(file, dtype=dtype), head=None)
+    judge, grid = reader.FILE.load(TEXT_JUDGE), usual_grid(exact.model_file)
     found, seen = {}, []
     for numbers in by_lengths(cases):
-        codes_Bhw, comparison = sampled(model, exact, cases, numbers, settings, seed, grid)
-        found |= zip(numbers, reader.read(judge, decoded(vq, codes_Bhw)), strict=True)
+        codes_Bhw, comparison = sampled(tested, exact, cases, numbers, settings, seed, grid)
+        found |= zip(numbers, reader.read(judge, tested.decode(codes_Bhw)), strict=True)
         seen.append(comparison)
-    num_predicted = sum(c.num_predicted for c in seen)
-    return Line(
-        name=name,
-        megabytes=sum(tensor.nbytes for tensor in file.tensors.values()) / 1e6,
-        accuracy=scores(cases, [found[n] for n in range(len(cases))])["accuracy"],
-        same=sum(c.num_same for c in seen) / num_predicted,
-        cosine=sum(c.cosine for c in seen) / sum(c.num_steps for c in seen),
-        divergence=sum(c.divergence for c in seen) / num_predicted,
+    num_tokens = sum(c.num_tokens for c in seen)
+    return (
+        name,
+        f"{sum(tensor.nbytes for tensor in file.tensors.values()) / 1e6:.1f}",
+        f"{scores(cases, [found[n] for n in range(len(cases))])['accuracy']:.1%}",
+        f"{sum(c.num_same for c in seen) / num_tokens:.1%}",
+        f"{sum(c.cosine for c in seen) / sum(c.num_steps for c in seen):.4f}",
+        f"{sum(c.divergence for c in seen) / num_tokens:.4f}",
     )
 
 
-def by_lengths(cases: Sequence[PromptCase]) -> list[list[int]]:
-    """Group the numbers of cases whose prompts have one length: they make a batch without padding."""
-    groups: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-    for number, case in enumerate(cases):
-        groups[tuple(c.shape[1] for c in case.conditions)].append(number)
-    return list(groups.values())
-
-
 def sampled(
-    model: Any,
-    exact: Any,
+    tested: Pipeline,
+    exact: Pipeline,
     cases: Sequence[PromptCase],
     numbers: Sequence[int],
     settings: Settings,
     seed: int,
     grid: Grid,
-) -> tuple[torch.Tensor, Oversight]:
-    """Return codes (B, h, w) by `model`, and how near each of its steps was to a step of `exact`."""
-    branches = zip(*(cases[number].conditions for number in numbers), strict=True)
-    conditions = [torch.cat(prompts) for prompts in branches]
-    num_tokens = grid[0] * grid[1]
-    num_steps = len(plan(settings, num_tokens, num_tokens))
-    noise = Noise.draw(seed, numbers, num_steps, num_tokens, "cpu")
-    seen = Oversight(exact.on_grid(*grid), conditions, noise)
-
-    def on_step(trace: Trace) -> None:
-        seen(replace(trace, denoised=replace(trace.denoised, was_full=False)))
-
-    result = generate(
-        model.on_grid(*grid),
-        conditions,
-        settings,
-        seed=seed,
-        image_indices=numbers,
-        num_tokens=num_tokens,
-        on_step=on_step,
+) -> tuple[Tensor, Comparison]:
+    """Return codes (B, h, w) of the cases `numbers`, and how near each step was to a step of `exact`."""
+    conditions, num_tokens = batched(cases, numbers), grid[0] * grid[1]
+    steps = plan(settings, num_tokens, num_tokens, tested.architecture.rules)
+    noise = Noise.draw(seed, numbers, num_draws(steps), num_tokens, "cpu")
+    comparison = Comparison(exact.model.on_grid(*grid), conditions, noise)
+    result = tested.sample(
+        conditions, settings, grid, seed=seed, image_indices=numbers, on_step=comparison
     )
-    return result.codes_BL.unflatten(1, grid), seen
+    return result.codes_BL.unflatten(1, grid), comparison

@@ -12,9 +12,8 @@ import pytest
 import tiny
 
 from experiments.tables import ablation, ablation_heads, rows
-from experiments.training import head as class_head
-from experiments.training import text_head
-from shortcut import shipped, weights
+from experiments.training import heads
+from shortcut import checkpoint as checkpoints
 from shortcut.models.lumina_dimoo import head as lumina_head
 from shortcut.train.learn import HeadPlan, learn
 
@@ -25,26 +24,26 @@ def flat(plan: HeadPlan) -> dict[str, Any]:
     """Return all fields of a plan by name."""
     fields = {
         f"{part}.{name}": value
-        for part in ("config", "recipe", "teaching", "objective")
+        for part in ("config", "recipe", "rollouts", "objective")
         for name, value in asdict(getattr(plan, part)).items()
     }
-    steps = tuple(settings.num_steps for settings in plan.teaching.runs)
-    return {**fields, "teaching.runs": steps}
+    steps = tuple(settings.num_steps for settings in plan.rollouts.runs)
+    return {**fields, "rollouts.runs": steps}
 
 
 STEPWISE = {"config.from_full": False}
 ONE_CHANGE = {
     "base": {},
     "another-seed": {"recipe.seed": 1},
-    **{f"stepwise-{n}": {**STEPWISE, "teaching.max_chain": n} for n in (1, 2, 4, 8)},
-    **{f"from-full-{n}": {"teaching.max_chain": n} for n in (1, 2, 4, 8)},
+    **{f"stepwise-{n}": {**STEPWISE, "rollouts.max_chain": n} for n in (1, 2, 4, 8)},
+    **{f"from-full-{n}": {"rollouts.max_chain": n} for n in (1, 2, 4, 8)},
     "small-batches": {
         "recipe.iterations": 2400,
         "recipe.lr": 1.5e-3,
         "recipe.warmup": 240,
         "recipe.ema": pytest.approx(1 - 0.0065 * 2000 / 600 / 4),
-        "teaching.iterations_per_run": 240,
-        "teaching.windows_per_batch": 1,
+        "rollouts.iterations_per_run": 240,
+        "rollouts.windows_per_batch": 1,
     },
     "no-kl": {"objective.guided_kl": 0.0},
     "kl-0.3": {"objective.guided_kl": 0.3},
@@ -56,15 +55,14 @@ ONE_CHANGE = {
     "bottleneck-1.5": {"config.width": 128},
     "bottleneck-4": {"config.width": 48},
     "no-time": {"config.has_time": False},
-    **{f"teacher-{n}": {"teaching.runs": (n,)} for n in (16, 32, 64)},
+    **{f"teacher-{n}": {"rollouts.runs": (n,)} for n in (16, 32, 64)},
 }
 
 
 def test_each_row_changes_what_it_says_and_nothing_else() -> None:
-    model_file = weights.load(shipped.MODEL, kind="model")
-    whole = ablation_heads.base_plan(model_file, class_head.RECIPE.iterations)
-    assert whole == class_head.PLAN
-    base = ablation_heads.base_plan(model_file, 600)
+    width, iterations = heads.PLAN.config.model_width, heads.PLAN.recipe.iterations
+    assert ablation_heads.cut(ablation_heads.widened(heads.PLAN, width), iterations) == heads.PLAN
+    base = ablation_heads.cut(heads.PLAN, 600)
     before, found = flat(base), {}
     for name, change in ablation.CHANGES.items():
         found[name] = {k: v for k, v in flat(change(base)).items() if v != before[k]}
@@ -79,6 +77,7 @@ class Command:
     capsys: Any
     trained: list[HeadPlan] = field(default_factory=list)
     measured: list[tuple[str, int]] = field(default_factory=list)  # kind, seed
+    real_cost: Any = None
 
     def tables(self, *names: str, more: tuple[str, ...] = ()) -> list[dict[str, list[str]]]:
         """Return the cells of the printed tables, by their first columns."""
@@ -100,10 +99,10 @@ def bare(
 ) -> Command:
     """Nothing is replaced, but the teacher's runs are few and short."""
     tiny.classes(tmp_path)
-    runs = tuple(replace(settings, num_steps=8) for settings in class_head.TEACHING.runs[:1])
+    runs = tuple(replace(settings, num_steps=8) for settings in heads.PLAN.rollouts.runs[:1])
     sizes = {"images_per_run": 4, "images_per_window": 2, "runs_kept": 2, "iterations_per_run": 4}
-    teaching = replace(class_head.TEACHING, runs=runs, **sizes)
-    monkeypatch.setattr(class_head, "PLAN", replace(class_head.PLAN, teaching=teaching))
+    rollouts = replace(heads.PLAN.rollouts, runs=runs, **sizes)
+    monkeypatch.setattr(heads, "PLAN", replace(heads.PLAN, rollouts=rollouts))
     monkeypatch.setattr(ablation, "USED", (4, 8))
     return Command(tmp_path, capsys)
 
@@ -112,23 +111,24 @@ def bare(
 def command(bare: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Heads are random, pictures are not made: their distance is the seed. FLOPs are not counted."""
 
-    def learn_nothing(teacher: Any, model_file: Any, plan: Any, **_: Any) -> weights.Checkpoint:
+    def learn_nothing(teacher: Any, model_file: Any, plan: Any, **_: Any) -> checkpoints.Checkpoint:
         bare.trained.append(plan)
         if hasattr(plan.config, "sees_new"):
-            return tiny.checkpoint(lumina_head.FORMAT, plan.config, 4)
+            return tiny.checkpoint(lumina_head.LAYOUT, plan.config, 4)
         return tiny.head(model_file, plan.config)
 
     def measure(row: Any, seed: int, *rest: Any) -> dict[str, float]:
         bare.measured.append((row.kind, seed))
         return {"seconds": 0.1, "distance": float(seed)}
 
-    def cost_of(row: Any, seconds: float, *rest: Any) -> dict[str, Any]:
-        sizes = {"num_steps": row.num_steps, "num_full": row.full_steps, "seconds": seconds}
+    def cost(subject: Any, row: Any, *rest: Any) -> dict[str, Any]:
+        sizes = {"num_steps": row.num_steps, "num_full": row.full_steps, "seconds": 0.0}
         return {"kind": row.kind, **sizes, "flops": 1, "flops_full": 1, "flops_head": 1}
 
     monkeypatch.setattr(ablation_heads, "learn", learn_nothing)
     monkeypatch.setattr(ablation, "measure", measure)
-    monkeypatch.setattr(ablation, "cost_of", cost_of)
+    monkeypatch.setattr(bare, "real_cost", rows.Subject.cost)
+    monkeypatch.setattr(rows.Subject, "cost", cost)
     monkeypatch.setattr(ablation.Pictures, "reference", None)
     return bare
 
@@ -136,7 +136,7 @@ def command(bare: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
 def test_the_table_has_every_figure_and_larger_heads_have_fewer_full_passes(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ablation, "cost_of", rows.cost_of)
+    monkeypatch.setattr(rows.Subject, "cost", command.real_cost)
     monkeypatch.setattr(ablation, "BUDGET", 14)  # heads are large beside so small a model
     names = ("vanilla", "reuse", "bottleneck-4", "no-kernel")
     found = command.tables(*names)[0]
@@ -173,10 +173,11 @@ def test_the_text_model_has_a_row_whose_head_does_not_see_new_tokens(
 ) -> None:
     pytest.importorskip("transformers")
     monkeypatch.setattr(ablation, "NUM_STEPS", 8)
-    sizes = {"images_per_run": 2, "max_chain": 2}
-    monkeypatch.setattr(text_head, "TEACHING", replace(text_head.TEACHING, **sizes))
-    monkeypatch.setattr(text_head, "captions", lambda: ["two pine trees"])
-    monkeypatch.setattr(ablation, "row_within", lambda *_: rows.Row("shortcut", 8, 2))
+    rollouts = replace(heads.TEXT_PLAN.rollouts, images_per_run=2, max_chain=2)
+    monkeypatch.setattr(heads, "TEXT_PLAN", replace(heads.TEXT_PLAN, rollouts=rollouts))
+    monkeypatch.setattr(heads, "NUM_CAPTIONS", 1)
+    row = rows.Row("shortcut", 8, 2)
+    monkeypatch.setattr(ablation.TextErrors, "row_within", lambda *_: row)
     found = command.tables("text", "text-blind")[0]
     assert [getattr(plan.config, "sees_new", None) for plan in command.trained] == [True, False]
     of = {name: dict(zip(found[""], found[name], strict=True)) for name in ("text", "text-blind")}

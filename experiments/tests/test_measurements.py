@@ -14,36 +14,35 @@ import torch
 
 from experiments.__main__ import main
 from experiments.tables import load_memory, real_sizes
-from experiments.tables.text_measure import text_cases
-from experiments.tables.weight_types import FLOAT8, by_lengths, sampled
-from shortcut import shipped, weights
-from shortcut.cli.files import DTYPES
-from shortcut.models.lumina_dimoo import transformer as lumina
-from shortcut.models.lumina_dimoo.prompts import load_tokenizer
-from shortcut.models.maskgit import head as maskgit_head
-from shortcut.models.maskgit import transformer as maskgit
-from shortcut.models.maskgit import vqgan
+from experiments.tables.text_measure import by_lengths, text_cases
+from experiments.tables.weight_types import FLOAT8, WEIGHTS, sampled
+from shortcut import Pipeline
+from shortcut import checkpoint as checkpoints
+from shortcut.models import maskgit
+from shortcut.models.architecture import PublishedSize
+from shortcut.settings import usual_settings
 
 # Weight types
 
 
 @torch.no_grad()
-def test_the_fewer_bits_the_further_away_and_float32_is_as_itself() -> None:
+def test_the_fewer_bits_the_further_away_and_float32_is_as_itself(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    file = tiny.checkpoint(lumina.FORMAT, tiny.TEXT_MODEL, 3, grid=(4, 4))
-    cases = text_cases(load_tokenizer(shipped.TEXT_FOLDER, file.config), file.config, 2)
+    files = tiny.text(tmp_path)
+    exact = Pipeline.load(files["model"], files["vq"])
+    cases = text_cases(exact, 2)
     groups = by_lengths(cases)
     assert sorted(n for numbers in groups for n in numbers) == list(range(len(cases)))
-    exact = weights.build(file, dtype=torch.float32)
-    settings, seen = replace(weights.settings(file), num_steps=4), {}
+    settings, seen = replace(usual_settings(exact.model_file), num_steps=4), {}
     for name in ("float32", "bfloat16", FLOAT8):
-        dtype = torch.bfloat16 if name == FLOAT8 else DTYPES[name]
-        model = weights.build(weights.cast(file, DTYPES[name]), dtype=dtype)
-        codes_Bhw, found = sampled(model, exact, cases, groups[0], settings, 3, (4, 4))
-        assert found.num_steps == 4 and found.num_predicted == codes_Bhw.numel()
+        file = checkpoints.cast(checkpoints.load(files["model"]), WEIGHTS[name])
+        dtype = torch.bfloat16 if name == FLOAT8 else WEIGHTS[name]
+        tested = replace(exact, model=checkpoints.build(file, dtype=dtype))
+        codes_Bhw, found = sampled(tested, exact, cases, groups[0], settings, 3, (12, 12))
+        assert found.num_steps == 4 and found.num_tokens == codes_Bhw.numel()
         seen[name] = found
-    assert seen["float32"].num_same == seen["float32"].num_predicted
-    assert seen["float32"].divergence == pytest.approx(0, abs=1e-6)
+    assert seen["float32"].num_same == seen["float32"].num_tokens
+    assert seen["float32"].divergence == pytest.approx(0, abs=1e-5)
     assert 0 < seen["bfloat16"].divergence < seen[FLOAT8].divergence
 
 
@@ -54,25 +53,16 @@ def test_rows_are_vanilla_the_presets_and_decoding(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = "maskgit-512"
-    system = replace(
-        real_sizes.SYSTEMS[name],
-        model=(maskgit.FORMAT, tiny.MODEL),
-        head=(maskgit_head.FORMAT, tiny.HEAD),
-        vq=(vqgan.FORMAT, tiny.vq_config()),
-        side=8,
-        downscale=2,
-        conditions=lambda num: 2 * (torch.zeros(num, dtype=torch.long),),
-    )
+    size = PublishedSize(tiny.MODEL, tiny.HEAD, tiny.vq_config(), (4, 4))
+    system = replace(real_sizes.SYSTEMS[name], size=size)
     monkeypatch.setitem(real_sizes.SYSTEMS, name, system)
     where = ["--models", name, "--device", "cpu", "--dtypes", "float32", "--repeats", "2"]
     assert main(["real-sizes", *where]) == 0
     printed = capsys.readouterr().out
     lines = [line.split("|") for line in printed.splitlines() if line.startswith("|")][2:]
-    assert len(lines) == 2 + len(maskgit.FORMAT.presets)
+    assert len(lines) == 2 + len(maskgit.ARCHITECTURE.presets)
     assert [cell.strip() for cell in lines[0][3:5]] == ["32", "32"]
     assert "decoding 8 x 8" in lines[-1][1] and "Random weights" in printed
-    with pytest.raises(ValueError, match="makes images of"):
-        main(["real-sizes", *where, "--size", "10"])
 
 
 # The memory of loading
@@ -84,7 +74,7 @@ def test_the_synthetic_checkpoint_has_the_real_layout(tmp_path: Path) -> None:
     largest = load_memory.write_folder(tmp_path, config)
     shards = [path.stat().st_size for path in tmp_path.glob("model-*-of-00003.safetensors")]
     assert len(shards) == 3 and max(shards) == largest
-    found = weights.load(tmp_path)
+    found = checkpoints.load(tmp_path)
     assert (found.config, found.dtype) == (config, torch.bfloat16)
 
 

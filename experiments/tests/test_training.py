@@ -17,13 +17,14 @@ from experiments import __main__ as commands
 from experiments.judges import file as judge_files
 from experiments.judges import reader
 from experiments.scenes.scene import compose_varied
-from experiments.training import base, text_base, text_head
+from experiments.training import base, heads, text_base
 from experiments.training.text_base import Batch, Training, TrainingData
-from shortcut import shipped, weights
+from shortcut import checkpoint, shipped
 from shortcut.denoiser import guided_logits
 from shortcut.models.lumina_dimoo.prompts import TASKS, load_tokenizer
 from shortcut.models.maskgit.transformer import Config
 from shortcut.noise import seeded
+from shortcut.pipeline import check_head
 from shortcut.train.fit import Recipe
 
 RECIPE = Recipe(iterations=60, seed=3, lr=1e-2, warmup=3, ema=0.8, checkpoint_every=10)
@@ -175,13 +176,17 @@ def test_the_loss_begins_at_guessing_and_falls() -> None:
 
 # The commands
 
-TEACHING = replace(
-    text_head.TEACHING,
-    images_per_run=2,
-    runs_kept=1,
-    windows_per_batch=1,
-    images_per_window=2,
-    max_chain=2,
+PLAN = replace(
+    heads.TEXT_PLAN,
+    recipe=replace(heads.TEXT_PLAN.recipe, iterations=2),
+    rollouts=replace(
+        heads.TEXT_PLAN.rollouts,
+        images_per_run=2,
+        runs_kept=1,
+        windows_per_batch=1,
+        images_per_window=2,
+        max_chain=2,
+    ),
 )
 
 
@@ -203,20 +208,19 @@ def test_the_steps_make_a_text_model_with_tokenizer_and_head(
         for stage in text_base.STAGES
     ]
     monkeypatch.setattr(text_base, "STAGES", stages)
-    recipe = replace(text_head.RECIPE, iterations=2)
-    learn = partial(text_head.learn, recipe=recipe, teaching=TEACHING, num_steps=(4,))
-    monkeypatch.setattr(text_head, "learn", learn)
-    monkeypatch.setattr(text_head, "NUM_CAPTIONS", 20)
+    small = {"TEXT_PLAN": PLAN, "TEXT_NUM_STEPS": (4,), "NUM_CAPTIONS": 20}
+    for name, value in small.items():
+        monkeypatch.setattr(heads, name, value)
     steps = ("text-data", "tokenizer", "text-base", "text-head")
     monkeypatch.setattr(commands, "ALL", [f"{name} --dir {{dir}}" for name in steps])
     work = ["--dir", str(tmp_path / "work")]
     assert commands.main(["all", *work, "--dry-run"]) == 0
     assert capsys.readouterr().out.count("to do") == 4 and not folder.exists()
     assert commands.main(["all", *work]) == 0
-    model_file, head_file = (weights.load(folder, kind=kind) for kind in ("model", "head"))
+    model_file, head_file = (checkpoint.load(folder, kind=kind) for kind in ("model", "head"))
     assert model_file.metadata.grid == (12, 12)
     assert model_file.dtype == head_file.dtype == torch.float16
-    weights.check_head(head_file, model_file)
+    check_head(head_file, model_file)
     load_tokenizer(folder, model_file.config)
     assert head_file.metadata.trained["held_out"].keys() == {"4 steps"}
     before = capsys.readouterr()

@@ -12,9 +12,12 @@ from typing import Any
 import torch
 
 from experiments.judges import attributes, reader
-from shortcut import shipped, weights
-from shortcut.metadata import Metadata
-from shortcut.models.layout import Bare, Format
+from shortcut import checkpoint as checkpoints
+from shortcut import shipped
+from shortcut.checkpoint import Checkpoint
+from shortcut.files import Metadata
+from shortcut.models.layers import Bare
+from shortcut.models.layout import Layout
 from shortcut.models.lumina_dimoo import head as lumina_head
 from shortcut.models.lumina_dimoo import transformer as lumina
 from shortcut.models.lumina_dimoo.tokenizer import copy_tokenizer
@@ -26,11 +29,11 @@ MODEL = maskgit.Config(
     grid=4, width=64, depth=2, num_heads=4, mlp_width=48, num_codes=16, num_classes=16
 )
 HEAD = maskgit_head.Config(model_width=64, width=16, num_blocks=1, num_heads=4, has_time=True)
-_ROPE = {"mlp_width": 48, "rope_theta": 10_000.0, "norm_eps": 1e-5}
+_ROPE: dict[str, Any] = {"mlp_width": 48, "rope_theta": 10_000.0, "norm_eps": 1e-5}
 TEXT_MODEL = lumina.Config(
     width=32, depth=2, num_heads=4, num_kv_heads=4, num_text_ids=640, num_codes=16, **_ROPE
 )
-_HEADS = {"num_blocks": 1, "num_heads": 4, "num_kv_heads": 4}
+_HEADS: dict[str, Any] = {"num_blocks": 1, "num_heads": 4, "num_kv_heads": 4}
 TEXT_HEAD = lumina_head.Config(
     model_width=32, width=16, has_time=True, sees_new=True, **_HEADS, **_ROPE
 )
@@ -48,45 +51,46 @@ def vq_config(multipliers: tuple[int, ...] = (1, 2)) -> vqgan.Config:
     )
 
 
-def checkpoint(format: Format, config: Any, seed: int, **metadata: Any) -> weights.Checkpoint:
+def checkpoint(layout: Layout, config: Any, seed: int, **metadata: Any) -> Checkpoint:
     """Return random weights by the seed; scales of norms lie around 1."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = format.network(config, device="meta", operations=Bare).state_dict()
+    shapes = layout.network(config, device="meta", operations=Bare).state_dict()
     tensors = {
         name: torch.randn(tensor.shape, generator=generator) * 0.2
         + (tensor.ndim == 1 and name.endswith("weight"))
         for name, tensor in shapes.items()
     }
-    mark = weights.fingerprint(tensors)
-    return weights.Checkpoint(format, config, tensors, mark, Metadata(**metadata))
+    mark = checkpoints.fingerprint(tensors)
+    return Checkpoint(layout, config, tensors, mark, Metadata(**metadata))
 
 
-def model(**metadata: Any) -> weights.Checkpoint:
-    metadata = {"defaults": {"guidance": [2.0], "num_steps": 4}, **metadata}
-    return checkpoint(maskgit.FORMAT, MODEL, 0, **metadata)
+def model() -> Checkpoint:
+    defaults = {"guidance": [2.0], "num_steps": 4}
+    return checkpoint(maskgit.LAYOUT, MODEL, 0, defaults=defaults)
 
 
-def head(model_file: weights.Checkpoint, config: Any = HEAD, seed: int = 1) -> weights.Checkpoint:
-    return checkpoint(maskgit_head.FORMAT, config, seed, model_fingerprint=model_file.fingerprint)
+def head(model_file: Checkpoint, config: Any = HEAD, seed: int = 1) -> Checkpoint:
+    mark = model_file.fingerprint
+    return checkpoint(maskgit_head.LAYOUT, config, seed, model_fingerprint=mark)
 
 
 def classes(folder: Path) -> dict[str, Path]:
     paths = {n: folder / f"{n}.safetensors" for n in ("model", "head", "vq", "judge")}
-    weights.save(paths["model"], model())
-    weights.save(paths["head"], head(model()))
-    weights.save(paths["vq"], checkpoint(vqgan.FORMAT, vq_config(), 2))
+    checkpoints.save(paths["model"], model())
+    checkpoints.save(paths["head"], head(model()))
+    checkpoints.save(paths["vq"], checkpoint(vqgan.LAYOUT, vq_config(), 2))
     attributes.FILE.save(paths["judge"], attributes.FILE.initialised(0, (8, 8, 8, 16)), {})
     return paths
 
 
 def text(folder: Path) -> dict[str, Path]:
     paths = {n: folder / f"{n}.safetensors" for n in ("model", "head", "vq", "judge")}
-    network = checkpoint(lumina.FORMAT, TEXT_MODEL, 3, grid=(12, 12))
+    network = checkpoint(lumina.LAYOUT, TEXT_MODEL, 3, grid=(12, 12))
     fits = {"model_fingerprint": network.fingerprint}
-    weights.save(paths["model"], network)
+    checkpoints.save(paths["model"], network)
     copy_tokenizer(shipped.TEXT_FOLDER, paths["model"])
-    weights.save(paths["head"], checkpoint(lumina_head.FORMAT, TEXT_HEAD, 4, **fits))
-    weights.save(paths["vq"], checkpoint(vqgan.FORMAT, vq_config((1, 1, 1, 1)), 2))
+    checkpoints.save(paths["head"], checkpoint(lumina_head.LAYOUT, TEXT_HEAD, 4, **fits))
+    checkpoints.save(paths["vq"], checkpoint(vqgan.LAYOUT, vq_config((1, 1, 1, 1)), 2))
     reader.FILE.save(paths["judge"], reader.FILE.initialised(0, (8,) * 5), {})
     return paths
 

@@ -16,17 +16,18 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from shortcut.weights import fingerprint
 from torch import Tensor, nn
 
 from experiments.scenes.dataset import load, to_network
 from experiments.scenes.kinds import kinds_of
 from experiments.scenes.scene import compose
 from experiments.training.readers import KINDS_WEIGHT, Readers
+from shortcut.checkpoint import fingerprint
 from shortcut.models.maskgit.transformer import Config, MaskGIT
 from shortcut.models.maskgit.vqgan import VQGAN
 from shortcut.train.cpu import sdpa_float32
 from shortcut.train.fit import Recipe, fit
-from shortcut.weights import fingerprint
 
 CONFIG = Config(
     grid=12, width=192, depth=6, num_heads=3, mlp_width=768, num_codes=512, num_classes=16
