@@ -15,7 +15,7 @@ from comfy_api.latest import io
 
 from ..shortcut.accelerators.shortcut_head import ShortcutHead
 from ..shortcut.generate import Result, generate, masked_at_start, needed_branches
-from ..shortcut.models.architecture import Branches, Grid
+from ..shortcut.models.architecture import Branches, Conditioning, Grid
 from ..shortcut.pipeline import check_head
 from ..shortcut.schedule import Settings, plan
 from .host import StepClock, StepReport, advice_on_memory
@@ -80,12 +80,12 @@ class MaskedSampler(io.ComfyNode):
     def execute(
         cls,
         model: Any,
-        positive: Any,
+        positive: Conditioning,
         latent_image: dict[str, Any],
         seed: int,
         denoise: float,
         head: Any = None,
-        negative: Any = None,
+        negative: Conditioning | None = None,
         preset: str = CUSTOM,
         cfg_image: float = 4.0,
         spread: int = 0,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def seeded(*seed: int) -> torch.Generator:
-    """A CPU generator for up to four integers below 2**64; different ones give unrelated streams.
+    """Return a CPU generator for up to four integers below 2**64; different ones give unrelated streams.
 
     Zeros at the end make no difference: (7, 0) is (7,).
     """
@@ -46,7 +46,7 @@ class Noise:
         num_tokens: int,
         device: torch.device | str,
     ) -> Noise:
-        """Noise of the images whose places in the batch are `image_indices`, from generators (seed, index)."""
+        """Draw the noise of the images at the places `image_indices` of their batch, from generators (seed, index)."""
         draws_B2TL = torch.stack(
             [torch.rand(2, num_steps, num_tokens, generator=seeded(seed, i)) for i in image_indices]
         )
@@ -57,12 +57,12 @@ class Noise:
         return cls(code_TBL, choice_TBL)
 
     def codes(self, step: int, index_BN: Tensor, logits_BNV: Tensor) -> Tensor:
-        """One code (B, N) per position, drawn from softmax(`logits_BNV`) by inverting its cumulative sum."""
+        """Draw one code (B, N) per position from softmax(`logits_BNV`) by inverting its cumulative sum."""
         cdf_BNV = logits_BNV.softmax(-1).cumsum(-1)
         u_BN1 = self.code_TBL[step].gather(1, index_BN).unsqueeze(-1)
         found_BN1 = torch.searchsorted(cdf_BNV, u_BN1 * cdf_BNV[..., -1:], right=True)
         return found_BN1.squeeze(-1).clamp(max=logits_BNV.shape[-1] - 1)
 
     def choice_gumbel(self, step: int, index_BN: Tensor) -> Tensor:
-        """Standard Gumbel noise (B, N) for the choice of positions."""
+        """Return standard Gumbel noise (B, N) for the choice of positions."""
         return -torch.log(-torch.log(self.choice_TBL[step].gather(1, index_BN)))

@@ -51,7 +51,7 @@ COMPUTED = frozenset(FLOAT8.values())  # by the layers below
 
 
 def split(raw: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
-    """(weights as a network has them, what is stored for the quantized ones, {weight: format}).
+    """Return (weights as a network has them, what is stored for the quantized ones, {weight: format}).
 
     The second holds the weights as they lie in the file, scales and marks. In the first a weight that is packed is a
     tensor of its true shape on the meta device.
@@ -80,23 +80,23 @@ def split(raw: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor],
 
 
 def members(weights: Collection[str]) -> set[str]:
-    """Names of all that may be stored for the quantized `weights`."""
+    """Return names of all that may be stored for the quantized `weights`."""
     layers = [name.removesuffix(".weight") for name in weights]
     return {*weights, *(f"{layer}.{extra}" for layer in layers for extra in EXTRAS)}
 
 
 def extras(weights: Collection[str]) -> set[str]:
-    """Names of what may be stored beside the quantized `weights`."""
+    """Return names of what may be stored beside the quantized `weights`."""
     return members(weights) - set(weights)
 
 
 def num_values(tensor: Tensor, format: str | None) -> int:
-    """Values of a weight that is quantized as `format`; None = it is not."""
+    """Return values of a weight that is quantized as `format`; None = it is not."""
     return tensor.numel() * (STORED[format].packed if format is not None else 1)
 
 
 def quantize(name: str, weight_OI: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What is stored for the weight `name` in a type of FLOAT8; on the meta device, its shapes and types.
+    """Return the tensors that store the weight `name` in a type of FLOAT8; on the meta device, their shapes and types.
 
     The scale is a power of two that brings the largest value into the upper half of the range. Dividing and multiplying
     by it is exact, so the only error is float8's own rounding, and bfloat16 holds every weight as it is stored.
@@ -134,7 +134,7 @@ def _mark(dtype: torch.dtype) -> Tensor:
 
 
 def dequantize(weight_OI: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight in `dtype`."""
+    """Return the weight in `dtype`."""
     return weight_OI.to(dtype).mul_(scale)
 
 
@@ -144,7 +144,7 @@ def recast(
     dtype: torch.dtype,
     linear_weights: Collection[str],
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of a checkpoint whose weights are in `dtype`, one after the other.
+    """Yield (name, tensor) of a checkpoint whose weights are in `dtype`, one after the other.
 
     Args:
         formats: {weight: format} of the quantized ones.
@@ -175,7 +175,7 @@ def recast(
 
 
 def check_computed(formats: Mapping[str, str]) -> None:
-    """Raises ValueError if a format is not one of COMPUTED."""
+    """Raise ValueError if a format is not one of COMPUTED."""
     if strange := set(formats.values()) - COMPUTED:
         raise ValueError(
             f"its weights are quantized as {', '.join(sorted(strange))}, which only ComfyUI computes. Load it there, "
@@ -184,7 +184,7 @@ def check_computed(formats: Mapping[str, str]) -> None:
 
 
 def check_layers(network: Network, formats: Collection[str]) -> None:
-    """Raises ValueError if a quantized weight is not one of a linear layer of `Operations`."""
+    """Raise ValueError if a quantized weight is not one of a linear layer of `Operations`."""
     for name in formats:
         if not isinstance(network.get_submodule(name.removesuffix(".weight")), Operations.Linear):
             raise ValueError(
@@ -194,7 +194,7 @@ def check_layers(network: Network, formats: Collection[str]) -> None:
 
 
 def check_device(device: torch.device | str) -> None:
-    """Raises ValueError if `device` cannot hold and convert float8."""
+    """Raise ValueError if `device` cannot hold and convert float8."""
     sample = torch.ones(1, device=device)
     try:
         sample.to(torch.float8_e4m3fn).to(sample.dtype)
@@ -225,7 +225,7 @@ class Operations(Bare):
             weight_OI = dequantize(self.weight, self.weight_scale, input.dtype)
             return F.linear(input, weight_OI, self.bias)
 
-        def _load_from_state_dict(
+        def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
             self, state_dict: dict[str, Any], prefix: str, *others: Any
         ) -> None:
             if state_dict.pop(prefix + MARK, None) is not None:
@@ -237,13 +237,13 @@ class Operations(Bare):
 
 
 def _layer(key: str, extra: str) -> str | None:
-    """The layer that `key` is the `extra` of."""
+    """Return the layer that `key` is the `extra` of."""
     layer, _, name = key.rpartition(".")
     return layer if name == extra else None
 
 
 def _format_of(key: str, value: Any) -> str:
-    """What a mark says."""
+    """Return the format that a mark names."""
     try:
         format = json.loads(bytes(value.tolist()))["format"]
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -259,7 +259,7 @@ def _format_of(key: str, value: Any) -> str:
 
 
 def _weight(key: str, value: Any, format: str) -> tuple[Tensor, Tensor]:
-    """(as stored, as a network has it) of a quantized weight."""
+    """Return (as stored, as a network has it) of a quantized weight."""
     tensor, stored = dense(key, value), STORED[format]
     if tensor.dtype != stored.dtype or tensor.ndim != 2:
         raise ValueError(

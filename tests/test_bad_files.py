@@ -444,6 +444,12 @@ def test_a_config_json_that_contradicts_the_tensors(
     refused_folder(folder, f"{lumina_folder.INDEX}: .*{match}")
 
 
+def test_another_model_with_the_same_tensors_is_not_taken_for_a_damaged_one(folder: Path) -> None:
+    """MMaDA has the tensor names of Lumina-DiMOO, and sizes of its own."""
+    lumina_folder.rewrite_json(folder / "config.json", model_type="mmada", embedding_size=134_656)
+    refused_folder(folder, "model_type = 'mmada', expected 'llada': it is another network than Lum")
+
+
 @pytest.mark.parametrize("content", ["{", "[]"])
 def test_a_config_json_that_is_none(content: str, folder: Path) -> None:
     (folder / "config.json").write_text(content)

@@ -16,11 +16,11 @@ from shortcut_pack.shortcut.generate import Result, num_draws
 from shortcut_pack.shortcut.grid import usual_grid
 from shortcut_pack.shortcut.models.architecture import Branches, GridModel, Request
 from shortcut_pack.shortcut.noise import Noise
-from shortcut_pack.shortcut.pipeline import Pipeline, advice_on_memory
+from shortcut_pack.shortcut.pipeline import Pipeline, advice_on_memory, conditioner_of
 from shortcut_pack.shortcut.sampler import Trace, sample
 from shortcut_pack.shortcut.schedule import Settings, plan
 from shortcut_pack.shortcut.settings import usual_settings
-from shortcut_pack.shortcut.train.head import place_of_runs
+from shortcut_pack.shortcut.train.head import device_of_runs
 from shortcut_pack.shortcut.train.learn import HeadPlan, learn
 from shortcut_pack.shortcut.train.teacher import teacher_of
 
@@ -172,15 +172,15 @@ def test_too_little_memory_says_what_to_do_and_the_next_run_works():
 def test_a_head_learns_there_as_on_a_cpu():
     model_file = checkpoints.load(shipped.MODEL, kind="model")
     whole = HeadPlan.default(model_file, iterations=10)
-    runs = tuple(replace(settings, num_steps=6) for settings in whole.teaching.runs)
+    runs = tuple(replace(settings, num_steps=6) for settings in whole.rollouts.runs)
     few = replace(
-        whole.teaching, runs=runs, images_per_run=8, images_per_window=8, runs_kept=2, max_chain=3
+        whole.rollouts, runs=runs, images_per_run=8, images_per_window=8, runs_kept=2, max_chain=3
     )
     errors = []
     for device in ("cpu", "cuda"):
         network = checkpoints.build(model_file, dtype=torch.float32, device=device)
-        teacher = teacher_of(model_file, network, device=device)
-        head = learn(teacher, model_file, replace(whole, teaching=few))
+        teacher = teacher_of(model_file, network, conditioner_of(model_file), device=device)
+        head = learn(teacher, model_file, replace(whole, rollouts=few))
         errors.append([x["error"] for x in head.metadata.trained["held_out"]["6 steps"]])
     assert errors[1] == pytest.approx(errors[0], rel=0.02)
 
@@ -188,8 +188,8 @@ def test_a_head_learns_there_as_on_a_cpu():
 def test_runs_are_kept_there_where_they_fit(monkeypatch: pytest.MonkeyPatch):
     model_file = checkpoints.load(shipped.MODEL, kind="model")
     network = checkpoints.build(model_file, dtype=torch.float32, device="cuda")
-    teacher = teacher_of(model_file, network, device="cuda")
-    teaching = HeadPlan.default(model_file, iterations=10).teaching
-    assert place_of_runs(teacher, teaching).type == "cuda"
+    teacher = teacher_of(model_file, network, conditioner_of(model_file), device="cuda")
+    rollouts = HeadPlan.default(model_file, iterations=10).rollouts
+    assert device_of_runs(teacher, rollouts).type == "cuda"
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**20, 2**40))
-    assert place_of_runs(teacher, teaching).type == "cpu"
+    assert device_of_runs(teacher, rollouts).type == "cpu"

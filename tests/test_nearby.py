@@ -9,9 +9,9 @@ import builders
 import pytest
 import torch
 from shortcut_pack.shortcut import checkpoint as checkpoints
-from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.denoiser import Revealed
 from shortcut_pack.shortcut.gather import tokens_at
+from shortcut_pack.shortcut.models.maskgit.head import LAYOUT
 from shortcut_pack.shortcut.models.maskgit.nearby import Nearby
 from shortcut_pack.shortcut.models.maskgit.transformer import MaskGIT
 from shortcut_pack.shortcut.train.head import fit_to_embeddings, initialised
@@ -109,7 +109,7 @@ def test_training_begins_with_new_tokens_of_unit_size():
         model.token.weight.mul_(0.3),
         model.position.weight.mul_(0.3),
     )  # about 0.1, as in the shipped one
-    head = initialised(CONFIG, 0)
+    head = initialised(LAYOUT, CONFIG, 0)
     fit_to_embeddings(head, model)
     codes_1N = torch.arange(model.config.num_codes).unsqueeze(0)
     new_1ND = model.embed(codes_1N, codes_1N % model.config.num_tokens)
@@ -125,19 +125,14 @@ def test_new_tokens_are_scaled_where_the_head_is():
         asked.append(codes_BN.device.type)
         return torch.zeros(*codes_BN.shape, CONFIG.model_width, device=codes_BN.device)
 
-    config = SimpleNamespace(num_codes=16, num_tokens=16)
-    fit_to_embeddings(
-        initialised(CONFIG, 0).to("meta"), SimpleNamespace(config=config, embed=embed)
-    )
+    model = SimpleNamespace(config=SimpleNamespace(num_codes=16), grid=(4, 4), embed=embed)
+    fit_to_embeddings(initialised(LAYOUT, CONFIG, 0).to("meta"), model)
     assert asked == ["meta"]
 
 
-def test_our_files_say_the_kernel_and_the_published_layout_has_no_place_for_it(tmp_path, capsys):
+def test_our_files_say_the_kernel(tmp_path):
     source = builders.write(tmp_path / "head.safetensors", builders.head(CONFIG))
     assert checkpoints.load(source, kind="head").config == CONFIG
-    assert main(["convert", str(source), str(tmp_path / "head.pth")]) == 1
-    assert "no place for the part of a head that looks at" in capsys.readouterr().err
-    assert not (tmp_path / "head.pth").exists()
 
 
 def test_our_files_say_that_features_see_their_neighbourhood_alone(tmp_path):

@@ -93,6 +93,26 @@ def test_a_setting_or_a_request_that_it_does_not_know_is_refused(folder: Path) -
         pipeline.generate("calm", preset="fast")
 
 
+def test_a_model_without_guidance_makes_pictures_and_trains(folder: Path, monkeypatch) -> None:
+    class Alone(third_architecture.MoodConditioner):
+        def conditions(self, request, num_images):
+            return super().conditions(request, num_images)[:1]
+
+        def draw(self, requests):
+            draw = super().draw(requests)
+            return lambda num_images, generator: draw(num_images, generator)[:1]
+
+    settings = replace(ARCHITECTURE.settings, guidance=())
+    changed = replace(ARCHITECTURE, settings=settings, conditioner=Alone.of)
+    monkeypatch.setattr(models, "ARCHITECTURES", [changed])
+    pipeline = Pipeline.load(folder, head=trained_head(folder))
+    (first,) = pipeline.generate("calm", steps=4, full_steps=2)
+    (again,) = pipeline.generate("calm", steps=4, full_steps=2, cfg=3.0)
+    assert first.tobytes() == again.tobytes()
+    out = folder / "new.safetensors"
+    assert main(["train", "--model", str(folder), "--iterations", "3", "--out", str(out)]) == 0
+
+
 def test_the_command_line_makes_inpaints_and_describes(
     folder: Path, tmp_path: Path, capsys
 ) -> None:

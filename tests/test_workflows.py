@@ -103,7 +103,7 @@ def test_template_widgets_fit_the_nodes_and_use_shipped_files_unless_said(path):
                 check_value(item, values[item["id"]], more_options)
 
 
-@pytest.mark.parametrize("name", WITH_PUBLISHED_FILES)
+@pytest.mark.parametrize("name", sorted(WITH_PUBLISHED_FILES))
 def test_template_links_to_published_files_are_those_of_download(name):
     known = {
         (PurePosixPath(f).name, f"{SITE}/{d.repository}/resolve/main/{f}", d.folder)

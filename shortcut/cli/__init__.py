@@ -1,1 +1,1 @@
-"""The command line: a module for each command or group of commands, which `shortcut.__main__` imports when asked for."""
+"""The command line: a module for each group of commands, which `shortcut.__main__` imports when asked for."""

@@ -245,7 +245,7 @@ class Report:
         self.write_scalars = scalar_writer(options.tensorboard)
 
     def on_iteration(self, done: int) -> None:
-        """Called before each iteration; the first has runs of the teacher to wait for."""
+        """Move the bar, before each iteration; the first has runs of the teacher to wait for."""
         if self.num_begun == 0:
             self.bar.initial = self.bar.n = self.bar.last_print_n = done
             self.bar.set_description("first runs")
@@ -259,7 +259,7 @@ class Report:
         self.num_begun += 1
 
     def on_log(self, figures: Figures) -> None:
-        """Called with means every few iterations."""
+        """Show means, every few iterations."""
         self.bar.set_postfix_str(f"loss {figures['loss']:.4g}", refresh=False)
         self.bar.update(figures["iteration"] - self.bar.n)
         self.logged.append(figures)

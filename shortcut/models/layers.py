@@ -22,7 +22,7 @@ Attention = Callable[..., Tensor]
 
 
 def sdpa(q_BSD: Tensor, k_BTD: Tensor, v_BTD: Tensor, num_heads: int) -> Tensor:
-    """Unmasked multi-head attention by torch's own fused kernel. Returns (B, S, D)."""
+    """Compute unmasked multi-head attention by torch's own fused kernel. Returns (B, S, D)."""
     if q_BSD.device.type == "cpu" and q_BSD.dtype != torch.float32:
         # CPUs have no arithmetic for softmax in half precision: float32 is faster there, up to twice.
         return sdpa(q_BSD.float(), k_BTD.float(), v_BTD.float(), num_heads).to(q_BSD.dtype)
@@ -110,7 +110,7 @@ class MultiHeadAttention(nn.Module):
         )
 
     def forward(self, x_BSD: Tensor, context_BTD: Tensor) -> Tensor:
-        """Attends from `x_BSD` to `context_BTD`. Returns (B, S, D)."""
+        """Attend from `x_BSD` to `context_BTD`. Returns (B, S, D)."""
         q, k, v = self.query(x_BSD), self.key(context_BTD), self.value(context_BTD)
         return self.out(self.attention(q, k, v, self.num_heads))
 
@@ -153,7 +153,7 @@ class Rotary:
 
     @classmethod
     def at(cls, position_BS: Tensor, head_width: int, theta: float) -> Rotary:
-        """For tokens that stand at `position_BS` of their sequences.
+        """Make them for tokens at `position_BS` of their sequences.
 
         Source: Su et al. 2021, arXiv 2104.09864.
         """
@@ -163,7 +163,7 @@ class Rotary:
         return cls(angle.cos(), angle.sin())
 
     def __call__(self, x_BSD: Tensor) -> Tensor:
-        """Rotates each head of queries or keys: its first half is paired with its second.
+        """Rotate each head of queries or keys: its first half is paired with its second.
 
         In float32, cast back to the type of `x_BSD`.
         """
@@ -191,14 +191,14 @@ class MaskRatioModulation(nn.Module):
         self.modulation = operations.Linear(width, 2 * width, **tensor)
 
     def forward(self, x_BSD: Tensor, mask_ratio_B: Tensor) -> Tensor:
-        """`mask_ratio_B` lies in [0, 1]. Returns (B, S, D)."""
+        """Modulate `x_BSD` by `mask_ratio_B` in [0, 1]. Returns (B, S, D)."""
         waves = self.time_in(fourier(mask_ratio_B).to(x_BSD.dtype))
         scale, shift = self.modulation(self.time_out(F.silu(waves))).unsqueeze(1).chunk(2, dim=-1)
         return x_BSD * (1 + scale) + shift
 
 
 def fourier(mask_ratio_B: Tensor) -> Tensor:
-    """Cosines, then sines, of the scaled ratio at 128 frequencies: float32 (B, 256)."""
+    """Return cosines, then sines, of the scaled ratio at 128 frequencies: float32 (B, 256)."""
     exponent = torch.arange(NUM_FREQUENCIES, device=mask_ratio_B.device, dtype=torch.float32)
     frequency = torch.exp(-math.log(MAX_PERIOD) / NUM_FREQUENCIES * exponent)
     angle = mask_ratio_B.float().unsqueeze(1) * RATIO_SCALE * frequency

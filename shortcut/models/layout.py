@@ -83,7 +83,7 @@ class MissingTensor(LookupError):
 
 
 def sizes(tensors: Tensors, name: str, rank: int) -> tuple[int, ...]:
-    """Shape of our tensor `name`, which must have `rank` axes, none empty."""
+    """Return shape of our tensor `name`, which must have `rank` axes, none empty."""
     if name not in tensors:
         raise MissingTensor(name)
     shape = tuple(tensors[name].shape)
@@ -93,12 +93,12 @@ def sizes(tensors: Tensors, name: str, rank: int) -> tuple[int, ...]:
 
 
 def count(names: Iterable[str], prefix: str) -> int:
-    """How many different names follow `prefix` up to the next dot."""
+    """Count the different names that follow `prefix` up to the next dot."""
     return len({name[len(prefix) :].split(".", 1)[0] for name in names if name.startswith(prefix)})
 
 
 def given(known: Mapping[str, Any], name: str, presets: Mapping[int, int], size: int) -> int:
-    """The config field `name`, which no tensor shows: from `known`, or the preset for `size`."""
+    """Return the config field `name`, which no tensor shows: from `known`, or the preset for `size`."""
     value = known.get(name, presets.get(size))
     if value is None:
         listed = ", ".join(f"{preset} for {size}" for size, preset in presets.items())
@@ -113,7 +113,7 @@ def given(known: Mapping[str, Any], name: str, presets: Mapping[int, int], size:
 
 
 def check_heads(num_heads: int, width: int) -> int:
-    """`num_heads`, if it divides `width`."""
+    """Return `num_heads`, if it divides `width`."""
     if width % num_heads:
         raise ValueError(f"num_heads is {num_heads}, expected a divisor of the width {width}.")
     return num_heads
@@ -146,7 +146,7 @@ def recognise(
 
 
 def checked(key: str, value: Any) -> Tensor:
-    """`value` detached. Raises ValueError if it is not a dense tensor of floating point numbers."""
+    """Return `value` detached. Raises ValueError if it is not a dense tensor of floating point numbers."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         found = value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise ValueError(f"entry {key!r} is {found}, expected a floating point tensor.")
@@ -154,7 +154,7 @@ def checked(key: str, value: Any) -> Tensor:
 
 
 def dense(key: str, value: Any) -> Tensor:
-    """`value` detached. Raises ValueError if it is not a dense tensor."""
+    """Return `value` detached. Raises ValueError if it is not a dense tensor."""
     if not isinstance(value, Tensor):
         raise ValueError(f"entry {key!r} is a {type(value).__name__}, expected a tensor.")
     # A sparse tensor, or one expanded from a few stored values, can claim any size.
@@ -173,7 +173,7 @@ def configure(
     unknown: list[str],
     is_published: bool,
 ) -> tuple[Any, Tensors]:
-    """The configuration of our tensors, and those that it needs, checked to be exactly these.
+    """Return the configuration of our tensors, and those that it needs, checked to be exactly these.
 
     Args:
         described: the configuration that the file states; may be empty.
@@ -238,14 +238,14 @@ def _unique(keys: Iterable[str]) -> list[str]:
 
 
 def first_five(keys: Iterable[Any]) -> str:
-    """The first five, then how many more."""
+    """Return the first five, then how many more."""
     keys = list(keys)
     shown = ", ".join(repr(key) for key in keys[:5]) or "none"
     return shown if len(keys) <= 5 else f"{shown} and {len(keys) - 5} more"
 
 
 def rename(table: Table, published: Mapping[Any, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """Our tensors (views) of published ones, and the keys that the table does not know.
+    """Return our tensors (views) of published ones, and the keys that the table does not know.
 
     Raises:
         ValueError: an entry that is not dropped is no tensor, or cannot be split as the table says.
@@ -265,12 +265,12 @@ def rename(table: Table, published: Mapping[Any, Any]) -> tuple[dict[str, Tensor
 
 
 def published_key(table: Table, name: str) -> str:
-    """The published key that our tensor `name` comes from."""
+    """Return the published key that our tensor `name` comes from."""
     return _origin(table, name)[0]
 
 
 def _origin(table: Table, name: str) -> tuple[str, Row, int]:
-    """(published key, row, place among the row's names) of our tensor `name`."""
+    """Return (published key, row, place among the row's names) of our tensor `name`."""
     for theirs, row in table.items():
         for index, ours in enumerate(_names(row)):
             if match := _match(ours, name):

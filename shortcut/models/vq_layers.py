@@ -45,11 +45,11 @@ class Codebook(nn.Module):
         self.num_codes = num_codes
 
     def forward(self, codes_Bhw: Tensor) -> Tensor:
-        """Codebook vectors (B, C, h, w) of code ids."""
+        """Return codebook vectors (B, C, h, w) of code ids."""
         return self.embedding(codes_Bhw).movedim(-1, 1)
 
     def nearest(self, latents_BChw: Tensor) -> Tensor:
-        """Ids (B, h, w) of the codebook entries nearest in L2, computed in float32.
+        """Return ids (B, h, w) of the codebook entries nearest in L2, computed in float32.
 
         The codebook is read by a lookup of all ids, so that a host which moves weights on use sees the access.
         All distances of one image are held at a time, once: 134 MB for 1024 x 1024 pixels and 8192 codes.

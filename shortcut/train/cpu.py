@@ -21,7 +21,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
 
 
 def sdpa_float32(q_BSD: Tensor, k_BTD: Tensor, v_BTD: Tensor, num_heads: int) -> Tensor:
-    """As `layers.sdpa`, in float32 also under autocast.
+    """Compute `layers.sdpa` in float32, also under autocast.
 
     On CPUs the backward pass of torch's bfloat16 attention takes several times that of float32.
     """
@@ -30,7 +30,7 @@ def sdpa_float32(q_BSD: Tensor, k_BTD: Tensor, v_BTD: Tensor, num_heads: int) ->
 
 
 def keep_memory() -> None:
-    """Lets the process keep the memory that it frees (Linux with glibc; elsewhere nothing happens).
+    """Let the process keep the memory that it frees (Linux with glibc; elsewhere nothing happens).
 
     Otherwise each large activation costs fresh pages from the kernel.
     """

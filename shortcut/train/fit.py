@@ -185,7 +185,7 @@ class _LossModule(nn.Module):
 def _add_up_gradients(
     loss_module: Any, parts: Sequence[Any], autocast: torch.dtype | None, device: torch.device
 ) -> dict[str, Tensor]:
-    """Leaves the gradients of the mean loss in the parameters. Returns the mean figures."""
+    """Leave the gradients of the mean loss in the parameters. Returns the mean figures."""
     sums: dict[str, Tensor] = {}
     for number, part in enumerate(parts, 1):
         is_last_part = number == len(parts) or not hasattr(loss_module, "no_sync")
@@ -229,7 +229,7 @@ class _State:
         return self.parameters[0].device
 
     def step(self, recipe: Recipe, figures: Mapping[str, Tensor]) -> None:
-        """One iteration, by the gradients that are there; `figures` are its own."""
+        """Do one iteration with the gradients at hand; `figures` belong to it."""
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
         if not norm.isfinite():
             raise LossError(
@@ -247,7 +247,7 @@ class _State:
         self.is_whole = True
 
     def take_means(self, ranks: Ranks) -> Figures:
-        """Means of the figures since the last log, over all processes."""
+        """Return means of the figures since the last log, over all processes."""
         values = torch.stack(list(self.sums.values()))
         if ranks.world_size > 1:
             torch.distributed.all_reduce(values)
@@ -283,11 +283,11 @@ class _File:
     saved_at: float = field(default_factory=lambda: time.perf_counter())
 
     def is_due(self) -> bool:
-        """Whether the file is so old that a kill would cost much."""
+        """Return whether the file is so old that a kill would cost much."""
         return time.perf_counter() - self.saved_at >= SAVE_SECONDS
 
     def read(self) -> dict[str, Any] | None:
-        """The state in the file, checked to be of this training; None = there is none."""
+        """Return the state in the file, checked to be of this training; None = there is none."""
         if self.path is None or not self.path.exists():
             return None
         try:
@@ -308,7 +308,7 @@ class _File:
         return state
 
     def save(self, state: _State) -> None:
-        """Writes the state if it is newer than the file, whole or not at all.
+        """Write the state if it is newer than the file, whole or not at all.
 
         Raises:
             CheckpointError: it cannot be written; what was there stays.
@@ -330,14 +330,14 @@ class _File:
         self.saved, self.saved_at = state.done, time.perf_counter()
 
     def save_if_possible(self, state: _State) -> None:
-        """As `save`, where something else matters more: an error that ended the training, or its result."""
+        """Do as `save`, but only warn if it fails: an error that ended the training, or its result, matters more."""
         try:
             self.save(state)
         except CheckpointError as error:
             logger.warning("%s", error)
 
     def write_log(self, means: Figures) -> None:
-        """Adds a line to the log, if possible."""
+        """Add a line to the log, if possible."""
         if self.path is None or not self.is_writing:
             return
         try:
@@ -348,7 +348,7 @@ class _File:
             logger.warning("%s could not be written (%s)", log_of(self.path), error)
 
     def cut_log(self, done: int) -> None:
-        """Takes back what was logged after the checkpoint, which comes again."""
+        """Take back what was logged after the checkpoint, which comes again."""
         if self.path is None or not self.is_writing:
             return
         log = log_of(self.path)
@@ -362,7 +362,7 @@ class _File:
             logger.warning("%s could not be written (%s)", log, error)
 
     def advice_to_start_anew(self, state: _State) -> str:
-        """What another recipe needs where this training stopped; empty: nothing."""
+        """Return advice for starting anew with another recipe; empty if nothing is in the way."""
         if self.path is None or not state.done:
             return ""
         return (
@@ -371,7 +371,7 @@ class _File:
         )
 
     def _unsaved(self, needed: int, error: Exception) -> str:
-        """What to say where a state of so many bytes cannot be written."""
+        """Return the message for a state of `needed` bytes that cannot be written."""
         assert self.path is not None
         reason, room = (str(error).splitlines() or [type(error).__name__])[0], ""
         with contextlib.suppress(OSError):
@@ -389,7 +389,7 @@ class _File:
 
 
 def num_bytes(value: Any) -> int:
-    """Of all tensors in nested containers."""
+    """Return the bytes of all tensors in nested containers."""
     if isinstance(value, Tensor):
         return value.nbytes
     if isinstance(value, Mapping):

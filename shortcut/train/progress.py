@@ -12,7 +12,7 @@ LINE = "{desc}{n_fmt}/{total_fmt} {unit}s, {elapsed} gone, {remaining} left{post
 
 
 def progress_bar(*, is_shown: bool, unit: str, total: int | None = None) -> Any:
-    """A bar of tqdm; with `is_shown` False nothing is seen of it."""
+    """Return a bar of tqdm; with `is_shown` False it is not drawn."""
     options: dict[str, Any] = {"unit": unit, "total": total, "disable": not is_shown}
     if sys.stderr.isatty():
         return tqdm(file=sys.stderr, smoothing=0.05, **options)

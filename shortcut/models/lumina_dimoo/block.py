@@ -75,7 +75,7 @@ class Block(nn.Module):
         positions: SequencePositions,
         context: tuple[Tensor, SequencePositions] | None = None,
     ) -> Tensor:
-        """Returns (B, S, D).
+        """Return (B, S, D).
 
         Args:
             context: other tokens (B, N, D) to attend to, and their positions; they go through the same norm.
@@ -89,7 +89,7 @@ class Block(nn.Module):
         positions: SequencePositions,
         context: tuple[Tensor, SequencePositions] | None,
     ) -> Tensor:
-        """What attention gives, before the last projection. Nothing else of it outlives the call."""
+        """Return the output of attention before its last projection. Nothing else of it outlives the call."""
         h = self.attention_norm(x_BSD)
         q = positions.rotary(self.query(h)).split(positions.lengths, dim=1)
         if context is not None:
@@ -109,7 +109,7 @@ class Block(nn.Module):
         )
 
     def _for_each_head(self, kv_BSD: Tensor) -> Tensor:
-        """Keys or values, repeated where several heads share them."""
+        """Return keys or values, repeated where several heads share them."""
         if self.num_kv_heads == self.num_heads:
             return kv_BSD
         kv_BSHK = kv_BSD.unflatten(-1, (self.num_kv_heads, -1))
@@ -117,7 +117,7 @@ class Block(nn.Module):
 
 
 def kv_heads(kv_width: int, width: int, num_heads: int) -> int:
-    """How many heads keys and values have, which must divide `num_heads`."""
+    """Return how many heads keys and values have, which must divide `num_heads`."""
     num_kv_heads, rest = divmod(kv_width, width // num_heads)
     if rest or num_kv_heads == 0 or num_heads % num_kv_heads:
         raise ValueError(
@@ -128,7 +128,7 @@ def kv_heads(kv_width: int, width: int, num_heads: int) -> int:
 
 
 def block_table(theirs: str, ours: str) -> dict[str, str]:
-    """Rows of the key table for a block."""
+    """Return rows of the key table for a block."""
     names = {
         "attn_norm": "attention_norm",
         "q_proj": "query",

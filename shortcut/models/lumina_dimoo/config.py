@@ -84,7 +84,7 @@ def _stated(file: Path) -> Mapping[str, Any]:
 
 
 def check_vocabulary(num_rows: int, known: Mapping[str, Any]) -> None:
-    """Raises ValueError if the embedding does not have the rows that config.json states."""
+    """Raise ValueError if the embedding does not have the rows that config.json states."""
     expected = known.get("vocabulary", num_rows)
     if num_rows != expected:
         raise ValueError(
@@ -94,7 +94,7 @@ def check_vocabulary(num_rows: int, known: Mapping[str, Any]) -> None:
 
 
 def codebook_rows(tensors: Tensors, config: Any) -> Tensors:
-    """The tensors with only the codebook rows of the output matrix, which are its last."""
+    """Return the tensors with only the codebook rows of the output matrix, which are its last."""
     output_VD = tensors["code_output.weight"]
     if len(output_VD) != config.vocabulary:
         raise ValueError(

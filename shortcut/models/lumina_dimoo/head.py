@@ -93,7 +93,7 @@ class LuminaHead(BaseNetwork):
         mask_ratio_B: Tensor,
         wanted: Wanted | None = None,
     ) -> Tensor:
-        """Predicted features (B, S, D) of the next step, for sequences that lie side by side.
+        """Predict the features (B, S, D) of the next step, for sequences that lie side by side.
 
         Args:
             features_BSD: of the last step, from a full pass or from this head.
@@ -150,7 +150,7 @@ class LuminaHead(BaseNetwork):
     def _new_tokens(
         self, model: OnGrid, prompt_BP: Tensor, revealed: Revealed, *, sees_prompt: bool
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, N, D) of a branch's new tokens, and their positions (B, N)."""
+        """Return embeddings (B, N, D) of a branch's new tokens, and their positions (B, N)."""
         new_BND = model.embed(revealed.codes_BK)
         position_BN = model.positions_after(prompt_BP, revealed.index_BK)
         if sees_prompt:
@@ -166,7 +166,7 @@ class LuminaHead(BaseNetwork):
         mask_ratio: float,
         wanted: Sequence[Tensor] | None,
     ) -> tuple[Tensor, ...]:
-        """One pass for branches side by side."""
+        """Run one pass for branches side by side."""
         features_BSD = torch.cat(list(features), 1)
         positions = SequencePositions.whole(
             [f.shape[1] for f in features], self.config, features_BSD.device
@@ -200,7 +200,7 @@ class HeadBlock(nn.Module):
         new: tuple[Tensor, SequencePositions] | None,
         wanted: Wanted | None = None,
     ) -> Tensor:
-        """Returns (B, S, D), or (B, M, D) of what is `wanted`: the second half needs no others' result.
+        """Return (B, S, D), or (B, M, D) for `wanted`: the second half needs no other result.
 
         Args:
             new: the new tokens; None = both halves attend to the features.
@@ -221,14 +221,14 @@ class Wanted:
 
     @classmethod
     def of(cls, wanted: Sequence[Tensor], lengths: Sequence[int], config: Config) -> Wanted:
-        """Those that stand at the positions `wanted` (B, M) of each sequence; the sequences have so many tokens."""
+        """Select the positions `wanted` (B, M) of each sequence; `lengths` are the tokens of the sequences."""
         starts = accumulate(lengths, initial=0)
         axis = [position_BM + start for position_BM, start in zip(wanted, starts, strict=False)]
         return cls(torch.cat(axis, 1), SequencePositions.of(wanted, config))
 
 
 def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
-    """Sizes from our tensors; what they do not show from `known`, or else by preset.
+    """Return sizes from our tensors; what they do not show from `known`, or else by preset.
 
     Without a bottleneck the tensors do not show whether the head sees new tokens; it does unless `known` denies it.
     """
@@ -257,7 +257,7 @@ def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
 
 
 def new_head(model: ModelConfig, asked: HeadSize) -> Config:
-    """Sizes of a new head. Raises ValueError if it shall look at a neighbourhood."""
+    """Return sizes of a new head. Raises ValueError if it shall look at a neighbourhood."""
     if asked.kernel:
         raise ValueError(
             "only a head of MaskGIT can look at a neighbourhood. Leave out the kernel."

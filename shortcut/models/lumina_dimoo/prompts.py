@@ -98,7 +98,7 @@ TASKS = {
 
 
 def prompt_string(task: str, text: str = "", *, negative: bool = False) -> str:
-    """The prompt as text. An empty or blank text is `<uncondition>`.
+    """Return the prompt as text. An empty or blank text becomes `<uncondition>`.
 
     Args:
         negative: True: `text` is what to guide away from, and stands there alone.
@@ -127,7 +127,7 @@ def conditions(
     sources: Sequence[Tensor] = (),
     num_images: int = 1,
 ) -> tuple[Tensor, ...]:
-    """The prompt tokens (B, P) of each guidance branch, for `models.lumina.OnGrid`.
+    """Return the prompt tokens (B, P) of each guidance branch, for `transformer.OnGrid`.
 
     The condition first, then what to guide away from: `negative` with the source images, and if there are any, the
     condition without them. So `Settings.guidance` has one weight without and two with source images: of the text and
@@ -160,7 +160,7 @@ def conditions(
 def prompt_tokens(
     tokenizer: Any, task: str, text: str = "", *, negative: bool = False
 ) -> list[int]:
-    """The tokens of `prompt_string`, without source images.
+    """Return the tokens of `prompt_string`, without source images.
 
     Raises:
         ValueError: there is no such task, the text holds half of a character, or there are more than `MAX_TEXT_TOKENS`.
@@ -186,7 +186,7 @@ def prompt_tokens(
 def _with_sources(
     ids: list[int], sources: Sequence[Tensor], config: Config, num_images: int
 ) -> Tensor:
-    """The tokens (B, P) of one branch: source images stand in front of the last tag."""
+    """Return the tokens (B, P) of one branch: source images stand in front of the last tag."""
     text_1P = torch.tensor([ids])
     images = [image_tokens(codes_BYX.cpu() + config.num_text_ids, config) for codes_BYX in sources]
     parts = [text_1P[:, :-1], *images, text_1P[:, -1:]]
@@ -194,7 +194,7 @@ def _with_sources(
 
 
 def load_tokenizer(folder: str | Path, config: Config) -> Any:
-    """The tokenizer in `folder`, checked to be the model's. No code from the folder is run.
+    """Load the tokenizer in `folder`, checked to be the model's. No code from the folder is run.
 
     Raises:
         FileNotFoundError: there is none.
@@ -224,7 +224,7 @@ def load_tokenizer(folder: str | Path, config: Config) -> Any:
 
 
 def check_tokenizer(tokenizer: Any, config: Config) -> None:
-    """Raises ValueError if the tokenizer's special tokens are not those of the model, or its words are not.
+    """Raise ValueError if the tokenizer's special tokens are not those of the model, or its words are not.
 
     Tags are encoded. A token of `MARKS` may have another name, as those of small models do, but where its name is
     known it has the model's id; and at the ids of marks there is a token that no word of a text becomes. Words are

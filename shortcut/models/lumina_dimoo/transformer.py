@@ -66,7 +66,7 @@ class Config:
         return self.num_text_ids + self.num_codes
 
     def special_id(self, name: str) -> int:
-        """The id of a token in `SPECIAL_IDS`."""
+        """Return the id of a token in `SPECIAL_IDS`."""
         return self.num_text_ids + SPECIAL_IDS[name]
 
 
@@ -87,7 +87,7 @@ class LuminaDiMOO(BaseNetwork):
         self.code_output = operations.Linear(width, config.num_codes, bias=False, **tensor)
 
     def forward(self, sequences: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Last-layer features (B, S, D), after the last norm, of token sequences (B, S) of any lengths."""
+        """Run token sequences (B, S) of any lengths. Returns last-layer features (B, S, D), after the last norm."""
         x = self.embed_tokens(torch.cat(list(sequences), 1))
         positions = SequencePositions.whole([s.shape[1] for s in sequences], self.config, x.device)
         for block in self.blocks:
@@ -95,11 +95,11 @@ class LuminaDiMOO(BaseNetwork):
         return self.final_norm(x).split(positions.lengths, dim=1)
 
     def embed_tokens(self, tokens_BS: Tensor) -> Tensor:
-        """The network's input (B, S, D); it knows nothing of positions."""
+        """Return the network's input (B, S, D); it knows nothing of positions."""
         return self.token(tokens_BS).to(self.compute_dtype)
 
     def on_grid(self, rows: int, columns: int, *, is_sequential: bool = False) -> OnGrid:
-        """This network for images of `rows` x `columns` codes.
+        """Return this network for images of `rows` x `columns` codes.
 
         Args:
             is_sequential: True: a guidance branch at a time, which needs less memory and reads the weights once for
@@ -167,7 +167,7 @@ class OnGrid:
         return self.model(sequences)
 
     def logits(self, features_BND: Tensor, index_BN: Tensor) -> Tensor:
-        """Float32 logits (B, N, V) of the codebook entries from the features of image positions, wherever these are."""
+        """Return float32 logits (B, N, V) from the features of image positions, wherever these are."""
         return self.model.code_output(features_BND).float()
 
     def embed(self, codes_BN: Tensor, index_BN: Tensor | None = None) -> Tensor:
@@ -203,7 +203,7 @@ class OnGrid:
         return index_BN + index_BN.div(self.columns, rounding_mode="floor")  # one newline a row
 
     def target_tokens(self, codes_BL: Tensor, is_masked_BL: Tensor) -> Tensor:
-        """The tokens (B, S) from BOA to EOA."""
+        """Return the tokens (B, S) from BOA to EOA."""
         tokens_BL = codes_BL + self.config.num_text_ids
         tokens_BL = tokens_BL.masked_fill(is_masked_BL, self.config.special_id("mask"))
         image_BS = image_tokens(tokens_BL.unflatten(1, (self.rows, self.columns)), self.config)
@@ -211,13 +211,13 @@ class OnGrid:
 
 
 def image_tokens(tokens_BYX: Tensor, config: Config) -> Tensor:
-    """An image in a sequence (B, S): BOI, each row of its tokens with a newline behind it, EOI."""
+    """Return an image in a sequence (B, S): BOI, each row of its tokens with a newline behind it, EOI."""
     rows_BYX = F.pad(tokens_BYX, (0, 1), value=config.special_id("newline"))
     return _between("boi", rows_BYX.flatten(1), "eoi", config)
 
 
 def _between(first: str, tokens_BS: Tensor, last: str, config: Config) -> Tensor:
-    """The tokens with a special one on either side."""
+    """Return the tokens with a special one on either side."""
     column = (len(tokens_BS), 1)
     first_B1 = tokens_BS.new_full(column, config.special_id(first))
     return torch.cat([first_B1, tokens_BS, tokens_BS.new_full(column, config.special_id(last))], 1)
@@ -229,7 +229,7 @@ ROPE_THETA, NORM_EPS = 500_000.0, 1e-5  # of LLaDA
 
 
 def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
-    """Sizes from our tensors; what they do not show from `known`, or else by preset.
+    """Return sizes from our tensors; what they do not show from `known`, or else by preset.
 
     Of a published file `code_output.weight` has the rows of the text ids too, and `num_codes` cannot be read.
     """
@@ -262,7 +262,7 @@ def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
 
 
 def positive(known: Mapping[str, Any], name: str, default: float) -> float:
-    """The config field `name`, which no tensor shows."""
+    """Return the config field `name`, which no tensor shows."""
     value = known.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(f"{name} is {value!r}, expected a positive number.")

@@ -71,15 +71,15 @@ class LuminaVQ(BaseNetwork):
         self.decoder = Decoder(config, host)
 
     def encode(self, pixels_BCYX: Tensor) -> Tensor:
-        """Code ids (B, h, w), int64, of RGB pixels in [-1, 1] whose sides are multiples of `config.downscale`."""
+        """Return code ids (B, h, w) of RGB pixels in [-1, 1] whose sides are multiples of `config.downscale`."""
         return self.quantize.nearest(self.latents(pixels_BCYX))
 
     def latents(self, pixels_BCYX: Tensor) -> Tensor:
-        """What is quantized: (B, latent_channels, h, w)."""
+        """Return the latents that are quantized: (B, latent_channels, h, w)."""
         return self.quant_conv(self.encoder((pixels_BCYX.to(self.dtype) + 1) / 2))
 
     def decode(self, codes_Bhw: Tensor) -> Tensor:
-        """RGB pixels (B, 3, Y, X), around [-1, 1] but not clipped, of code ids."""
+        """Return RGB pixels (B, 3, Y, X), around [-1, 1] but not clipped, of code ids."""
         latents_BChw = self.quantize(codes_Bhw).to(self.dtype)
         return self.decoder(self.post_quant_conv(latents_BChw)) * 2 - 1
 
@@ -143,7 +143,7 @@ class Level(nn.Module):
 
 
 def middle(width: int, host: Host) -> nn.Sequential:
-    """The two blocks of the coarsest level between encoder or decoder and codes."""
+    """Return the two blocks of the coarsest level between encoder or decoder and codes."""
     return nn.Sequential(ResBlock(width, width, host), ResBlock(width, width, host))
 
 
@@ -151,7 +151,7 @@ NUM_GROUPS = {128: 32}  # of the published model, by the width of the finest lev
 
 
 def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
-    """Sizes from our tensors; `num_groups` from `known` or else by preset."""
+    """Return sizes from our tensors; `num_groups` from `known` or else by preset."""
     levels = range(count(tensors, "encoder.levels."))
     widths = [sizes(tensors, f"encoder.levels.{i}.blocks.0.conv1.weight", 4)[0] for i in levels]
     channels = sizes(tensors, "encoder.conv_in.weight", 4)[0]
@@ -195,7 +195,7 @@ STATED = {  # config.json -> our config
 
 
 def read_beside(file: Path) -> dict[str, Any]:
-    """The config fields that the config.json beside the published `file` states; empty if there is none.
+    """Return the config fields that the config.json beside the published `file` states; empty if there is none.
 
     Raises:
         ValueError: it cannot be read, or describes another network than this one.
@@ -226,7 +226,7 @@ def read_beside(file: Path) -> dict[str, Any]:
 
 
 def _stack(theirs: str, blocks: str, resampler: str) -> dict[str, str]:
-    """Rows of the key table for the encoder or the decoder."""
+    """Return rows of the key table for the encoder or the decoder."""
     block, ours = f"{theirs}.{blocks}.{{}}.resnets.{{}}", f"{theirs}.levels.{{}}.blocks.{{}}"
     return {
         f"{theirs}.conv_in.*": f"{theirs}.conv_in.*",

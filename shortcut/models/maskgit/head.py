@@ -84,7 +84,7 @@ class MaskGITHead(BaseNetwork):
         index_BN: Tensor | None = None,
         wanted_BM: Tensor | None = None,
     ) -> Tensor:
-        """Predicted features (B, S, D) of the next step.
+        """Predict the features (B, S, D) of the next step.
 
         Args:
             features_BSD: of the last step, from a full pass or from this head.
@@ -181,7 +181,7 @@ class Block(nn.Module):
         self.self_ff_norm, self.self_ff = norm(), FeedForward(width, hidden, operations, **tensor)
 
     def forward(self, x_BSD: Tensor, new_BND: Tensor, wanted_BM: Tensor | None = None) -> Tensor:
-        """Returns (B, S, D), or (B, M, D) for the places `wanted_BM`: their second half needs no others' result."""
+        """Return (B, S, D), or (B, M, D) for the positions `wanted_BM`: their second half needs no other result."""
         if new_BND.shape[1] > 0:
             x_BSD = x_BSD + self.cross_attention(self.cross_norm(x_BSD), new_BND)
         x_BSD = x_BSD + self.cross_ff(self.cross_ff_norm(x_BSD))
@@ -197,7 +197,7 @@ class Block(nn.Module):
 
 
 def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
-    """Sizes from our tensors; `num_heads` from `known` or else as of the published models by model width."""
+    """Return sizes from our tensors; `num_heads` from `known` or else as of the published models by model width."""
     (width,) = sizes(tensors, "last_layer.0.weight", 1)
     kernel, attends = kernel_of(tensors), "blocks.0.self_around.mix.weight" not in tensors
     if not (kernel or attends):
@@ -221,7 +221,7 @@ KERNEL = 7  # of new heads
 
 
 def new_head(model: ModelConfig, asked: HeadSize) -> Config:
-    """Sizes of a new head. Raises ValueError if it shall be blind to new tokens."""
+    """Return sizes of a new head. Raises ValueError if it shall be blind to new tokens."""
     if not asked.sees_new:
         raise ValueError("only a head of Lumina-DiMOO can be blind to new tokens.")
     kernel = KERNEL if asked.kernel is None else asked.kernel
@@ -238,7 +238,7 @@ def new_head(model: ModelConfig, asked: HeadSize) -> Config:
 
 
 def guided_kl(config: Config, iterations: int) -> float:
-    """Weight of the divergence of guided codes in a training, beside 1 of the squared error.
+    """Return weight of the divergence of guided codes in a training, beside 1 of the squared error.
 
     A head that predicts from full passes never sees its own features: what counts at use is the codes. In short
     trainings these get as near with a smaller weight, and the features nearer: after 300 iterations on the shipped
@@ -248,7 +248,7 @@ def guided_kl(config: Config, iterations: int) -> float:
 
 
 def _half(theirs: str, ours: str) -> dict[str, str | tuple[str, ...]]:
-    """Rows of the key table for one half of a block: attention and feed-forward."""
+    """Return rows of the key table for one half of a block: attention and feed-forward."""
     packed = [f"blocks.{{}}.{ours}_attention.{part}" for part in ("query", "key", "value")]
     return {
         f"blocks.{{}}.{theirs}.norm.*": f"blocks.{{}}.{ours}_norm.*",

@@ -36,7 +36,7 @@ class Around(nn.Module):
     def forward(
         self, x_BLD: Tensor, rows: int, columns: int, index_BM: Tensor | None = None
     ) -> Tensor:
-        """What to add to the image positions `index_BM`: (B, M, D); None = to all."""
+        """Return the change (B, M, D) of the image positions `index_BM`; None = of all."""
         grid_BDhw = x_BLD.transpose(1, 2).unflatten(2, (rows, columns))
         around_BLD = self.around(grid_BDhw).flatten(2).transpose(1, 2)
         return self.mix(F.gelu(tokens_at(around_BLD, index_BM)))
@@ -50,7 +50,7 @@ class Nearby(Around):
         self.proj_in = operations.Linear(model_width, width, **tensor)
 
     def of(self, new_BND: Tensor, index_BN: Tensor, rows: int, columns: int) -> Tensor:
-        """What to add to the image positions: (B, L, D).
+        """Return the change (B, L, D) of the image positions.
 
         Args:
             new_BND: the model's input embeddings of the new tokens; N may be 0.
@@ -63,7 +63,7 @@ class Nearby(Around):
 
 
 def kernel_of(tensors: Tensors) -> int:
-    """Side of the neighbourhood by the tensors of a head; 0 = it has no such part.
+    """Return side of the neighbourhood by the tensors of a head; 0 = it has no such part.
 
     Raises:
         ValueError: it is even, or no square.

@@ -84,7 +84,7 @@ class MaskGIT(BaseNetwork):
         )
 
     def forward(self, tokens_BS: Tensor) -> Tensor:
-        """Last-layer features (B, S, D) of token sequences: the state that a shortcut head predicts."""
+        """Run token sequences. Returns last-layer features (B, S, D), which a shortcut head predicts."""
         index_S = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
         x = self.token(tokens_BS).to(self.compute_dtype) + self.position(index_S).to(
             self.compute_dtype
@@ -95,7 +95,7 @@ class MaskGIT(BaseNetwork):
         return self.last_layer(x)
 
     def on_grid(self, rows: int, columns: int, *, is_sequential: bool = False) -> MaskGIT:
-        """This network: what a sampler calls, for images of `rows` x `columns` codes.
+        """Return this network: what a sampler calls, for images of `rows` x `columns` codes.
 
         Args:
             is_sequential: of no effect: the branches are small beside the weights.
@@ -146,7 +146,7 @@ class MaskGIT(BaseNetwork):
         return index_BN
 
     def logits(self, features_BND: Tensor, index_BN: Tensor) -> Tensor:
-        """Float32 logits (B, N, V) of the codebook entries from the features of the image positions `index_BN`."""
+        """Return float32 logits (B, N, V) from the features of the image positions `index_BN`."""
         ids_V = torch.arange(self.config.num_codes, device=features_BND.device)
         codebook_VD = self.token(ids_V).to(features_BND.dtype)
         logits_BNV = (features_BND @ codebook_VD.T).float()
@@ -200,7 +200,7 @@ NUM_CODES = {2026: 1024}  # of the published models, by vocabulary: 1000 classes
 
 
 def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
-    """Sizes from our tensors; `num_heads` and `num_codes` from `known` or else by preset."""
+    """Return sizes from our tensors; `num_heads` and `num_codes` from `known` or else by preset."""
     vocabulary, width = sizes(tensors, "token.weight", 2)
     length, _ = sizes(tensors, "position.weight", 2)
     mlp_width, _ = sizes(tensors, "blocks.0.feed_forward.up.weight", 2)

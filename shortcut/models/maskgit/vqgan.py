@@ -65,19 +65,19 @@ class VQGAN(BaseNetwork):
         self.decoder = Decoder(config, host)
 
     def encode(self, pixels_BCYX: Tensor) -> Tensor:
-        """Code ids (B, h, w), int64, of RGB pixels in [-1, 1] whose sides are multiples of `config.downscale`."""
+        """Return code ids (B, h, w) of RGB pixels in [-1, 1] whose sides are multiples of `config.downscale`."""
         return self.quantize.nearest(self.latents(pixels_BCYX))
 
     def latents(self, pixels_BCYX: Tensor) -> Tensor:
-        """What is quantized: (B, code_width, h, w)."""
+        """Return the latents that are quantized: (B, code_width, h, w)."""
         return self.quant_conv(self.encoder(pixels_BCYX.to(self.dtype)))
 
     def decode(self, codes_Bhw: Tensor) -> Tensor:
-        """RGB pixels (B, 3, Y, X), around [-1, 1] but not clipped, of code ids."""
+        """Return RGB pixels (B, 3, Y, X), around [-1, 1] but not clipped, of code ids."""
         return self.decode_latents(self.quantize(codes_Bhw).to(self.dtype))
 
     def decode_latents(self, latents_BChw: Tensor) -> Tensor:
-        """As `decode`, from codebook vectors (B, code_width, h, w)."""
+        """Decode codebook vectors (B, code_width, h, w), as `decode` does code ids."""
         return self.decoder(self.post_quant_conv(latents_BChw))
 
 
@@ -190,7 +190,7 @@ class Decoder(nn.Module):
 
 
 def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
-    """Sizes from our tensors; nothing needs to be known beforehand."""
+    """Return sizes from our tensors; nothing needs to be known beforehand."""
     channels = sizes(tensors, "encoder.conv_in.weight", 4)[0]
     levels = range(count(tensors, "encoder.down."))
     widths = [sizes(tensors, f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in levels]
@@ -212,7 +212,7 @@ def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
 
 
 def check_yaml(file: Path, config: Config) -> None:
-    """Compares `config` with the model.yaml beside the published `file`, if there is one.
+    """Compare `config` with the model.yaml beside the published `file`, if there is one.
 
     Raises:
         ValueError: it cannot be read, or it states another size. What it leaves out does not matter.
