@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from experiments import gallery
 from experiments.judges import attributes, reader
@@ -198,7 +198,7 @@ def make_text_judge(options: argparse.Namespace) -> int:
     return 0
 
 
-def ship(network: nn.Module, path: Path, layout: Layout | None, **metadata: Any) -> None:
+def ship(network: Any, path: Path, layout: Layout, **metadata: Any) -> None:
     """Write `network` in half precision to `path`."""
     checkpoints.save(path, checkpoints.pack(network, layout, dtype=torch.float16, **metadata))
 

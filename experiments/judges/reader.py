@@ -121,10 +121,7 @@ def loss_of(network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]
 
 
 def train(
-    directory: Path,
-    recipe: Recipe = RECIPE,
-    widths: Widths = WIDTHS,
-    batch_size: int = BATCH_SIZE,
+    directory: Path, recipe: Recipe = RECIPE, widths: Widths = WIDTHS, batch_size: int = BATCH_SIZE
 ) -> Reader:
     """Train on `directory`/TRAIN_FOLDER, with checkpoints in `directory`. Returns the averaged network."""
     pixels, _ = load_pictures(directory / TRAIN_FOLDER)

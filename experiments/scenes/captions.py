@@ -329,12 +329,7 @@ def _time_noun(facts: Facts, rng: random.Random) -> Words:
 
 
 def _counted(
-    facts: Facts,
-    group: str,
-    nouns: tuple[str, str],
-    rng: random.Random,
-    *,
-    is_exact: bool = False,
+    facts: Facts, group: str, nouns: tuple[str, str], rng: random.Random, *, is_exact: bool = False
 ) -> Words:
     """Return a noun with its number; two or more may go without, unless `is_exact`."""
     number, (one, many) = len(facts.things[group]), nouns

@@ -234,12 +234,12 @@ class TextErrors:
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
-        shipped_text = argparse.Namespace(**vars(options) | {"model": shipped.TEXT_MODEL})
-        self._load(shipped_text, shipped.TEXT_MODEL)
+        files = {"model": shipped.TEXT_MODEL, "vq": shipped.VQ}
+        self._load(argparse.Namespace(**vars(options) | files))
         plan = heads.text_plan(self.subject.pipeline.model_file)
         self.lab = self._lab(shipped.TEXT_MODEL, plan)
 
-    def _load(self, options: argparse.Namespace, model: Path) -> None:
+    def _load(self, options: argparse.Namespace) -> None:
         pipeline = load_pipeline(options)
         # By confidence alone, as in the paper, so that pictures show all that a head gets wrong.
         settings = replace(usual_settings(pipeline.model_file), spread=0)
@@ -314,7 +314,7 @@ class Pictures(TextErrors):
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
-        self._load(options, options.model)
+        self._load(options)
         config = self.subject.pipeline.model_file.config
         if getattr(config, "num_classes", 0) != NUM_CLASSES:
             raise ValueError(

@@ -88,10 +88,7 @@ def sample_classes(subject: Subject, row: Row, seed: int, images: range) -> tupl
 
 
 def judge_scenes(
-    subject: Subject,
-    first_seed: int,
-    num: int,
-    through: Callable[[Tensor], Tensor] | None = None,
+    subject: Subject, first_seed: int, num: int, through: Callable[[Tensor], Tensor] | None = None
 ) -> Judged:
     """Return features and attributes of `num` fresh scenes, scene i of class i mod 16.
 

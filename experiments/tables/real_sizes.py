@@ -49,7 +49,9 @@ MASKGIT = PublishedSize(
     maskgit_head.Config(model_width=768, width=384, num_blocks=2, num_heads=16, has_time=True),
     vqgan.Config(128, (1, 1, 2, 2, 4), 2, (4,), 256, 256, 1024),
     (32, 32),
+    lambda num_prompt_tokens: 2 * (torch.zeros(1, dtype=torch.long, device="meta"),),
 )
+NUM_PROMPT_TOKENS = 60
 T, GB = 1e12, 1e9
 
 
@@ -59,7 +61,11 @@ class System:
 
     architecture: Architecture
     size: PublishedSize
-    conditions: Callable[[int], tuple[Tensor, ...]]  # of so many images; the ids do not matter
+
+    def conditions(self, num_images: int) -> tuple[Tensor, ...]:
+        """Return the conditions of a run; their values do not matter."""
+        shapes = (c.shape[1:] for c in self.size.conditions(NUM_PROMPT_TOKENS))  # pyright: ignore
+        return tuple(torch.zeros(num_images, *shape, dtype=torch.long) for shape in shapes)
 
     @property
     def runs(self) -> list[Settings]:
@@ -80,19 +86,10 @@ class System:
         return count_flops(model, head, settings, conditions, grid, rules=rules).total  # pyright: ignore
 
 
-def _zeros(*lengths: int | None) -> Callable[[int], tuple[Tensor, ...]]:
-    def make(num_images: int) -> tuple[Tensor, ...]:
-        shapes = ((num_images,) if n is None else (num_images, n) for n in lengths)
-        return tuple(torch.zeros(shape, dtype=torch.long) for shape in shapes)
-
-    return make
-
-
 LUMINA = lumina_dimoo.ARCHITECTURE
 SYSTEMS = {
-    # A prompt of 60 tokens and the unconditional one; a class and none.
-    "lumina-dimoo": System(LUMINA, LUMINA.sizes["lumina-dimoo"], _zeros(60, 14)),
-    "maskgit-512": System(maskgit.ARCHITECTURE, MASKGIT, _zeros(None, None)),
+    "lumina-dimoo": System(LUMINA, LUMINA.sizes["lumina-dimoo"]),
+    "maskgit-512": System(maskgit.ARCHITECTURE, MASKGIT),
 }
 
 

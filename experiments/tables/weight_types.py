@@ -25,11 +25,12 @@ from experiments.tables.text_measure import PromptCase, batched, by_lengths, sco
 from shortcut import Pipeline, shipped
 from shortcut import checkpoint as checkpoints
 from shortcut.denoiser import Tokens, guided_logits, image_features, positions
+from shortcut.generate import num_draws
 from shortcut.grid import Grid, usual_grid
 from shortcut.models.architecture import Branches, GridModel
 from shortcut.noise import Noise
 from shortcut.sampler import Trace, decide
-from shortcut.schedule import Settings, num_draws, plan
+from shortcut.schedule import Settings, plan
 from shortcut.settings import usual_settings
 from shortcut.train.loss import divergence
 

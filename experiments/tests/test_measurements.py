@@ -53,7 +53,8 @@ def test_rows_are_vanilla_the_presets_and_decoding(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = "maskgit-512"
-    size = PublishedSize(tiny.MODEL, tiny.HEAD, tiny.vq_config(), (4, 4))
+    conditions = real_sizes.MASKGIT.conditions
+    size = PublishedSize(tiny.MODEL, tiny.HEAD, tiny.VQ, (4, 4), conditions)
     system = replace(real_sizes.SYSTEMS[name], size=size)
     monkeypatch.setitem(real_sizes.SYSTEMS, name, system)
     where = ["--models", name, "--device", "cpu", "--dtypes", "float32", "--repeats", "2"]
@@ -62,7 +63,7 @@ def test_rows_are_vanilla_the_presets_and_decoding(
     lines = [line.split("|") for line in printed.splitlines() if line.startswith("|")][2:]
     assert len(lines) == 2 + len(maskgit.ARCHITECTURE.presets)
     assert [cell.strip() for cell in lines[0][3:5]] == ["32", "32"]
-    assert "decoding 8 x 8" in lines[-1][1] and "Random weights" in printed
+    assert "decoding 32 x 32" in lines[-1][1] and "Random weights" in printed
 
 
 # The memory of loading

@@ -39,16 +39,16 @@ TEXT_HEAD = lumina_head.Config(
 )
 
 
-def vq_config(multipliers: tuple[int, ...] = (1, 2)) -> vqgan.Config:
-    return vqgan.Config(
-        channels=32,
-        multipliers=multipliers,
-        blocks_per_level=1,
-        attention_levels=(),
-        latent_channels=8,
-        code_width=8,
-        num_codes=16,
-    )
+# 8 x 8 pixels per code.
+VQ = vqgan.Config(
+    channels=32,
+    multipliers=(1, 1, 1, 1),
+    blocks_per_level=1,
+    attention_levels=(),
+    latent_channels=8,
+    code_width=8,
+    num_codes=16,
+)
 
 
 def checkpoint(layout: Layout, config: Any, seed: int, **metadata: Any) -> Checkpoint:
@@ -78,7 +78,7 @@ def classes(folder: Path) -> dict[str, Path]:
     paths = {n: folder / f"{n}.safetensors" for n in ("model", "head", "vq", "judge")}
     checkpoints.save(paths["model"], model())
     checkpoints.save(paths["head"], head(model()))
-    checkpoints.save(paths["vq"], checkpoint(vqgan.LAYOUT, vq_config(), 2))
+    checkpoints.save(paths["vq"], checkpoint(vqgan.LAYOUT, VQ, 2))
     attributes.FILE.save(paths["judge"], attributes.FILE.initialised(0, (8, 8, 8, 16)), {})
     return paths
 
@@ -90,7 +90,7 @@ def text(folder: Path) -> dict[str, Path]:
     checkpoints.save(paths["model"], network)
     copy_tokenizer(shipped.TEXT_FOLDER, paths["model"])
     checkpoints.save(paths["head"], checkpoint(lumina_head.LAYOUT, TEXT_HEAD, 4, **fits))
-    checkpoints.save(paths["vq"], checkpoint(vqgan.LAYOUT, vq_config((1, 1, 1, 1)), 2))
+    checkpoints.save(paths["vq"], checkpoint(vqgan.LAYOUT, VQ, 2))
     reader.FILE.save(paths["judge"], reader.FILE.initialised(0, (8,) * 5), {})
     return paths
 
