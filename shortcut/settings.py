@@ -13,11 +13,12 @@ USUAL_PRESET = "balanced"  # whose share of full steps a run with a head has
 USUAL_SHARE = 0.25  # the same of a model without presets
 
 
-def usual_settings(model: Checkpoint, *, num_guided: int = 1) -> Settings:
+def usual_settings(model: Checkpoint, *, num_guided: int | None = None) -> Settings:
     """Return the sampler settings that the model's file states; its original's for the rest.
 
     Args:
-        num_guided: branches to guide away from; 2 for conditions with source images.
+        num_guided: branches to guide away from, such as 2 for conditions with source images; None = as the settings
+            have it.
 
     Raises:
         ValueError: the file states one that does not exist or is out of range.
@@ -30,7 +31,7 @@ def usual_settings(model: Checkpoint, *, num_guided: int = 1) -> Settings:
             found = replace(architecture.settings, **stated)
             if num_guided == 2 and source_guidance is not None:
                 found = replace(found, guidance=source_guidance)
-            elif num_guided != len(found.guidance):
+            elif num_guided not in (None, len(found.guidance)):
                 found = replace(
                     found, guidance=architecture.guidance.get(num_guided, (0.0,) * num_guided)
                 )
@@ -79,6 +80,8 @@ def chosen_settings(
     if has_head and full_steps is None:
         full_steps = usual_full_steps(model.architecture, num_steps)
     weights = (cfg, cfg_image)
+    if cfg is not None and num_guided < 1:
+        raise ValueError(f"a {model.layout.title} has no guidance. Leave --cfg out.")
     if cfg_image is not None and num_guided < 2:
         raise ValueError(
             "--cfg-image is for a --task that starts from a picture, such as edit. Leave it out."

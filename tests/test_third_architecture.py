@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import builders
@@ -107,8 +108,10 @@ def test_a_model_without_guidance_makes_pictures_and_trains(folder: Path, monkey
     monkeypatch.setattr(models, "ARCHITECTURES", [changed])
     pipeline = Pipeline.load(folder, head=trained_head(folder))
     (first,) = pipeline.generate("calm", steps=4, full_steps=2)
-    (again,) = pipeline.generate("calm", steps=4, full_steps=2, cfg=3.0)
+    (again,) = pipeline.generate("calm", steps=4, full_steps=2)
     assert first.tobytes() == again.tobytes()
+    with pytest.raises(ValueError, match=r"has no guidance\. Leave --cfg out"):
+        pipeline.generate("calm", cfg=3.0)
     out = folder / "new.safetensors"
     assert main(["train", "--model", str(folder), "--iterations", "3", "--out", str(out)]) == 0
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...files import INDEX_SUFFIX
 from ..architecture import Branches, Conditioning, Request
 from ..conditioning import only_row
 from .prompts import TASKS, TEXT, conditions, load_tokenizer, prompt_tokens
@@ -55,7 +56,8 @@ class PromptConditioner:
             raise ValueError(
                 "a Lumina-DiMOO without a file has no tokenizer. Load it from its file."
             )
-        return cls(config, load_tokenizer(tokenizer_folder(path), config), path.name)
+        name = (path.parent if path.name.endswith(INDEX_SUFFIX) else path).name
+        return cls(config, load_tokenizer(tokenizer_folder(path), config), name)
 
     def conditions(self, request: Request, num_images: int) -> Branches:
         """Return the prompt tokens of each guidance branch.
