@@ -202,9 +202,8 @@ def without_effect(patcher: Any) -> list[str]:
         getattr(patcher, "wrappers", {}),
         {key: value for key, value in objects.items() if not key.startswith(HEEDED)},
     ]
-    names: dict[
-        str, str
-    ] = {}  # one node may leave several patches, under spellings that differ in case
+    # One node may leave several patches, under spellings that differ in case.
+    names: dict[str, str] = {}
     for group in groups:
         for key, value in group.items():
             if key not in COMPANIONS:

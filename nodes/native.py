@@ -94,6 +94,9 @@ class MaskedImageModel(comfy.model_base.BaseModel):
             device=device,
             unet_model=checkpoint.layout.network,
         )
+        config.unet_config["model_channels"] = (
+            checkpoint.config.width
+        )  # FreeU and HyperTile ask for it
         self.checkpoint, self.conditioner = checkpoint.without_tensors(), conditioner
         self.attention: HostAttention = config.unet_config["attention"]
 

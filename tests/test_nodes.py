@@ -7,6 +7,7 @@ They run on stand-ins for ComfyUI, and on the real one if COMFY_DIR names its fo
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 from dataclasses import replace
@@ -224,7 +225,7 @@ def test_what_is_no_code_is_not_decoded_in_tiles_either(files, what):
     _, vae = LoadMIGM.execute(shipped.NAME, "auto", "default").result
     samples, message = NO_CODES[what]
     with pytest.raises(ValueError, match=message):
-        vae.decode_tiled(samples, tile_x=2, tile_y=2, overlap=1)
+        vae.decode_tiled(samples, tile_x=4, tile_y=4, overlap=1)
 
 
 @pytest.mark.parametrize("denoise", [1.0, 0.5])
@@ -557,7 +558,7 @@ class RescaleCFG:
 class ModelSamplingSD3:
     @classmethod
     def patch(cls, model):
-        class Sampling: ...
+        class Sampling(torch.nn.Module): ...
 
         model.object_patches = {"model_sampling": Sampling()}
 
@@ -823,3 +824,27 @@ def test_a_vae_is_made_without_a_warning_about_weights(files, caplog):
     assert "VAE weights" not in caplog.text
     logging.getLogger().warning("No VAE weights detected")
     assert "VAE weights" in caplog.text, "the filter must not outlive the loader"
+
+
+@needs_comfy
+@pytest.mark.parametrize(
+    ("module", "node", "values"),
+    [
+        ("easycache", "EasyCache", (0.2, 0.15, 0.95, False)),
+        ("easycache", "LazyCache", (0.2, 0.15, 0.95, False)),
+        ("freelunch", "FreeU_V2", (1.3, 1.4, 0.9, 0.2)),
+        ("hypertile", "HyperTile", (256, 2, 0, False)),
+        ("tomesd", "TomePatchModel", (0.3,)),
+        ("model_advanced", "ModelSamplingSD3", (3.0,)),
+        ("model_advanced", "RescaleCFG", (0.7,)),
+        ("differential_diffusion", "DifferentialDiffusion", ()),
+    ],
+)
+def test_nodes_of_comfyui_that_cannot_act_are_named(model, module, node, values):
+    extras = importlib.import_module(f"comfy_extras.nodes_{module}")
+    made = getattr(extras, node, None) or getattr(extras, f"{node}Node")
+    execute = getattr(made, "execute", None) or getattr(made(), made.FUNCTION)
+    found = execute(model, *values)
+    patched = found[0] if isinstance(found, tuple) else found.result[0]
+    assert host.without_effect(patched) == [node]
+    assert torch.equal(run(patched)["samples"], run(model)["samples"])
