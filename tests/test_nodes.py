@@ -608,7 +608,10 @@ def test_what_acts_is_not_named(model):
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({"model_options": {"context_handler": object()}}, "Context Windows"),
+        (
+            {"model_options": {"transformer_options": {}, "context_handler": object()}},
+            "Context Windows",
+        ),
         ({"model_options": {"transformer_options": {"rope_options": {"x": 2.0}}}}, "ScaleROPE"),
         ({"wrappers": {"apply_model": {"torch.compile": [print]}}}, "torch.compile"),
         ({"wrappers": {"diffusion_model": {None: [print]}}}, "torch.compile"),
