@@ -11,12 +11,12 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from .guard import guarded, parse_json
 
@@ -143,12 +143,18 @@ def read_pytorch(path: Path, *, is_zip: bool) -> dict[str, Any]:
         if isinstance(error.__cause__, pickle.UnpicklingError):
             raise ValueError(_refusal(path, str(error.__cause__))) from error
         raise
-    if not isinstance(raw, Mapping):
+    if not isinstance(raw, dict):
         raise ValueError(
             f"{path} holds a {type(raw).__name__}, expected a dict of tensors. Have its author "
             "save the state_dict() alone."
         )
-    return {key: _plain(value) for key, value in _plain(raw).items()}
+    with guarded(path, DAMAGED_PYTORCH, AGAIN):
+        return {
+            key: {inner: _plain(item) for inner, item in _plain(value).items()}
+            if isinstance(value, dict)
+            else _plain(value)
+            for key, value in _plain(raw).items()
+        }
 
 
 def check_torch(path: Path) -> None:
@@ -187,8 +193,10 @@ def _check_zip(path: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a dict for a mapping whose pickle may have replaced its methods, and anything else as it is."""
-    return dict(dict.items(value)) if isinstance(value, dict) else value
+    """Return a dict or a tensor without the attributes that a pickle may have put over its methods."""
+    if isinstance(value, dict):
+        return dict(dict.items(value))
+    return Tensor.detach(value) if isinstance(value, Tensor) else value
 
 
 def _refusal(path: Path, message: str) -> str:

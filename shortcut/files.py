@@ -9,22 +9,19 @@ Large models are published in several safetensors files (shards) with an index, 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from .containers import SAFETENSORS_DTYPES, read_header, read_pytorch, read_safetensors
-from .guard import named, parse_json, read_json, said, shown
+from .guard import named, parse_json, read_json, shown
 
 if TYPE_CHECKING:
     from .models.layout import Layout
@@ -296,47 +293,18 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to.
 
     It takes the place of `path` when the block ends, and vanishes when it ends by an error.
-
-    Raises:
-        OSError: it cannot be written, whatever the library that writes makes of that; `path` is named.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    if len(os.fsencode(partial.name)) > MAX_NAME:
-        short = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-        partial = path.with_name(f".{short}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial.touch()
         mode = partial.stat().st_mode
         yield partial
-        with suppress(OSError):  # some file systems have no permissions
-            partial.chmod(mode)  # some writers make files that only their owner can read
+        partial.chmod(mode)  # some writers make files that only their owner can read
         os.replace(partial, path)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if not _is_of_writing(error, partial):
-            raise
-        raise _unwritten(error, path) from error
     finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
-def _is_of_writing(error: Exception, partial: Path) -> bool:
-    """Return whether an error says that `partial` could not be written."""
-    if isinstance(error, OSError):
-        return error.filename is None or Path(os.fsdecode(error.filename)) == partial
-    return isinstance(error, SafetensorError) or any(m in str(error) for m in TORCH_WRITES)
-
-
-def _unwritten(error: Exception, path: Path) -> OSError:
-    """Return an error that names `path` and the system's reason, if a library has kept it."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return OSError(error.errno, error.strerror, str(path))
-    found = re.search(r"os error (\d+)", str(error))
-    if found is not None:
-        return OSError(int(found[1]), os.strerror(int(found[1])), str(path))
-    return OSError(f"{path} could not be written; the disk may be full ({said(error)}).")
+        partial.unlink(missing_ok=True)
 
 
 def write_safetensors(

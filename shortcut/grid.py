@@ -6,6 +6,7 @@ A grid is (rows, columns).
 from __future__ import annotations
 
 from .checkpoint import Checkpoint
+from .guard import MAX_SIDE
 from .models.architecture import Grid
 
 
@@ -18,8 +19,10 @@ def usual_grid(model: Checkpoint) -> Grid:
     if (fixed := model.architecture.fixed_grid(model.config)) is not None:
         return fixed
     stated = model.metadata.grid or model.architecture.usual_grid
-    if stated is None or len(stated) != 2 or min(stated) < 1:
-        raise ValueError(f"{model.name} states the grid {stated}, expected rows and columns.")
+    if stated is None or len(stated) != 2 or min(stated) < 1 or max(stated) > MAX_SIDE:
+        raise ValueError(
+            f"{model.name} states the grid {stated}, expected rows and columns, each at most {MAX_SIDE}."
+        )
     return stated[0], stated[1]
 
 
@@ -44,6 +47,10 @@ def grid_of(
             f"{height}."
         )
     check_multiples(width, height, downscale)
+    if max(width, height) > MAX_SIDE * downscale:
+        raise ValueError(
+            f"an image may have at most {MAX_SIDE * downscale} pixels a side, got {width} x {height}."
+        )
     return height // downscale, width // downscale
 
 

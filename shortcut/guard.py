@@ -22,6 +22,7 @@ MAX_WEIGHT = 1e6  # of guidance, and of temperatures
 MAX_PIXELS = 2**26  # of a picture: 8192 x 8192
 MAX_DIGITS = 20  # of a whole number in a file: 2**64 has so many
 MAX_NESTING = 32  # of lists and objects in each other
+MAX_YAML = 2**16  # bytes of a YAML file, whose reader is slow
 MAX_TEXT = 2**20  # bytes of a description
 PANIC = "PanicException"  # of pyo3: the class cannot be imported
 SHOWN = 200  # characters of what a file holds
@@ -132,6 +133,28 @@ def read_json(path: Path, limit: int = MAX_TEXT) -> Any:
         raise ValueError(f"{path}: {error}") from error
 
 
+def read_yaml(path: Path) -> Any:
+    """Return the YAML in a small file, which may have no aliases: a few can stand for any amount of data.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not such a file.
+    """
+    text = read_text(path, MAX_YAML)
+    import yaml  # only published VQGANs need it
+
+    depth = 0
+    with guarded(path, "is not usable YAML", "Download it again."):
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"it has the alias *{event.anchor[:40]}")
+            if depth > MAX_NESTING:
+                raise ValueError(f"it is nested more than {MAX_NESTING} levels deep")
+        return yaml.safe_load(text)
+
+
 def parse_json(text: str | bytes) -> Any:
     """Return the value of a JSON text.
 
@@ -178,10 +201,8 @@ def _finite(digits: str) -> float:
 
 def check_whole(name: str, value: Any, low: int, high: int) -> None:
     """Raise ValueError if `value` is no whole number from `low` to `high`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} must be a whole number, got {shown(value)}.")
-    if value < low:
-        raise ValueError(f"{name} must be at least {low}, got {shown(value)}.")
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{name} must be a whole number of at least {low}, got {shown(value)}.")
     if value > high:
         raise ValueError(f"{name} must be at most {high}, got {shown(value)}.")
 
@@ -190,7 +211,7 @@ def check_number(name: str, value: Any, low: float, high: float) -> None:
     """Raise ValueError if `value` is no number from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} must be a number, got {shown(value)}.")
-    if not value >= low:
-        raise ValueError(f"{name} must be at least {low:g}, got {shown(value)}.")
+    if not low <= value < math.inf:
+        raise ValueError(f"{name} must be a finite number of at least {low:g}, got {shown(value)}.")
     if value > high:
         raise ValueError(f"{name} must be at most {high:g}, got {shown(value)}.")

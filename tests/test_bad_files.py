@@ -130,7 +130,7 @@ def test_sizes_that_no_tensor_shows() -> None:
     [
         ("format", "dimoo", "it has format 'dimoo' version 1, expected version 1 of maskgit"),
         ("version", "2", "format 'maskgit' version 2, expected version 1 .* update"),
-        ("config", "{", "shortcut.config are not JSON"),
+        ("config", "{", "shortcut.config cannot be used: it is not JSON"),
         ("config", "[]", "shortcut.config are \\[\\], expected a dict"),
         ("config", '{"num_heads": 4, "num_codes": 16, "depth": 3}', "depth is 2, but its metadata"),
         ("config", '{"num_heads": "4", "num_codes": 16}', "num_heads is '4', expected a whole"),
@@ -139,7 +139,14 @@ def test_sizes_that_no_tensor_shows() -> None:
         ("class_names", '["a", 3]', "shortcut.class_names are .* expected a list"),
         ("class_names", '["a"]', "metadata name 1 classes, but it has 3"),
         ("title", "3", "shortcut.title are 3, expected a str"),
-        ("trained", "[" * 100_000, "shortcut.trained are not JSON"),
+        ("trained", "[" * 100_000, "shortcut.trained cannot be used: it is nested too deeply"),
+        (
+            "trained",
+            "[" * 40 + "]" * 40,
+            "shortcut.trained cannot be used: it is nested too deeply",
+        ),
+        ("defaults", f'{{"temperature": 1{"0" * 400}}}', "the number 100000000... has 401 digits"),
+        ("defaults", '{"temperature": 1e999}', "the number 1e999 is too large"),
     ],
 )
 def test_wrong_metadata(entry: str, text: str, match: str, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_half_precision_makes_a_picture(run, folder: Path, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--steps", "0"), "steps must be at least 1, got 0"),
+        (("--steps", "0"), "steps must be a whole number of at least 1, got 0"),
         (
             ("--head", "HEAD", "--full-steps", "7"),
             "full steps must be between 1 and steps (6), got 7",
