@@ -42,11 +42,11 @@ def guarded(path: str | Path, what: str, advice: str) -> Iterator[None]:
         raise ValueError(
             f"{path!s} has a name that is not UTF-8, which a library cannot open. Rename it."
         ) from error
-    except OSError as error:
-        raise named(error, path) from error
     except BaseException as error:
         if not _is_caught(error):
             raise
+        if isinstance(error, OSError) and error.errno is not None:  # else a library's own
+            raise named(error, path) from error
         raise ValueError(f"{path} {what} ({said(error)}). {advice}") from error
 
 

@@ -412,7 +412,7 @@ def test_a_tensor_that_the_index_does_not_know(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ("{", "is not an index of safetensors files .JSONDecodeError"),
+        ("{", "is not an index of safetensors files .ValueError: .*not JSON .JSONDecodeError"),
         ('{"weights": {}}', "is not an index of safetensors files .KeyError: 'weight_map'"),
         ('{"weight_map": []}', "is not an index of safetensors files .AttributeError"),
         ('{"weight_map": {}}', "names no files for its tensors"),
@@ -460,7 +460,7 @@ def test_another_model_with_the_same_tensors_is_not_taken_for_a_damaged_one(fold
 @pytest.mark.parametrize("content", ["{", "[]"])
 def test_a_config_json_that_is_none(content: str, folder: Path) -> None:
     (folder / "config.json").write_text(content)
-    refused_folder(folder, "config.json beside it (cannot be read|is no JSON object).* Download")
+    refused_folder(folder, "config.json beside it (cannot be used|is no JSON object).* Download")
 
 
 def test_output_rows_of_another_vocabulary() -> None:

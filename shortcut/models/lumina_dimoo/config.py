@@ -41,12 +41,13 @@ def denies(file: Path) -> str | None:
 
     Other models, such as MMaDA, have tensors of the same names.
     """
+    stated = _stated(file)
     for name, value in EXPECTED.items():
-        found = _stated(file).get(name, value)
+        found = stated.get(name, value)
         if found != value:
             return (
-                f"{_description(file)} beside it says {name} = {shown(found)}, expected {value!r}: it is another network "
-                "than Lumina-DiMOO. Choose the folder of Lumina-DiMOO."
+                f"{_description(file)} beside it says {name} = {shown(found)}, expected {value!r}: it is another "
+                "network than Lumina-DiMOO. Choose the folder of Lumina-DiMOO."
             )
     return None
 
@@ -88,8 +89,8 @@ def check_vocabulary(num_rows: int, known: Mapping[str, Any]) -> None:
     expected = known.get("vocabulary", num_rows)
     if num_rows != expected:
         raise ValueError(
-            f"its embedding has {num_rows} rows, but config.json beside it says that the vocabulary has {shown(expected)}. "
-            "The files are of different models: download them again into an empty folder."
+            f"its embedding has {num_rows} rows, but config.json beside it says that the vocabulary has "
+            f"{shown(expected)}. The files are of different models: download them again into an empty folder."
         )
 
 

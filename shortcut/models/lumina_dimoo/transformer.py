@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...denoiser import Conditions, Features
+from ...guard import shown
 from ...schedule import Step
 from ..layers import Attention, BaseNetwork, transformer_bytes
 from ..layout import Layout, Tensors, check_heads, count, given, sizes

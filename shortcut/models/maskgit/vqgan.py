@@ -18,7 +18,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...guard import read_yaml, said
+from ...guard import read_yaml, said, shown
 from ..layers import Attention, BaseNetwork
 from ..layout import Layout, Tensors, count, sizes
 from ..vq_layers import (
@@ -233,7 +233,7 @@ def check_yaml(file: Path, config: Config) -> None:
             f"{description} beside it does not describe a VQGAN ({said(error)}). "
             "Download it again, or move it away: the weights alone are enough."
         ) from error
-    shown: dict[str, Any] = {
+    actual: dict[str, Any] = {
         "double_z": False,
         "z_channels": config.latent_channels,
         "in_channels": 3,
@@ -247,7 +247,7 @@ def check_yaml(file: Path, config: Config) -> None:
     }
     wrong = [
         f"{name} is {shown(stated[name])}, but the tensors say {value}"
-        for name, value in shown.items()
+        for name, value in actual.items()
         if stated.get(name, value) != value
     ]
     if wrong:
