@@ -62,6 +62,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         with path.open("rb") as file:
             _header_length(file)
         try:
+            str(path).encode()  # the library takes no other names
             with safe_open(path, framework="pt") as mapped:
                 names = list(mapped.keys())
                 return {key: mapped.get_tensor(key) for key in names}, mapped.metadata() or {}

@@ -6,7 +6,7 @@ A grid is (rows, columns).
 from __future__ import annotations
 
 from .checkpoint import Checkpoint
-from .guard import MAX_SIDE
+from .guard import MAX_SIDE, shown
 from .models.architecture import Grid
 
 
@@ -40,6 +40,7 @@ def grid_of(
     rows, columns = usual_grid(model)
     width = columns * downscale if width is None else width
     height = rows * downscale if height is None else height
+    check_sides(width, height, downscale)
     is_fixed = model.architecture.fixed_grid(model.config) is not None
     if is_fixed and (height, width) != (rows * downscale, columns * downscale):
         raise ValueError(
@@ -47,11 +48,14 @@ def grid_of(
             f"{height}."
         )
     check_multiples(width, height, downscale)
-    if max(width, height) > MAX_SIDE * downscale:
-        raise ValueError(
-            f"an image may have at most {MAX_SIDE * downscale} pixels a side, got {width} x {height}."
-        )
     return height // downscale, width // downscale
+
+
+def check_sides(width: int, height: int, downscale: int) -> None:
+    """Raise ValueError if a side is longer than any that is meant."""
+    for name, side in (("width", width), ("height", height)):
+        if side > MAX_SIDE * downscale:
+            raise ValueError(f"{name} must be at most {MAX_SIDE * downscale}, got {shown(side)}.")
 
 
 def check_multiples(width: int, height: int, downscale: int) -> None:

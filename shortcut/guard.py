@@ -18,6 +18,8 @@ from typing import Any
 MAX_STEPS = 10_000  # of a run
 MAX_SIDE = 1024  # rows or columns of codes
 MAX_IMAGES = 4096  # of a run
+MAX_DRAWS = 2**30  # random numbers of a run: steps x tokens x images
+MAX_SEED = 2**64 - 1
 MAX_WEIGHT = 1e6  # of guidance, and of temperatures
 MAX_PIXELS = 2**26  # of a picture: 8192 x 8192
 MAX_DIGITS = 20  # of a whole number in a file: 2**64 has so many
@@ -79,14 +81,16 @@ def _is_caught(error: BaseException) -> bool:
 
 
 def said(error: BaseException) -> str:
-    """Return type and first line of an error."""
+    """Return the first line of an error, with its type where the text alone may say little."""
     try:
         lines = str(error).strip().splitlines()
     except ValueError:  # a number that is too long to print
         lines = []
     first = lines[0][:SHOWN] if lines else ""
     name = type(error).__name__
-    return f"{name}: {first}" if first else name
+    if not first:
+        return name
+    return first if type(error) is ValueError else f"{name}: {first}"
 
 
 def shown(value: Any) -> str:

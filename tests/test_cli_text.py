@@ -280,10 +280,17 @@ def test_pictures_that_pillow_does_not_open(
 ) -> None:
     Image.new("RGB", (12, 8)).save(folder / "damaged.png", exif=b"Exif\0\0no Exif")
     status, _, _, error = run(*EDIT, "--image", "damaged.png")
-    assert status == 1 and "damaged.png cannot be read as a picture (SyntaxError: not a TIFF file" in error
+    assert (
+        status == 1
+        and "damaged.png cannot be read as a picture (SyntaxError: not a TIFF file" in error
+    )
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 12 * 8 // 3)
     status, _, _, error = run(*EDIT)
-    assert status == 1 and "picture.png cannot be read as a picture (DecompressionBombError: Image size (96" in error
+    assert (
+        status == 1
+        and "picture.png cannot be read as a picture (DecompressionBombError: Image size (96"
+        in error
+    )
 
 
 @pytest.mark.parametrize(
