@@ -111,6 +111,9 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
     plain containers are read: one that asks for anything else is refused. An index of several
     safetensors files stands for all of them.
 
+    What is mapped is read when it is used: such a file may be replaced, as `written_whole` does, but while a model from
+    it is in use it must never be shortened, or the system ends the process.
+
     Raises:
         FileNotFoundError: there is no such file, or one that an index names.
         OSError: the system refuses to read it.

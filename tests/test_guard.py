@@ -20,11 +20,13 @@ import pytest
 import torch
 from builders import assert_same
 from shortcut_pack.shortcut import checkpoint as checkpoints
-from shortcut_pack.shortcut import containers, guard
+from shortcut_pack.shortcut import containers, guard, memory
+from shortcut_pack.shortcut.generate import masked_at_start
 from shortcut_pack.shortcut.grid import grid_of
 from shortcut_pack.shortcut.guard import guarded, naming, parse_json, read_yaml
 from shortcut_pack.shortcut.models.layout import check_sizes
 from shortcut_pack.shortcut.schedule import Settings
+from shortcut_pack.shortcut.train.head import RolloutConfig
 
 
 @contextmanager
@@ -274,6 +276,45 @@ HUGE = 10**400
 def test_settings_have_upper_bounds(change: dict[str, Any]) -> None:
     with within(1), pytest.raises(ValueError):
         Settings(**change).check()
+
+
+def test_numbers_of_a_training_have_upper_bounds() -> None:
+    names = ("images_per_run", "runs_kept", "iterations_per_run", "windows_per_batch", "max_chain")
+    for name in names:
+        config = RolloutConfig(runs=(Settings(),), **{name: HUGE})
+        with pytest.raises(ValueError, match=f"{name.replace('_', ' ')} must be at most"):
+            config.check()
+
+
+def test_a_run_has_upper_bounds() -> None:
+    def draw(seed: int = 0, num_images: int = 1, num_tokens: int = 4) -> None:
+        masked_at_start(seed, range(num_images), num_tokens, None, None, 1.0)
+
+    draw()
+    for wrong in ({"seed": 2**64}, {"num_images": 10**9}, {"num_tokens": 2**40}):
+        with within(1), pytest.raises(ValueError, match="must be at most"):
+            draw(**wrong)
+
+
+def test_what_a_run_takes_is_compared_with_what_there_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(memory, "memory_of", lambda device: (10**9, 2 * 10**9))
+    cpu = torch.device("cpu")
+    memory.check_memory(1e8, cpu)
+    assert not caplog.records
+    memory.check_memory(1.5e9, cpu)
+    assert "takes about 1.5 GB beside the weights, and cpu has 1.0 GB free" in caplog.text
+    with pytest.raises(
+        ValueError, match=r"about 2.5 GB .* cpu has 2.0 GB in all. Use --sequential"
+    ):
+        memory.check_memory(2.5e9, cpu)
+
+
+def test_memory_of_this_machine() -> None:
+    found = memory.memory_of(torch.device("cpu"))
+    assert found is None or 0 < found[0] <= found[1]
+    assert memory.memory_of(torch.device("meta")) is None
 
 
 def test_sizes_have_upper_bounds() -> None:

@@ -86,6 +86,7 @@ LARGEST = {
     "blocks_per_level": 64,
     "num_heads": 4096,
     "grid": 1024,
+    "kernel": 255,
 }
 MAX_SIZE = 2**24  # of any other: widths, vocabularies
 MAX_LEVELS = 16  # of a VQ model
