@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from pathlib import Path, PurePath, PureWindowsPath
@@ -15,7 +16,10 @@ from ..shortcut import checkpoint as checkpoints
 from ..shortcut import models, shipped
 from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.files import INDEX_SUFFIX, OUR_SUFFIX, SHARD_PATTERN, parts, read_metadata
+from ..shortcut.guard import guarded
 from ..shortcut.models.layout import Kind
+
+logger = logging.getLogger(__name__)
 
 MODELS, HEADS = "migm", "migm_heads"  # in ComfyUI's models folder, as the folders of `Download`
 EXTENSIONS = (".safetensors", ".pth", ".ckpt", ".pt")
@@ -148,6 +152,11 @@ def load(path: Path, kind: Kind) -> Checkpoint:
         return checkpoint
     # ComfyUI's own reader marks tensors with their place in the file: dynamic VRAM loads from there.
     raw: dict[str, Any] = {}
-    for shard in shards:
-        raw |= comfy.utils.load_torch_file(str(shard))
+    try:
+        for shard in shards:
+            with guarded(shard, "is not read by ComfyUI", "Download or copy it again."):
+                raw |= comfy.utils.load_torch_file(str(shard))
+    except (OSError, ValueError) as error:  # such as of a file system that cannot map files
+        logger.warning("%s It is kept in memory as a whole.", error)
+        return checkpoint
     return checkpoints.from_tensors(raw, read_metadata(file), file, kind)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from .files import (
     write_safetensors,
     written_whole,
 )
+from .guard import naming
 from .models.architecture import Architecture, Network
 from .models.layers import Attention, Bare, sdpa
 from .models.layout import Kind, Layout, configure, first_five, recognise
@@ -37,6 +37,7 @@ VERSION_KEY, VERSION = (
     "1",
 )  # raised when an older reader would misread a newer file
 KINDS: dict[Kind, str] = {"model": "model", "vq": "VQ model", "head": "shortcut head"}
+MAX_ENTRIES = 2**16  # of a file; Lumina-DiMOO has 292 tensors
 FINGERPRINT_VALUES = 4096  # of each tensor
 WHOLE = 2**22  # values up to which a tensor is always looked at in full
 PART = 2**16  # values looked at in a larger one
@@ -146,15 +147,6 @@ def linear_weights(checkpoint: Checkpoint) -> set[str]:
     }
 
 
-@contextmanager
-def naming(path: Path | None) -> Iterator[None]:
-    """Put the file in front of an error's text."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{path or 'this checkpoint'}: {error}") from error
-
-
 def load(path: str | Path, kind: Kind | None = None, **known: int) -> Checkpoint:
     """Read a published file or index of files, one of ours, or the only such file in a folder.
 
@@ -165,6 +157,7 @@ def load(path: str | Path, kind: Kind | None = None, **known: int) -> Checkpoint
 
     Raises:
         FileNotFoundError: there is no such file, or none in the folder, or a part is missing.
+        OSError: the system refuses to read it.
         ValueError: it is not a checkpoint of a known format, or not a sound one.
     """
     file = find(Path(path), models.layouts(kind))
@@ -190,6 +183,8 @@ def from_tensors(
     metadata = metadata or {}
     is_published = FORMAT_KEY not in metadata
     with naming(path):
+        if len(raw) > MAX_ENTRIES:
+            raise ValueError(f"it has {len(raw)} entries, expected at most {MAX_ENTRIES}.")
         stored: Mapping[str, Tensor] = {}
         formats: Mapping[str, str] = {}
         unknown: list[str] = []
@@ -332,7 +327,7 @@ def _our_layout(metadata: Mapping[str, str]) -> Layout:
     name, version = metadata[FORMAT_KEY], metadata.get(VERSION_KEY)
     if name not in layouts or version != VERSION:
         raise ValueError(
-            f"it has format {name!r} version {version}, expected version {VERSION} of "
+            f"it has format {name[:80]!r} version {version}, expected version {VERSION} of "
             f"{', '.join(layouts)}. If a newer version of this project wrote it, update."
         )
     return layouts[name]

@@ -29,7 +29,9 @@ from .checkpoint import Checkpoint
 from .denoiser import Conditions
 from .generate import Result, generate, needed_branches
 from .grid import Grid, grid_of
+from .guard import MAX_IMAGES, check_whole
 from .image import to_pictures
+from .memory import check_memory
 from .models.architecture import (
     Architecture,
     Conditioner,
@@ -148,6 +150,7 @@ class Pipeline:
             ValueError: something is out of range, or the model does not know it.
             RuntimeError: the device is out of memory.
         """
+        check_whole("num_images", num_images, 1, MAX_IMAGES)
         request = Request(prompt=prompt, label=label, negative=negative)
         self.architecture.check(request)
         conditions = self.conditioner.conditions(request, num_images)
@@ -183,9 +186,12 @@ class Pipeline:
     ) -> Result:
         """Make codes. Arguments as for `generate.generate`; branches of weight 0 are left out."""
         conditions, guidance = needed_branches(conditions, settings.guidance)
+        model = self.model.on_grid(*grid, is_sequential=self.is_sequential)
+        lengths = [model.sequence_length(condition) for condition in conditions]
+        check_memory(model.activation_bytes(len(image_indices), lengths), self.device)
         with advice_on_memory():
             return generate(
-                self.model.on_grid(*grid, is_sequential=self.is_sequential),
+                model,
                 conditions,
                 replace(settings, guidance=guidance),
                 self.architecture.rules,

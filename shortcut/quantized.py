@@ -21,11 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .guard import parse_json, shown
 from .models.architecture import Network
 from .models.layers import Bare
 from .models.layout import Tensors, checked, dense
 
 MARK, SCALE = "comfy_quant", "weight_scale"
+MAX_MARK = 4096  # bytes of a mark
 EXTRAS = (MARK, SCALE, "weight_scale_2", "pre_quant_scale", "input_scale")  # beside weight and bias
 
 
@@ -245,15 +247,15 @@ def _layer(key: str, extra: str) -> str | None:
 def _format_of(key: str, value: Any) -> str:
     """Return the format that a mark names."""
     try:
-        format = json.loads(bytes(value.tolist()))["format"]
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        format = parse_json(bytes(dense(key, value)[:MAX_MARK].tolist()))["format"]
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(
             f"tensor {key!r} does not hold the description of a quantized layer "
             f"({type(error).__name__}: {error}). Download the file again."
         ) from error
-    if format not in STORED:
+    if not isinstance(format, str) or format not in STORED:
         raise ValueError(
-            f"tensor {key!r} says that its layer is quantized as {format!r}, expected one of {', '.join(STORED)}."
+            f"tensor {key!r} says that its layer is quantized as {shown(format)}, expected one of {', '.join(STORED)}."
         )
     return format
 

@@ -20,6 +20,7 @@ from ..files import FORMAT_KEY, find, read_metadata
 from ..flops import count_flops
 from ..generate import Result, masked_at_start, needed_branches
 from ..grid import Grid
+from ..guard import MAX_IMAGES, MAX_SEED, check_whole
 from ..init_image import Pictures, start_of
 from ..models.architecture import Architecture, Branches, Request
 from ..pipeline import Pipeline, chosen_settings
@@ -110,10 +111,8 @@ def job_of(pipeline: Pipeline, options: argparse.Namespace) -> Job:
         OSError: a picture cannot be read.
     """
     num_images = options.batch_size
-    if num_images < 1:
-        raise ValueError(f"batch size must be at least 1, got {num_images}.")
-    if options.seed < 0:
-        raise ValueError(f"seed must be at least 0, got {options.seed}.")
+    check_whole("batch size", num_images, 1, MAX_IMAGES)
+    check_whole("seed", options.seed, 0, MAX_SEED)
     check_taken(options, pipeline.architecture)
     pictures = Pictures(**{item.name: getattr(options, item.name) for item in fields(Pictures)})
     begin = start_of(pipeline, pictures, options.task)

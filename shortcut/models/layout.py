@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from ..guard import check_whole, shown
 from .layers import Bare
 
 if TYPE_CHECKING:
@@ -78,6 +79,20 @@ class Layout:
     quantizable: tuple[str, ...] = ()  # prefixes of the linear layers whose weights may be float8
 
 
+# The largest numbers that a configuration may have: what is larger is damaged or hostile, and is never built.
+LARGEST = {
+    "depth": 1024,
+    "num_blocks": 1024,
+    "blocks_per_level": 64,
+    "num_heads": 4096,
+    "grid": 1024,
+    "kernel": 255,
+}
+MAX_SIZE = 2**24  # of any other: widths, vocabularies
+MAX_LEVELS = 16  # of a VQ model
+MAX_KEY = 200  # characters of a key in a message
+
+
 class MissingTensor(LookupError):
     """A tensor that sizes are read from is not there; the argument is our key of it."""
 
@@ -107,9 +122,22 @@ def given(known: Mapping[str, Any], name: str, presets: Mapping[int, int], size:
             f"(presets: {listed}). Write the file anew with it: "
             f"python -m shortcut convert IN OUT.safetensors --{name.replace('_', '-')} N"
         )
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}, expected a whole number from 1 up.")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {shown(value)}, expected a whole number from 1 up.")
+    check_whole(name, value, 1, LARGEST.get(name, MAX_SIZE))
     return value
+
+
+def check_sizes(config: Any) -> None:
+    """Raise ValueError if a number of a configuration is larger than any that is meant."""
+    for item in fields(config):
+        value, largest = getattr(config, item.name), LARGEST.get(item.name, MAX_SIZE)
+        values = value if isinstance(value, tuple) else (value,)
+        if len(values) > MAX_LEVELS:
+            raise ValueError(f"{item.name} has {len(values)} items, expected at most {MAX_LEVELS}.")
+        for number in values:
+            if isinstance(number, int) and number > largest:
+                raise ValueError(f"{item.name} must be at most {largest}, got {shown(number)}.")
 
 
 def check_heads(num_heads: int, width: int) -> int:
@@ -147,7 +175,7 @@ def recognise(
 
 def checked(key: str, value: Any) -> Tensor:
     """Return `value` detached. Raises ValueError if it is not a dense tensor of floating point numbers."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
+    if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
         found = value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise ValueError(f"entry {key!r} is {found}, expected a floating point tensor.")
     return dense(key, value)
@@ -157,10 +185,11 @@ def dense(key: str, value: Any) -> Tensor:
     """Return `value` detached. Raises ValueError if it is not a dense tensor."""
     if not isinstance(value, Tensor):
         raise ValueError(f"entry {key!r} is a {type(value).__name__}, expected a tensor.")
+    plain = Tensor.detach(value)  # a pickle may have given `value` attributes that hide its methods
     # A sparse tensor, or one expanded from a few stored values, can claim any size.
-    if value.layout is not torch.strided or value.untyped_storage().nbytes() < value.nbytes:
+    if plain.layout is not torch.strided or plain.untyped_storage().nbytes() < plain.nbytes:
         raise ValueError(f"tensor {key!r} does not store all its values, expected a dense one.")
-    return value.detach()
+    return plain
 
 
 def configure(
@@ -191,11 +220,12 @@ def configure(
 
     names = sorted(item.name for item in fields(layout.config))
     if stray := sorted({*described, *known} - set(names)):
-        raise ValueError(f"a {layout.title} has no {stray[0]!r}, expected {', '.join(names)}.")
+        raise ValueError(f"a {layout.title} has no {shown(stray[0])}, expected {', '.join(names)}.")
     try:
         config = layout.read_config(tensors, {**known, **described, **beside})
     except MissingTensor as missing:
         raise ValueError(_mismatch(layout, unknown, [key_of(missing.args[0])])) from missing
+    check_sizes(config)
     sources = (
         ("its metadata say", described),
         ("the files beside it say", beside),
@@ -205,7 +235,7 @@ def configure(
         for name, value in stated.items():
             found = json.loads(json.dumps(getattr(config, name)))  # tuples are lists in JSON
             if found != value:
-                raise ValueError(f"{name} is {found}, but {source} {value!r}.")
+                raise ValueError(f"{name} is {found}, but {source} {shown(value)}.")
     if is_published and layout.narrow is not None:
         tensors = layout.narrow(tensors, config)
     network = layout.network(config, device="meta", operations=Bare)
@@ -240,8 +270,8 @@ def _unique(keys: Iterable[str]) -> list[str]:
 def first_five(keys: Iterable[Any]) -> str:
     """Return the first five, then how many more."""
     keys = list(keys)
-    shown = ", ".join(repr(key) for key in keys[:5]) or "none"
-    return shown if len(keys) <= 5 else f"{shown} and {len(keys) - 5} more"
+    first = ", ".join(repr(key)[:MAX_KEY] for key in keys[:5]) or "none"
+    return first if len(keys) <= 5 else f"{first} and {len(keys) - 5} more"
 
 
 def rename(table: Table, published: Mapping[Any, Any]) -> tuple[dict[str, Tensor], list[str]]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..denoiser import Conditions, MaskedImageModel
 from ..distributed import ALONE, Ranks
+from ..guard import MAX_IMAGES, check_whole
 from ..models.architecture import GridModel, HeadConfig, HeadNetwork
 from ..models.layers import Attention
 from ..models.layout import Layout
@@ -35,6 +36,7 @@ from .record import Trajectories
 from .teacher import RUNS, Teacher
 
 CPU = torch.device("cpu")
+MAX_ITERATIONS = 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,8 @@ class RolloutConfig:
         ):
             if value < 1:
                 raise ValueError(f"{name.replace('_', ' ')} must be at least 1, got {value}.")
+            largest = MAX_ITERATIONS if name == "iterations_per_run" else MAX_IMAGES
+            check_whole(name.replace("_", " "), value, 1, largest)
         if not self.runs or min(settings.num_steps for settings in self.runs) < 2:
             raise ValueError(
                 "a head learns to go from step to step: the teacher's runs need at least 2 steps, got "

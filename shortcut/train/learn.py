@@ -20,7 +20,7 @@ from ..distributed import ALONE, Ranks, from_first
 from ..grid import usual_grid
 from ..models.architecture import Architecture, Grid, HeadConfig, HeadNetwork, HeadSize
 from ..models.layers import sdpa
-from ..models.layout import Layout
+from ..models.layout import Layout, check_sizes
 from ..schedule import Settings
 from ..settings import usual_settings
 from .cpu import sdpa_float32
@@ -131,7 +131,9 @@ def head_config(
     architecture = model_file.architecture
     if architecture.new_head is None:
         raise ValueError(f"there is no shortcut head for a {architecture.title}.")
-    return architecture.new_head(model, asked)
+    config = architecture.new_head(model, asked)
+    check_sizes(config)
+    return config
 
 
 def head_layout(architecture: Architecture) -> Layout:

@@ -5,11 +5,11 @@ Source: Alpha-VLLM/Lumina-DiMOO model/configuration_llada.py; what each entry me
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...guard import read_json, shown
 from ..layout import Tensors
 
 # Their name -> the field of our Config. What is null there follows from other entries.
@@ -41,12 +41,13 @@ def denies(file: Path) -> str | None:
 
     Other models, such as MMaDA, have tensors of the same names.
     """
+    stated = _stated(file)
     for name, value in EXPECTED.items():
-        found = _stated(file).get(name, value)
+        found = stated.get(name, value)
         if found != value:
             return (
-                f"{_description(file)} beside it says {name} = {found!r}, expected {value!r}: it is another network "
-                "than Lumina-DiMOO. Choose the folder of Lumina-DiMOO."
+                f"{_description(file)} beside it says {name} = {shown(found)}, expected {value!r}: it is another "
+                "network than Lumina-DiMOO. Choose the folder of Lumina-DiMOO."
             )
     return None
 
@@ -73,10 +74,10 @@ def _stated(file: Path) -> Mapping[str, Any]:
     if not description.is_file():
         return {}
     try:
-        stated = json.loads(description.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        stated = read_json(description)
+    except ValueError as error:
         raise ValueError(
-            f"{description} beside it cannot be read ({error}). Download it again."
+            f"{description} beside it cannot be used ({error}). Download it again."
         ) from error
     if not isinstance(stated, Mapping):
         raise ValueError(f"{description} beside it is no JSON object. Download it again.")
@@ -88,8 +89,8 @@ def check_vocabulary(num_rows: int, known: Mapping[str, Any]) -> None:
     expected = known.get("vocabulary", num_rows)
     if num_rows != expected:
         raise ValueError(
-            f"its embedding has {num_rows} rows, but config.json beside it says that the vocabulary has {expected}. "
-            "The files are of different models: download them again into an empty folder."
+            f"its embedding has {num_rows} rows, but config.json beside it says that the vocabulary has "
+            f"{shown(expected)}. The files are of different models: download them again into an empty folder."
         )
 
 
