@@ -13,7 +13,7 @@ from PIL import Image
 
 from experiments.scenes.scene import CLASS_NAMES
 from shortcut import Pipeline
-from shortcut.files import written_whole
+from shortcut.writing import written_whole
 from shortcut.grid import usual_grid
 from shortcut.image import to_pictures
 from shortcut.models.architecture import Request

@@ -18,7 +18,7 @@ from typing import Any
 
 from experiments.scenes.captions import caption
 from experiments.scenes.scene import compose_varied
-from shortcut.files import written_whole
+from shortcut.writing import written_whole
 from shortcut.models.lumina_dimoo.prompts import TASKS
 from shortcut.models.lumina_dimoo.transformer import SPECIAL_IDS
 

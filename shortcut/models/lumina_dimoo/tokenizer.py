@@ -10,7 +10,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ...files import INDEX_SUFFIX, written_whole
+from ...files import INDEX_SUFFIX
+from ...writing import written_whole
 
 NEEDED = "tokenizer.json"
 NAMES = (
