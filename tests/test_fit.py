@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from shortcut_pack.shortcut.train import fit as fit_module
+from shortcut_pack.shortcut.train import state_file
 from shortcut_pack.shortcut.train.fit import LossError, Recipe, fit
 from shortcut_pack.shortcut.train.log import time_left
 from torch import nn
@@ -66,14 +66,14 @@ def test_a_state_that_cannot_be_saved_is_named_and_the_last_one_stays(tmp_path, 
     file = tmp_path / "line.ckpt"
     save = torch.save
     monkeypatch.setattr(torch, "save", lambda *a: (full_disk if file.exists() else save)(*a))
-    monkeypatch.setattr(fit_module.shutil, "disk_usage", free(int(2e6)))
+    monkeypatch.setattr(state_file.shutil, "disk_usage", free(int(2e6)))
     with pytest.raises(
         OSError, match=r"line\.ckpt could not .*takes 0\.0 MB and 2\.0 MB"
     ) as caught:
         fit_a_line(RECIPE, checkpoint=file)
     assert "Of the training iteration 20 is kept" in str(caught.value)
     assert "partial" not in str(caught.value) and "\n" not in str(caught.value)
-    monkeypatch.setattr(fit_module.shutil, "disk_usage", free(5))
+    monkeypatch.setattr(state_file.shutil, "disk_usage", free(5))
     with pytest.raises(OSError, match=r"could not be written \(the disk is full\)"):
         fit_a_line(RECIPE, checkpoint=file)
     assert torch.load(file, weights_only=True)["iteration"] == 20
@@ -108,7 +108,7 @@ def test_what_ended_a_training_is_told_though_its_state_cannot_be_saved(
 def test_slow_iterations_are_saved_by_the_clock(tmp_path, monkeypatch):
     """Else a kill would cost hours of a large model."""
     file, hour, now = tmp_path / "line.ckpt", 3600.0, [0.0]
-    monkeypatch.setattr(fit_module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(state_file.time, "perf_counter", lambda: now[0])
     found = []
 
     def before_batch(iteration):
@@ -188,7 +188,7 @@ def test_a_recipe_that_cannot_work_is_refused(changes, message):
 def test_the_time_of_an_iteration_is_without_what_the_first_one_waits_for(monkeypatch):
     """Such as the runs that a head's training begins with, which take longer than many iterations."""
     now, logged = [0.0], []
-    monkeypatch.setattr(fit_module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(state_file.time, "perf_counter", lambda: now[0])
 
     def before_batch(iteration: int) -> None:
         now[0] += 100.0 if iteration == 0 else 2.0

@@ -21,6 +21,7 @@ from ..schedule import Settings
 from ..settings import usual_settings
 from ..train.teacher import Teacher, teacher_of
 from .options import DTYPES, add_device, add_draws
+from .texts import read_lines
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +139,7 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         OSError, ValueError: it cannot be read, or a line of .jsonl has no prompt.
     """
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in read_lines(path) if line.strip()]
     if path.suffix.lower() == ".jsonl":
         lines = [_prompt_in(line, path) for line in lines]
     if not lines:
@@ -162,7 +163,7 @@ def grid(text: str) -> Grid:
 def _prompt_in(line: str, path: Path) -> str:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, Mapping) or not isinstance(value.get("prompt"), str):
         raise ValueError(f'{path}: the line {line[:80]!r} is not JSON with a "prompt".')
