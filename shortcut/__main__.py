@@ -13,7 +13,7 @@ COMMANDS = {
     "generate": ("generate", "make pictures"),
     "info": ("files", "say what a file is"),
     "convert": ("files", "write a checkpoint as one of our files"),
-    "download": ("files", "fetch published files from huggingface.co"),
+    "download": ("download", "fetch published files from huggingface.co"),
     "cost": ("cost", "FLOPs and memory of the published models, counted without their weights"),
     "train": ("train", "train a shortcut head"),
     "evaluate": ("evaluate", "say how good a shortcut head is"),

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from shortcut_pack.shortcut.__main__ import main
-from shortcut_pack.shortcut.cli import files as files_commands
-from shortcut_pack.shortcut.cli.files import downloads
+from shortcut_pack.shortcut.cli import download
+from shortcut_pack.shortcut.cli.download import downloads
 
 LUMINA = {
     "README.md": 50,
@@ -240,9 +240,7 @@ def test_a_file_that_is_no_longer_there_is_named(
 def test_too_little_room_is_said_before_anything_is_fetched(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(
-        files_commands.shutil, "disk_usage", lambda path: SimpleNamespace(free=9000)
-    )
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: SimpleNamespace(free=9000))
     assert run("lumina-dimoo", tmp_path / "not yet", "--yes") == 1
     assert "9.65 kB are needed, but only 9 kB are free in" in capsys.readouterr().err
     assert hub.fetched == []
