@@ -33,6 +33,11 @@ def read_lines(path: Path) -> list[str]:
     if not encoding:
         raise ValueError(f"{path}, line 1: it is in UTF-32. {ADVICE}")
     content = content[len(mark) :]
+    if encoding == "utf-8" and (place := content.find(b"\0")) >= 0:
+        number = _lines(content[:place].decode(errors="replace"))
+        raise ValueError(
+            f"{path}, line {number}: it holds a zero byte, as UTF-16 without a mark does. {ADVICE}"
+        )
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -41,10 +46,9 @@ def read_lines(path: Path) -> list[str]:
         raise ValueError(
             f"{path}, line {number}: byte {content[error.start]:#04x} is not {name}. {ADVICE}"
         ) from error
-    if (place := text.find("\0")) >= 0:
-        raise ValueError(
-            f"{path}, line {_lines(text[:place])}: it holds a zero byte, as UTF-16 without a mark does. {ADVICE}"
-        )
+    if "\0" in text:
+        number = _lines(text[: text.index("\0")])
+        raise ValueError(f"{path}, line {number}: it holds a zero character. Remove it.")
     return re.split("\r\n|\r|\n", text)
 
 
