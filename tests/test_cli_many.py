@@ -108,6 +108,11 @@ def test_pictures_of_other_settings_are_not_taken_for_finished(run: Run, tmp_pat
     (tmp_path / "out" / "trees.png").write_text("cut off")
     status, outcome, error = run([{"prompt": "a blue house"}, *THREE[1:]])
     assert status == 1 and outcome["skipped"] == [4]
+    Image.new("RGB", (8, 8)).save(tmp_path / "out" / "00004.png")  # somebody else's, cut off
+    theirs = (tmp_path / "out" / "00004.png").read_bytes()[:-20] + b"more"
+    (tmp_path / "out" / "00004.png").write_bytes(theirs)
+    assert "it has none of ours" in run(THREE)[1]["failed"]["4"]
+    assert (tmp_path / "out" / "00004.png").read_bytes() == theirs
     assert "00001.png is there and was made with other settings" in outcome["failed"]["1"]
     assert "trees.png is there and was made with other settings" in outcome["failed"]["2"]
     assert "error: 2 of 3 lines failed" in error

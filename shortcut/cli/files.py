@@ -14,6 +14,7 @@ from .. import checkpoint as checkpoints
 from ..checkpoint import Checkpoint
 from ..files import parts
 from ..models.layout import Tensors
+from ..writing import check_writable
 
 FLOAT8 = torch.float8_e4m3fn
 DTYPES = {
@@ -60,7 +61,9 @@ def run_info(options: argparse.Namespace) -> int:
 
 def run_convert(options: argparse.Namespace) -> int:
     """Write a checkpoint as one of our files. Return the exit status."""
-    checkpoint, out = _load(options), options.out
+    out = options.out
+    check_writable(out)
+    checkpoint = _load(options)
     assert checkpoint.path is not None
     if out.exists() and any(out.samefile(part) for part in parts(checkpoint.path)):
         raise ValueError(f"{out} is the input itself. Give another name.")

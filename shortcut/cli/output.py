@@ -112,10 +112,13 @@ def _settings_in(path: Path) -> tuple[Any, bool]:
 
 
 def _is_cut_png(path: Path) -> bool:
-    """Return whether a file is a PNG that was cut off before its settings, as by a crash of the system."""
-    with path.open("rb") as file:
-        start = file.read(len(PNG_MARK))
-    return PNG_MARK.startswith(start) or not start.strip(b"\0")
+    """Return whether a file is what a crash of the system may leave of ours: a PNG cut off before its settings.
+
+    They come before the pixels: a picture that has pixels, but no settings, is somebody else's.
+    """
+    content = path.read_bytes()
+    is_png = PNG_MARK.startswith(content[: len(PNG_MARK)]) and b"IDAT" not in content
+    return is_png or not content.strip(b"\0")
 
 
 def _described(about: Mapping[str, Any], index: int) -> dict[str, Any]:
