@@ -251,7 +251,7 @@ def build(
     operations: Any = Bare,
     attention: Attention = sdpa,
     compute_dtype: torch.dtype | None = None,
-) -> Any:
+) -> Network:
     """Build the network, in eval mode and without gradients.
 
     It shares the checkpoint's tensors where type and device agree: there is no second copy. Where
@@ -285,7 +285,8 @@ def build(
         for name, tensor in checkpoint.tensors.items()
     }
     network.load_state_dict(state, strict=True, assign=True)
-    return network.eval().requires_grad_(False)
+    network.eval().requires_grad_(False)
+    return network
 
 
 def save(path: str | Path, checkpoint: Checkpoint, *, dtype: torch.dtype | None = None) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -99,12 +99,12 @@ class Pipeline:
         build = partial(checkpoints.build, device=found_device)
         return cls(
             model_file=model_file.without_tensors(),
-            model=build(model_file, dtype=dtype),
+            model=cast(ModelNetwork, build(model_file, dtype=dtype)),
             conditioner=conditioner_of(model_file),
             vq_file=vq_file.without_tensors(),
-            vq=build(vq_file, dtype=torch.float32),
+            vq=cast(VQNetwork, build(vq_file, dtype=torch.float32)),
             head_file=head_file and head_file.without_tensors(),
-            head=head_file and build(head_file, dtype=dtype),
+            head=head_file and cast(HeadNetwork, build(head_file, dtype=dtype)),
             device=found_device,
             is_sequential=is_sequential,
         )

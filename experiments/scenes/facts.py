@@ -23,7 +23,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "bodies": BODY_KINDS[1:],  # sun or moon; a sky has one at most
 }
 PLACES = {"left": (0.0, 0.4), "middle": (0.4, 0.6), "right": (0.6, 1.0)}  # of a picture's width
-TOLERANCE = 0.05  # of the picture's width, for places that are read off a picture
+TOLERANCE = 0.05  # of the picture's width, for positions that are read from a picture
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,24 +68,9 @@ def changed(**parts: Mapping[str, Any]) -> Change:
     return change
 
 
-def narrowed(bottleneck: float) -> Change:
-    """Return the change to a head that is `bottleneck` times as narrow as its model."""
-
-    def change(plan: HeadPlan) -> HeadPlan:
-        width = round(plan.config.model_width / bottleneck)
-        return replace(plan, config=replace(plan.config, width=width))
-
-    return change
-
-
-def taught(*num_steps: int) -> Change:
-    """Return the change to teacher's runs with these numbers of steps."""
-
-    def change(plan: HeadPlan) -> HeadPlan:
-        runs = tuple(replace(plan.rollouts.runs[0], num_steps=n) for n in num_steps)
-        return replace(plan, rollouts=replace(plan.rollouts, runs=runs))
-
-    return change
+def taught(num_steps: int) -> Change:
+    """Return the change to teacher's runs with this number of steps."""
+    return changed(rollouts={"runs": (replace(heads.PLAN.rollouts.runs[0], num_steps=num_steps),)})
 
 
 def smaller_batches(times: int) -> Change:
@@ -126,12 +111,10 @@ CHANGES: dict[str, Change] = {
     "self-attention": changed(config={"attends": True}),
     "kernel-3": changed(config={"kernel": 3}),
     "blocks-2": changed(config={"num_blocks": 2}),
-    "bottleneck-1.5": narrowed(1.5),
-    "bottleneck-4": narrowed(4),
+    "bottleneck-1.5": changed(config={"width": 128}),
+    "bottleneck-4": changed(config={"width": 48}),
     "no-time": changed(config={"has_time": False}),
-    "teacher-16": taught(16),
-    "teacher-32": taught(32),
-    "teacher-64": taught(64),
+    **{f"teacher-{n}": taught(n) for n in (16, 32, 64)},
 }
 TEXT_CHANGES: dict[str, Change] = {
     "text": changed(),

@@ -167,7 +167,9 @@ def test_the_loss_begins_at_guessing_and_falls() -> None:
     with torch.no_grad():
         loss, before = text_base.loss_of(untrained(), batch, kinds_weight=2.0)
     assert before["masked"].item() == pytest.approx(torch.tensor(16.0).log().item(), abs=0.05)
-    parts = before["masked"] + 0.3 * before["known"] + 0.3 * before["places"] + 2 * before["kinds"]
+    parts = (
+        before["masked"] + 0.3 * before["known"] + 0.3 * before["position"] + 2 * before["kinds"]
+    )
     torch.testing.assert_close(loss, parts)
     after = text_base.loss_of(text_base.learn(training_data(), recipe, kinds_weight=2.0), batch)[1]
     assert after["masked"] < before["masked"] and after["known"] < 0.8 * before["known"]

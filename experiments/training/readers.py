@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from experiments.scenes.kinds import KINDS
 from shortcut.grid import Grid
 
-PLACES_WEIGHT, KINDS_WEIGHT = 0.3, 2.0
+POSITION_WEIGHT, KINDS_WEIGHT = 0.3, 2.0
 
 
 class Readers(nn.Module):
@@ -26,7 +26,7 @@ class Readers(nn.Module):
     def __init__(self, width: int, grid: Grid):
         super().__init__()
         self.grid = grid
-        self.place = nn.Linear(width, sum(grid))
+        self.position = nn.Linear(width, sum(grid))
         self.kind = nn.Linear(width, len(KINDS))
 
     def loss(
@@ -35,10 +35,10 @@ class Readers(nn.Module):
         """Return the weighted cross-entropy of what is read from the last features, and the parts without weights."""
         rows, columns = self.grid
         index_BL = torch.arange(rows * columns).expand(kind_BL.shape)
-        row_BVL, column_BVL = self.place(features_BLD).float().movedim(-1, 1).split(self.grid, 1)
-        places = F.cross_entropy(row_BVL, index_BL // columns) + F.cross_entropy(
+        row_BVL, column_BVL = self.position(features_BLD).float().movedim(-1, 1).split(self.grid, 1)
+        position = F.cross_entropy(row_BVL, index_BL // columns) + F.cross_entropy(
             column_BVL, index_BL % columns
         )
         kinds = F.cross_entropy(self.kind(features_BLD).float().movedim(-1, 1), kind_BL)
-        loss = PLACES_WEIGHT * places + kinds_weight * kinds
-        return loss, {"places": places, "kinds": kinds}
+        loss = POSITION_WEIGHT * position + kinds_weight * kinds
+        return loss, {"position": position, "kinds": kinds}

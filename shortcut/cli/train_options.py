@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -15,7 +16,7 @@ from .. import checkpoint as checkpoints
 from .. import shipped
 from ..checkpoint import Checkpoint
 from ..grid import Grid
-from ..models.architecture import Request
+from ..models.architecture import ModelNetwork, Request
 from ..pipeline import checked_device, conditioner_of, default_dtype
 from ..schedule import Settings
 from ..settings import usual_settings
@@ -93,7 +94,7 @@ def load_teacher(options: argparse.Namespace) -> tuple[Teacher, Checkpoint]:
     dtype = getattr(torch, options.dtype) if options.dtype else default_dtype(model_file)
     teacher = teacher_of(
         model_file,
-        checkpoints.build(model_file, dtype=dtype, device=device),
+        cast(ModelNetwork, checkpoints.build(model_file, dtype=dtype, device=device)),
         conditioner_of(model_file),
         requests,
         settings=settings_of(options, model_file),
