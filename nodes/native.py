@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ import comfy.model_base
 import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.ops
+import comfy.quant_ops
 import comfy.sd
 import comfy.supported_models_base
 import comfy.utils
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..shortcut import colours, quantized
-from ..shortcut.checkpoint import Checkpoint, naming
+from ..shortcut.checkpoint import Checkpoint, metadata_of, naming
 from ..shortcut.denoiser import Conditions
 from ..shortcut.models.architecture import (
     Conditioner,
@@ -33,6 +34,7 @@ from ..shortcut.models.architecture import (
     VQConfig,
     VQNetwork,
 )
+from ..shortcut.unwrap import SAVED, metadata_tensor
 from .host import HostAttention, dtypes
 
 MARGIN = 1.25  # of memory estimates, for what an allocator leaves unused and attention needs
@@ -59,10 +61,12 @@ class ModelConfig(comfy.supported_models_base.BASE):
         """Make the configuration of a checkpoint; `unet_config` holds its network's arguments but layers and device.
 
         Raises:
-            ValueError: the weights are float8, which the device cannot hold.
+            ValueError: the weights are float8, which the device cannot hold, or in a format that this ComfyUI does not
+                know.
         """
-        if quantized.COMPUTED.intersection(checkpoint.quantized.values()):
-            with naming(checkpoint.path):
+        with naming(checkpoint.path):
+            check_formats(set(checkpoint.quantized.values()))
+            if quantized.COMPUTED.intersection(checkpoint.quantized.values()):
                 quantized.check_device(device)
         dtype, cast_to = dtypes(weight_dtype, device, checkpoint)
         config = cls(
@@ -75,6 +79,16 @@ class ModelConfig(comfy.supported_models_base.BASE):
         config.set_inference_dtype(dtype, cast_to)
         config.quant_config = comfy.utils.detect_layer_quantization(checkpoint.tensors, "")
         return config
+
+
+def check_formats(formats: Collection[str]) -> None:
+    """Raise ValueError if the installed ComfyUI does not know one of the quantized formats."""
+    known = set(comfy.quant_ops.QUANT_ALGOS)
+    if strange := sorted(set(formats) - known):
+        raise ValueError(
+            f"its weights are quantized as {', '.join(strange)}, and this ComfyUI does not know the format: it knows "
+            f"{', '.join(sorted(known))}. Update ComfyUI, or choose a file in float8_e4m3fn or bfloat16."
+        )
 
 
 class MaskedImageModel(comfy.model_base.BaseModel):
@@ -95,6 +109,11 @@ class MaskedImageModel(comfy.model_base.BaseModel):
         )
         self.checkpoint, self.conditioner = checkpoint.without_tensors(), conditioner
         self.attention: HostAttention = config.unet_config["attention"]
+
+    def state_dict_for_saving(self, unet_state_dict: Any, *others: Any, **named: Any) -> Any:
+        """Return what Save Model writes, with our metadata, which the node would lose."""
+        unet_state_dict[SAVED] = metadata_tensor(metadata_of(self.checkpoint))
+        return super().state_dict_for_saving(unet_state_dict, *others, **named)
 
     @property
     def network(self) -> ModelNetwork:
@@ -266,6 +285,13 @@ class CodeVAE(comfy.sd.VAE):
         if self.codebook_VC is None:
             return torch.zeros(num_codes, 3)
         return colours.estimated(self.codebook_VC, self._decode_codes)
+
+    def get_sd(self) -> dict[str, Any]:
+        """Return what VAESave writes, with our metadata, which the node would lose."""
+        return {
+            **super().get_sd(),
+            f"vq.{SAVED}": metadata_tensor(metadata_of(self.checkpoint)),
+        }
 
     def _decode_codes(self, codes_Bhw: Tensor) -> Tensor:
         """Return RGB pixels (B, 3, Y, X) in [-1, 1]."""

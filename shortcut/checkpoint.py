@@ -29,7 +29,8 @@ from .files import (
 )
 from .models.architecture import Architecture, Network
 from .models.layers import Attention, Bare, sdpa
-from .models.layout import Kind, Layout, configure, first_five, recognise
+from .models.layout import Kind, Layout, checked, configure, first_five, own_names, recognise
+from .unwrap import SAVED, saved_metadata, unwrapped
 
 PREFIX = "shortcut."
 VERSION_KEY, VERSION = (
@@ -188,16 +189,20 @@ def from_tensors(
     """
     path = Path(path) if path is not None else None
     metadata = metadata or {}
-    is_published = FORMAT_KEY not in metadata
     with naming(path):
-        stored: Mapping[str, Tensor] = {}
-        formats: Mapping[str, str] = {}
         unknown: list[str] = []
-        if is_published:
-            layout, tensors, unknown = _published(raw, path)
+        raw = unwrapped(quantized.marked(raw, metadata), _layouts(metadata, kind))
+        if (saved := saved_metadata(raw)) is not None:
+            metadata = saved
+            raw = {key: value for key, value in raw.items() if key != SAVED}
+        weights, stored, formats = quantized.split(raw)
+        layout = _our_layout(metadata) if FORMAT_KEY in metadata else _by_own_names(weights)
+        is_published = layout is None
+        if layout is None:
+            layout, tensors, unknown = _published(weights, path)
+            stored, formats = quantized.renamed(layout.table, stored, formats)
         else:
-            layout = _our_layout(metadata)
-            tensors, stored, formats = quantized.split(raw)
+            tensors = {key: checked(key, value) for key, value in weights.items()}
         if kind not in (None, layout.kind):
             raise ValueError(
                 f"it is a {layout.title}, expected a {KINDS[kind]}. Give it as the "
@@ -216,7 +221,10 @@ def from_tensors(
             unknown=unknown,
             is_published=is_published,
         )
-        tensors = {**tensors, **stored}
+        if formats or any(tensor.dtype in quantized.FLOAT8 for tensor in tensors.values()):
+            network = layout.network(config, device="meta", operations=Bare)
+            quantizable = layout.quantizable
+            tensors, formats = quantized.settled(network, tensors, stored, formats, quantizable)
         check_finite(tensors)
         if layout.check_beside is not None and path is not None and is_published:
             layout.check_beside(path, config)
@@ -304,11 +312,15 @@ def save(path: str | Path, checkpoint: Checkpoint, *, dtype: torch.dtype | None 
         raise ValueError(
             f"{path} has the suffix {path.suffix!r}, expected {OUR_SUFFIX}. Rename the output."
         )
-    described = replace(checkpoint.metadata, config=asdict(checkpoint.config))
-    strings = {FORMAT_KEY: checkpoint.layout.name, VERSION_KEY: VERSION, **described.dump()}
     tensors = checkpoint.tensors.items() if dtype is None else checkpoint.in_dtype(dtype)
     with written_whole(path) as partial:
-        write_safetensors(partial, checkpoint.shapes(dtype), tensors, strings)
+        write_safetensors(partial, checkpoint.shapes(dtype), tensors, metadata_of(checkpoint))
+
+
+def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the metadata that our file of a checkpoint has."""
+    described = replace(checkpoint.metadata, config=asdict(checkpoint.config))
+    return {FORMAT_KEY: checkpoint.layout.name, VERSION_KEY: VERSION, **described.dump()}
 
 
 def _published(
@@ -323,6 +335,20 @@ def _published(
             "Choose another file."
         )
     return recognised
+
+
+def _layouts(metadata: Mapping[str, str], kind: Kind | None) -> list[Layout]:
+    """Return the layouts whose keys a file may have, those of the wanted kind first."""
+    if FORMAT_KEY in metadata:
+        return [_our_layout(metadata)]
+    wanted = models.layouts(kind)
+    return [*wanted, *(layout for layout in models.layouts() if layout not in wanted)]
+
+
+def _by_own_names(tensors: Mapping[str, Any]) -> Layout | None:
+    """Return the layout whose names, as ours, a file without metadata has."""
+    found = (layout for layout in models.layouts() if own_names(layout) != layout.marks)
+    return next((layout for layout in found if tensors.keys() >= set(own_names(layout))), None)
 
 
 def _our_layout(metadata: Mapping[str, str]) -> Layout:

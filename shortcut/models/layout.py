@@ -253,15 +253,35 @@ def rename(table: Table, published: Mapping[Any, Any]) -> tuple[dict[str, Tensor
     ours: dict[str, Tensor] = {}
     unknown = []
     for key, value in published.items():
-        rows = [(row, m) for theirs, row in table.items() if (m := _match(theirs, str(key)))]
-        if not rows:
+        if (found := _row(table, str(key))) is None:
             unknown.append(str(key))
             continue
-        row, match = rows[0]
+        row, match = found
         if row is not None:
             names = [_fill(name, match.groups()) for name in _names(row)]
             ours.update(zip(names, _unpack(row, key, checked(key, value)), strict=True))
     return ours, unknown
+
+
+def own_names(layout: Layout) -> tuple[str, ...]:
+    """Return our names of the tensors that recognise a published file, where all are numbered as there."""
+    return tuple(rename_keys(layout.table, layout.marks))
+
+
+def rename_keys(table: Table, keys: Iterable[str]) -> dict[str, str]:
+    """Return {our name: published key} of keys that the table knows and keeps."""
+    return {
+        _fill(name, match.groups()): key
+        for key in keys
+        if (found := _row(table, key)) is not None
+        for row, match in (found,)
+        for name in _names(row)
+    }
+
+
+def _row(table: Table, key: str) -> tuple[Row, re.Match[str]] | None:
+    """Return the first row for a published key."""
+    return next(((row, m) for theirs, row in table.items() if (m := _match(theirs, key))), None)
 
 
 def published_key(table: Table, name: str) -> str:
