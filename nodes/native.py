@@ -23,6 +23,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ..shortcut import checkpoint as checkpoints
 from ..shortcut import colours, quantized
 from ..shortcut.checkpoint import Checkpoint, metadata_of, naming
 from ..shortcut.denoiser import Conditions
@@ -201,6 +202,7 @@ def build_head(checkpoint: Checkpoint, weight_dtype: str) -> Any:
     mm.archive_model_dtypes(head)
     # Without values, but with the types that the file has, whatever they are in memory.
     head.checkpoint = replace(checkpoint, tensors=checkpoint.shapes())
+    head.weight_dtype, head.for_model = weight_dtype, None
     patcher = comfy.model_patcher.CoreModelPatcher(head, device, offload_device)
     head.load_state_dict(dict(checkpoint.tensors), assign=patcher.is_dynamic())
     return patcher
@@ -209,6 +211,26 @@ def build_head(checkpoint: Checkpoint, weight_dtype: str) -> Any:
 def head_of(patcher: Any) -> tuple[HeadNetwork, Checkpoint]:
     """Return the shortcut head that a SHORTCUT_HEAD carries, and its description without values."""
     return patcher.model, patcher.model.checkpoint
+
+
+def fitted_head(patcher: Any, model: Checkpoint) -> Any:
+    """Return a SHORTCUT_HEAD for a model, from which it takes what its own file does not state.
+
+    Load Shortcut Head does not know the model. Where the model has other values than it assumed, the file is read again
+    once for each model.
+
+    Raises:
+        FileNotFoundError, ValueError: as `checkpoint.load`.
+    """
+    network, head = patcher.model, patcher.model.checkpoint
+    wanted = {name: getattr(model.config, name, None) for name in head.assumed}
+    is_same = all(value in (None, getattr(head.config, name)) for name, value in wanted.items())
+    if is_same or head.path is None or head.layout != model.architecture.head:
+        return patcher
+    if network.for_model is None or network.for_model[0] != wanted:
+        again = checkpoints.load(head.path, "head", model=model)
+        network.for_model = wanted, build_head(again, network.weight_dtype)
+    return network.for_model[1]
 
 
 class CodeLatents(torch.nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ VERSION_KEY, VERSION = (
     "1",
 )  # raised when an older reader would misread a newer file
 KINDS: dict[Kind, str] = {"model": "model", "vq": "VQ model", "head": "shortcut head"}
+# Fields of a head's configuration that no tensor shows. The original takes them from the model's configuration.
+FROM_MODEL = ("num_heads", "rope_theta", "norm_eps")
 FINGERPRINT_VALUES = 4096  # of each tensor
 WHOLE = 2**22  # values up to which a tensor is always looked at in full
 PART = 2**16  # values looked at in a larger one
@@ -59,6 +61,8 @@ class Checkpoint:
     metadata: Metadata = field(default_factory=Metadata)
     path: Path | None = None
     quantized: Mapping[str, str] = field(default_factory=dict)  # {name of a weight: its format}
+    # Of a head: fields of FROM_MODEL that neither its file nor a model told; they are as of the published models.
+    assumed: frozenset[str] = frozenset()
 
     @property
     def architecture(self) -> Architecture:
@@ -156,11 +160,14 @@ def naming(path: Path | None) -> Iterator[None]:
         raise ValueError(f"{path or 'this checkpoint'}: {error}") from error
 
 
-def load(path: str | Path, kind: Kind | None = None, **known: int) -> Checkpoint:
+def load(
+    path: str | Path, kind: Kind | None = None, *, model: Checkpoint | None = None, **known: int
+) -> Checkpoint:
     """Read a published file or index of files, one of ours, or the only such file in a folder.
 
     Args:
         kind: what it must be; None = anything known.
+        model: of a head, which takes from it what its own file does not state (FROM_MODEL).
         known: config fields that no tensor shows (`num_heads`, `num_codes`), where neither the file
             nor a preset has them.
 
@@ -170,7 +177,7 @@ def load(path: str | Path, kind: Kind | None = None, **known: int) -> Checkpoint
     """
     file = find(Path(path), models.layouts(kind))
     raw, metadata = read(file)
-    return from_tensors(raw, metadata, file, kind, **known)
+    return from_tensors(raw, metadata, file, kind, model=model, **known)
 
 
 def from_tensors(
@@ -178,6 +185,8 @@ def from_tensors(
     metadata: Mapping[str, str] | None = None,
     path: str | Path | None = None,
     kind: Kind | None = None,
+    *,
+    model: Checkpoint | None = None,
     **known: int,
 ) -> Checkpoint:
     """Do as `load`, with tensors that the host has read already.
@@ -186,12 +195,13 @@ def from_tensors(
         raw: the dict that the file holds, or that its container holds.
         metadata: of the safetensors file, if it is one.
         path: for messages, and to find what lies beside the file.
+        model, known: as for `load`.
     """
     path = Path(path) if path is not None else None
     metadata = metadata or {}
     with naming(path):
         unknown: list[str] = []
-        raw = unwrapped(quantized.marked(raw, metadata), _layouts(metadata, kind))
+        raw = _unwrapped(quantized.marked(raw, metadata), metadata, kind)
         if (saved := saved_metadata(raw)) is not None:
             metadata = saved
             raw = {key: value for key, value in raw.items() if key != SAVED}
@@ -212,12 +222,14 @@ def from_tensors(
         beside: Mapping[str, Any] = {}
         if layout.read_beside is not None and path is not None and is_published:
             beside = layout.read_beside(path)
+        inherited = _inherited(layout, model)
         config, tensors = configure(
             layout,
             tensors,
             described=described.config,
             beside=beside,
             known=known,
+            inherited=inherited,
             unknown=unknown,
             is_published=is_published,
         )
@@ -232,7 +244,25 @@ def from_tensors(
         if num_names not in (0, num_classes):
             raise ValueError(f"its metadata name {num_names} classes, but it has {num_classes}.")
     weights = {name: tensors[name] for name in tensors.keys() - quantized.extras(formats)}
-    return Checkpoint(layout, config, tensors, fingerprint(weights), described, path, formats)
+    told = {*inherited, *known, *described.config, *beside}
+    assumed = frozenset(
+        name for name in FROM_MODEL if layout.kind == "head" and hasattr(config, name)
+    )
+    return Checkpoint(
+        layout, config, tensors, fingerprint(weights), described, path, formats, assumed - told
+    )
+
+
+def _inherited(layout: Layout, model: Checkpoint | None) -> dict[str, Any]:
+    """Return what a head takes from its model; nothing of a head for another architecture."""
+    if model is None or layout.kind != "head" or layout != model.architecture.head:
+        return {}
+    names = {item.name for item in fields(layout.config)}
+    return {
+        name: getattr(model.config, name)
+        for name in FROM_MODEL
+        if name in names and hasattr(model.config, name)
+    }
 
 
 def pack(
@@ -337,12 +367,14 @@ def _published(
     return recognised
 
 
-def _layouts(metadata: Mapping[str, str], kind: Kind | None) -> list[Layout]:
-    """Return the layouts whose keys a file may have, those of the wanted kind first."""
+def _unwrapped(
+    raw: Mapping[str, Any], metadata: Mapping[str, str], kind: Kind | None
+) -> Mapping[str, Any]:
+    """Return the tensors of a network under its own keys: of the wanted kind, else of any."""
     if FORMAT_KEY in metadata:
-        return [_our_layout(metadata)]
-    wanted = models.layouts(kind)
-    return [*wanted, *(layout for layout in models.layouts() if layout not in wanted)]
+        return unwrapped(raw, [_our_layout(metadata)])
+    found = unwrapped(raw, models.layouts(kind))
+    return unwrapped(raw, models.layouts()) if found is raw else found
 
 
 def _by_own_names(tensors: Mapping[str, Any]) -> Layout | None:

@@ -1,6 +1,6 @@
 """Wrapped state dicts: the containers and prefixes that trainers, torch and ComfyUI put around a network's keys.
 
-Known are entries of a training checkpoint that hold the tensors, segments that torch's wrappers put anywhere into a key,
+Known are entries of a training checkpoint that hold tensors, segments that torch's wrappers put anywhere into a key,
 and prefixes in front of all keys. ComfyUI's own nodes for saving also lose the metadata of a file, so our networks give
 them a tensor of bytes that holds these.
 """

@@ -93,17 +93,17 @@ def run_info(options: argparse.Namespace) -> int:
 
 def run_convert(options: argparse.Namespace) -> int:
     """Write a checkpoint as one of our files. Return the exit status."""
-    checkpoint, out = _load(options), options.out
+    model = None if options.model is None else checkpoints.load(options.model, kind="model")
+    checkpoint, out = _load(options, model), options.out
     assert checkpoint.path is not None
     if out.exists() and any(out.samefile(part) for part in parts(checkpoint.path)):
         raise ValueError(f"{out} is the input itself. Give another name.")
     metadata = checkpoint.metadata
     if options.title is not None:
         metadata = replace(metadata, title=options.title)
-    if options.model is not None:
+    if model is not None:
         from ..pipeline import check_head  # `info` does without
 
-        model = checkpoints.load(options.model, kind="model")
         check_head(checkpoint, model)
         metadata = replace(metadata, model_fingerprint=model.fingerprint)
     if checkpoint.layout.kind == "model" and checkpoint.architecture.copy_companions is not None:
@@ -148,10 +148,10 @@ def _megabytes(tensors: Tensors) -> str:
     return f"{sum(tensor.nbytes for tensor in tensors.values()) / 1e6:,.1f}"
 
 
-def _load(options: argparse.Namespace) -> Checkpoint:
+def _load(options: argparse.Namespace, model: Checkpoint | None = None) -> Checkpoint:
     stated = {"num_heads": options.num_heads, "num_codes": options.num_codes}
     return checkpoints.load(
-        options.file, None, **{k: v for k, v in stated.items() if v is not None}
+        options.file, None, model=model, **{k: v for k, v in stated.items() if v is not None}
     )
 
 

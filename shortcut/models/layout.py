@@ -170,6 +170,7 @@ def configure(
     described: Mapping[str, Any],
     beside: Mapping[str, Any],
     known: Mapping[str, Any],
+    inherited: Mapping[str, Any],
     unknown: list[str],
     is_published: bool,
 ) -> tuple[Any, Tensors]:
@@ -179,6 +180,7 @@ def configure(
         described: the configuration that the file states; may be empty.
         beside: fields or properties of it that files beside it state; may be empty.
         known: the caller's config fields, for those that neither the tensors nor the file show.
+        inherited: those of a head that its model has, where nothing else states them.
         unknown: published keys that the table does not know.
         is_published: True: messages use published keys.
 
@@ -193,7 +195,7 @@ def configure(
     if stray := sorted({*described, *known} - set(names)):
         raise ValueError(f"a {layout.title} has no {stray[0]!r}, expected {', '.join(names)}.")
     try:
-        config = layout.read_config(tensors, {**known, **described, **beside})
+        config = layout.read_config(tensors, {**inherited, **known, **described, **beside})
     except MissingTensor as missing:
         raise ValueError(_mismatch(layout, unknown, [key_of(missing.args[0])])) from missing
     sources = (
