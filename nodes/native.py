@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..shortcut import checkpoint as checkpoints
-from ..shortcut import colours, quantized
+from ..shortcut import colours, companions, quantized
 from ..shortcut.checkpoint import Checkpoint, metadata_of, naming
 from ..shortcut.denoiser import Conditions
 from ..shortcut.models.architecture import (
@@ -112,8 +112,12 @@ class MaskedImageModel(comfy.model_base.BaseModel):
         self.attention: HostAttention = config.unet_config["attention"]
 
     def state_dict_for_saving(self, unet_state_dict: Any, *others: Any, **named: Any) -> Any:
-        """Return what Save Model writes, with our metadata, which the node would lose."""
+        """Return what Save Model writes, with our metadata and the tokenizer, which the node would lose."""
         unet_state_dict[SAVED] = metadata_tensor(metadata_of(self.checkpoint))
+        try:
+            unet_state_dict.update(companions.packed(self.checkpoint))
+        except OSError as error:
+            logging.warning("The saved model has no companions: %s", error)
         return super().state_dict_for_saving(unet_state_dict, *others, **named)
 
     @property
@@ -186,7 +190,8 @@ def build_model(
     config.latent_format = latent_format
     model = MaskedImageModel(config, offload_device, checkpoint, conditioner)
     patcher = comfy.model_patcher.CoreModelPatcher(model, device, offload_device)
-    model.load_model_weights(dict(checkpoint.tensors), assign=patcher.is_dynamic())
+    with naming(checkpoint.path):
+        model.load_model_weights(dict(checkpoint.tensors), assign=patcher.is_dynamic())
     return patcher
 
 
@@ -204,7 +209,8 @@ def build_head(checkpoint: Checkpoint, weight_dtype: str) -> Any:
     head.checkpoint = replace(checkpoint, tensors=checkpoint.shapes())
     head.weight_dtype, head.for_model = weight_dtype, None
     patcher = comfy.model_patcher.CoreModelPatcher(head, device, offload_device)
-    head.load_state_dict(dict(checkpoint.tensors), assign=patcher.is_dynamic())
+    with naming(checkpoint.path):
+        head.load_state_dict(dict(checkpoint.tensors), assign=patcher.is_dynamic())
     return patcher
 
 

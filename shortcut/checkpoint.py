@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import models, quantized
+from . import companions, models, quantized
 from .files import (
     FORMAT_KEY,
     INDEX_SUFFIX,
@@ -63,6 +63,8 @@ class Checkpoint:
     quantized: Mapping[str, str] = field(default_factory=dict)  # {name of a weight: its format}
     # Of a head: fields of FROM_MODEL that neither its file nor a model told; they are as of the published models.
     assumed: frozenset[str] = frozenset()
+    # Of a model saved by ComfyUI: {name: content} of what belongs beside it; see `companions.py`
+    companions: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def architecture(self) -> Architecture:
@@ -204,7 +206,9 @@ def from_tensors(
         raw = _unwrapped(quantized.marked(raw, metadata), metadata, kind)
         if (saved := saved_metadata(raw)) is not None:
             metadata = saved
-            raw = {key: value for key, value in raw.items() if key != SAVED}
+        files = companions.unpacked(raw)
+        extra = {SAVED, *(companions.PREFIX + name for name in files)}
+        raw = {key: value for key, value in raw.items() if key not in extra}
         weights, stored, formats = quantized.split(raw)
         layout = _our_layout(metadata) if FORMAT_KEY in metadata else _by_own_names(weights)
         is_published = layout is None
@@ -249,7 +253,15 @@ def from_tensors(
         name for name in FROM_MODEL if layout.kind == "head" and hasattr(config, name)
     )
     return Checkpoint(
-        layout, config, tensors, fingerprint(weights), described, path, formats, assumed - told
+        layout,
+        config,
+        tensors,
+        fingerprint(weights),
+        described,
+        path,
+        formats,
+        assumed - told,
+        files,
     )
 
 

@@ -26,6 +26,7 @@ from . import shipped
 from .accelerators import MakeAccelerator
 from .accelerators.shortcut_head import ShortcutHead
 from .checkpoint import Checkpoint
+from .companions import placed
 from .denoiser import Conditions
 from .generate import Result, generate, needed_branches
 from .grid import Grid, grid_of
@@ -220,7 +221,8 @@ def default_dtype(model: Checkpoint) -> torch.dtype:
 
 def conditioner_of(model: Checkpoint) -> Conditioner:
     """Return the conditioner of a model's file."""
-    return model.architecture.conditioner(model.config, model.metadata.class_names, model.path)
+    with placed(model) as path:
+        return model.architecture.conditioner(model.config, model.metadata.class_names, path)
 
 
 def check_vq(vq: Checkpoint, model: Checkpoint) -> None:

@@ -22,6 +22,7 @@ import torch
 from .. import checkpoint as checkpoints
 from .. import models
 from ..checkpoint import Checkpoint
+from ..companions import placed
 from ..files import parts
 from ..models.architecture import Download
 from ..models.layout import Tensors
@@ -108,7 +109,9 @@ def run_convert(options: argparse.Namespace) -> int:
         metadata = replace(metadata, model_fingerprint=model.fingerprint)
     if checkpoint.layout.kind == "model" and checkpoint.architecture.copy_companions is not None:
         # First, because a model is of no use without them.
-        checkpoint.architecture.copy_companions(checkpoint.path, out)
+        with placed(checkpoint) as path:
+            assert path is not None
+            checkpoint.architecture.copy_companions(path, out)
     dtype = DTYPES[options.dtype] if options.dtype is not None else None
     checkpoints.save(out, replace(checkpoint, metadata=metadata), dtype=dtype)
     print(describe(checkpoints.load(out)))
@@ -131,7 +134,9 @@ def describe(checkpoint: Checkpoint) -> str:
     }
     if layout.quantizable and not quantized:
         lines["as float8"] = f"{_megabytes(checkpoint.shapes(FLOAT8))} MB"
-    if layout.kind == "model" and checkpoint.path is not None:
+    if checkpoint.companions:
+        lines["in the file"] = ", ".join(Path(name).name for name in checkpoint.companions)
+    elif layout.kind == "model" and checkpoint.path is not None:
         lines |= checkpoint.architecture.companions(checkpoint.path)
     if layout.kind == "head":
         lines["for model"] = metadata.model_fingerprint or "not said; only the width can be checked"
