@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from .models.architecture import Network
 from .models.layers import Bare
-from .models.layout import Table, Tensors, dense, rename_keys
+from .models.layout import Table, Tensors, content, dense, rename_keys
 
 MARK, SCALE = "comfy_quant", "weight_scale"
 INPUT_SCALE = "input_scale"
@@ -403,7 +403,7 @@ def _layer(key: str, extra: str) -> str | None:
 def _format_of(key: str, value: Any) -> str:
     """Return the format that a mark names."""
     try:
-        format = json.loads(bytes(value.tolist()))["format"]
+        format = json.loads(content(key, value))["format"]
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"tensor {key!r} does not hold the description of a quantized layer "
