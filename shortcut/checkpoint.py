@@ -24,12 +24,12 @@ from .files import (
     find,
     read,
     write_safetensors,
-    written_whole,
 )
 from .guard import naming
 from .models.architecture import Architecture, Network
 from .models.layers import Attention, Bare, sdpa
 from .models.layout import Kind, Layout, configure, first_five, recognise
+from .writing import written_whole
 
 PREFIX = "shortcut."
 VERSION_KEY, VERSION = (

@@ -10,9 +10,7 @@ Large models are published in several safetensors files (shards) with an index, 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -278,36 +276,6 @@ def shards_of(index: Path, weight_map: Mapping[str, str] | None = None) -> dict[
             f"{index.parent}: {', '.join(missing)}. Download them into this folder."
         )
     return shards
-
-
-def check_writable(path: Path) -> None:
-    """Raise OSError if no file can be written to `path`, its folders made if need be."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder. Give the name of a file in it.")
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(f"{path} cannot be written: {there} is a file, not a folder.")
-    if not os.access(there, os.W_OK):
-        raise PermissionError(f"{path} cannot be written: {there} does not allow it.")
-
-
-@contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to.
-
-    It takes the place of `path` when the block ends, and vanishes when it ends by an error.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.touch()
-        mode = partial.stat().st_mode
-        yield partial
-        partial.chmod(mode)  # some writers make files that only their owner can read
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_safetensors(

@@ -145,7 +145,7 @@ def _choice(checkpoint: Checkpoint, folder: str) -> str:
             return name
     if path.name.endswith(INDEX_SUFFIX) and path.parent.name != folder:
         path = path.parent
-    return str(_inside(path.absolute(), folder))
+    return _inside(path.absolute(), folder).as_posix()
 
 
 def _inside(path: Path, folder: str) -> Path:

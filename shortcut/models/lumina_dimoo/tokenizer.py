@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...files import INDEX_SUFFIX, written_whole
+from ...files import INDEX_SUFFIX
 from ...guard import read_json, read_text, said, shown
+from ...writing import written_whole
 
 NEEDED = "tokenizer.json"
 MAX_BYTES = 2**26  # of each file; that of LLaDA has some 10 million
