@@ -21,7 +21,7 @@ from ..shortcut.schedule import Settings, plan
 from .host import StepClock, StepReport, advice_on_memory
 from .latents import codes_of, editable_of, latent_of, samples_of
 from .load import Head
-from .native import head_of, model_of
+from .native import fitted_head, head_of, model_of
 from .widgets import CUSTOM, later_widgets, settings_of, widgets
 
 MEMORY_ADVICE = (
@@ -93,8 +93,10 @@ class MaskedSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         masked_model = model_of(model)
         checkpoint = masked_model.checkpoint
-        if head is not None and (doubt := check_head(head_of(head)[1], checkpoint)):
-            logging.warning(doubt)
+        if head is not None:
+            head = fitted_head(head, checkpoint)
+            if doubt := check_head(head_of(head)[1], checkpoint):
+                logging.warning(doubt)
         only_grid = checkpoint.architecture.fixed_grid(checkpoint.config)
         samples = samples_of(latent_image, model, only_grid)
         num_images, grid = len(samples), (samples.shape[2], samples.shape[3])

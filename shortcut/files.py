@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .containers import SAFETENSORS_DTYPES, read_header, read_pytorch, read_safetensors
 from .guard import named, parse_json, read_json, shown
+from .unwrap import has_keys_of
 
 if TYPE_CHECKING:
     from .models.layout import Layout
@@ -195,7 +196,7 @@ def _is_of(file: Path, layouts: Collection[Layout]) -> bool:
         return name in {layout.name for layout in layouts}
     if (keys := _keys(file)) is None:
         return any(file.match(name) for layout in layouts for name in layout.filenames)
-    return any(keys.issuperset(layout.marks) for layout in layouts)
+    return any(has_keys_of(keys, layout) for layout in layouts)
 
 
 def _keys(file: Path) -> set[str] | None:

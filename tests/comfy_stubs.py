@@ -23,6 +23,7 @@ import torch
 COMFY_DIR = os.environ.get("COMFY_DIR", "")
 needs_comfy = pytest.mark.skipif(not COMFY_DIR, reason="COMFY_DIR names no ComfyUI folder")
 SCHEMA = comfy_schema.common()
+QUANT_ALGOS = ("float8_e4m3fn", "float8_e5m2", "nvfp4")  # of the oldest release
 MODULES = (
     "comfy",
     "comfy.latent_formats",
@@ -33,6 +34,7 @@ MODULES = (
     "comfy.model_management",
     "comfy.model_patcher",
     "comfy.ops",
+    "comfy.quant_ops",
     "comfy.sample",
     "comfy.sd",
     "comfy.supported_models_base",
@@ -227,6 +229,7 @@ def _contents() -> dict[str, dict[str, Any]]:
             "is_oom": lambda error: isinstance(error, torch.OutOfMemoryError),
         },
         "comfy.model_patcher": {"CoreModelPatcher": Patcher},
+        "comfy.quant_ops": {"QUANT_ALGOS": dict.fromkeys(QUANT_ALGOS)},
         "comfy.ops": {"manual_cast": _operations(), "pick_operations": _pick_operations},
         "comfy.sample": {"fix_empty_latent_channels": lambda model, samples, _: samples},
         "comfy.sd": {"VAE": VAE},

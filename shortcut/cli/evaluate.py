@@ -127,7 +127,7 @@ def load_head(options: argparse.Namespace, teacher: Teacher, model_file: Checkpo
             )
         usual = shipped.NAME if options.prompts is None else shipped.TEXT_NAME
         path = shipped.CHOICES[usual]["head"]
-    head_file = checkpoints.load(path, kind="head")
+    head_file = checkpoints.load(path, kind="head", model=model_file)
     if doubt := check_head(head_file, model_file):
         logger.warning(doubt)
     network = checkpoints.build(head_file, dtype=teacher.model.dtype, device=teacher.device)

@@ -12,6 +12,7 @@ import torch
 
 from .. import checkpoint as checkpoints
 from ..checkpoint import Checkpoint
+from ..companions import placed
 from ..files import parts
 from ..models.layout import Tensors
 from ..writing import check_writable
@@ -63,22 +64,24 @@ def run_convert(options: argparse.Namespace) -> int:
     """Write a checkpoint as one of our files. Return the exit status."""
     out = options.out
     check_writable(out)
-    checkpoint = _load(options)
+    model = None if options.model is None else checkpoints.load(options.model, kind="model")
+    checkpoint = _load(options, model)
     assert checkpoint.path is not None
     if out.exists() and any(out.samefile(part) for part in parts(checkpoint.path)):
         raise ValueError(f"{out} is the input itself. Give another name.")
     metadata = checkpoint.metadata
     if options.title is not None:
         metadata = replace(metadata, title=options.title)
-    if options.model is not None:
+    if model is not None:
         from ..pipeline import check_head  # `info` does without
 
-        model = checkpoints.load(options.model, kind="model")
         check_head(checkpoint, model)
         metadata = replace(metadata, model_fingerprint=model.fingerprint)
     if checkpoint.layout.kind == "model" and checkpoint.architecture.copy_companions is not None:
         # First, because a model is of no use without them.
-        checkpoint.architecture.copy_companions(checkpoint.path, out)
+        with placed(checkpoint) as path:
+            assert path is not None
+            checkpoint.architecture.copy_companions(path, out)
     dtype = DTYPES[options.dtype] if options.dtype is not None else None
     checkpoints.save(out, replace(checkpoint, metadata=metadata), dtype=dtype)
     print(describe(checkpoints.load(out)))
@@ -101,7 +104,9 @@ def describe(checkpoint: Checkpoint) -> str:
     }
     if layout.quantizable and not quantized:
         lines["as float8"] = f"{_megabytes(checkpoint.shapes(FLOAT8))} MB"
-    if layout.kind == "model" and checkpoint.path is not None:
+    if checkpoint.companions:
+        lines["in the file"] = ", ".join(Path(name).name for name in checkpoint.companions)
+    elif layout.kind == "model" and checkpoint.path is not None:
         lines |= checkpoint.architecture.companions(checkpoint.path)
     if layout.kind == "head":
         lines["for model"] = metadata.model_fingerprint or "not said; only the width can be checked"
@@ -118,8 +123,8 @@ def _megabytes(tensors: Tensors) -> str:
     return f"{sum(tensor.nbytes for tensor in tensors.values()) / 1e6:,.1f}"
 
 
-def _load(options: argparse.Namespace) -> Checkpoint:
+def _load(options: argparse.Namespace, model: Checkpoint | None = None) -> Checkpoint:
     stated = {"num_heads": options.num_heads, "num_codes": options.num_codes}
     return checkpoints.load(
-        options.file, None, **{k: v for k, v in stated.items() if v is not None}
+        options.file, None, model=model, **{k: v for k, v in stated.items() if v is not None}
     )

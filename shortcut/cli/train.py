@@ -240,7 +240,9 @@ def plan_of(options: argparse.Namespace, teacher: Teacher, model_file: Checkpoin
         FileNotFoundError, ValueError: a figure is out of range, or the head to start from is none.
     """
     architecture = model_file.architecture
-    start = None if options.start is None else checkpoints.load(options.start, kind="head")
+    start = None
+    if options.start is not None:
+        start = checkpoints.load(options.start, kind="head", model=model_file)
     if start is None:
         config = head_config(
             model_file,

@@ -199,6 +199,7 @@ def configure(
     described: Mapping[str, Any],
     beside: Mapping[str, Any],
     known: Mapping[str, Any],
+    inherited: Mapping[str, Any],
     unknown: list[str],
     is_published: bool,
 ) -> tuple[Any, Tensors]:
@@ -208,6 +209,7 @@ def configure(
         described: the configuration that the file states; may be empty.
         beside: fields or properties of it that files beside it state; may be empty.
         known: the caller's config fields, for those that neither the tensors nor the file show.
+        inherited: those of a head that its model has, where nothing else states them.
         unknown: published keys that the table does not know.
         is_published: True: messages use published keys.
 
@@ -222,7 +224,7 @@ def configure(
     if stray := sorted({*described, *known} - set(names)):
         raise ValueError(f"a {layout.title} has no {shown(stray[0])}, expected {', '.join(names)}.")
     try:
-        config = layout.read_config(tensors, {**known, **described, **beside})
+        config = layout.read_config(tensors, {**inherited, **known, **described, **beside})
     except MissingTensor as missing:
         raise ValueError(_mismatch(layout, unknown, [key_of(missing.args[0])])) from missing
     check_sizes(config)
@@ -283,15 +285,35 @@ def rename(table: Table, published: Mapping[Any, Any]) -> tuple[dict[str, Tensor
     ours: dict[str, Tensor] = {}
     unknown = []
     for key, value in published.items():
-        rows = [(row, m) for theirs, row in table.items() if (m := _match(theirs, str(key)))]
-        if not rows:
+        if (found := _row(table, str(key))) is None:
             unknown.append(str(key))
             continue
-        row, match = rows[0]
+        row, match = found
         if row is not None:
             names = [_fill(name, match.groups()) for name in _names(row)]
             ours.update(zip(names, _unpack(row, key, checked(key, value)), strict=True))
     return ours, unknown
+
+
+def own_names(layout: Layout) -> tuple[str, ...]:
+    """Return our names of the tensors that recognise a published file, where all are numbered as there."""
+    return tuple(rename_keys(layout.table, layout.marks))
+
+
+def rename_keys(table: Table, keys: Iterable[str]) -> dict[str, str]:
+    """Return {our name: published key} of keys that the table knows and keeps."""
+    return {
+        _fill(name, match.groups()): key
+        for key in keys
+        if (found := _row(table, key)) is not None
+        for row, match in (found,)
+        for name in _names(row)
+    }
+
+
+def _row(table: Table, key: str) -> tuple[Row, re.Match[str]] | None:
+    """Return the first row for a published key."""
+    return next(((row, m) for theirs, row in table.items() if (m := _match(theirs, key))), None)
 
 
 def published_key(table: Table, name: str) -> str:

@@ -22,6 +22,8 @@ FIELDS = {
     "rope_theta": "rope_theta",
     "rms_norm_eps": "norm_eps",
 }
+# What the published class takes where config.json does not state them.
+DEFAULTS = {"rope_theta": 10_000.0, "rms_norm_eps": 1e-5}
 # What the network is built for: other values would mean other arithmetic with the same tensors.
 EXPECTED = {
     "model_type": "llada",
@@ -59,6 +61,14 @@ def read_beside(file: Path) -> dict[str, Any]:
         ValueError: it cannot be read.
     """
     stated = _stated(file)
+    if not stated:
+        return {}
+    for name in DEFAULTS:
+        if stated.get(name, DEFAULTS[name]) is None:
+            raise ValueError(
+                f"{_description(file)} beside it says {name} = null, expected a number. Download it again."
+            )
+    stated = {**DEFAULTS, **stated}
     found = {ours: stated.get(theirs) for theirs, ours in FIELDS.items()}
     found["vocabulary"] = stated.get("embedding_size") or stated.get("vocab_size")
     return {name: value for name, value in found.items() if value is not None}
