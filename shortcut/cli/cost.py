@@ -83,10 +83,7 @@ def add_parser(commands: Any) -> None:
         "cost",
         description="Prints what a published model takes, counted without its weights, as Markdown tables.",
     )
-    names = list(sizes())
-    parser.add_argument(
-        "size", nargs="?", choices=names, default=names[0], help="default: %(default)s"
-    )
+    parser.add_argument("size", metavar="NAME", choices=list(sizes()), help=", ".join(sizes()))
     parser.add_argument("--width", type=int, help="pixels; default: of the model's training")
     parser.add_argument("--height", type=int, help="pixels; likewise")
     parser.add_argument("--steps", type=int, help="default: the original's")

@@ -96,7 +96,7 @@ def head_config(
         num_blocks: None = 1. A second one gained nothing (`experiments ablation`).
         bottleneck: the model's width by the head's; None = 2.
         sees_new: False: blind to the tokens just revealed; Lumina-DiMOO only.
-        kernel: side of the neighbourhood that `heads.nearby` looks at, in place of self-attention, MaskGIT only;
+        kernel: side of the neighbourhood that `nearby` looks at, in place of self-attention, MaskGIT only;
             odd, 0 = as in the paper, None = 7.
 
     Raises:
