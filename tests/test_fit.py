@@ -271,3 +271,30 @@ def test_no_other_process_may_train_under_the_same_name(tmp_path: Path) -> None:
         fit_a_line(RECIPE, checkpoint=file)
     other.communicate("\n")
     fit_a_line(RECIPE, checkpoint=file)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"iteration": "x"},
+        {"iteration": -1},
+        {"iteration": 10**30},
+        {"iteration": None},
+        {"network": {}},
+        {"network": {"weight": torch.zeros(2, 2), "bias": torch.zeros(1)}},
+        {"optimizer": 5},
+        {"schedule": []},
+        {"sums": [1]},
+        {"recipe": "[]"},
+        {"recipe": "["},
+        {"recipe": 5},
+    ],
+)
+def test_a_damaged_state_is_named(tmp_path: Path, damage: dict[str, object]) -> None:
+    killed_log(tmp_path)
+    file = tmp_path / "n.ckpt"
+    torch.save(torch.load(file, weights_only=True) | damage, file)
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match=r"n\.ckpt is no checkpoint of a training, or damaged"):
+        fit_a_line(RECIPE, checkpoint=file)
+    assert file.read_bytes() == before

@@ -113,7 +113,8 @@ def fit(
     file = StateFile(checkpoint, {**asdict(recipe), **(about or {})}, is_writing=ranks.rank == 0)
     with file.held():
         if (saved := from_first(ranks, file.read)) is not None:
-            state.load(saved)
+            with file.read_by():
+                state.load(saved)
             logger.info("resumed at iteration %d", state.done)
         file.cut_log(state.done)
         loss_module: Any = _LossModule(network, loss_of)

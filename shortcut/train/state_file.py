@@ -56,17 +56,26 @@ class StateFile:
         """Return whether the file is so old that a kill would cost much."""
         return time.perf_counter() - self.saved_at >= SAVE_SECONDS
 
-    def read(self) -> dict[str, Any] | None:
-        """Return the state in the file, checked to be of this training; None = there is none."""
-        if self.path is None or not self.path.exists():
-            return None
+    @contextlib.contextmanager
+    def read_by(self) -> Iterator[None]:
+        """Turn whatever a damaged state raises in the block into one ValueError that names the file."""
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-            found = json.loads(state["recipe"])
+            yield
         except Exception as error:  # a damaged pickle can raise anything
             raise ValueError(
                 f"{self.path} is no checkpoint of a training, or damaged. Remove it to start again."
             ) from error
+
+    def read(self) -> dict[str, Any] | None:
+        """Return the state in the file, checked to be of this training; None = there is none."""
+        if self.path is None or not self.path.exists():
+            return None
+        with self.read_by():
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            found = json.loads(state["recipe"])
+            done, num_iterations = state["iteration"], int(found["iterations"])
+            if type(done) is not int or not 0 <= done <= num_iterations:
+                raise TypeError
         expected = self._stated()
         if wrong := [n for n in sorted({*found, *expected}) if found.get(n) != expected.get(n)]:
             told = "; ".join(f"{n} {found.get(n)}, now {expected.get(n)}" for n in wrong)
