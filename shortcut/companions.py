@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .models.layout import content
+
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
 PREFIX = "shortcut.file."
 STEM = "saved"  # stands for the name of the model's file in the names of companions
+MAX_SIZE = 2**28  # bytes of one
 NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*")  # no folder above, no hidden file
 
 
@@ -54,10 +57,14 @@ def unpacked(tensors: Mapping[str, Any]) -> dict[str, bytes]:
         if not str(key).startswith(PREFIX):
             continue
         name = key.removeprefix(PREFIX)
-        is_bytes = isinstance(value, Tensor) and (value.dtype, value.ndim) == (torch.uint8, 1)
-        if not is_bytes or not NAME.fullmatch(name):
-            raise ValueError(f"tensor {key!r} does not hold a file. Save the model again.")
-        files[name] = value.numpy().tobytes()
+        if not NAME.fullmatch(name):
+            raise ValueError(f"tensor {key!r} has no name of a file. Save the model again.")
+        try:
+            files[name] = content(key, value, MAX_SIZE)
+        except ValueError as error:
+            raise ValueError(
+                f"tensor {key!r} does not hold a file ({error}). Save it again."
+            ) from error
     return files
 
 

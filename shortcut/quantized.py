@@ -29,10 +29,9 @@ from torch import Tensor, nn
 from .guard import parse_json, shown
 from .models.architecture import Network
 from .models.layers import Bare
-from .models.layout import Table, Tensors, dense, rename_keys
+from .models.layout import Table, Tensors, content, dense, rename_keys
 
 MARK, SCALE = "comfy_quant", "weight_scale"
-MAX_MARK = 4096  # bytes of a mark
 INPUT_SCALE = "input_scale"
 EXTRAS = (  # beside weight and bias
     MARK,
@@ -405,7 +404,7 @@ def _layer(key: str, extra: str) -> str | None:
 def _format_of(key: str, value: Any) -> str:
     """Return the format that a mark names."""
     try:
-        format = parse_json(bytes(dense(key, value)[:MAX_MARK].tolist()))["format"]
+        format = parse_json(content(key, value))["format"]
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(
             f"tensor {key!r} does not hold the description of a quantized layer "

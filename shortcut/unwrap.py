@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .models.layout import Layout, own_names
+from .models.layout import Layout, content, own_names
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,8 @@ SAVED = "shortcut.metadata"  # the tensor of bytes: metadata of one of our files
 # Entries that hold tensors, the preferred first: those that people sample with.
 CONTAINERS = ("ema_state_dict", "ema", "model_state_dict", "state_dict", "model", "module")
 MAX_DEPTH = 2  # of containers in containers
+MAX_CONTAINERS = 64  # looked into at each depth
+MAX_METADATA = 2**26  # bytes
 SEGMENTS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # Prefixes in front of all keys of a network. Beside those of the second kind lie other networks.
 ALONE = ("model", "ema_model", "ema", "net", "network")
@@ -81,7 +83,7 @@ def saved_metadata(tensors: Mapping[str, Any]) -> dict[str, str] | None:
     if SAVED not in tensors:
         return None
     try:
-        found = json.loads(bytes(tensors[SAVED].tolist()))
+        found = json.loads(content(SAVED, tensors[SAVED], MAX_METADATA))
         if not all(isinstance(text, str) for pair in found.items() for text in pair):
             raise TypeError("expected texts")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -104,7 +106,7 @@ def _containers(
     if depth == MAX_DEPTH:
         return
     inside = {str(name): value for name, value in raw.items() if isinstance(value, Mapping)}
-    for name in sorted(inside, key=_preference):
+    for name in sorted(inside, key=_preference)[:MAX_CONTAINERS]:
         yield from _containers(inside[name], f"{where}.{name}" if where else name, depth + 1)
 
 

@@ -26,7 +26,7 @@ from shortcut_pack.nodes import native
 from shortcut_pack.nodes.load import LoadHead, LoadMIGM
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import quantized
-from text_nodes import conditioner, files, model, put, run, vae  # noqa: F401
+from text_nodes import class_model, conditioner, files, model, put, run, vae  # noqa: F401
 
 LAYER = "blocks.1.feed_forward.up"
 FLOAT8 = torch.float8_e4m3fn
@@ -228,3 +228,75 @@ def test_a_head_that_states_it_is_taken_as_it_is(files, model):
     head = LoadHead.execute(path.name, "float32").result[0]
     with pytest.raises(ValueError, match=r"states rope_theta = 1\.0, not 10000\.0"):
         run(model, head=head)
+
+
+# ------------------------------------------------------------------------------------------- LoRA
+
+
+def lora_of(layer: str, weight: torch.Tensor, end: str = "") -> dict[str, torch.Tensor]:
+    """A LoRA of rank 2, of one layer."""
+    num_out, num_in = weight.shape
+    return {
+        f"{layer}.lora_A{end}.weight": torch.ones(2, num_in),
+        f"{layer}.lora_B{end}.weight": torch.ones(num_out, 2),
+    }
+
+
+@pytest.fixture
+def with_lora():
+    """Applies a LoRA file as ComfyUI's node does; the pack's names are there."""
+    import comfy.sd
+    from shortcut_pack.nodes import lora
+
+    lora.install()
+    lora.install()
+    return lambda model, raw: comfy.sd.load_lora_for_models(model, None, raw, 1.0, 0.0)[0]
+
+
+TEXT_LAYER = "model.transformer.blocks.1.up_proj"
+CLASS_LAYER = "transformer.layers.1.1.fn.net.0"
+
+
+@needs_comfy
+@pytest.mark.parametrize("prefix", ["", "base_model.model.", "diffusion_model."])
+@pytest.mark.parametrize("end", ["", ".default"])
+@pytest.mark.parametrize("is_published", [True, False])
+@pytest.mark.parametrize("is_text", [True, False])
+def test_loras_in_plain_and_peft_keys(
+    is_text, is_published, end, prefix, model, class_model, with_lora, caplog
+):
+    patcher = model if is_text else class_model
+    published, ours = (TEXT_LAYER, LAYER) if is_text else (CLASS_LAYER, LAYER)
+    weight = patcher.model.diffusion_model.get_submodule(ours).weight
+    raw = lora_of(prefix + (published if is_published else ours), weight, end)
+    patched = with_lora(patcher, raw)
+    assert set(patched.patches) == {f"diffusion_model.{ours}.weight"}
+    assert "match nothing" not in caplog.text and "not loaded" not in caplog.text.lower()
+
+
+@needs_comfy
+def test_a_lora_of_keys_with_underscores(model, with_lora):
+    weight = model.model.diffusion_model.get_submodule(LAYER).weight
+    raw = lora_of(f"lora_unet_{TEXT_LAYER.replace('.', '_')}", weight)
+    raw = {k.replace("lora_A", "lora_down").replace("lora_B", "lora_up"): v for k, v in raw.items()}
+    assert set(with_lora(model, raw).patches) == {f"diffusion_model.{LAYER}.weight"}
+
+
+@needs_comfy
+def test_keys_of_a_lora_that_match_nothing_are_said_once(model, with_lora, caplog):
+    weight = model.model.diffusion_model.get_submodule(LAYER).weight
+    raw = lora_of(f"base_model.model.{TEXT_LAYER}", weight)
+    raw |= {k: v for i in range(9) for k, v in lora_of(f"unet.blocks.{i}.attn", weight).items()}
+    with_lora(model, raw)
+    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(said) == 1
+    assert said[0].startswith("LoRA: 18 of 20 keys match nothing in this masked image model and")
+
+
+@needs_comfy
+def test_loras_of_other_models_are_comfyuis_own_business(with_lora):
+    import comfy.lora
+
+    known = {"a": "diffusion_model.a.weight"}
+    raw = lora_of("a", torch.zeros(3, 4))
+    assert set(comfy.lora.load_lora(raw, known)) == {"diffusion_model.a.weight"}

@@ -244,11 +244,16 @@ def mark(text: str) -> Tensor:
         ({"weight": None}, f"'{LAYER}.weight' is missing, but it is said to be quantized"),
         ({"comfy_quant": mark("{")}, f"'{LAYER}.comfy_quant' does not hold the description"),
         ({"comfy_quant": mark("{}")}, f"'{LAYER}.comfy_quant' does not hold .*KeyError"),
-        ({"comfy_quant": torch.zeros(2, 2)}, "does not hold the description .*TypeError"),
+        ({"comfy_quant": torch.zeros(2, 2)}, "does not hold the description .*ValueError"),
         (
             {"comfy_quant": mark('{"format": "int3"}')},
             "quantized as 'int3', expected one of float8",
         ),
+        (
+            {"comfy_quant": torch.zeros(1, dtype=torch.uint8).expand(2**40)},
+            "does not hold the description .*does not store all its values",
+        ),
+        ({"comfy_quant": "text"}, "does not hold the description .*is a str"),
         ({"weight": torch.zeros(160, 64)}, r"is torch.float32 .*, expected torch.float8_e4m3fn"),
         ({"weight": torch.zeros(160, 65).to(FLOAT8)}, r"has shape \(160, 65\), expected \(160, 64"),
         ({"weight_scale": torch.zeros(())}, "expected one positive float32 value"),

@@ -12,9 +12,13 @@ import torch
 from builders import assert_same
 from safetensors.torch import save_file
 from shortcut_pack.shortcut import checkpoint as checkpoints
+from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.checkpoint import Checkpoint, metadata_of
+from shortcut_pack.shortcut.companions import packed, placed
 from shortcut_pack.shortcut.models import layouts
+from shortcut_pack.shortcut.models.architecture import Request
 from shortcut_pack.shortcut.models.layout import own_names
+from shortcut_pack.shortcut.pipeline import conditioner_of
 from shortcut_pack.shortcut.unwrap import SAVED, metadata_tensor
 
 Raw = dict[str, Any]
@@ -172,3 +176,43 @@ def test_wrapped_files_are_found_in_a_folder(tmp_path: Path) -> None:
     builders.write(tmp_path / "model.safetensors", builders.model())
     assert_same(checkpoints.load(tmp_path, "vq"), vq)
     assert checkpoints.load(tmp_path, "model").layout.name == "maskgit"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("../a", torch.zeros(3, dtype=torch.uint8), "has no name of a file"),
+        (".a", torch.zeros(3, dtype=torch.uint8), "has no name of a file"),
+        ("/a", torch.zeros(3, dtype=torch.uint8), "has no name of a file"),
+        ("a/../b", torch.zeros(3, dtype=torch.uint8), "has no name of a file"),
+        ("a", torch.zeros(3), "does not hold a file"),
+        ("a", torch.zeros(1, dtype=torch.uint8).expand(2**40), "does not hold a file"),
+    ],
+)
+def test_companions_that_are_none(name: str, value: Any, match: str) -> None:
+    checkpoint = builders.model()
+    raw = {**checkpoint.tensors, SAVED: metadata_tensor(metadata_of(checkpoint))}
+    with pytest.raises(ValueError, match=match):
+        checkpoints.from_tensors({**raw, f"shortcut.file.{name}": value})
+
+
+def test_companions_lie_beside_a_model_as_long_as_they_are_asked_for(tmp_path: Path) -> None:
+    folder = builders.write_text(tmp_path / "a")
+    checkpoint = checkpoints.load(folder / "model.safetensors")
+    raw = {
+        **checkpoint.tensors,
+        SAVED: metadata_tensor(metadata_of(checkpoint)),
+        **packed(checkpoint),
+    }
+    save_file(prefixed(raw, "model.diffusion_model."), tmp_path / "moved.safetensors")
+    found = checkpoints.load(tmp_path / "moved.safetensors")
+    assert_same(found, checkpoint)
+    assert packed(found).keys() == packed(checkpoint).keys() != set()
+    with placed(found) as path:
+        assert path is not None and path.parent != tmp_path
+        assert (path.with_suffix(".tokenizer") / "tokenizer.json").is_file()
+    assert not path.parent.exists()
+    said = conditioner_of(found).described(Request(prompt="a lake"))
+    assert said == conditioner_of(checkpoint).described(Request(prompt="a lake"))
+    assert main(["convert", str(found.path), str(tmp_path / "b.safetensors")]) == 0
+    assert (tmp_path / "b.tokenizer" / "tokenizer.json").is_file()

@@ -192,6 +192,20 @@ def dense(key: str, value: Any) -> Tensor:
     return plain
 
 
+def content(key: str, value: Any, limit: int = 2**20) -> bytes:
+    """Return the bytes that a tensor holds.
+
+    Raises:
+        ValueError: it is none of bytes, or longer than `limit`.
+    """
+    tensor = dense(key, value)
+    if tensor.dtype != torch.uint8 or tensor.ndim != 1 or len(tensor) > limit:
+        raise ValueError(
+            f"it is {tensor.dtype} {tuple(tensor.shape)}, expected at most {limit} bytes"
+        )
+    return tensor.cpu().numpy().tobytes()
+
+
 def configure(
     layout: Layout,
     tensors: Tensors,
