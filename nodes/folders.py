@@ -64,11 +64,17 @@ def path_of(category: str, name: str, kind: Kind) -> Path:
     """Return the file or folder that a choice stands for. Raise FileNotFoundError if there is none."""
     if name in shipped.CHOICES:
         return shipped.CHOICES[name][kind]
-    inside = os.path.relpath(os.path.join("/", name), "/")  # no ".." leads out of the category
-    for folder in folder_paths.get_folder_paths(category):
-        if os.path.isdir(os.path.join(folder, inside)):
-            return Path(folder, inside)
-    return Path(folder_paths.get_full_path_or_raise(category, name))
+    # A workflow keeps the separators of the system that it was saved on.
+    for spelling in dict.fromkeys((name, PureWindowsPath(name).as_posix())):
+        inside = os.path.relpath(
+            os.path.join("/", spelling), "/"
+        )  # no ".." leads out of the category
+        for folder in folder_paths.get_folder_paths(category):
+            if os.path.isdir(os.path.join(folder, inside)):
+                return Path(folder, inside)
+        with contextlib.suppress(FileNotFoundError):
+            return Path(folder_paths.get_full_path_or_raise(category, spelling))
+    raise FileNotFoundError(f"models/{category} holds no {name}.")
 
 
 def check_choice(category: str, name: str, kind: Kind) -> str | None:

@@ -30,7 +30,7 @@ def install() -> None:
     for name, around in {"model_lora_keys_unet": _with_names, "load_lora": _counted}.items():
         found = getattr(comfy.lora, name)
         if not hasattr(found, "around_by_shortcut"):
-            made = functools.wraps(found)(around(found))
+            made: Any = functools.wraps(found)(around(found))
             made.around_by_shortcut = True
             setattr(comfy.lora, name, made)
 

@@ -37,6 +37,7 @@ from ..shortcut.models.architecture import (
 )
 from ..shortcut.unwrap import SAVED, metadata_tensor
 from .host import HostAttention, dtypes
+from .latents import check_form, check_type, codes_of
 
 MARGIN = 1.25  # of memory estimates, for what an allocator leaves unused and attention needs
 
@@ -108,6 +109,9 @@ class MaskedImageModel(comfy.model_base.BaseModel):
             device=device,
             unet_model=checkpoint.layout.network,
         )
+        config.unet_config["model_channels"] = (
+            checkpoint.config.width
+        )  # FreeU and HyperTile ask for it
         self.checkpoint, self.conditioner = checkpoint.without_tensors(), conditioner
         self.attention: HostAttention = config.unet_config["attention"]
 
@@ -250,8 +254,8 @@ class CodeLatents(torch.nn.Module):
         return self.vq.encode(pixels_BCYX).unsqueeze(1).float()
 
     def decode(self, latents_B1hw: Tensor) -> Tensor:
-        codes_Bhw = latents_B1hw[:, 0].round().long()
-        return self.vq.decode(codes_Bhw.clamp(0, self.num_codes - 1))
+        codes_BL = codes_of(latents_B1hw, self.num_codes)
+        return self.vq.decode(codes_BL.unflatten(1, latents_B1hw.shape[2:]))
 
 
 def vq_memory(config: VQConfig) -> tuple[Callable[..., float], Callable[..., float]]:
@@ -342,6 +346,21 @@ class CodeVAE(comfy.sd.VAE):
                 "Scale it up."
             )
         return super().encode(pixel_samples)
+
+    def decode(self, samples_in: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return IMAGEs of code ids (B, 1, h, w). Raise ValueError if they are none."""
+        self._check(samples_in)
+        return super().decode(samples_in, *args, **kwargs)
+
+    def decode_tiled(self, samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Do as `decode`, in tiles."""
+        self._check(samples)
+        return super().decode_tiled(samples, *args, **kwargs)
+
+    def _check(self, samples: Tensor) -> None:
+        """Raise ValueError for what ComfyUI would change before the network sees it."""
+        check_form(samples)
+        check_type(samples, self.checkpoint.config.num_codes)
 
     def encode_tiled(self, pixel_samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Do as `encode`: ComfyUI would blend the ids where tiles overlap."""

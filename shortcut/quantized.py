@@ -32,6 +32,7 @@ from .models.layers import Bare
 from .models.layout import Table, Tensors, content, dense, rename_keys
 
 MARK, SCALE = "comfy_quant", "weight_scale"
+MAX_MARK = 4096  # bytes of a mark
 INPUT_SCALE = "input_scale"
 EXTRAS = (  # beside weight and bias
     MARK,
@@ -83,9 +84,9 @@ def marked(raw: Mapping[str, Any], metadata: Mapping[str, str]) -> Mapping[str, 
     added: dict[str, Any] = {}
     if HEADER in metadata:
         try:
-            layers = parse_json(metadata[HEADER])["layers"]
+            layers = json.loads(metadata[HEADER])["layers"]
             texts = {f"{layer}.{MARK}": json.dumps(about) for layer, about in layers.items()}
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"its metadata {HEADER} do not describe quantized layers ({type(error).__name__}: {error}). Download "
                 "the file again."
@@ -404,7 +405,7 @@ def _layer(key: str, extra: str) -> str | None:
 def _format_of(key: str, value: Any) -> str:
     """Return the format that a mark names."""
     try:
-        format = parse_json(content(key, value))["format"]
+        format = parse_json(content(key, value)[:MAX_MARK])["format"]
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(
             f"tensor {key!r} does not hold the description of a quantized layer "

@@ -31,6 +31,8 @@ FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
 RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?", re.I)
 # Of a file system that does not know a request, rather than of one that fails.
 UNKNOWN = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EPERM}
+# In what torch and safetensors raise where a file cannot be written, which are no OSErrors.
+LIBRARIES = re.compile(r"unexpected pos \d|PytorchStreamWriter|\bos error \d")
 LOCK_START = '{"pid":'
 BUSY = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
 
@@ -140,6 +142,10 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         if isinstance(error, WriteError) or not _is_of(error, partial, path):
             raise  # it is about another file, such as one that is read meanwhile
         raise WriteError(path, _reason(error)) from error
+    except Exception as error:
+        if LIBRARIES.search(str(error)):
+            raise WriteError(path, str(error).splitlines()[0]) from error
+        raise
 
 
 @contextmanager

@@ -42,6 +42,8 @@ MODULES = (
     "comfy.utils",
     "comfy_api",
     "comfy_api.latest",
+    "comfy_execution",
+    "comfy_execution.utils",
     "folder_paths",
 )
 
@@ -153,6 +155,9 @@ class Patcher:
     def __init__(self, model: Any, load_device: torch.device, offload_device: torch.device):
         self.model, self.load_device = model, load_device
         self.model_options: dict[str, Any] = {"transformer_options": {}}
+        self.object_patches: dict[str, Any] = {}
+        self.callbacks: dict[str, Any] = {}
+        self.wrappers: dict[str, Any] = {}
 
     def is_dynamic(self) -> bool:
         return False
@@ -242,6 +247,7 @@ def _contents() -> dict[str, dict[str, Any]]:
             "load_torch_file": _load_safetensors,
             "detect_layer_quantization": _detect_layer_quantization,
         },
+        "comfy_execution.utils": {"get_executing_context": lambda: None},
         "comfy_api.latest": {"ComfyExtension": ComfyExtension, "io": io()},
         "folder_paths": {
             "models_dir": models_dir,

@@ -88,6 +88,14 @@ def test_an_error_while_writing_names_the_file_and_leaves_what_was_there(tmp_pat
         ):
             partial.write_text("half")
             raise error
+    for told in (
+        "[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0",
+        "IO (os error 28)",
+    ):
+        with pytest.raises(WriteError, match=r"a\.txt could not be written"), written_whole(path):
+            raise RuntimeError(told)
+    with pytest.raises(RuntimeError, match="another"), written_whole(path):
+        raise RuntimeError("another")
     with pytest.raises(FileNotFoundError, match="other"), written_whole(path):
         (tmp_path / "other").read_text()
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
