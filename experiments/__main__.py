@@ -18,7 +18,7 @@ from torch import Tensor
 from experiments import gallery
 from experiments.judges import attributes, reader
 from experiments.judges.file import JUDGE, TEXT_JUDGE
-from experiments.robustness import fuzz
+from experiments.robustness import fuzz, soak
 from experiments.scenes import dataset
 from experiments.scenes import tokenizer as scene_tokenizer
 from experiments.scenes.edits import altered
@@ -98,6 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
         load_memory,
         gallery,
         fuzz,
+        soak,
     ):
         table.add_parser(steps)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -1,7 +1,7 @@
 """Feed damaged and hostile inputs to everything that reads one: python -m experiments fuzz
 
-Each case runs in a forked child with limits of time and memory and with hooks for what no file may cause. A number makes
-the same case again: --kind KIND --first N --cases 1. What fails keeps its folder, with its command in command.txt.
+Each case runs in a forked child with limits of time and memory and with hooks for what no file may cause. A
+number makes the same case again: --kind KIND --first N --cases 1. What fails keeps its folder, with a command.txt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from experiments.robustness import guard, samples
-from experiments.robustness.guard import FAULTS, GB, NAMELESS, Limits, Verdict
+from experiments.robustness.guard import FAULTS, NAMELESS, Limits, Verdict
 from experiments.robustness.kinds import Case, Kind, kinds
 from experiments.robustness.mutations import CANARY
 from experiments.tables.report import table
@@ -88,7 +88,7 @@ def prepare(made: Path, chosen: Sequence[Kind], limits: Limits) -> None:
     What a command imports is then there, so that a case is the work on its input alone.
     """
     samples.write(made)
-    trained = guard.run(lambda: main(samples.TRAIN), made / "classes", (), limits)
+    trained = guard.run(lambda: main(samples.TRAIN.split()), made / "classes", (), limits)
     if trained.fault or trained.status:
         raise RuntimeError(f"the training of the samples ended: {trained}")
     before = Path.cwd()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import signal
 import sys
 import tempfile
@@ -18,7 +17,7 @@ import traceback
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 CRASH, HANG, CODE, TRACEBACK, MEMORY, NAMELESS = (
     "crash",
@@ -165,8 +164,7 @@ def _in_child(
         os.chdir(folder)
         os.dup2(said, 1)
         os.dup2(said, 2)
-        sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
-        sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
+        sys.stdout, sys.stderr = _stream(1), _stream(2)
         sys.dont_write_bytecode = True
         # Where PyTorch's optimizers make a folder, and where temporary files go.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.tempdir = str(folder)
@@ -180,14 +178,20 @@ def _in_child(
             report["error"] = traceback.format_exc()[-8000:]
         sys.stdout.flush()
         sys.stderr.flush()
-        resource.setrlimit(resource.RLIMIT_AS, resource.getrlimit(resource.RLIMIT_AS)[1:] * 2)
+        report["events"] = events[:20]
         os.write(told, json.dumps(report).encode())
         os._exit(0)
     finally:
         os._exit(99)
 
 
+def _stream(descriptor: int) -> TextIO:
+    return os.fdopen(descriptor, "w", 1, encoding="utf-8", errors="replace", closefd=False)
+
+
 def _limit(limits: Limits) -> None:
+    import resource  # not there on Windows, where the other commands run all the same
+
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     most = used + int(limits.gigabytes * GB)
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))

@@ -231,39 +231,48 @@ def kinds() -> Sequence[Kind]:
     ours = ("model.safetensors", "vq.safetensors", "head.safetensors")
     theirs = ("info FILE SIZES", "convert FILE c.safetensors SIZES")
     zips, legacy = ("model.pth", "head.pth", "vq.pth"), ("model.ckpt", "head.ckpt", "vq.ckpt")
-    index, lumina = "model.safetensors.index.json", ("model.safetensors.index.json",)
+    index = "model.safetensors.index.json"
     parts = tuple(f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
-    train = " ".join(TRAIN)
     batch = CLASSES.replace("--out o.png", "--prompts FILE --out-dir o")
-    tokens = tuple(
-        f"model.tokenizer/{n}" for n in ("tokenizer_config.json", "special_tokens_map.json")
+    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+    tokens = tuple(f"model.tokenizer/{name}" for name in names)
+    tokenizers = ("model.tokenizer", "model.safetensors")
+    safetensors, pth, state = (
+        mutations.damaged_safetensors,
+        mutations.damaged_zip,
+        ("h.safetensors",),
     )
+    no_steps = CLASSES.replace(" --steps 3", "")
+    float8 = CLASSES.replace("model.safetensors", "FILE")
+    vq = ("diffusion_pytorch_model.safetensors",)
+    published_vq = ("info vq.pth", "convert vq.pth c.safetensors")
+    config = (f"info {index}", f"convert {index} c.safetensors")
+    inpaint = f"{CLASSES} --image picture.png --mask FILE"
+    change = f"{CLASSES} --image FILE --denoise 0.5"
     return (
-        Kind("safetensors", "classes", mutations.damaged_safetensors, ours, (CLASSES, info, convert)),
-        Kind("safetensors of text", "text", mutations.damaged_safetensors, ours, (TEXT, info, convert)),
-        Kind("float8", "classes", mutations.damaged_safetensors, ("float8.safetensors",),
-             (CLASSES.replace("model.safetensors", "FILE"), info)),
+        Kind("safetensors", "classes", safetensors, ours, (CLASSES, info, convert)),
+        Kind("safetensors of text", "text", safetensors, ours, (TEXT, info, convert)),
+        Kind("float8", "classes", safetensors, ("float8.safetensors",), (float8, info)),
         Kind("metadata", "classes", metadata, ours, (CLASSES, info)),
         Kind("metadata of text", "text", metadata, ours, (TEXT, info)),
-        Kind("defaults", "classes", defaults, ("model.safetensors",), (CLASSES, CLASSES.replace(" --steps 3", ""), info)),
-        Kind("zip", "published", mutations.damaged_zip, zips, theirs),
+        Kind("defaults", "classes", defaults, ours[:1], (CLASSES, no_steps, info)),
+        Kind("zip", "published", pth, zips, theirs),
         Kind("legacy pickle", "published", mutations.damaged_pickle, legacy, theirs),
-        Kind("model.yaml", "published", yaml_file, ("model.yaml",), ("info vq.pth", "convert vq.pth c.safetensors"), ("vq.pth",)),
-        Kind("index", "shards", json_file, (index,), (info, "info ."), ("shards",)),
-        Kind("shards", "shards", mutations.damaged_safetensors, parts, (f"info {index}",), lumina),
-        Kind("config.json", "shards", json_file, ("config.json",), (f"info {index}", f"convert {index} c.safetensors"), lumina),
-        Kind("vqvae/config.json", "shards", json_file, ("vqvae/config.json",), ("info vqvae", "convert vqvae c.safetensors"),
-             ("diffusion_pytorch_model.safetensors",)),
-        Kind("tokenizer.json", "text", tokenizer, ("model.tokenizer/tokenizer.json",), (TEXT,), ("model.tokenizer", "model.safetensors")),
-        Kind("tokenizer settings", "text", json_file, tokens, (TEXT,), ("model.tokenizer", "model.safetensors")),
+        Kind("model.yaml", "published", yaml_file, ("model.yaml",), published_vq, ("vq.pth",)),
+        Kind("index", "shards", json_file, (index,), (info, "info .")),
+        Kind("shards", "shards", safetensors, parts, (f"info {index}",), (index,)),
+        Kind("config.json", "shards", json_file, ("config.json",), config, (index,)),
+        Kind("vqvae/config.json", "shards", json_file, ("vqvae/config.json",), ("info vqvae",), vq),
+        Kind("tokenizer.json", "text", tokenizer, tokens[:1], (TEXT,), tokenizers),
+        Kind("tokenizer settings", "text", json_file, tokens[1:], (TEXT,), tokenizers),
         Kind("lines", "classes", lines, ("lines.jsonl",), (batch,), ("line ",)),
         Kind("lines of text", "text", lines, ("lines.jsonl",), (batch,), ("line ",)),
-        Kind("training prompts", "text", text_lines, ("lines.txt",), (f"{train} --prompts FILE",)),
-        Kind("pictures", "classes", picture, ("picture.png", "picture.jpg"), (f"{CLASSES} --image FILE --denoise 0.5",)),
-        Kind("masks", "classes", picture, ("mask.png",), (f"{CLASSES} --image picture.png --mask FILE",)),
+        Kind("training prompts", "text", text_lines, ("lines.txt",), (f"{TRAIN} --prompts FILE",)),
+        Kind("pictures", "classes", picture, ("picture.png", "picture.jpg"), (change,)),
+        Kind("masks", "classes", picture, ("mask.png",), (inpaint,)),
         Kind("sources", "text", picture, ("picture.png",), (EDIT,)),
-        Kind("training state", "classes", mutations.damaged_zip, ("h.ckpt",), (train,), ("h.safetensors",)),
-        Kind("training log", "classes", log, ("h.jsonl",), (train,), ("h.safetensors",)),
+        Kind("training state", "classes", pth, ("h.ckpt",), (TRAIN,), state),
+        Kind("training log", "classes", log, ("h.jsonl",), (TRAIN,), state),
         Kind("options", "classes", None, make=options),
         Kind("workflow values", "classes", None, make=values),
-    )  # fmt: skip
+    )

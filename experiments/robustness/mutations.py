@@ -11,6 +11,7 @@ import pickle
 import pickletools
 import zipfile
 from collections.abc import Callable
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -170,7 +171,7 @@ def hostile_pickle(random: Random) -> bytes:
             + b"".join(b"]q%c(h%ch%ce" % (i, i - 1, i - 1) for i in range(1, 60))
             + b"."
         )
-    return b"\x80\x04\x8e" + random.choice(NUMBERS).to_bytes(9, "little")[:8] + b"x."
+    return b"\x80\x04\x8e" + (random.choice(NUMBERS) % 2**64).to_bytes(8, "little") + b"x."
 
 
 def damaged_pickle(random: Random, data: bytes) -> bytes:
@@ -183,7 +184,7 @@ def damaged_pickle(random: Random, data: bytes) -> bytes:
         places = [at for _, _, at in pickletools.genops(data) if at is not None] + [len(data)]
     except ValueError:
         return damaged_bytes(random, data)
-    parts = [data[start:end] for start, end in zip(places, places[1:])]
+    parts = [data[start:end] for start, end in pairwise(places)]
     for _ in range(random.choice((1, 1, 2, 4))):
         at = random.randrange(len(parts))
         how = random.randrange(6)
@@ -223,7 +224,7 @@ def damaged_zip(random: Random, data: bytes) -> bytes:
         members[name] = damaged_bytes(random, members[name])
     elif kind == 6:  # much larger when read than in the file
         compression = zipfile.ZIP_DEFLATED
-        members[random.choice(names)] = bytes(200_000_000)
+        members[random.choice(names)] = bytes(100_000_000)
     else:
         root = names[0].split("/")[0]
         members[random.choice(("/x", "../x", f"{root}/../../x", f"{root}/x.py"))] = b"x = 1"

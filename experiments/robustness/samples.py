@@ -60,7 +60,7 @@ SHARDED_VQ = lumina_vq.Config(
 TRAIN = (
     "train --model model.safetensors --out h.safetensors --iterations 2 --batch-size 1 --steps 3 "
     "--rollout 1 --lr 0.001 --json"
-).split()
+)
 
 
 def write(folder: Path) -> None:
