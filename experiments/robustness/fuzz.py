@@ -87,10 +87,13 @@ def prepare(made: Path, chosen: Sequence[Kind], limits: Limits) -> None:
 
     What a command imports is then there, so that a case is the work on its input alone.
     """
-    samples.write(made)
-    trained = guard.run(lambda: main(samples.TRAIN.split()), made / "classes", (), limits)
-    if trained.fault or trained.status:
-        raise RuntimeError(f"the training of the samples ended: {trained}")
+    names = {kind.sample for kind in chosen}
+    samples.write(made, names)
+    if any(file.startswith("h.") for kind in chosen for file in kind.files):
+        words = samples.TRAIN.split()
+        trained = guard.run(lambda: main(words), made / "classes", (), limits)
+        if trained.fault or trained.status:
+            raise RuntimeError(f"the training of the samples ended: {trained}")
     before = Path.cwd()
     for kind in chosen:
         for number, case in enumerate(kind.sound()):

@@ -5,6 +5,7 @@ Every function takes a `random.Random`, so that a number makes the same input ag
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import pickle
@@ -94,7 +95,7 @@ def damaged_bytes(random: Random, data: bytes) -> bytes:
 
 def damaged_json(random: Random, value: Any) -> str:
     """Return JSON of `value` with one to three places changed, removed or added."""
-    root = [value]
+    root = [copy.deepcopy(value)]
     for _ in range(random.choice((1, 1, 1, 2, 3))):
         parent, key = random.choice(_places(root))
         how = random.randrange(8)
@@ -108,7 +109,7 @@ def damaged_json(random: Random, value: Any) -> str:
         elif isinstance(parent[key], int | float) and how < 6:
             parent[key] = random.choice(NUMBERS + FLOATS + (parent[key] + 1, -parent[key]))
         else:
-            parent[key] = random.choice(HOSTILE)
+            parent[key] = copy.deepcopy(random.choice(HOSTILE))
     text = to_json(root[0])
     return text if random.random() > 0.1 else _damaged_text(random, text)
 

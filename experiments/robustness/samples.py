@@ -10,6 +10,7 @@ pictures are in classes/ and text/: picture.png, picture.jpg, mask.png
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +64,12 @@ TRAIN = (
 )
 
 
-def write(folder: Path) -> None:
-    """Write all samples to `folder`, which must be the working directory's own matter for a moment."""
-    for name, make in (
-        ("classes", classes),
-        ("text", text),
-        ("published", published),
-        ("shards", shards),
-    ):
+def write(folder: Path, names: Collection[str]) -> None:
+    """Write the samples of these names, each to its folder in `folder`."""
+    makers = {"classes": classes, "text": text, "published": published, "shards": shards}
+    for name in names:
         (folder / name).mkdir(parents=True)
-        make(folder / name)
+        makers[name](folder / name)
 
 
 def classes(folder: Path) -> None:
