@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GB = 10**9
 # What C++, Rust and PyTorch say when an allocation fails.
 EXHAUSTED = re.compile(
-    r"MemoryError|bad_alloc|memory allocation of|allocate memory|not enough memory|out of memory"
+    r"MemoryError|bad_alloc|memory allocation of|allocate memory|device is out of memory"
 )
 STARTS = {
     "subprocess.Popen",

@@ -200,18 +200,23 @@ def options(random: Random) -> Case:
     return Case(words, lambda: main(words), ())
 
 
-VALUES = ("seed", "num_images", "width", "height", "steps", "full_steps", "cfg", "preset", "label",
-          "temperature", "choice_temperature", "schedule", "spread", "negative", "prompt")  # fmt: skip
+# What a link to an input of that type can bring, whatever the range of the widget.
+INTS = tuple(v for v in mutations.HOSTILE if type(v) is int)
+FLOATS = (*mutations.FLOATS, float("nan"), float("inf"), -float("inf"), 0.0, -1.0, 1e4)
+TEXTS = tuple(v for v in mutations.HOSTILE if type(v) is str)
+INPUTS: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(
+        ("seed", "num_images", "width", "height", "steps", "full_steps", "spread"), INTS
+    ),
+    **dict.fromkeys(("cfg", "temperature", "choice_temperature"), FLOATS),
+    **dict.fromkeys(("preset", "label", "schedule", "negative", "prompt"), TEXTS),
+}
 
 
 def values(random: Random) -> Case:
     """Return a call of the library with wrong values, as a workflow's linked inputs hand them on."""
-    pool = (*mutations.HOSTILE, float("nan"), float("inf"), (0, 10**9), (-1,), 3.0, 2.5)
-    found = {name: random.choice(pool) for name in random.sample(VALUES, random.choice((1, 1, 2)))}
-    found = {
-        n: float("nan") if isinstance(v, str) and v[:5] == mutations.RAW else v
-        for n, v in found.items()
-    }
+    names = random.sample(list(INPUTS), random.choice((1, 1, 2)))
+    found = {name: random.choice(INPUTS[name]) for name in names}
 
     def action() -> int:
         pipeline = Pipeline.load("model.safetensors", "vq.safetensors", "head.safetensors")
