@@ -99,7 +99,7 @@ def masked(nodes: Nodes, latent: Link) -> Link:
     return [nodes.add("SetLatentNoiseMask", samples=latent, mask=mask), 0]
 
 
-def sound(random: Random) -> Graph:
+def sound(random: Random, most_steps: int = 8) -> Graph:
     """Return a graph that must give pictures: any model, head, settings and task."""
     is_text, nodes = random.random() < 0.5, Nodes()
     name = TEXT if is_text else CLASSES
@@ -108,7 +108,7 @@ def sound(random: Random) -> Graph:
     positive = nodes.condition(model, is_text, said)
     side = random.choice((48, 64, SIZE)) if is_text else SIZE
     latent = nodes.empty(side, SIZE, random.choice((1, 1, 2, 3)))
-    steps = random.randint(1, 8)
+    steps = random.randint(most_steps // 8, most_steps)
     more: dict[str, Any] = {
         "seed": random.getrandbits(64),
         "steps": steps,

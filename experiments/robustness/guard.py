@@ -196,7 +196,8 @@ def _limit(limits: Limits) -> None:
     most = used + int(limits.gigabytes * GB)
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
     spent = time.process_time()
-    resource.setrlimit(resource.RLIMIT_CPU, (int(spent + limits.seconds) + 1,) * 2)
+    seconds = int(spent + limits.seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     resource.setrlimit(resource.RLIMIT_FSIZE, (GB, GB))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)

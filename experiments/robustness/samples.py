@@ -58,7 +58,7 @@ SHARDED = lumina.Config(
 SHARDED_VQ = lumina_vq.Config(
     widths=(32, 32), blocks_per_level=1, latent_channels=8, num_codes=8192, num_groups=8
 )
-TRAIN = (
+TRAIN: str = (
     "train --model model.safetensors --out h.safetensors --iterations 2 --batch-size 1 --steps 3 "
     "--rollout 1 --lr 0.001 --json"
 )

@@ -95,6 +95,15 @@ class Server:
             pause = min(pause * 1.5, 0.3)
         raise ServerError(f"no end of a prompt after {seconds:.0f} s")
 
+    def wait_running(self, prompt: str, seconds: float) -> None:
+        """Wait until a prompt runs, or has ended already."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            waiting = self.ask("/queue")["queue_pending"]
+            if all(item[1] != prompt for item in waiting):
+                return
+            time.sleep(0.05)
+
     def pictures(self, answer: Answer) -> list[tuple[tuple[int, int], bytes]]:
         """Return size and pixels of what a prompt saved."""
         found = []

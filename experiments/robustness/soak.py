@@ -35,6 +35,7 @@ from experiments.tables.report import table
 ROUNDS = 10  # memory is read after each
 WARM_UP = 3  # rounds that are not compared
 MOST_GROWTH = 0.02
+LONG = 256  # steps of what is interrupted
 REST_SECONDS = 12.0  # in which the server collects garbage once
 DONE, REFUSED, STOPPED, FAILED = "made", "refused as expected", "interrupted", "failed"
 TOLD = ("ValueError", "OSError", "FileNotFoundError", "FloatingPointError", "RuntimeError")
@@ -153,9 +154,10 @@ def one_prompt(
     elif kind == "training":
         graph = graphs.training(random, f"soak/{options.seed}_{number}")
     else:
-        graph = graphs.sound(random)
+        graph = graphs.sound(random, LONG if kind == "interrupted" else 8)
     queued = server.queue(graph, client)
     if isinstance(queued, str) and kind == "interrupted":
+        server.wait_running(queued, options.seconds)
         time.sleep(random.random())
         server.ask("/interrupt", {"prompt_id": queued})
     if random.random() < 0.05:
