@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ from .models.layers import Bare
 from .noise import Noise
 from .sampler import confidence, draw_codes
 from .schedule import SamplerRules, Settings, Step, plan
+
+AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +145,9 @@ class _Elements(TorchDispatchMode):
         return out
 
 
-def _on_meta(network: Any) -> Any:
+def _on_meta(network: AnyNetwork) -> AnyNetwork:
     """Return a network of the same type and configuration that has shapes but no values."""
-    return type(network)(network.config, device="meta", operations=Bare)
+    return cast(Any, type(network))(network.config, device="meta", operations=Bare)
 
 
 def _ids(num_images: int, count: int) -> Tensor:

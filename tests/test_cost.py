@@ -106,7 +106,7 @@ def test_memory_above_the_weights_at_1024_pixels(is_sequential: bool):
 
 def test_the_tables(capsys: pytest.CaptureFixture[str]):
     small = ["--width", "64", "--height", "32", "--steps", "4", "--full-steps", "2"]
-    assert main(["cost", *small]) == 0
+    assert main(["cost", "lumina-dimoo", *small]) == 0
     said = capsys.readouterr().out
     assert said.startswith("lumina-dimoo, one image of 64 x 32 pixels")
     rows = [line.split(" | ") for line in said.splitlines() if line.startswith("| 4 | ")]
@@ -116,10 +116,12 @@ def test_the_tables(capsys: pytest.CaptureFixture[str]):
 
 
 def test_an_image_of_one_token(capsys: pytest.CaptureFixture[str]):
-    assert main(["cost", "--width", "16", "--height", "16", "--full-steps", "1"]) == 0
+    assert (
+        main(["cost", "lumina-dimoo", "--width", "16", "--height", "16", "--full-steps", "1"]) == 0
+    )
     assert "**run**" in capsys.readouterr().out
 
 
 def test_a_size_off_the_grid(capsys: pytest.CaptureFixture[str]):
-    assert main(["cost", "--width", "1000"]) == 1
+    assert main(["cost", "lumina-dimoo", "--width", "1000"]) == 1
     assert "The nearest sizes are 992 or 1008 wide and 1024 high" in capsys.readouterr().err

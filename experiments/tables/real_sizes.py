@@ -26,13 +26,10 @@ from shortcut.accelerators.shortcut_head import ShortcutHead
 from shortcut.checkpoint import Checkpoint
 from shortcut.flops import count_flops
 from shortcut.generate import generate
-from shortcut.models import lumina_dimoo, maskgit
+from shortcut.models import ARCHITECTURES
 from shortcut.models.architecture import Architecture, Grid, PublishedSize
 from shortcut.models.layers import Bare
 from shortcut.models.layout import Layout
-from shortcut.models.maskgit import head as maskgit_head
-from shortcut.models.maskgit import transformer as maskgit_model
-from shortcut.models.maskgit import vqgan
 from shortcut.pipeline import checked_device
 from shortcut.schedule import Settings
 
@@ -41,16 +38,6 @@ logger = logging.getLogger(__name__)
 FLOAT8 = "float8_e4m3fn"
 DTYPES = ("bfloat16", "float16", "float32", FLOAT8)
 COLUMNS = ("", "weights", "steps", "full", "s / image", "of vanilla", "TFLOP / s", "peak GB")
-# Source: facts of the published files (docs/models.md).
-MASKGIT = PublishedSize(
-    maskgit_model.Config(
-        grid=32, width=768, depth=24, num_heads=16, mlp_width=3072, num_codes=1024, num_classes=1000
-    ),
-    maskgit_head.Config(model_width=768, width=384, num_blocks=2, num_heads=16, has_time=True),
-    vqgan.Config(128, (1, 1, 2, 2, 4), 2, (4,), 256, 256, 1024),
-    (32, 32),
-    lambda num_prompt_tokens: 2 * (torch.zeros(1, dtype=torch.long, device="meta"),),
-)
 NUM_PROMPT_TOKENS = 60
 T, GB = 1e12, 1e9
 
@@ -86,10 +73,10 @@ class System:
         return count_flops(model, head, settings, conditions, grid, rules=rules).total  # pyright: ignore
 
 
-LUMINA = lumina_dimoo.ARCHITECTURE
 SYSTEMS = {
-    "lumina-dimoo": System(LUMINA, LUMINA.sizes["lumina-dimoo"]),
-    "maskgit-512": System(maskgit.ARCHITECTURE, MASKGIT),
+    name: System(architecture, size)
+    for architecture in ARCHITECTURES
+    for name, size in architecture.sizes.items()
 }
 
 

@@ -53,7 +53,7 @@ def test_rows_are_vanilla_the_presets_and_decoding(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = "maskgit-512"
-    conditions = real_sizes.MASKGIT.conditions
+    conditions = real_sizes.SYSTEMS["maskgit-512"].size.conditions
     size = PublishedSize(tiny.MODEL, tiny.HEAD, tiny.VQ, (4, 4), conditions)
     system = replace(real_sizes.SYSTEMS[name], size=size)
     monkeypatch.setitem(real_sizes.SYSTEMS, name, system)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .. import checkpoint as checkpoints
 from .. import shipped
@@ -19,7 +19,8 @@ from ..accelerators.shortcut_head import ShortcutHead
 from ..checkpoint import Checkpoint
 from ..flops import count_flops
 from ..generate import generate
-from ..models.architecture import HeadNetwork
+from ..guard import MAX_IMAGES, MAX_STEPS, check_whole
+from ..models.architecture import HeadNetwork, ModelNetwork
 from ..models.layers import Bare
 from ..pipeline import advice_on_memory, check_head
 from ..settings import usual_full_steps
@@ -74,6 +75,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(
             f"--num and --chain must be at least 1, got {options.num}, {options.chain}."
         )
+    check_whole("--num", options.num, 1, MAX_IMAGES)
+    check_whole("--chain", options.chain, 1, MAX_STEPS)
     full_steps = options.full_steps or [
         usual_full_steps(model_file.architecture, settings.num_steps)
     ]
@@ -124,10 +127,11 @@ def load_head(options: argparse.Namespace, teacher: Teacher, model_file: Checkpo
             )
         usual = shipped.NAME if options.prompts is None else shipped.TEXT_NAME
         path = shipped.CHOICES[usual]["head"]
-    head_file = checkpoints.load(path, kind="head")
+    head_file = checkpoints.load(path, kind="head", model=model_file)
     if doubt := check_head(head_file, model_file):
         logger.warning(doubt)
-    return checkpoints.build(head_file, dtype=teacher.model.dtype, device=teacher.device)
+    network = checkpoints.build(head_file, dtype=teacher.model.dtype, device=teacher.device)
+    return cast(HeadNetwork, network)
 
 
 def costs(
@@ -142,7 +146,8 @@ def costs(
     for num_full in full_steps:
         ways.append(("features kept", num_full, lambda model, conditions: Reuse()))
         ways.append(("head", num_full, partial(ShortcutHead, head)))
-    network: Any = model_file.layout.network(model_file.config, device="meta", operations=Bare)
+    built = model_file.layout.network(model_file.config, device="meta", operations=Bare)
+    network = cast(ModelNetwork, built)
     for name, num_full, accelerator in ways:
         settings = replace(teacher.settings, full_steps=num_full)
         seed = (options.seed, HELD_OUT, 0)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -15,12 +16,13 @@ from .. import checkpoint as checkpoints
 from .. import shipped
 from ..checkpoint import Checkpoint
 from ..grid import Grid
-from ..models.architecture import Request
+from ..models.architecture import ModelNetwork, Request
 from ..pipeline import checked_device, conditioner_of, default_dtype
 from ..schedule import Settings
 from ..settings import usual_settings
 from ..train.teacher import Teacher, teacher_of
 from .options import DTYPES, add_device, add_draws
+from .texts import read_lines
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +94,7 @@ def load_teacher(options: argparse.Namespace) -> tuple[Teacher, Checkpoint]:
     dtype = getattr(torch, options.dtype) if options.dtype else default_dtype(model_file)
     teacher = teacher_of(
         model_file,
-        checkpoints.build(model_file, dtype=dtype, device=device),
+        cast(ModelNetwork, checkpoints.build(model_file, dtype=dtype, device=device)),
         conditioner_of(model_file),
         requests,
         settings=settings_of(options, model_file),
@@ -138,12 +140,14 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         OSError, ValueError: it cannot be read, or a line of .jsonl has no prompt.
     """
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = {number: line for number, line in enumerate(read_lines(path), 1) if line.strip()}
     if path.suffix.lower() == ".jsonl":
-        lines = [_prompt_in(line, path) for line in lines]
+        lines = {
+            number: _prompt_in(line, f"{path}, line {number}") for number, line in lines.items()
+        }
     if not lines:
         raise ValueError(f"{path} has no prompts. Write one in each line.")
-    return lines
+    return list(lines.values())
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -159,11 +163,11 @@ def grid(text: str) -> Grid:
     return int(rows), int(columns)
 
 
-def _prompt_in(line: str, path: Path) -> str:
+def _prompt_in(line: str, where: str) -> str:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, Mapping) or not isinstance(value.get("prompt"), str):
-        raise ValueError(f'{path}: the line {line[:80]!r} is not JSON with a "prompt".')
+        raise ValueError(f'{where}: {line[:80]!r} is not JSON with a "prompt".')
     return value["prompt"]

@@ -1,4 +1,4 @@
-"""Trains a shortcut head on a replay buffer of the model's most recent runs, made meanwhile.
+"""Train a shortcut head on a replay buffer of the model's most recent runs, made meanwhile.
 
 Which runs are kept and what is drawn from them depends on (seed, iteration) alone, so a resumed training goes through
 the same numbers. Of several processes each has its share of the images of every run; together they draw as one with
@@ -16,14 +16,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..denoiser import Conditions, MaskedImageModel
 from ..distributed import ALONE, Ranks
-from ..models.architecture import GridModel, HeadNetwork
+from ..guard import MAX_IMAGES, check_whole
+from ..models.architecture import GridModel, HeadConfig, HeadNetwork
 from ..models.layers import Attention
 from ..models.layout import Layout
 from ..schedule import Settings
@@ -35,17 +36,18 @@ from .record import Trajectories
 from .teacher import RUNS, Teacher
 
 CPU = torch.device("cpu")
+MAX_ITERATIONS = 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutConfig:
-    """The runs that a head learns from and how they are sampled. Images are counted over all processes."""
+    """Say which runs a head learns from and how they are sampled. Images are counted over all processes."""
 
     runs: tuple[Settings, ...]  # each new run has one of these, evenly drawn; all full passes
     images_per_run: int = 32
     runs_kept: int = 6
-    iterations_per_run: int = 40  # then a new run takes the place of the oldest
-    windows_per_batch: int = 4  # places in the runs kept, spread over early and late steps
+    iterations_per_run: int = 40  # then a new run replaces the oldest
+    windows_per_batch: int = 4  # spread over early and late steps of the runs kept
     images_per_window: int = 8
     max_chain: int = 4  # steps from a full pass to the last that is predicted, drawn from 1 .. this
 
@@ -56,6 +58,8 @@ class RolloutConfig:
         ):
             if value < 1:
                 raise ValueError(f"{name.replace('_', ' ')} must be at least 1, got {value}.")
+            largest = MAX_ITERATIONS if name == "iterations_per_run" else MAX_IMAGES
+            check_whole(name.replace("_", " "), value, 1, largest)
         if not self.runs or min(settings.num_steps for settings in self.runs) < 2:
             raise ValueError(
                 "a head learns to go from step to step: the teacher's runs need at least 2 steps, got "
@@ -64,7 +68,7 @@ class RolloutConfig:
 
 
 class ReplayBuffer:
-    """The runs kept: at iteration i number i // `iterations_per_run` and the `runs_kept` - 1 after it.
+    """Keep recent runs: at iteration i run number i // `iterations_per_run` and the `runs_kept` - 1 after it.
 
     Args:
         make_run: run number -> this process's images of it. A number always gives the same run.
@@ -94,14 +98,14 @@ class ReplayBuffer:
 
     def draw(self, generator: torch.Generator) -> list[Window]:
         """Draw the windows of one batch; the first of them is early in its run, the last late."""
-        return [self._window(i, generator) for i in range(self.config.windows_per_batch)]
+        return [self._window(number, generator) for number in range(self.config.windows_per_batch)]
 
-    def _window(self, place: int, generator: torch.Generator) -> Window:
+    def _window(self, number: int, generator: torch.Generator) -> Window:
         config, numbers = self.config, sorted(self.runs)
         u_run, u_start, u_length = torch.rand(3, generator=generator).tolist()
         run = self.runs[numbers[int(u_run * len(numbers))]]
         num_starts = len(run.steps) - 1
-        start = int((place + u_start) / config.windows_per_batch * num_starts)
+        start = int((number + u_start) / config.windows_per_batch * num_starts)
         length = 1 + int(u_length * min(config.max_chain, num_starts - start))
         images = self._picked(run.num_images, generator).to(run.codes_BL.device)
         part = window(run, start, length, images, self.device)
@@ -114,14 +118,16 @@ class ReplayBuffer:
         return mine[: self.config.images_per_window // self.ranks.world_size] % num_images
 
 
-def initialised(layout: Layout, config: Any, seed: int, attention: Attention = sdpa_float32) -> Any:
+def initialised(
+    layout: Layout, config: HeadConfig, seed: int, attention: Attention = sdpa_float32
+) -> HeadNetwork:
     """Return a head of this configuration that passes its input through: training starts at "reuse".
 
     The global random state is left alone.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        head: Any = layout.network(config, attention=attention)
+        head = cast(HeadNetwork, layout.network(config, attention=attention))
     for module in head.output_layers():
         for parameter in module.parameters():
             nn.init.zeros_(parameter)
@@ -129,7 +135,7 @@ def initialised(layout: Layout, config: Any, seed: int, attention: Attention = s
 
 
 @torch.no_grad()
-def fit_to_embeddings(head: Any, model: GridModel) -> None:
+def fit_to_embeddings(head: HeadNetwork, model: GridModel) -> None:
     """Scale the head's projections of new tokens so that their outputs have unit size.
 
     Where a head does not normalise keys and values, and a model's embeddings are small (0.1 in the shipped MaskGIT),
@@ -143,12 +149,12 @@ def fit_to_embeddings(head: Any, model: GridModel) -> None:
     codes_1N = torch.arange(model.config.num_codes, device=device).unsqueeze(0)
     embedded_1ND = model.embed(codes_1N, codes_1N % num_tokens).to(head.dtype)
     for projection in projections:
-        projection.weight.div_(projection(embedded_1ND).float().std())
+        cast(Tensor, projection.weight).div_(projection(embedded_1ND).float().std())
 
 
 def train_head(
     teacher: Teacher,
-    head: Any,
+    head: HeadNetwork,
     recipe: Recipe,
     config: RolloutConfig,
     objective: Objective,
@@ -160,7 +166,7 @@ def train_head(
     on_iteration: Callable[[int], None] | None = None,
     on_log: Callable[[Figures], None] | None = None,
     log_every: int = 50,
-) -> Any:
+) -> HeadNetwork:
     """Train `head` for the teacher's model, which is only read. Returns the averaged head.
 
     Args:
@@ -192,14 +198,15 @@ def train_head(
             on_iteration(iteration)
         buffer.advance(iteration)
 
-    def loss_of(network: HeadNetwork, windows: list[Window]) -> tuple[Tensor, dict[str, Tensor]]:
-        results = [window_loss(network, model, w, objective) for w in windows]
+    def loss_of(network: nn.Module, windows: list[Window]) -> tuple[Tensor, dict[str, Tensor]]:
+        learning = cast(HeadNetwork, network)
+        results = [window_loss(learning, model, w, objective) for w in windows]
         figures = {name: mean(parts[name] for _, parts in results) for name in results[0][1]}
         figures["reuse"] = mean(_reuse_mse(model, w) for w in windows)
         return mean(loss for loss, _ in results), figures
 
-    return fit(
-        head,
+    trained = fit(
+        cast(nn.Module, head),
         buffer.draw,
         loss_of,
         recipe,
@@ -211,6 +218,7 @@ def train_head(
         on_log=on_log,
         log_every=log_every,
     )
+    return cast(HeadNetwork, trained)
 
 
 def device_of_runs(teacher: Teacher, config: RolloutConfig, ranks: Ranks = ALONE) -> torch.device:
