@@ -146,7 +146,7 @@ def test_several_images_of_a_line(run: Run, tmp_path: Path) -> None:
         ({"prompt": "a", "task": "edit"}, "Add --image PICTURE"),
         ({"seed": 1}, "needs --prompt TEXT"),
         ({"prompt": "a", "class": 1}, "--class is not for a Lumina-DiMOO"),
-        ({"prompt": "a", "steps": 0}, "steps must be at least 1"),
+        ({"prompt": "a", "steps": 0}, "steps must be a whole number of at least 1, got 0"),
         (
             {"prompt": "a \ud800"},
             "the prompt has '\\ud800' at place 2, which is half of a character",
