@@ -162,3 +162,82 @@ def test_the_api_twin_is_the_same_graph(path):
         if node["type"] in INTERFACE:
             constants = {k: v for k, v in widget_values(node).items() if k not in wired}
             assert inputs == wired | constants
+
+
+# What the page covers of a window of 1600 x 1000: the side bar at the left, tabs and Run above.
+WINDOW, LEFT, TOP = (1600, 1000), 70, 90
+TITLE_HEIGHT = 30
+SAMPLER_HEIGHT = 620  # with the preview that the page puts below the widgets
+READABLE = 0.6  # below 0.57 the page draws nodes without a letter
+WIDEST = 1600
+
+
+def boxes(workflow):
+    """Where each node lies, with its title bar and a sampler's preview: left, top, right, bottom."""
+    found = {}
+    for node in workflow["nodes"]:
+        (x, y), (width, height) = node["pos"], node["size"]
+        if node["type"] == "ShortcutMaskedSampler":
+            height = max(height, SAMPLER_HEIGHT)
+        found[node["id"]] = (x, y - TITLE_HEIGHT, x + width, y + height)
+    return found
+
+
+def group_boxes(workflow):
+    bounds = [group["bounding"] for group in workflow["groups"]]
+    return [(x, y, x + width, y + height) for x, y, width, height in bounds]
+
+
+def overlap(a, b):
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def holds(outer, inner):
+    return (
+        outer[0] <= inner[0]
+        and outer[1] <= inner[1]
+        and outer[2] >= inner[2]
+        and outer[3] >= inner[3]
+    )
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_template_opens_readable_and_whole(path):
+    workflow = read(path)
+    view = workflow["extra"]["ds"]
+    scale, (left, top) = view["scale"], view["offset"]
+    assert READABLE <= scale <= 1
+    every = [*boxes(workflow).values(), *group_boxes(workflow)]
+    assert max(b[2] for b in every) - min(b[0] for b in every) <= WIDEST
+    shown = [((b[0] + left) * scale, (b[1] + top) * scale) for b in every]
+    shown_ends = [((b[2] + left) * scale, (b[3] + top) * scale) for b in every]
+    assert min(x for x, _ in shown) >= LEFT and min(y for _, y in shown) >= TOP
+    assert max(x for x, _ in shown_ends) <= WINDOW[0]
+    assert max(y for _, y in shown_ends) <= WINDOW[1]
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_template_nodes_do_not_overlap(path):
+    found = boxes(read(path))
+    pairs = [(a, b) for a in found for b in found if a < b]
+    assert not [(a, b) for a, b in pairs if overlap(found[a], found[b])]
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_each_template_node_is_in_one_titled_group(path):
+    workflow = read(path)
+    groups = group_boxes(workflow)
+    assert all(group["title"] for group in workflow["groups"])
+    assert not [a for a in groups for b in groups if a is not b and overlap(a, b)]
+    for box in boxes(workflow).values():
+        assert sum(holds(group, box) for group in groups) == 1
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_template_note_shows_its_whole_text(path):
+    """By a generous estimate of the page's letters: 6.5 wide in lines of 17, paragraphs 10 apart."""
+    for note in [n for n in read(path)["nodes"] if n["type"] == "MarkdownNote"]:
+        per_line = (note["size"][0] - 40) / 6.5
+        lines = [line for line in note["widgets_values"][0].split("\n") if line]
+        height = sum(17 * -(-len(line) // per_line) + 10 for line in lines)
+        assert height + 30 <= note["size"][1]
