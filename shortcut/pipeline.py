@@ -24,7 +24,7 @@ from torch import Tensor
 from . import checkpoint as checkpoints
 from . import shipped
 from .accelerators import MakeAccelerator
-from .accelerators.shortcut_head import ShortcutHead
+from .accelerators.choice import HEAD, named
 from .checkpoint import Checkpoint
 from .denoiser import Conditions
 from .generate import Result, generate, needed_branches
@@ -60,6 +60,7 @@ class Pipeline:
     head: HeadNetwork | None = None
     device: torch.device
     is_sequential: bool = False  # one guidance branch at a time
+    accelerator_name: str | None = None  # one of `accelerators.choice.NAMES`; None = vanilla
 
     @classmethod
     def load(
@@ -71,6 +72,7 @@ class Pipeline:
         device: str = "cpu",
         dtype: torch.dtype | None = None,
         is_sequential: bool = False,
+        accelerator: str | None = None,
     ) -> Pipeline:
         """Load files and check that they fit each other.
 
@@ -80,6 +82,8 @@ class Pipeline:
             head: None = none, or the shipped one.
             device: "cuda" is the process's own device under torchrun.
             dtype: of model and head; None = float32, or the file's own type where float32 would take over 8 GB.
+            accelerator: what answers steps that are not full passes: head, reuse, partial or partial+neighbours; None
+                = the head, if there is one.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -96,8 +100,10 @@ class Pipeline:
         if head_file is not None and (doubt := check_head(head_file, model_file)):
             logger.warning(doubt)
         dtype = dtype or default_dtype(model_file)
+        if accelerator is None and head_file is not None:
+            accelerator = HEAD
         build = partial(checkpoints.build, device=found_device)
-        return cls(
+        pipeline = cls(
             model_file=model_file.without_tensors(),
             model=cast(ModelNetwork, build(model_file, dtype=dtype)),
             conditioner=conditioner_of(model_file),
@@ -108,6 +114,12 @@ class Pipeline:
             device=found_device,
             is_sequential=is_sequential,
         )
+        return pipeline if accelerator is None else pipeline.with_accelerator(accelerator)
+
+    def with_accelerator(self, name: str) -> Pipeline:
+        """Return the same networks with another accelerator. Raises ValueError as `accelerators.choice.named`."""
+        named(name, self.head)
+        return replace(self, accelerator_name=name)
 
     @property
     def architecture(self) -> Architecture:
@@ -122,7 +134,13 @@ class Pipeline:
     @property
     def accelerator(self) -> MakeAccelerator | None:
         """Makes the accelerator of a run; None = vanilla."""
-        return None if self.head is None else partial(ShortcutHead, self.head)
+        name = self.accelerator_name
+        return None if name is None else named(name, self.head)
+
+    @property
+    def used_head(self) -> HeadNetwork | None:
+        """The head, if it is the accelerator."""
+        return self.head if self.accelerator_name == HEAD else None
 
     def generate(
         self,
@@ -134,6 +152,7 @@ class Pipeline:
         num_images: int = 1,
         width: int | None = None,
         height: int | None = None,
+        accelerator: str | None = None,
         on_step: Callable[[Trace], None] | None = None,
         **settings: Any,
     ) -> list[Image.Image]:
@@ -142,19 +161,22 @@ class Pipeline:
         Args:
             label: name or number of a class.
             width, height: pixels; None = those that the model was trained on.
+            accelerator: as for `load`; None = the pipeline's own.
             settings: as for `chosen_settings`: preset, steps, full_steps, cfg, temperature, schedule ...
 
         Raises:
             ValueError: something is out of range, or the model does not know it.
             RuntimeError: the device is out of memory.
         """
+        if accelerator is not None:
+            self = self.with_accelerator(accelerator)
         request = Request(prompt=prompt, label=label, negative=negative)
         self.architecture.check(request)
         conditions = self.conditioner.conditions(request, num_images)
         chosen = chosen_settings(
             self.model_file,
             num_guided=len(conditions) - 1,
-            has_head=self.head is not None,
+            is_accelerated=self.accelerator_name is not None,
             **settings,
         )
         grid = grid_of(self.model_file, self.downscale, width, height)
