@@ -50,10 +50,10 @@ class Flops:
     """Floating point operations of a run, by part."""
 
     full: int  # all full passes of the model, every guidance branch
-    partial: int  # all partial passes of the model, every guidance branch
     head: int  # all passes of the shortcut head, every guidance branch
     logits: int  # features to logits in all steps
     rest: int  # elements written by all that is no multiply-add
+    partial: int = 0  # all partial passes of the model, every guidance branch
 
     @property
     def total(self) -> int:
@@ -91,7 +91,7 @@ def count_flops(
     num_images, num_tokens = len(conditions[0]), grid[0] * grid[1]
     steps = plan(settings, num_tokens if num_to_make is None else num_to_make, num_tokens, rules)
     if not steps:
-        return Flops(full=0, partial=0, head=0, logits=0, rest=0)
+        return Flops(0, 0, 0, 0)
     codes_BL = _ids(num_images, num_tokens)
     make = accelerator
     if head is not None:
