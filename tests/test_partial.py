@@ -245,7 +245,7 @@ def test_every_step_reveals_masked_tokens_alone(way):
 def test_an_architecture_without_partial_passes_is_refused():
     model: Any = None
     view = OnGrid(model, 4, 4)
-    with pytest.raises(ValueError, match=r"this model makes no partial passes.*head or reuse"):
+    with pytest.raises(ValueError, match=r"this model makes no partial passes.*Use head or reuse"):
         Partial(view, ())
 
 
@@ -343,5 +343,4 @@ def test_partial_passes_follow_the_model_better_than_the_head_and_than_kept_feat
 
     found = {name: nats(name) for name in ("partial+neighbours", "partial", "head", "reuse")}
     assert list(found.values()) == sorted(found.values()), found
-    print(found)
     assert found["partial"] < 0.8 * found["head"]

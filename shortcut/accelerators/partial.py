@@ -56,8 +56,8 @@ class Partial:
     ):
         if not isinstance(model, PartialModel):
             raise ValueError(
-                "this model makes no partial passes: its architecture keeps no keys and values. Use another accelerator, "
-                "head or reuse."
+                "this model makes no partial passes: its architecture keeps no keys and values. Use head "
+                "or reuse."
             )
         self.model, self.conditions = model, conditions
         self.with_neighbours = with_neighbours
