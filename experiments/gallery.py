@@ -13,11 +13,11 @@ from PIL import Image
 
 from experiments.scenes.scene import CLASS_NAMES
 from shortcut import Pipeline
-from shortcut.files import written_whole
 from shortcut.grid import usual_grid
 from shortcut.image import to_pictures
 from shortcut.models.architecture import Request
 from shortcut.settings import usual_settings
+from shortcut.writing import written_whole
 
 SCALE, GAP, BACKGROUND = 2, 6, (255, 255, 255)
 FULL_STEPS = 8  # of the class model's 32

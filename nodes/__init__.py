@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import lora
 from .condition import ClassCondition, TextCondition
 from .folders import register_folders
 from .load import LoadHead, LoadMIGM
@@ -26,6 +27,7 @@ class ShortcutExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         register_folders()
+        lora.install()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..shortcut import models
 from ..shortcut.models.architecture import Conditioning, Request
+from ..shortcut.pipeline import check_vq
 from .latents import codes_of
 from .native import CodeVAE, MaskedImageModel, model_of
 
@@ -138,6 +139,8 @@ class TextCondition(io.ComfyNode):
         if images and not isinstance(vae, CodeVAE):
             found = "not connected" if vae is None else f"a {type(vae).__name__}"
             raise ValueError(f"vae is {found}, expected the vae of Load MIGM. Wire it.")
+        if images:
+            check_vq(vae.checkpoint, masked_model.checkpoint)
         num_codes = masked_model.checkpoint.config.num_codes
         request = Request(
             prompt=text,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from pathlib import Path, PurePath, PureWindowsPath
@@ -15,7 +16,10 @@ from ..shortcut import checkpoint as checkpoints
 from ..shortcut import models, shipped
 from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.files import INDEX_SUFFIX, OUR_SUFFIX, SHARD_PATTERN, parts, read_metadata
+from ..shortcut.guard import guarded
 from ..shortcut.models.layout import Kind
+
+logger = logging.getLogger(__name__)
 
 MODELS, HEADS = "migm", "migm_heads"  # in ComfyUI's models folder, as the folders of `Download`
 EXTENSIONS = (".safetensors", ".pth", ".ckpt", ".pt")
@@ -60,11 +64,17 @@ def path_of(category: str, name: str, kind: Kind) -> Path:
     """Return the file or folder that a choice stands for. Raise FileNotFoundError if there is none."""
     if name in shipped.CHOICES:
         return shipped.CHOICES[name][kind]
-    inside = os.path.relpath(os.path.join("/", name), "/")  # no ".." leads out of the category
-    for folder in folder_paths.get_folder_paths(category):
-        if os.path.isdir(os.path.join(folder, inside)):
-            return Path(folder, inside)
-    return Path(folder_paths.get_full_path_or_raise(category, name))
+    # A workflow keeps the separators of the system that it was saved on.
+    for spelling in dict.fromkeys((name, PureWindowsPath(name).as_posix())):
+        inside = os.path.relpath(
+            os.path.join("/", spelling), "/"
+        )  # no ".." leads out of the category
+        for folder in folder_paths.get_folder_paths(category):
+            if os.path.isdir(os.path.join(folder, inside)):
+                return Path(folder, inside)
+        with contextlib.suppress(FileNotFoundError):
+            return Path(folder_paths.get_full_path_or_raise(category, spelling))
+    raise FileNotFoundError(f"models/{category} holds no {name}.")
 
 
 def check_choice(category: str, name: str, kind: Kind) -> str | None:
@@ -142,6 +152,11 @@ def load(path: Path, kind: Kind) -> Checkpoint:
         return checkpoint
     # ComfyUI's own reader marks tensors with their place in the file: dynamic VRAM loads from there.
     raw: dict[str, Any] = {}
-    for shard in shards:
-        raw |= comfy.utils.load_torch_file(str(shard))
+    try:
+        for shard in shards:
+            with guarded(shard, "is not read by ComfyUI", "Download or copy it again."):
+                raw |= comfy.utils.load_torch_file(str(shard))
+    except (OSError, ValueError) as error:  # such as of a file system that cannot map files
+        logger.warning("%s It is kept in memory as a whole.", error)
+        return checkpoint
     return checkpoints.from_tensors(raw, read_metadata(file), file, kind)

@@ -5,6 +5,7 @@ B  images    h, w  rows, columns of codes    L  image tokens (h x w)    Y, X  pi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_management as mm
@@ -15,6 +16,14 @@ from torch import Tensor
 
 from ..shortcut.grid import Grid, check_multiples
 from ..shortcut.image import covered
+
+ROUNDING = 0.01  # what arithmetic with ids in float32 may leave of a whole one
+# Nodes of ComfyUI that leave fractions, and ids beyond the codes.
+MIXERS = (
+    "Latent Blend, Latent Interpolate, Latent Composite with feather, Latent Composite Masked with a soft mask, Latent "
+    "Multiply, or Upscale Latent with bilinear or another method but nearest-exact"
+)
+ADDERS = "Latent Multiply, Latent Add or Latent Subtract"
 
 
 def samples_of(latent: dict[str, Any], patcher: Any, only_grid: Grid | None) -> Tensor:
@@ -27,17 +36,14 @@ def samples_of(latent: dict[str, Any], patcher: Any, only_grid: Grid | None) -> 
         ValueError: they are of another kind or size.
     """
     samples, ratio = latent["samples"], latent.get("downscale_ratio_spacial")
+    if samples.is_nested:
+        check_form(samples)
     downscale = patcher.get_model_object("latent_format").spacial_downscale_ratio
     if ratio is not None and not samples.any():
         # ComfyUI would round to whole codes, up or down, and say nothing.
         check_multiples(samples.shape[-1] * ratio, samples.shape[-2] * ratio, downscale)
     samples = comfy.sample.fix_empty_latent_channels(patcher, samples, ratio)
-    if samples.ndim != 4 or samples.shape[1] != 1:
-        raise ValueError(
-            f"LATENT has shape {tuple(samples.shape)}, expected (images, 1, rows, columns): it is "
-            "of another kind of model. Use VAE Encode with the vae of Load MIGM, or Empty Latent "
-            "Image."
-        )
+    check_form(samples)
     grid = tuple(samples.shape[2:])
     if min(grid) < 1 or (only_grid is not None and grid != only_grid):
         found = _pixels(grid, downscale)
@@ -55,25 +61,65 @@ def _pixels(grid: Grid, downscale: int) -> str:
     return f"{columns * downscale} x {rows * downscale}"
 
 
+def check_form(samples: Tensor) -> None:
+    """Raise ValueError if latents do not have the form (B, 1, h, w) of code ids."""
+    if samples.is_nested or samples.ndim != 4 or samples.shape[1] != 1:
+        found = "several tensors" if samples.is_nested else f"shape {tuple(samples.shape)}"
+        raise ValueError(
+            f"LATENT has {found}, expected (images, 1, rows, columns): it is of another kind of model. Use VAE Encode "
+            "with the vae of Load MIGM, or Empty Latent Image."
+        )
+
+
 def codes_of(samples_B1hw: Tensor, num_codes: int) -> Tensor:
     """Return code ids (B, L), int64.
 
     Raises:
         ValueError: a value is not the id of a code.
     """
+    check_type(samples_B1hw, num_codes)
     if not samples_B1hw.isfinite().all():
         raise ValueError(
             "LATENT holds NaN or infinite values, expected code ids. Look at the node before."
         )
-    codes_BL = samples_B1hw.float().round().long().flatten(1)
+    values_BL = samples_B1hw.float().flatten(1)
+    codes_BL = values_BL.round()
+    is_fraction_BL = (values_BL - codes_BL).abs() > ROUNDING
+    if is_fraction_BL.any():
+        raise ValueError(
+            f"LATENT holds fractions such as {float(values_BL[is_fraction_BL][0]):.4g}, expected whole code ids: it is "
+            f"of another model, or a node mixed or scaled it, such as {MIXERS}. Do that with the image before VAE "
+            "Encode; Upscale Latent works with nearest-exact."
+        )
     low, high = int(codes_BL.min()), int(codes_BL.max())
     if low < 0 or high >= num_codes:
         raise ValueError(
-            f"LATENT holds values from {low} to {high}, expected code ids from 0 to "
-            f"{num_codes - 1}. Use VAE Encode with the vae of the same Load MIGM, and no node that "
-            "mixes latents."
+            f"LATENT holds values from {low} to {high}, expected code ids from 0 to {num_codes - 1}: it is of another "
+            f"model, or a node changed it, such as {ADDERS}. Use VAE Encode with the vae of the same Load MIGM."
         )
-    return codes_BL
+    return codes_BL.long()
+
+
+def check_type(samples: Tensor, num_codes: int) -> None:
+    """Raise ValueError if latents have a type that cannot tell all codes apart."""
+    if not samples.is_floating_point() or num_codes <= 2 / torch.finfo(samples.dtype).eps:
+        return
+    if samples.any():
+        raise ValueError(
+            f"LATENT is {str(samples.dtype).removeprefix('torch.')}, which cannot hold all ids below {num_codes} "
+            "exactly: a node changed its type. Use float32."
+        )
+
+
+def indices_of(latent: dict[str, Any], num_images: int) -> Sequence[int]:
+    """Return the place of each image in its batch. Raise ValueError if there are more or fewer places than images."""
+    indices = latent.get("batch_index", range(num_images))
+    if len(indices) != num_images:
+        raise ValueError(
+            f"LATENT holds {num_images} images, and the places of {len(indices)} in their batch (batch_index): a node "
+            "cut or joined images without them. Look at the node before."
+        )
+    return indices
 
 
 def editable_of(noise_mask: Tensor, num_images: int, grid: Grid) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -16,14 +16,16 @@ import comfy.model_base
 import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.ops
+import comfy.quant_ops
 import comfy.sd
 import comfy.supported_models_base
 import comfy.utils
 import torch
 from torch import Tensor
 
-from ..shortcut import colours, quantized
-from ..shortcut.checkpoint import Checkpoint, naming
+from ..shortcut import checkpoint as checkpoints
+from ..shortcut import colours, companions, quantized
+from ..shortcut.checkpoint import Checkpoint, metadata_of, naming
 from ..shortcut.denoiser import Conditions
 from ..shortcut.models.architecture import (
     Conditioner,
@@ -33,7 +35,9 @@ from ..shortcut.models.architecture import (
     VQConfig,
     VQNetwork,
 )
+from ..shortcut.unwrap import SAVED, metadata_tensor
 from .host import HostAttention, dtypes
+from .latents import check_form, check_type, codes_of
 
 MARGIN = 1.25  # of memory estimates, for what an allocator leaves unused and attention needs
 
@@ -59,10 +63,12 @@ class ModelConfig(comfy.supported_models_base.BASE):
         """Make the configuration of a checkpoint; `unet_config` holds its network's arguments but layers and device.
 
         Raises:
-            ValueError: the weights are float8, which the device cannot hold.
+            ValueError: the weights are float8, which the device cannot hold, or in a format that this ComfyUI does not
+                know.
         """
-        if quantized.COMPUTED.intersection(checkpoint.quantized.values()):
-            with naming(checkpoint.path):
+        with naming(checkpoint.path):
+            check_formats(set(checkpoint.quantized.values()))
+            if quantized.COMPUTED.intersection(checkpoint.quantized.values()):
                 quantized.check_device(device)
         dtype, cast_to = dtypes(weight_dtype, device, checkpoint)
         config = cls(
@@ -75,6 +81,16 @@ class ModelConfig(comfy.supported_models_base.BASE):
         config.set_inference_dtype(dtype, cast_to)
         config.quant_config = comfy.utils.detect_layer_quantization(checkpoint.tensors, "")
         return config
+
+
+def check_formats(formats: Collection[str]) -> None:
+    """Raise ValueError if the installed ComfyUI does not know one of the quantized formats."""
+    known = set(comfy.quant_ops.QUANT_ALGOS)
+    if strange := sorted(set(formats) - known):
+        raise ValueError(
+            f"its weights are quantized as {', '.join(strange)}, and this ComfyUI does not know the format: it knows "
+            f"{', '.join(sorted(known))}. Update ComfyUI, or choose a file in float8_e4m3fn or bfloat16."
+        )
 
 
 class MaskedImageModel(comfy.model_base.BaseModel):
@@ -93,8 +109,20 @@ class MaskedImageModel(comfy.model_base.BaseModel):
             device=device,
             unet_model=checkpoint.layout.network,
         )
+        config.unet_config["model_channels"] = (
+            checkpoint.config.width
+        )  # FreeU and HyperTile ask for it
         self.checkpoint, self.conditioner = checkpoint.without_tensors(), conditioner
         self.attention: HostAttention = config.unet_config["attention"]
+
+    def state_dict_for_saving(self, unet_state_dict: Any, *others: Any, **named: Any) -> Any:
+        """Return what Save Model writes, with our metadata and the tokenizer, which the node would lose."""
+        unet_state_dict[SAVED] = metadata_tensor(metadata_of(self.checkpoint))
+        try:
+            unet_state_dict.update(companions.packed(self.checkpoint))
+        except OSError as error:
+            logging.warning("The saved model has no companions: %s", error)
+        return super().state_dict_for_saving(unet_state_dict, *others, **named)
 
     @property
     def network(self) -> ModelNetwork:
@@ -166,7 +194,8 @@ def build_model(
     config.latent_format = latent_format
     model = MaskedImageModel(config, offload_device, checkpoint, conditioner)
     patcher = comfy.model_patcher.CoreModelPatcher(model, device, offload_device)
-    model.load_model_weights(dict(checkpoint.tensors), assign=patcher.is_dynamic())
+    with naming(checkpoint.path):
+        model.load_model_weights(dict(checkpoint.tensors), assign=patcher.is_dynamic())
     return patcher
 
 
@@ -182,14 +211,36 @@ def build_head(checkpoint: Checkpoint, weight_dtype: str) -> Any:
     mm.archive_model_dtypes(head)
     # Without values, but with the types that the file has, whatever they are in memory.
     head.checkpoint = replace(checkpoint, tensors=checkpoint.shapes())
+    head.weight_dtype, head.for_model = weight_dtype, None
     patcher = comfy.model_patcher.CoreModelPatcher(head, device, offload_device)
-    head.load_state_dict(dict(checkpoint.tensors), assign=patcher.is_dynamic())
+    with naming(checkpoint.path):
+        head.load_state_dict(dict(checkpoint.tensors), assign=patcher.is_dynamic())
     return patcher
 
 
 def head_of(patcher: Any) -> tuple[HeadNetwork, Checkpoint]:
     """Return the shortcut head that a SHORTCUT_HEAD carries, and its description without values."""
     return patcher.model, patcher.model.checkpoint
+
+
+def fitted_head(patcher: Any, model: Checkpoint) -> Any:
+    """Return a SHORTCUT_HEAD for a model, from which it takes what its own file does not state.
+
+    Load Shortcut Head does not know the model. Where the model has other values than it assumed, the file is read again
+    once for each model.
+
+    Raises:
+        FileNotFoundError, ValueError: as `checkpoint.load`.
+    """
+    network, head = patcher.model, patcher.model.checkpoint
+    wanted = {name: getattr(model.config, name, None) for name in head.assumed}
+    is_same = all(value in (None, getattr(head.config, name)) for name, value in wanted.items())
+    if is_same or head.path is None or head.layout != model.architecture.head:
+        return patcher
+    if network.for_model is None or network.for_model[0] != wanted:
+        again = checkpoints.load(head.path, "head", model=model)
+        network.for_model = wanted, build_head(again, network.weight_dtype)
+    return network.for_model[1]
 
 
 class CodeLatents(torch.nn.Module):
@@ -203,8 +254,8 @@ class CodeLatents(torch.nn.Module):
         return self.vq.encode(pixels_BCYX).unsqueeze(1).float()
 
     def decode(self, latents_B1hw: Tensor) -> Tensor:
-        codes_Bhw = latents_B1hw[:, 0].round().long()
-        return self.vq.decode(codes_Bhw.clamp(0, self.num_codes - 1))
+        codes_BL = codes_of(latents_B1hw, self.num_codes)
+        return self.vq.decode(codes_BL.unflatten(1, latents_B1hw.shape[2:]))
 
 
 def vq_memory(config: VQConfig) -> tuple[Callable[..., float], Callable[..., float]]:
@@ -267,6 +318,13 @@ class CodeVAE(comfy.sd.VAE):
             return torch.zeros(num_codes, 3)
         return colours.estimated(self.codebook_VC, self._decode_codes)
 
+    def get_sd(self) -> dict[str, Any]:
+        """Return what VAESave writes, with our metadata, which the node would lose."""
+        return {
+            **super().get_sd(),
+            f"vq.{SAVED}": metadata_tensor(metadata_of(self.checkpoint)),
+        }
+
     def _decode_codes(self, codes_Bhw: Tensor) -> Tensor:
         """Return RGB pixels (B, 3, Y, X) in [-1, 1]."""
         return self.decode(codes_Bhw.unsqueeze(1).float()).movedim(-1, 1) * 2 - 1
@@ -288,6 +346,21 @@ class CodeVAE(comfy.sd.VAE):
                 "Scale it up."
             )
         return super().encode(pixel_samples)
+
+    def decode(self, samples_in: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return IMAGEs of code ids (B, 1, h, w). Raise ValueError if they are none."""
+        self._check(samples_in)
+        return super().decode(samples_in, *args, **kwargs)
+
+    def decode_tiled(self, samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Do as `decode`, in tiles."""
+        self._check(samples)
+        return super().decode_tiled(samples, *args, **kwargs)
+
+    def _check(self, samples: Tensor) -> None:
+        """Raise ValueError for what ComfyUI would change before the network sees it."""
+        check_form(samples)
+        check_type(samples, self.checkpoint.config.num_codes)
 
     def encode_tiled(self, pixel_samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Do as `encode`: ComfyUI would blend the ids where tiles overlap."""

@@ -12,16 +12,17 @@ from typing import Any
 
 import comfy.model_management as mm
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..shortcut.accelerators.shortcut_head import ShortcutHead
 from ..shortcut.generate import Result, generate, masked_at_start, needed_branches
 from ..shortcut.models.architecture import Branches, Conditioning, Grid
 from ..shortcut.pipeline import check_head
 from ..shortcut.schedule import Settings, plan
-from .host import StepClock, StepReport, advice_on_memory
-from .latents import codes_of, editable_of, latent_of, samples_of
+from .host import StepClock, StepReport, advice_on_memory, say_without_effect
+from .latents import codes_of, editable_of, indices_of, latent_of, samples_of
 from .load import Head
-from .native import head_of, model_of
+from .native import fitted_head, head_of, model_of
 from .widgets import CUSTOM, later_widgets, settings_of, widgets
 
 MEMORY_ADVICE = (
@@ -93,8 +94,11 @@ class MaskedSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         masked_model = model_of(model)
         checkpoint = masked_model.checkpoint
-        if head is not None and (doubt := check_head(head_of(head)[1], checkpoint)):
-            logging.warning(doubt)
+        say_without_effect(model, "Shortcut Masked Sampler")
+        if head is not None:
+            head = fitted_head(head, checkpoint)
+            if doubt := check_head(head_of(head)[1], checkpoint):
+                logging.warning(doubt)
         only_grid = checkpoint.architecture.fixed_grid(checkpoint.config)
         samples = samples_of(latent_image, model, only_grid)
         num_images, grid = len(samples), (samples.shape[2], samples.shape[3])
@@ -102,14 +106,15 @@ class MaskedSampler(io.ComfyNode):
         values |= {"preset": preset, "cfg_image": cfg_image, "spread": spread}
         settings = settings_of(checkpoint, len(branches) - 1, head is not None, values)
         conditions, guidance = needed_branches(branches, settings.guidance)
-        known_codes_BL, is_editable_BL = None, None
-        if denoise < 1 or "noise_mask" in latent_image:
-            known_codes_BL = codes_of(samples, checkpoint.config.num_codes)
+        known_codes_BL: Tensor | None = codes_of(samples, checkpoint.config.num_codes)
+        is_editable_BL = None
+        if denoise == 1 and "noise_mask" not in latent_image:
+            known_codes_BL = None  # all are made anew
         if "noise_mask" in latent_image:
             is_editable_BL = editable_of(latent_image["noise_mask"], num_images, grid)
         start = {
             "seed": seed % 2**64,  # a linked Int may be negative
-            "image_indices": latent_image.get("batch_index", range(num_images)),
+            "image_indices": indices_of(latent_image, num_images),
             "num_tokens": grid[0] * grid[1],
             "known_codes_BL": known_codes_BL,
             "is_editable_BL": is_editable_BL,

@@ -31,7 +31,7 @@ from ..shortcut.train.learn import HeadPlan, learn
 from ..shortcut.train.log import Figures, read_log
 from ..shortcut.train.teacher import RUNS, Teacher, teacher_of
 from . import folders
-from .host import PREVIEW_SIZE, Preview, advice_on_memory
+from .host import PREVIEW_SIZE, Preview, advice_on_memory, say_without_effect
 from .load import Head
 from .native import MARGIN, MaskedImageModel, build_head, head_of, model_of
 
@@ -140,6 +140,7 @@ class TrainHead(io.ComfyNode):
         learning_rate: float = 0.0,
     ) -> io.NodeOutput:
         masked_model, kept = model_of(model), folders.training_file(checkpoint_name)
+        say_without_effect(model, "Train Shortcut Head")
         requests = _requests(masked_model, prompts)
         with torch.inference_mode(False):
             plan = _plan(masked_model, iterations, teacher_steps, seed % 2**64, learning_rate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import sys
 from importlib import import_module
@@ -12,7 +13,7 @@ COMMANDS = {
     "generate": ("generate", "make pictures"),
     "info": ("files", "say what a file is"),
     "convert": ("files", "write a checkpoint as one of our files"),
-    "download": ("files", "fetch published files from huggingface.co"),
+    "download": ("download", "fetch published files from huggingface.co"),
     "cost": ("cost", "FLOPs and memory of the published models, counted without their weights"),
     "train": ("train", "train a shortcut head"),
     "evaluate": ("evaluate", "say how good a shortcut head is"),
@@ -22,6 +23,7 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Return the exit status: 0 done, 1 an error that is said on stderr, 2 wrong usage."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    show_every_name()
     parser = argparse.ArgumentParser(prog="python -m shortcut", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     if arguments and arguments[0] in COMMANDS:
@@ -40,6 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def show_every_name() -> None:
+    """Let no output fail because a console or a pipe cannot hold a character: a stand-in is shown."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

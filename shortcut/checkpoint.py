@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import models, quantized
+from . import companions, models, quantized
 from .files import (
     FORMAT_KEY,
     INDEX_SUFFIX,
@@ -25,11 +24,13 @@ from .files import (
     find,
     read,
     write_safetensors,
-    written_whole,
 )
+from .guard import naming
 from .models.architecture import Architecture, Network
 from .models.layers import Attention, Bare, sdpa
-from .models.layout import Kind, Layout, configure, first_five, recognise
+from .models.layout import Kind, Layout, checked, configure, first_five, own_names, recognise
+from .unwrap import SAVED, saved_metadata, unwrapped
+from .writing import written_whole
 
 PREFIX = "shortcut."
 VERSION_KEY, VERSION = (
@@ -37,6 +38,9 @@ VERSION_KEY, VERSION = (
     "1",
 )  # raised when an older reader would misread a newer file
 KINDS: dict[Kind, str] = {"model": "model", "vq": "VQ model", "head": "shortcut head"}
+MAX_ENTRIES = 2**16  # of a file; Lumina-DiMOO has 292 tensors
+# Fields of a head's configuration that no tensor shows. The original takes them from the model's configuration.
+FROM_MODEL = ("num_heads", "rope_theta", "norm_eps")
 FINGERPRINT_VALUES = 4096  # of each tensor
 WHOLE = 2**22  # values up to which a tensor is always looked at in full
 PART = 2**16  # values looked at in a larger one
@@ -58,6 +62,10 @@ class Checkpoint:
     metadata: Metadata = field(default_factory=Metadata)
     path: Path | None = None
     quantized: Mapping[str, str] = field(default_factory=dict)  # {name of a weight: its format}
+    # Of a head: fields of FROM_MODEL that neither its file nor a model told; they are as of the published models.
+    assumed: frozenset[str] = frozenset()
+    # Of a model saved by ComfyUI: {name: content} of what belongs beside it; see `companions.py`
+    companions: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def architecture(self) -> Architecture:
@@ -146,30 +154,25 @@ def linear_weights(checkpoint: Checkpoint) -> set[str]:
     }
 
 
-@contextmanager
-def naming(path: Path | None) -> Iterator[None]:
-    """Put the file in front of an error's text."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{path or 'this checkpoint'}: {error}") from error
-
-
-def load(path: str | Path, kind: Kind | None = None, **known: int) -> Checkpoint:
+def load(
+    path: str | Path, kind: Kind | None = None, *, model: Checkpoint | None = None, **known: int
+) -> Checkpoint:
     """Read a published file or index of files, one of ours, or the only such file in a folder.
 
     Args:
         kind: what it must be; None = anything known.
+        model: of a head, which takes from it what its own file does not state (FROM_MODEL).
         known: config fields that no tensor shows (`num_heads`, `num_codes`), where neither the file
             nor a preset has them.
 
     Raises:
         FileNotFoundError: there is no such file, or none in the folder, or a part is missing.
+        OSError: the system refuses to read it.
         ValueError: it is not a checkpoint of a known format, or not a sound one.
     """
     file = find(Path(path), models.layouts(kind))
     raw, metadata = read(file)
-    return from_tensors(raw, metadata, file, kind, **known)
+    return from_tensors(raw, metadata, file, kind, model=model, **known)
 
 
 def from_tensors(
@@ -177,6 +180,8 @@ def from_tensors(
     metadata: Mapping[str, str] | None = None,
     path: str | Path | None = None,
     kind: Kind | None = None,
+    *,
+    model: Checkpoint | None = None,
     **known: int,
 ) -> Checkpoint:
     """Do as `load`, with tensors that the host has read already.
@@ -185,19 +190,28 @@ def from_tensors(
         raw: the dict that the file holds, or that its container holds.
         metadata: of the safetensors file, if it is one.
         path: for messages, and to find what lies beside the file.
+        model, known: as for `load`.
     """
     path = Path(path) if path is not None else None
     metadata = metadata or {}
-    is_published = FORMAT_KEY not in metadata
     with naming(path):
-        stored: Mapping[str, Tensor] = {}
-        formats: Mapping[str, str] = {}
+        if len(raw) > MAX_ENTRIES:
+            raise ValueError(f"it has {len(raw)} entries, expected at most {MAX_ENTRIES}.")
         unknown: list[str] = []
-        if is_published:
-            layout, tensors, unknown = _published(raw, path)
+        raw = _unwrapped(quantized.marked(raw, metadata), metadata, kind)
+        if (saved := saved_metadata(raw)) is not None:
+            metadata = saved
+        files = companions.unpacked(raw)
+        extra = {SAVED, *(companions.PREFIX + name for name in files)}
+        raw = {key: value for key, value in raw.items() if key not in extra}
+        weights, stored, formats = quantized.split(raw)
+        layout = _our_layout(metadata) if FORMAT_KEY in metadata else _by_own_names(weights)
+        is_published = layout is None
+        if layout is None:
+            layout, tensors, unknown = _published(weights, path)
+            stored, formats = quantized.renamed(layout.table, stored, formats)
         else:
-            layout = _our_layout(metadata)
-            tensors, stored, formats = quantized.split(raw)
+            tensors = {key: checked(key, value) for key, value in weights.items()}
         if kind not in (None, layout.kind):
             raise ValueError(
                 f"it is a {layout.title}, expected a {KINDS[kind]}. Give it as the "
@@ -207,16 +221,21 @@ def from_tensors(
         beside: Mapping[str, Any] = {}
         if layout.read_beside is not None and path is not None and is_published:
             beside = layout.read_beside(path)
+        inherited = _inherited(layout, model)
         config, tensors = configure(
             layout,
             tensors,
             described=described.config,
             beside=beside,
             known=known,
+            inherited=inherited,
             unknown=unknown,
             is_published=is_published,
         )
-        tensors = {**tensors, **stored}
+        if formats or any(tensor.dtype in quantized.FLOAT8 for tensor in tensors.values()):
+            network = layout.network(config, device="meta", operations=Bare)
+            quantizable = layout.quantizable
+            tensors, formats = quantized.settled(network, tensors, stored, formats, quantizable)
         check_finite(tensors)
         if layout.check_beside is not None and path is not None and is_published:
             layout.check_beside(path, config)
@@ -224,7 +243,33 @@ def from_tensors(
         if num_names not in (0, num_classes):
             raise ValueError(f"its metadata name {num_names} classes, but it has {num_classes}.")
     weights = {name: tensors[name] for name in tensors.keys() - quantized.extras(formats)}
-    return Checkpoint(layout, config, tensors, fingerprint(weights), described, path, formats)
+    told = {*inherited, *known, *described.config, *beside}
+    assumed = frozenset(
+        name for name in FROM_MODEL if layout.kind == "head" and hasattr(config, name)
+    )
+    return Checkpoint(
+        layout,
+        config,
+        tensors,
+        fingerprint(weights),
+        described,
+        path,
+        formats,
+        assumed - told,
+        files,
+    )
+
+
+def _inherited(layout: Layout, model: Checkpoint | None) -> dict[str, Any]:
+    """Return what a head takes from its model; nothing of a head for another architecture."""
+    if model is None or layout.kind != "head" or layout != model.architecture.head:
+        return {}
+    names = {item.name for item in fields(layout.config)}
+    return {
+        name: getattr(model.config, name)
+        for name in FROM_MODEL
+        if name in names and hasattr(model.config, name)
+    }
 
 
 def pack(
@@ -305,11 +350,15 @@ def save(path: str | Path, checkpoint: Checkpoint, *, dtype: torch.dtype | None 
         raise ValueError(
             f"{path} has the suffix {path.suffix!r}, expected {OUR_SUFFIX}. Rename the output."
         )
-    described = replace(checkpoint.metadata, config=asdict(checkpoint.config))
-    strings = {FORMAT_KEY: checkpoint.layout.name, VERSION_KEY: VERSION, **described.dump()}
     tensors = checkpoint.tensors.items() if dtype is None else checkpoint.in_dtype(dtype)
     with written_whole(path) as partial:
-        write_safetensors(partial, checkpoint.shapes(dtype), tensors, strings)
+        write_safetensors(partial, checkpoint.shapes(dtype), tensors, metadata_of(checkpoint))
+
+
+def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the metadata that our file of a checkpoint has."""
+    described = replace(checkpoint.metadata, config=asdict(checkpoint.config))
+    return {FORMAT_KEY: checkpoint.layout.name, VERSION_KEY: VERSION, **described.dump()}
 
 
 def _published(
@@ -326,13 +375,29 @@ def _published(
     return recognised
 
 
+def _unwrapped(
+    raw: Mapping[str, Any], metadata: Mapping[str, str], kind: Kind | None
+) -> Mapping[str, Any]:
+    """Return the tensors of a network under its own keys: of the wanted kind, else of any."""
+    if FORMAT_KEY in metadata:
+        return unwrapped(raw, [_our_layout(metadata)])
+    found = unwrapped(raw, models.layouts(kind))
+    return unwrapped(raw, models.layouts()) if found is raw else found
+
+
+def _by_own_names(tensors: Mapping[str, Any]) -> Layout | None:
+    """Return the layout whose names, as ours, a file without metadata has."""
+    found = (layout for layout in models.layouts() if own_names(layout) != layout.marks)
+    return next((layout for layout in found if tensors.keys() >= set(own_names(layout))), None)
+
+
 def _our_layout(metadata: Mapping[str, str]) -> Layout:
     """Return the layout that one of our files says it has."""
     layouts = {layout.name: layout for layout in models.layouts()}
     name, version = metadata[FORMAT_KEY], metadata.get(VERSION_KEY)
     if name not in layouts or version != VERSION:
         raise ValueError(
-            f"it has format {name!r} version {version}, expected version {VERSION} of "
+            f"it has format {name[:80]!r} version {version}, expected version {VERSION} of "
             f"{', '.join(layouts)}. If a newer version of this project wrote it, update."
         )
     return layouts[name]

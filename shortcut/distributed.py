@@ -1,4 +1,4 @@
-"""This process among the processes that torchrun started, and their process group.
+"""Read the ranks that torchrun gives, and join the process group.
 
 torchrun stops all others when one ends with an error.
 """
@@ -17,7 +17,7 @@ TIMEOUT = timedelta(days=7)  # of a process that waits for the others
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """The number of this process, from 0, and the number of processes."""
+    """Name this process: its number, from 0, and the number of processes."""
 
     rank: int = 0
     world_size: int = 1

@@ -10,18 +10,17 @@ Large models are published in several safetensors files (shards) with an index, 
 from __future__ import annotations
 
 import json
-import os
-import pickle
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from .containers import SAFETENSORS_DTYPES, read_header, read_pytorch, read_safetensors
+from .guard import named, parse_json, read_json, shown
+from .unwrap import has_keys_of
 
 if TYPE_CHECKING:
     from .models.layout import Layout
@@ -44,19 +43,14 @@ NO_TENSORS = (
     "not a safetensors or PyTorch file, or cut off. Choose a .safetensors, .pth or .ckpt checkpoint"
 )
 
+MAX_INDEX = 2**24  # bytes; that of Lumina-DiMOO has 40 thousand
+MAX_NAME = 255  # bytes of a file's name
+TORCH_WRITES = (
+    "unexpected pos",
+    "PytorchStreamWriter",
+    "inline_container",
+)  # in its errors of writing
 SAME_DOWNLOAD = "The files are of different downloads or damaged: download the index and the files it names again."
-
-SAFETENSORS_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int32: "I32",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +90,9 @@ TYPES = {**dict.fromkeys(STRINGS, str), **dict.fromkeys(ITEMS, list)}  # the oth
 def _parse(name: str, text: str) -> Any:
     expected = TYPES.get(name, dict)
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"its metadata {METADATA_PREFIX}{name} are not JSON ({error}).") from error
+        value = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"its metadata {METADATA_PREFIX}{name} cannot be used: {error}") from error
     is_right = isinstance(value, expected)
     if expected is list:
         is_right = is_right and all(isinstance(item, ITEMS[name]) for item in value)
@@ -116,8 +110,12 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
     plain containers are read: one that asks for anything else is refused. An index of several
     safetensors files stands for all of them.
 
+    What is mapped is read when it is used: such a file may be replaced, as `written_whole` does, but while a model from
+    it is in use it must never be shortened, or the system ends the process.
+
     Raises:
         FileNotFoundError: there is no such file, or one that an index names.
+        OSError: the system refuses to read it.
         ValueError: it is not a file of tensors, it is damaged, or it asks to run code.
     """
     path = Path(path)
@@ -129,13 +127,13 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
         with path.open("rb") as file:
             start = file.read(64)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error}). Check its permissions.") from error
+        raise named(error, path) from error
     if start[8:9] == b"{":
-        return _read_safetensors(path)
+        return read_safetensors(path)
     if start.lstrip().startswith(b"{"):
         return read_shards(path), {}
     if start.startswith((b"PK\x03\x04", b"\x80")):
-        return _read_pytorch(path, is_zip=start.startswith(b"PK")), {}
+        return read_pytorch(path, is_zip=start.startswith(b"PK")), {}
     if not start.strip(b"\0"):
         raise ValueError(f"{path} is empty ({path.stat().st_size} bytes). Download it again.")
     what = next(
@@ -147,9 +145,8 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a safetensors file; empty if it is none or cannot be read."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except (OSError, SafetensorError):
+        return read_header(path)[1]
+    except (OSError, ValueError):
         return {}
 
 
@@ -199,7 +196,7 @@ def _is_of(file: Path, layouts: Collection[Layout]) -> bool:
         return name in {layout.name for layout in layouts}
     if (keys := _keys(file)) is None:
         return any(file.match(name) for layout in layouts for name in layout.filenames)
-    return any(keys.issuperset(layout.marks) for layout in layouts)
+    return any(has_keys_of(keys, layout) for layout in layouts)
 
 
 def _keys(file: Path) -> set[str] | None:
@@ -208,9 +205,8 @@ def _keys(file: Path) -> set[str] | None:
         if file.name.endswith(INDEX_SUFFIX):
             return set(read_index(file))
         if file.suffix.lower() == OUR_SUFFIX:
-            with safe_open(file, framework="pt") as tensors:
-                return set(tensors.keys())
-    except (OSError, SafetensorError, ValueError):
+            return set(read_header(file)[0])
+    except (OSError, ValueError):
         return None
     return None
 
@@ -225,7 +221,7 @@ def read_shards(index: Path) -> dict[str, Any]:
     weight_map = read_index(index)
     tensors: dict[str, Any] = {}
     for name, shard in shards_of(index, weight_map).items():
-        found, _ = _read_safetensors(shard)
+        found, _ = read_safetensors(shard)
         expected = {key for key, place in weight_map.items() if place == name}
         if missing := sorted(expected - found.keys()):
             raise ValueError(
@@ -244,12 +240,12 @@ def read_shards(index: Path) -> dict[str, Any]:
 
 
 def read_index(index: Path) -> dict[str, str]:
-    """Return {tensor: name of its shard}. Raises ValueError if the file is no index."""
+    """Return {tensor: name of its shard}. Raises ValueError if the file is no index, OSError if it cannot be read."""
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json(index, MAX_INDEX)["weight_map"]
         names = set(weight_map.values())
         is_sound = bool(names) and all(isinstance(name, str) for name in names)
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{index} is not an index of safetensors files ({type(error).__name__}: {error}). Choose "
             "the model.safetensors.index.json of a published folder, or a checkpoint itself."
@@ -259,7 +255,9 @@ def read_index(index: Path) -> dict[str, str]:
     for name in names:
         # Shards lie beside the index: an index may not reach for other files.
         if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
-            raise ValueError(f"{index} names {name!r}, expected a .safetensors file beside it.")
+            raise ValueError(
+                f"{index} names {shown(name)}, expected a .safetensors file beside it."
+            )
     return weight_map
 
 
@@ -279,36 +277,6 @@ def shards_of(index: Path, weight_map: Mapping[str, str] | None = None) -> dict[
             f"{index.parent}: {', '.join(missing)}. Download them into this folder."
         )
     return shards
-
-
-def check_writable(path: Path) -> None:
-    """Raise OSError if no file can be written to `path`, its folders made if need be."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder. Give the name of a file in it.")
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(f"{path} cannot be written: {there} is a file, not a folder.")
-    if not os.access(there, os.W_OK):
-        raise PermissionError(f"{path} cannot be written: {there} does not allow it.")
-
-
-@contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to.
-
-    It takes the place of `path` when the block ends, and vanishes when it ends by an error.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.touch()
-        mode = partial.stat().st_mode
-        yield partial
-        partial.chmod(mode)  # some writers make files that only their owner can read
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_safetensors(
@@ -346,49 +314,3 @@ def write_safetensors(
             file.seek(8 + len(text) + header[name]["data_offsets"][0])
             values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
             file.write(values.numpy().data)
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            return {key: file.get_tensor(key) for key in names}, file.metadata() or {}
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} is a damaged safetensors file ({error}). It was probably cut off: download or "
-            "copy it again."
-        ) from error
-
-
-def _read_pytorch(path: Path, *, is_zip: bool) -> dict[str, Any]:
-    try:
-        # Files written before PyTorch 1.6 are no zip archives and cannot be mapped.
-        raw = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        raise ValueError(_refusal(path, str(error))) from error
-    except Exception as error:  # a damaged pickle can raise anything
-        raise ValueError(
-            f"{path} is a damaged PyTorch file or none at all ({type(error).__name__}: "
-            f"{_first_line(error)}). Download or copy it again."
-        ) from error
-    if not isinstance(raw, Mapping):
-        raise ValueError(
-            f"{path} holds a {type(raw).__name__}, expected a dict of tensors. Have its author "
-            "save the state_dict() alone."
-        )
-    return dict(raw)
-
-
-def _refusal(path: Path, message: str) -> str:
-    asked = re.search(r"GLOBAL ([\w.]+)", message)
-    found = (
-        f"it asks for {asked.group(1)}" if asked else "it is damaged, or asks for more than tensors"
-    )
-    return (
-        f"{path} was refused: {found}, which could run code. Take a .safetensors file instead, or "
-        "have its author save the state_dict() alone."
-    )
-
-
-def _first_line(error: object) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:200]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .accelerators import MakeAccelerator
 from .denoiser import Conditions, Denoiser
+from .guard import MAX_DRAWS, MAX_IMAGES, MAX_SEED, MAX_SIDE, check_whole
 from .models.architecture import Branches, GridModel
 from .noise import Noise, seeded
 from .sampler import Trace, sample
@@ -77,6 +78,9 @@ def generate(
         denoiser = Denoiser(
             model, group_conditions, accelerator and accelerator(model, group_conditions)
         )
+        check_whole(
+            "steps x tokens x images", num_draws(steps) * num_tokens * len(rows), 0, MAX_DRAWS
+        )
         counter = _FullPassCounter(on_step)
         noise = Noise.draw(
             seed, [image_indices[row] for row in rows], num_draws(steps), num_tokens, device
@@ -119,6 +123,9 @@ def masked_at_start(
     Raises:
         ValueError: `denoise` outside (0, 1], or a tensor of another shape than (images, `num_tokens`).
     """
+    check_whole("images", len(image_indices), 0, MAX_IMAGES)
+    check_whole("tokens", num_tokens, 0, MAX_SIDE**2)
+    check_whole("seed", seed, 0, MAX_SEED)
     shape = (len(image_indices), num_tokens)
     for name, tensor in (("known codes", known_codes_BL), ("editable", is_editable_BL)):
         if tensor is not None and tensor.shape != shape:

@@ -6,6 +6,7 @@ A grid is (rows, columns).
 from __future__ import annotations
 
 from .checkpoint import Checkpoint
+from .guard import MAX_SIDE, shown
 from .models.architecture import Grid
 
 
@@ -18,8 +19,10 @@ def usual_grid(model: Checkpoint) -> Grid:
     if (fixed := model.architecture.fixed_grid(model.config)) is not None:
         return fixed
     stated = model.metadata.grid or model.architecture.usual_grid
-    if stated is None or len(stated) != 2 or min(stated) < 1:
-        raise ValueError(f"{model.name} states the grid {stated}, expected rows and columns.")
+    if stated is None or len(stated) != 2 or min(stated) < 1 or max(stated) > MAX_SIDE:
+        raise ValueError(
+            f"{model.name} states the grid {stated}, expected rows and columns, each at most {MAX_SIDE}."
+        )
     return stated[0], stated[1]
 
 
@@ -37,6 +40,7 @@ def grid_of(
     rows, columns = usual_grid(model)
     width = columns * downscale if width is None else width
     height = rows * downscale if height is None else height
+    check_sides(width, height, downscale)
     is_fixed = model.architecture.fixed_grid(model.config) is not None
     if is_fixed and (height, width) != (rows * downscale, columns * downscale):
         raise ValueError(
@@ -45,6 +49,13 @@ def grid_of(
         )
     check_multiples(width, height, downscale)
     return height // downscale, width // downscale
+
+
+def check_sides(width: int, height: int, downscale: int) -> None:
+    """Raise ValueError if a side is longer than any that is meant."""
+    for name, side in (("width", width), ("height", height)):
+        if side > MAX_SIDE * downscale:
+            raise ValueError(f"{name} must be at most {MAX_SIDE * downscale}, got {shown(side)}.")
 
 
 def check_multiples(width: int, height: int, downscale: int) -> None:

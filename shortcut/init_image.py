@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from .grid import Grid, check_multiples, grid_of
 from .image import covered, to_pixels
+from .pictures import open_mask, open_picture
 from .pipeline import Pipeline
 
 SIDES = ("left", "top", "right", "bottom")
@@ -77,22 +78,6 @@ def start_of(pipeline: Pipeline, given: Pictures, task: str | None) -> Start:
     return Start(grid_of(pipeline.model_file, downscale, width, height), sources)
 
 
-def open_picture(path: Path, mode: str = "RGB") -> Image.Image:
-    """Return the picture in a file, upright.
-
-    Raises:
-        OSError: there is none, or it is damaged or larger than Pillow reads.
-    """
-    try:
-        with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture).convert(mode)
-    except Exception as error:  # a damaged file can raise anything
-        raise OSError(
-            f"{path} cannot be read as a picture ({error}). Give a PNG or JPEG file, saved anew if it is damaged and "
-            "smaller if it is very large."
-        ) from error
-
-
 def _source_pictures(pipeline: Pipeline, given: Pictures, task: str | None) -> Sequence[Path]:
     """Return the source images of a task, in its order."""
     num_sources = 0 if task is None else pipeline.architecture.tasks[task]
@@ -143,7 +128,7 @@ def _editable(given: Pictures, picture: Image.Image, codes_1hw: Tensor) -> Tenso
     """Return which codes (1, h, w) of the picture itself may be made anew."""
     if given.mask is None:
         return torch.full(codes_1hw.shape, given.outpaint is None)
-    mask = open_picture(given.mask, "L")
+    mask = open_mask(given.mask)
     if mask.size != picture.size:
         raise ValueError(
             f"{given.mask} has {mask.width} x {mask.height} pixels, expected those of {given.image}: "

@@ -26,10 +26,13 @@ from . import shipped
 from .accelerators import MakeAccelerator
 from .accelerators.choice import HEAD, named
 from .checkpoint import Checkpoint
+from .companions import placed
 from .denoiser import Conditions
 from .generate import Result, generate, needed_branches
 from .grid import Grid, grid_of
+from .guard import MAX_IMAGES, check_whole
 from .image import to_pictures
+from .memory import check_memory
 from .models.architecture import (
     Architecture,
     Conditioner,
@@ -96,7 +99,7 @@ class Pipeline:
         assert model_file.path is not None
         vq_file = checkpoints.load(vq or model_file.path.parent, kind="vq")
         check_vq(vq_file, model_file)
-        head_file = None if head is None else checkpoints.load(head, kind="head")
+        head_file = None if head is None else checkpoints.load(head, kind="head", model=model_file)
         if head_file is not None and (doubt := check_head(head_file, model_file)):
             logger.warning(doubt)
         dtype = dtype or default_dtype(model_file)
@@ -168,6 +171,7 @@ class Pipeline:
             ValueError: something is out of range, or the model does not know it.
             RuntimeError: the device is out of memory.
         """
+        check_whole("num_images", num_images, 1, MAX_IMAGES)
         if accelerator is not None:
             self = self.with_accelerator(accelerator)
         request = Request(prompt=prompt, label=label, negative=negative)
@@ -205,9 +209,12 @@ class Pipeline:
     ) -> Result:
         """Make codes. Arguments as for `generate.generate`; branches of weight 0 are left out."""
         conditions, guidance = needed_branches(conditions, settings.guidance)
+        model = self.model.on_grid(*grid, is_sequential=self.is_sequential)
+        lengths = [model.sequence_length(condition) for condition in conditions]
+        check_memory(model.activation_bytes(len(image_indices), lengths), self.device)
         with advice_on_memory():
             return generate(
-                self.model.on_grid(*grid, is_sequential=self.is_sequential),
+                model,
                 conditions,
                 replace(settings, guidance=guidance),
                 self.architecture.rules,
@@ -242,7 +249,8 @@ def default_dtype(model: Checkpoint) -> torch.dtype:
 
 def conditioner_of(model: Checkpoint) -> Conditioner:
     """Return the conditioner of a model's file."""
-    return model.architecture.conditioner(model.config, model.metadata.class_names, model.path)
+    with placed(model) as path:
+        return model.architecture.conditioner(model.config, model.metadata.class_names, path)
 
 
 def check_vq(vq: Checkpoint, model: Checkpoint) -> None:
@@ -261,7 +269,8 @@ def check_head(head: Checkpoint, model: Checkpoint) -> str | None:
         What could not be verified, as a sentence; None if everything was.
 
     Raises:
-        ValueError: it is a head for another architecture, another width or other weights.
+        ValueError: it is a head for another architecture, another width or other weights, or its rotary base, norms or
+            heads are not those of the model.
     """
     problem = None
     expected = head.metadata.model_fingerprint
@@ -271,6 +280,10 @@ def check_head(head: Checkpoint, model: Checkpoint) -> str | None:
         problem = f"is for a width of {head.config.model_width}, not {model.config.width}"
     elif expected and expected != model.fingerprint:
         problem = f"was trained for the model {expected}, not {model.fingerprint}"
+    elif (field := _differing(head, model)) is not None:
+        mine, its = (getattr(item.config, field) for item in (head, model))
+        said = "does not state and was read with" if field in head.assumed else "states"
+        problem = f"{said} {field} = {mine}, not {its}"
     if problem is not None:
         raise ValueError(
             f"{head.name} {problem} as in {model.name}. Pick the head that was trained for this "
@@ -282,6 +295,19 @@ def check_head(head: Checkpoint, model: Checkpoint) -> str | None:
         f"{head.name} does not say which model it was trained for. Its width {model.config.width} "
         f"fits {model.name}; nothing else could be verified."
     )
+
+
+def _differing(head: Checkpoint, model: Checkpoint) -> str | None:
+    """Return the first field that a head must have as its model has it, and has not.
+
+    A head that was trained here has a number of heads of its own.
+    """
+    is_ours = bool(head.metadata.model_fingerprint)
+    for name in checkpoints.FROM_MODEL:
+        found = [getattr(item.config, name, None) for item in (head, model)]
+        if None not in found and found[0] != found[1] and not (is_ours and name == "num_heads"):
+            return name
+    return None
 
 
 def checked_device(name: str) -> torch.device:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
+from .guard import MAX_SIDE, MAX_STEPS, MAX_WEIGHT, check_number, check_whole, shown
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
@@ -58,24 +60,27 @@ class Settings:
 
     def check(self) -> None:
         """Raise ValueError for the first setting that is out of range."""
-        if self.num_steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.num_steps}.")
+        check_whole("steps", self.num_steps, 1, MAX_STEPS)
         if self.schedule not in SCHEDULES:
             raise ValueError(
-                f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}."
+                f"schedule must be one of {', '.join(SCHEDULES)}, got {shown(self.schedule)}."
             )
         for name, value in (
             ("temperature", self.temperature),
             *(("cfg", g) for g in self.guidance),
         ):
-            if not math.isfinite(value) or value < 0:
-                raise ValueError(f"{name} must be a finite number of at least 0, got {value}.")
-        if math.isnan(self.choice_temperature) or self.choice_temperature < 0:
+            check_number(name, value, 0, MAX_WEIGHT)
+        if not self.choice_temperature >= 0:
             raise ValueError(
-                f"choice temperature must be at least 0, got {self.choice_temperature}."
+                f"choice temperature must be at least 0, got {shown(self.choice_temperature)}."
             )
-        if isinstance(self.spread, bool) or not isinstance(self.spread, int) or self.spread < 0:
-            raise ValueError(f"spread must be a whole number of at least 0, got {self.spread!r}.")
+        if self.choice_temperature != math.inf:
+            check_number("choice temperature", self.choice_temperature, 0, MAX_WEIGHT)
+        check_whole("spread", self.spread, 0, MAX_SIDE)
+        if isinstance(self.full_steps, tuple) and len(self.full_steps) > self.num_steps:
+            raise ValueError(
+                f"full steps lists {len(self.full_steps)} of {self.num_steps} steps, expected no more."
+            )
         self.full_indices(self.num_steps)
 
     def full_indices(self, num_steps: int) -> frozenset[int]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from .checkpoint import Checkpoint, naming
+from .checkpoint import Checkpoint
+from .guard import naming
 from .models.architecture import Architecture
 from .schedule import Settings
 

@@ -23,22 +23,27 @@ import torch
 COMFY_DIR = os.environ.get("COMFY_DIR", "")
 needs_comfy = pytest.mark.skipif(not COMFY_DIR, reason="COMFY_DIR names no ComfyUI folder")
 SCHEMA = comfy_schema.common()
+QUANT_ALGOS = ("float8_e4m3fn", "float8_e5m2", "nvfp4")  # of the oldest release
 MODULES = (
     "comfy",
     "comfy.latent_formats",
     "comfy.ldm",
     "comfy.ldm.modules",
     "comfy.ldm.modules.attention",
+    "comfy.lora",
     "comfy.model_base",
     "comfy.model_management",
     "comfy.model_patcher",
     "comfy.ops",
+    "comfy.quant_ops",
     "comfy.sample",
     "comfy.sd",
     "comfy.supported_models_base",
     "comfy.utils",
     "comfy_api",
     "comfy_api.latest",
+    "comfy_execution",
+    "comfy_execution.utils",
     "folder_paths",
 )
 
@@ -150,6 +155,9 @@ class Patcher:
     def __init__(self, model: Any, load_device: torch.device, offload_device: torch.device):
         self.model, self.load_device = model, load_device
         self.model_options: dict[str, Any] = {"transformer_options": {}}
+        self.object_patches: dict[str, Any] = {}
+        self.callbacks: dict[str, Any] = {}
+        self.wrappers: dict[str, Any] = {}
 
     def is_dynamic(self) -> bool:
         return False
@@ -227,6 +235,8 @@ def _contents() -> dict[str, dict[str, Any]]:
             "is_oom": lambda error: isinstance(error, torch.OutOfMemoryError),
         },
         "comfy.model_patcher": {"CoreModelPatcher": Patcher},
+        "comfy.lora": {"model_lora_keys_unet": None, "load_lora": None},
+        "comfy.quant_ops": {"QUANT_ALGOS": dict.fromkeys(QUANT_ALGOS)},
         "comfy.ops": {"manual_cast": _operations(), "pick_operations": _pick_operations},
         "comfy.sample": {"fix_empty_latent_channels": lambda model, samples, _: samples},
         "comfy.sd": {"VAE": VAE},
@@ -237,6 +247,7 @@ def _contents() -> dict[str, dict[str, Any]]:
             "load_torch_file": _load_safetensors,
             "detect_layer_quantization": _detect_layer_quantization,
         },
+        "comfy_execution.utils": {"get_executing_context": lambda: None},
         "comfy_api.latest": {"ComfyExtension": ComfyExtension, "io": io()},
         "folder_paths": {
             "models_dir": models_dir,

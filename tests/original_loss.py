@@ -1,4 +1,4 @@
-"""The loss of the original trainers, on our heads: squared error and divergence of each branch by itself.
+"""Compute the loss of the original trainers, on our heads: squared error and divergence of each branch by itself.
 
 Ours takes the divergence after guidance and counts masked positions only; all else is shared.
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class OriginalObjective:
-    """Weights of the parts, and the temperature of the divergence."""
+    """Hold the weights of the parts and the temperature of the divergence."""
 
     mse: float
     kl: float
@@ -32,7 +32,7 @@ class OriginalObjective:
 def step_losses(
     model: Any, estimate: Any, target: Any, index_BN: Tensor, objective: OriginalObjective
 ) -> dict[str, Tensor]:
-    """Both parts of the loss of one step."""
+    """Return both parts of the loss of one step."""
     pairs = list(zip(estimate, target, strict=True))
 
     def logits(features_BSD: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def step_losses(
 def window_loss(
     head: Any, model: Any, part: Window, objective: OriginalObjective
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The scalar to minimise and its parts, of a window of one step."""
+    """Return the scalar to minimise and its parts, for a window of one step."""
     (estimate,) = predict(head, model, part)
     parts = step_losses(model, estimate, part.targets[0], part.masked_index[0], objective)
     scale = objective.kl * objective.temperature**2

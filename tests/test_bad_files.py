@@ -130,7 +130,7 @@ def test_sizes_that_no_tensor_shows() -> None:
     [
         ("format", "dimoo", "it has format 'dimoo' version 1, expected version 1 of maskgit"),
         ("version", "2", "format 'maskgit' version 2, expected version 1 .* update"),
-        ("config", "{", "shortcut.config are not JSON"),
+        ("config", "{", "shortcut.config cannot be used: it is not JSON"),
         ("config", "[]", "shortcut.config are \\[\\], expected a dict"),
         ("config", '{"num_heads": 4, "num_codes": 16, "depth": 3}', "depth is 2, but its metadata"),
         ("config", '{"num_heads": "4", "num_codes": 16}', "num_heads is '4', expected a whole"),
@@ -139,7 +139,14 @@ def test_sizes_that_no_tensor_shows() -> None:
         ("class_names", '["a", 3]', "shortcut.class_names are .* expected a list"),
         ("class_names", '["a"]', "metadata name 1 classes, but it has 3"),
         ("title", "3", "shortcut.title are 3, expected a str"),
-        ("trained", "[" * 100_000, "shortcut.trained are not JSON"),
+        ("trained", "[" * 100_000, "shortcut.trained cannot be used: it is nested too deeply"),
+        (
+            "trained",
+            "[" * 40 + "]" * 40,
+            "shortcut.trained cannot be used: it is nested too deeply",
+        ),
+        ("defaults", f'{{"temperature": 1{"0" * 400}}}', "the number 100000000... has 401 digits"),
+        ("defaults", '{"temperature": 1e999}', "the number 1e999 is too large"),
     ],
 )
 def test_wrong_metadata(entry: str, text: str, match: str, tmp_path: Path) -> None:
@@ -405,7 +412,7 @@ def test_a_tensor_that_the_index_does_not_know(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ("{", "is not an index of safetensors files .JSONDecodeError"),
+        ("{", "is not an index of safetensors files .ValueError: .*not JSON .JSONDecodeError"),
         ('{"weights": {}}', "is not an index of safetensors files .KeyError: 'weight_map'"),
         ('{"weight_map": []}', "is not an index of safetensors files .AttributeError"),
         ('{"weight_map": {}}', "names no files for its tensors"),
@@ -453,7 +460,7 @@ def test_another_model_with_the_same_tensors_is_not_taken_for_a_damaged_one(fold
 @pytest.mark.parametrize("content", ["{", "[]"])
 def test_a_config_json_that_is_none(content: str, folder: Path) -> None:
     (folder / "config.json").write_text(content)
-    refused_folder(folder, "config.json beside it (cannot be read|is no JSON object).* Download")
+    refused_folder(folder, "config.json beside it (cannot be used|is no JSON object).* Download")
 
 
 def test_output_rows_of_another_vocabulary() -> None:

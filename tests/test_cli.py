@@ -156,7 +156,7 @@ def test_half_precision_makes_a_picture(run, folder: Path, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--steps", "0"), "steps must be at least 1, got 0"),
+        (("--steps", "0"), "steps must be a whole number of at least 1, got 0"),
         (
             ("--head", "HEAD", "--full-steps", "7"),
             "full steps must be between 1 and steps (6), got 7",
@@ -173,8 +173,8 @@ def test_half_precision_makes_a_picture(run, folder: Path, dtype: str) -> None:
         (("--cfg", "-1"), "cfg must be a finite number of at least 0"),
         (("--cfg", "nan"), "cfg must be a finite number of at least 0"),
         (("--temperature", "-0.5"), "temperature must be a finite number of at least 0"),
-        (("--batch-size", "0"), "batch size must be at least 1, got 0"),
-        (("--seed", "-1"), "seed must be at least 0, got -1"),
+        (("--batch-size", "0"), "batch size must be a whole number of at least 1, got 0"),
+        (("--seed", "-1"), "seed must be a whole number of at least 0, got -1"),
         (("--device", "abacus"), "device 'abacus' cannot be used here"),
         (("--head", "STRANGER"), "Pick the head that was trained for this model"),
         (("--head", "MODEL"), "expected a shortcut head"),

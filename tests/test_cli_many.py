@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import builders
 import pytest
 from PIL import Image
+from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.__main__ import main
+from shortcut_pack.shortcut.cli import batch, texts
+from shortcut_pack.shortcut.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[..., tuple[int, dict[str, Any], str]]
@@ -102,6 +108,11 @@ def test_pictures_of_other_settings_are_not_taken_for_finished(run: Run, tmp_pat
     (tmp_path / "out" / "trees.png").write_text("cut off")
     status, outcome, error = run([{"prompt": "a blue house"}, *THREE[1:]])
     assert status == 1 and outcome["skipped"] == [4]
+    Image.new("RGB", (8, 8)).save(tmp_path / "out" / "00004.png")  # somebody else's, cut off
+    theirs = (tmp_path / "out" / "00004.png").read_bytes()[:-20] + b"more"
+    (tmp_path / "out" / "00004.png").write_bytes(theirs)
+    assert "it has none of ours" in run(THREE)[1]["failed"]["4"]
+    assert (tmp_path / "out" / "00004.png").read_bytes() == theirs
     assert "00001.png is there and was made with other settings" in outcome["failed"]["1"]
     assert "trees.png is there and was made with other settings" in outcome["failed"]["2"]
     assert "error: 2 of 3 lines failed" in error
@@ -188,6 +199,164 @@ def test_whatever_fails_is_the_failure_of_its_line(
 def test_options_of_one_picture(run: Run, arguments: tuple[str, ...], message: str) -> None:
     status, _, error = run(THREE, *arguments)
     assert status == 1 and message in error
+
+
+def source_line(tmp_path: Path, colour: str, folder: str = "sources") -> dict[str, Any]:
+    """A line that changes a picture."""
+    (tmp_path / folder).mkdir(exist_ok=True)
+    for name, mode, fill in (("a.png", "RGB", colour), ("m.png", "L", "white")):
+        Image.new(mode, (8, 8), fill).save(tmp_path / folder / name)
+    picture, mask = (str(tmp_path / folder / name) for name in ("a.png", "m.png"))
+    return {"prompt": "a", "image": picture, "mask": mask, "name": "x"}
+
+
+def test_another_source_picture_is_another_picture(run: Run, tmp_path: Path) -> None:
+    line = source_line(tmp_path, "red")
+    assert run([line])[1]["made"] == [1]
+    assert run([line])[1]["skipped"] == [1]
+    # The same picture elsewhere is the same.
+    assert run([source_line(tmp_path, "red", "moved")])[1]["skipped"] == [1]
+    source_line(tmp_path, "blue")
+    assert "other settings (image_sha256)" in run([line])[1]["failed"]["1"]
+    source_line(tmp_path, "red")
+    Image.new("L", (8, 8), 200).save(line["mask"])
+    assert "other settings (mask_sha256)" in run([line])[1]["failed"]["1"]
+
+
+def test_settings_hold_names_and_no_folders(run: Run, tmp_path: Path) -> None:
+    run([source_line(tmp_path, "red")])
+    about = inside(tmp_path, "x.png")
+    assert (about["image"], about["mask"], about["index"]) == ("a.png", "m.png", 0)
+    assert about["vq"] and about["vq_fingerprint"] and about["model_fingerprint"]
+    assert str(tmp_path) not in json.dumps(about) and "/" not in json.dumps(about)
+
+
+@pytest.mark.parametrize("kind", ["model", "vq"])
+def test_other_weights_make_other_pictures(
+    folder: Path, run: Run, tmp_path: Path, kind: str
+) -> None:
+    """Even if one value differs, whose sign is the same: the fingerprint does not see that."""
+    run(THREE[:1])
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    file = checkpoints.load(copy, kind=kind)
+    name, last = list(file.tensors.items())[-1]
+    changed = last.clone()
+    changed.view(-1)[-1] = changed.view(-1)[-1] * 1.5 + 1
+    assert file.path is not None
+    checkpoints.save(file.path, replace(file, tensors={**file.tensors, name: changed}))
+    status, outcome, error = run(THREE[:1], "--model", str(copy))
+    assert status == 1 and outcome, error
+    failed = outcome["failed"]
+    assert "other settings" in failed["1"] and "weights" in failed["1"]
+
+
+@pytest.mark.parametrize("kept", [0, 5, 30, -1, -12, -40, "zeros", "bit", "more"])
+def test_a_picture_that_is_not_whole_is_made_anew(run: Run, tmp_path: Path, kept: Any) -> None:
+    run(THREE)
+    made, path = files(tmp_path), tmp_path / "out" / "trees.png"
+    content = bytearray(path.read_bytes())
+    if kept == "bit":
+        content[content.index(b"IDAT") + 6] ^= 1
+    elif kept == "zeros":
+        content = bytearray(len(content))
+    else:
+        content = content + b"x" if kept == "more" else content[:kept]
+    path.write_bytes(content)
+    assert run(THREE)[1] == {"made": [2], "skipped": [1, 4], "failed": {}}
+    assert files(tmp_path) == made
+
+
+@pytest.mark.parametrize(
+    "name", ["..\\a", "C:x", "a:b", "con", "con.b", "COM1", "a\tb", "a" * 252, "a\ud800"]
+)
+def test_a_name_that_some_system_cannot_hold_costs_its_line(run: Run, name: str) -> None:
+    status, outcome, _ = run([{"prompt": "a", "name": name}, *THREE])
+    assert status == 1 and list(outcome["failed"]) == ["1"] and "name" in outcome["failed"]["1"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"name": "Fox"}, {"name": "fox"}),
+        ({"name": "\u00e9"}, {"name": "e\u0301"}),
+        ({"name": "x", "batch_size": 2}, {"name": "x-0"}),
+        ({"name": "00002"}, {}),
+    ],
+)
+def test_two_lines_never_write_one_file(run: Run, first: Any, second: Any) -> None:
+    outcome = run([{"prompt": "a", **first}, {"prompt": "b", **second}])[1]
+    assert outcome["made"] == [1] and "a line above it" in outcome["failed"]["2"]
+
+
+def test_lines_as_pandas_writes_them(run: Run, tmp_path: Path) -> None:
+    lines = [
+        {"prompt": "a", "seed": 5.0, "negative": None, "width": 12.0, "name": 7.0, "cfg": 3.0},
+        {"prompt": "a", "seed": 5, "width": 12, "name": None, "cfg": 3, "outpaint": None},
+        '{"prompt": "a", "seed": 5, "width": 12, "cfg": 3, "negative": NaN, "name": "nan"}',
+    ]
+    assert run(lines)[1]["made"] == [1, 2, 3]
+    made = files(tmp_path)
+    assert len(made) == 3 and made["7.png"] == made["00002.png"] == made["nan.png"]
+    failed = run([{"prompt": "a", "seed": 5.5}, {"prompt": None}])[1]["failed"]
+    assert "invalid int value: '5.5'" in failed["1"] and "needs --prompt" in failed["2"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_encodings_that_are_read(run: Run, tmp_path: Path, encoding: str) -> None:
+    run([])
+    text = json.dumps({"prompt": "caf\u00e9"}, ensure_ascii=False) + "\r\n"
+    (tmp_path / "prompts.jsonl").write_bytes((text * 2).encode(encoding))
+    assert texts.read_lines(tmp_path / "prompts.jsonl") == [text.strip(), text.strip(), ""]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ("latin-1", "line 2: byte 0xe9 is not UTF-8. Save it as UTF-8."),
+        ("utf-32", "UTF-32"),
+        ("utf-16-le", "line 1: it holds a zero byte"),
+    ],
+)
+def test_encodings_that_are_refused(
+    folder: Path, tmp_path: Path, capsys: Any, encoding: str, message: str
+) -> None:
+    arguments = command(folder, tmp_path, [])
+    text = '{"prompt": "a"}\n{"prompt": "caf\u00e9"}\n'
+    (tmp_path / "prompts.jsonl").write_bytes(text.encode(encoding))
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "prompts.jsonl" in said and message in said and not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").write_text("no folder")
+    monkeypatch.setattr(batch, "load_pipeline", pytest.fail)
+    status, outcome, error = run(THREE)
+    assert status == 1 and outcome == {} and "out is a file, not a folder" in error
+
+
+def test_a_disk_that_fills_up_costs_no_more_pictures(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, full = [], OSError(errno.ENOSPC, "No space left on device")
+    decode, check = Pipeline.decode, batch.check_writable
+
+    def decode_and_fill(pipeline: Pipeline, codes: Any) -> Any:
+        decoded.append(1)
+        return decode(pipeline, codes)
+
+    def checked(path: Path) -> None:
+        if decoded:
+            raise full
+        check(path)
+
+    monkeypatch.setattr(Pipeline, "decode", decode_and_fill)
+    monkeypatch.setattr(batch, "check_writable", checked)
+    outcome = run(THREE)[1]
+    assert outcome["made"] == [1] and list(outcome["failed"]) == ["2", "4"] and len(decoded) == 1
 
 
 def test_lines_end_where_json_lines_end(run: Run, tmp_path: Path) -> None:

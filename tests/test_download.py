@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from shortcut_pack.shortcut.__main__ import main
-from shortcut_pack.shortcut.cli import files as files_commands
-from shortcut_pack.shortcut.cli.files import downloads
+from shortcut_pack.shortcut.cli import download
+from shortcut_pack.shortcut.cli.download import downloads
 
 LUMINA = {
     "README.md": 50,
@@ -43,6 +44,8 @@ class Hub:
     """What `download` uses of huggingface_hub."""
 
     repositories: dict[str, dict[str, int]]
+    listed: dict[str, dict[str, Any]] = field(default_factory=dict)  # hashes of files
+    sha: str | None = "c0ffee"
     fetched: list[str] = field(default_factory=list)
     fails_at: str = ""
     failure: BaseException = field(default_factory=lambda: OSError("cable pulled out\nand more"))
@@ -55,8 +58,11 @@ class Hub:
         if repository not in self.repositories:
             raise self.failure
         files = self.repositories[repository].items()
-        siblings = [SimpleNamespace(rfilename=name, size=size) for name, size in files]
-        return SimpleNamespace(sha="c0ffee", siblings=siblings)
+        siblings = [
+            SimpleNamespace(rfilename=name, size=size, **self.listed.get(name, {}))
+            for name, size in files
+        ]
+        return SimpleNamespace(sha=self.sha, siblings=siblings)
 
     def snapshot_download(
         self, repository: str, *, revision: str, allow_patterns: list[str], local_dir: Path
@@ -240,9 +246,7 @@ def test_a_file_that_is_no_longer_there_is_named(
 def test_too_little_room_is_said_before_anything_is_fetched(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(
-        files_commands.shutil, "disk_usage", lambda path: SimpleNamespace(free=9000)
-    )
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: SimpleNamespace(free=9000))
     assert run("lumina-dimoo", tmp_path / "not yet", "--yes") == 1
     assert "9.65 kB are needed, but only 9 kB are free in" in capsys.readouterr().err
     assert hub.fetched == []
@@ -270,3 +274,68 @@ def test_the_library_is_not_imported_before_it_is_used(
     assert "huggingface_hub" not in sys.modules
     said = capsys.readouterr().out
     assert all(what in said for what in downloads())
+
+
+HEAD, SIZE = "MaskGIT-Shortcut/maskgit-shortcut.pth", 40
+SHA256 = hashlib.sha256(b"x" * SIZE).hexdigest()
+BLOB_ID = hashlib.sha1(b"blob 40\0" + b"x" * SIZE).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "named"),
+    [
+        (
+            {"lfs": SimpleNamespace(sha256=SHA256)},
+            {"lfs": SimpleNamespace(sha256="0" * 64)},
+            "SHA-256",
+        ),
+        (
+            {"lfs": {"sha256": SHA256}, "blob_id": "of the pointer"},
+            {"lfs": {"sha256": "1" * 64}},
+            "SHA-256",
+        ),
+        ({"blob_id": BLOB_ID}, {"blob_id": "0" * 40}, "git hash"),
+    ],
+)
+def test_a_file_that_is_not_as_the_hub_lists_it_is_removed_and_named(
+    hub: Hub, tmp_path: Path, capsys: Any, right: Any, wrong: Any, named: str
+) -> None:
+    hub.listed[HEAD] = wrong
+    assert run("maskgit-head", tmp_path, "--yes") == 1
+    said = capsys.readouterr().err
+    assert "maskgit-shortcut.pth" in said and f"its {named} is" in said and "removed" in said
+    assert files_below(tmp_path) == {}
+    hub.listed[HEAD] = right
+    assert run("maskgit-head", tmp_path, "--yes") == 0
+    assert files_below(tmp_path) == {"migm_heads/maskgit-shortcut.pth": SIZE}
+
+
+def test_a_file_of_the_same_size_and_other_content_is_fetched_anew(
+    hub: Hub, tmp_path: Path, capsys: Any
+) -> None:
+    hub.listed[HEAD] = {"lfs": SimpleNamespace(sha256=SHA256)}
+    file = tmp_path / "migm_heads" / "maskgit-shortcut.pth"
+    file.parent.mkdir()
+    file.write_bytes(b"y" * SIZE)
+    assert run("maskgit-head", tmp_path, "--yes") == 0
+    assert "replaces another" in capsys.readouterr().out and file.read_bytes() == b"x" * SIZE
+    assert run("maskgit-head", tmp_path) == 0
+    assert "there already" in capsys.readouterr().out and len(hub.fetched) == 1
+
+
+def test_a_listing_without_a_revision_is_refused(hub: Hub, tmp_path: Path, capsys: Any) -> None:
+    hub.sha = None
+    assert run("maskgit-head", tmp_path, "--yes") == 1
+    assert "which revision" in capsys.readouterr().err and hub.fetched == []
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.json", "a/../../evil.json", "..\\evil.json", "C:evil.json"]
+)
+def test_a_name_that_leads_elsewhere_is_refused(
+    hub: Hub, tmp_path: Path, capsys: Any, name: str
+) -> None:
+    source = replace(downloads()["lumina-dimoo"], files=("*evil.json",))
+    hub.repositories[source.repository] = {name: 5}
+    with pytest.raises(ValueError, match="not every system"):
+        download.listing(hub, source)

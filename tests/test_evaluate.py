@@ -1,4 +1,4 @@
-"""How near a head keeps to its model: what `evaluate` measures and prints."""
+"""Check what `evaluate` measures and prints."""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from shortcut_pack.shortcut.train import fit as fit_module
+from shortcut_pack.shortcut.train import state_file
 from shortcut_pack.shortcut.train.fit import LossError, Recipe, fit
-from shortcut_pack.shortcut.train.log import time_left
+from shortcut_pack.shortcut.train.log import read_log, time_left
 from torch import nn
 
 RECIPE = Recipe(iterations=60, seed=3, lr=5e-3, warmup=5, ema=0.9, checkpoint_every=20)
@@ -66,14 +68,14 @@ def test_a_state_that_cannot_be_saved_is_named_and_the_last_one_stays(tmp_path, 
     file = tmp_path / "line.ckpt"
     save = torch.save
     monkeypatch.setattr(torch, "save", lambda *a: (full_disk if file.exists() else save)(*a))
-    monkeypatch.setattr(fit_module.shutil, "disk_usage", free(int(2e6)))
+    monkeypatch.setattr(state_file.shutil, "disk_usage", free(int(2e6)))
     with pytest.raises(
         OSError, match=r"line\.ckpt could not .*takes 0\.0 MB and 2\.0 MB"
     ) as caught:
         fit_a_line(RECIPE, checkpoint=file)
     assert "Of the training iteration 20 is kept" in str(caught.value)
     assert "partial" not in str(caught.value) and "\n" not in str(caught.value)
-    monkeypatch.setattr(fit_module.shutil, "disk_usage", free(5))
+    monkeypatch.setattr(state_file.shutil, "disk_usage", free(5))
     with pytest.raises(OSError, match=r"could not be written \(the disk is full\)"):
         fit_a_line(RECIPE, checkpoint=file)
     assert torch.load(file, weights_only=True)["iteration"] == 20
@@ -108,7 +110,7 @@ def test_what_ended_a_training_is_told_though_its_state_cannot_be_saved(
 def test_slow_iterations_are_saved_by_the_clock(tmp_path, monkeypatch):
     """Else a kill would cost hours of a large model."""
     file, hour, now = tmp_path / "line.ckpt", 3600.0, [0.0]
-    monkeypatch.setattr(fit_module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(state_file.time, "perf_counter", lambda: now[0])
     found = []
 
     def before_batch(iteration):
@@ -188,7 +190,7 @@ def test_a_recipe_that_cannot_work_is_refused(changes, message):
 def test_the_time_of_an_iteration_is_without_what_the_first_one_waits_for(monkeypatch):
     """Such as the runs that a head's training begins with, which take longer than many iterations."""
     now, logged = [0.0], []
-    monkeypatch.setattr(fit_module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(state_file.time, "perf_counter", lambda: now[0])
 
     def before_batch(iteration: int) -> None:
         now[0] += 100.0 if iteration == 0 else 2.0
@@ -197,3 +199,102 @@ def test_the_time_of_an_iteration_is_without_what_the_first_one_waits_for(monkey
         replace(RECIPE, iterations=4), before_batch=before_batch, on_log=logged.append, log_every=4
     )
     assert logged[-1]["seconds_per_iteration"] == 1.5  # 3 x 2 s in 4 iterations
+
+
+def killed_log(tmp_path: Path) -> Path:
+    """The log of a training that was stopped after iteration 20 of 60."""
+
+    def stop(iteration: int) -> None:
+        if iteration == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_a_line(RECIPE, checkpoint=tmp_path / "n.ckpt", log_every=5, before_batch=stop)
+    return tmp_path / "n.jsonl"
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\xff", b"\0\0\0", b'{"iteration": "x"}', b"[" * 100_000, b"5"]
+)
+def test_a_damaged_line_of_the_log_costs_that_line_and_no_more(
+    tmp_path: Path, damage: bytes
+) -> None:
+    log = killed_log(tmp_path)
+    lines = log.read_bytes().splitlines()
+    log.write_bytes(b"\n".join([lines[0], damage + lines[1][9:], *lines[2:], lines[0][:20]]))
+    fit_a_line(RECIPE, checkpoint=tmp_path / "n.ckpt", log_every=5)
+    found = [json.loads(line)["iteration"] for line in log.read_bytes().splitlines()]
+    assert found == [5, *range(15, 61, 5)]
+
+
+def test_a_log_whose_only_line_was_cut_off_is_a_log(tmp_path: Path) -> None:
+    (tmp_path / "n.jsonl").write_bytes(b'{"loss": 0.1, "iter')
+    fit_a_line(RECIPE, checkpoint=tmp_path / "n.ckpt", log_every=30)
+    assert len((tmp_path / "n.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_line_that_a_full_disk_cut_off_costs_no_other(tmp_path: Path) -> None:
+    log = tmp_path / "n.jsonl"
+
+    def cut(figures: dict[str, float]) -> None:
+        if figures["iteration"] == 10:
+            log.write_bytes(log.read_bytes()[:-9])
+
+    fit_a_line(RECIPE, checkpoint=tmp_path / "n.ckpt", log_every=5, on_log=cut)
+    assert [f["iteration"] for f in read_log(tmp_path / "n.ckpt")] == [5, *range(15, 61, 5)]
+
+
+@pytest.mark.parametrize(
+    "text", ["mine\n", '{"prompt": "a fox"}\n', "[1, 2]", '{"iteration": 3}\n']
+)
+def test_a_file_in_the_place_of_the_log_stays(tmp_path: Path, text: str) -> None:
+    (tmp_path / "n.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=r"n\.jsonl is no log of a training"):
+        fit_a_line(RECIPE, checkpoint=tmp_path / "n.ckpt")
+    assert [file.name for file in tmp_path.iterdir()] == ["n.jsonl"]
+    assert (tmp_path / "n.jsonl").read_text() == text
+
+
+def test_no_other_process_may_train_under_the_same_name(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from shortcut.writing import locked\n"
+    code += "with locked(Path(sys.argv[1]), 'a training'):\n print(1, flush=True); input()"
+    file = tmp_path / "n.ckpt"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(file)],
+        cwd=Path(__file__).resolve().parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout is not None and other.stdout.readline() == "1\n"
+    with pytest.raises(OSError, match=rf"n\.ckpt is in use: process {other.pid} on"):
+        fit_a_line(RECIPE, checkpoint=file)
+    other.communicate("\n")
+    fit_a_line(RECIPE, checkpoint=file)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"iteration": "x"},
+        {"iteration": -1},
+        {"iteration": 10**30},
+        {"iteration": None},
+        {"network": {}},
+        {"network": {"weight": torch.zeros(2, 2), "bias": torch.zeros(1)}},
+        {"optimizer": 5},
+        {"schedule": []},
+        {"sums": [1]},
+        {"recipe": "[]"},
+        {"recipe": "["},
+        {"recipe": 5},
+    ],
+)
+def test_a_damaged_state_is_named(tmp_path: Path, damage: dict[str, object]) -> None:
+    killed_log(tmp_path)
+    file = tmp_path / "n.ckpt"
+    torch.save(torch.load(file, weights_only=True) | damage, file)
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match=r"n\.ckpt is no checkpoint of a training, or damaged"):
+        fit_a_line(RECIPE, checkpoint=file)
+    assert file.read_bytes() == before

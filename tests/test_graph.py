@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import builders
@@ -171,6 +172,14 @@ def test_files_are_named_as_the_loaders_list_them(text, files, tmp_path_factory)
     _, nodes = text(*PROMPT, model=elsewhere / "model.safetensors")
     assert nodes["1"]["inputs"]["model_name"] == "model.safetensors"
     assert nodes["1"]["inputs"]["vq_name"] == "auto"
+
+
+@pytest.mark.parametrize(
+    "path", [PureWindowsPath("C:/models/migm/a/b.pth"), PurePosixPath("/migm/a/b.pth")]
+)
+def test_paths_in_graphs_have_the_same_separators_on_every_system(path):
+    assert graph._inside(path, "migm") == "a/b.pth"
+    assert graph._inside(path, "elsewhere") == "b.pth"
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,7 @@ def test_an_architecture_imports_no_other_and_nothing_above_it(path):
         "shortcut.denoiser",
         "shortcut.gather",
         "shortcut.files",
+        "shortcut.writing",
     )
     for name in imports(path):
         if is_within(name, "shortcut") and name not in ("shortcut", "shortcut.models"):

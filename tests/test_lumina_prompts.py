@@ -283,7 +283,7 @@ def test_a_missing_or_damaged_tokenizer(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no tokenizer.json. Put the model's token"):
         load_tokenizer(tmp_path, REAL)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match=r"the tokenizer in .* cannot be read .* Download"):
+    with pytest.raises(ValueError, match=r"tokenizer.json: it is not JSON"):
         load_tokenizer(tmp_path, REAL)
 
 

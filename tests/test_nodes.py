@@ -7,10 +7,13 @@ They run on stand-ins for ComfyUI, and on the real one if COMFY_DIR names its fo
 
 from __future__ import annotations
 
+import importlib
 import logging
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import builders
 import comfy_stubs
@@ -196,13 +199,61 @@ def test_vae_gives_code_ids_as_float32_also_when_tiled(files):
     assert torch.equal(vae.encode_tiled(pixels, tile_x=4, tile_y=4, overlap=2), ids)
 
 
-def test_ids_that_another_node_moved_are_decoded_as_the_nearest_codes(files):
-    """Native nodes that scale or blend latents leave fractions, and values beyond the codes."""
+# What other nodes make of LATENTs, and what is said about it.
+NO_CODES = {
+    "blended": (torch.full((1, 1, GRID, GRID), 3.5), r"fractions such as 3\.5.* Latent Blend"),
+    "multiplied": (torch.full((1, 1, GRID, GRID), 16.0), r"from 16 to 16.* Latent Multiply"),
+    "subtracted": (torch.full((1, 1, GRID, GRID), -1.0), r"from -1 to -1.* Latent Subtract"),
+    "of another model": (torch.ones(1, 16, GRID, GRID), "another kind of model"),
+    "of a video model": (torch.ones(1, 1, 2, GRID, GRID), "another kind of model"),
+    "of a sound model": (torch.ones(1, 1, GRID), "another kind of model"),
+    "infinite": (torch.full((1, 1, GRID, GRID), torch.nan), "NaN"),
+}
+
+
+@pytest.mark.parametrize("what", NO_CODES)
+def test_what_is_no_code_is_not_decoded(files, what):
     _, vae = LoadMIGM.execute(shipped.NAME, "auto", "default").result
-    moved, nearest = empty()["samples"], empty()["samples"]
-    moved[0, 0, :, 0] = torch.tensor([-3.0, -0.4, NUM_CODES - 0.6, NUM_CODES + 5.0])
-    nearest[0, 0, :, 0] = torch.tensor([0.0, 0.0, NUM_CODES - 1.0, NUM_CODES - 1.0])
-    assert torch.equal(vae.decode(moved), vae.decode(nearest))
+    samples, message = NO_CODES[what]
+    with pytest.raises(ValueError, match=message):
+        vae.decode(samples)
+
+
+@needs_comfy
+@pytest.mark.parametrize("what", NO_CODES)
+def test_what_is_no_code_is_not_decoded_in_tiles_either(files, what):
+    _, vae = LoadMIGM.execute(shipped.NAME, "auto", "default").result
+    samples, message = NO_CODES[what]
+    with pytest.raises(ValueError, match=message):
+        vae.decode_tiled(samples, tile_x=4, tile_y=4, overlap=1)
+
+
+@pytest.mark.parametrize("denoise", [1.0, 0.5])
+@pytest.mark.parametrize("what", NO_CODES)
+def test_what_is_no_code_is_not_sampled_from(model, what, denoise):
+    samples, message = NO_CODES[what]
+    with pytest.raises(ValueError, match=message):
+        run(model, {"samples": samples}, denoise=denoise)
+
+
+def test_what_arithmetic_leaves_of_whole_codes_is_taken(model):
+    latent = image(seed=4)
+    moved = {"samples": latent["samples"] + 1e-4}
+    assert torch.equal(
+        run(model, moved, denoise=0.5)["samples"], run(model, latent, denoise=0.5)["samples"]
+    )
+
+
+def test_a_type_that_cannot_hold_the_codes_is_refused():
+    latents.check_type(torch.ones(1, dtype=torch.bfloat16), 256)
+    latents.check_type(torch.zeros(1, dtype=torch.bfloat16), 257)
+    with pytest.raises(ValueError, match="bfloat16, which cannot hold all ids below 257"):
+        latents.check_type(torch.ones(1, dtype=torch.bfloat16), 257)
+
+
+def test_as_many_places_in_the_batch_as_images(model):
+    with pytest.raises(ValueError, match=r"holds 2 images, and the places of 3"):
+        run(model, empty(2) | {"batch_index": [0, 1, 2]})
 
 
 def test_auto_finds_the_vq_beside_a_users_model(files, monkeypatch):
@@ -221,6 +272,25 @@ def test_a_vq_of_another_model_is_refused(files):
     builders.write(shipped.CHOICES[shipped.NAME]["vq"], builders.vq(config))
     with pytest.raises(ValueError, match=r"has 8 codes, and .* makes 16\. Give the VQ model"):
         LoadMIGM.execute(shipped.NAME, "auto", "default")
+
+
+@pytest.mark.parametrize("name", [r"sub\deep\model.safetensors", "sub/deep/model.safetensors"])
+def test_paths_of_workflows_of_the_other_system_are_found(name, tmp_path, monkeypatch):
+    file = tmp_path / "sub" / "deep" / "model.safetensors"
+    builders.write(file, builders.model())
+
+    def existing(category, name):
+        if not (tmp_path / name).is_file():
+            raise FileNotFoundError(name)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(folder_paths, "get_full_path_or_raise", existing)
+    monkeypatch.setattr(folder_paths, "get_folder_paths", lambda category: [str(tmp_path)])
+    assert folders.path_of("migm", name, "model") == file
+    assert LoadMIGM.validate_inputs(name, "auto") is True
+    assert folders.path_of("migm", r"sub\deep", "model") == file.parent
+    with pytest.raises(FileNotFoundError, match=r"models/migm holds no \.\.\\other"):
+        folders.path_of("migm", r"..\other", "model")
 
 
 def test_a_replaced_file_is_loaded_again(files):
@@ -267,8 +337,13 @@ def test_conditioning_zero_out_means_no_class():
     ("conditioning", "message"),
     [
         ([[torch.zeros(1, 77, 768), {}]], r"has shape \(1, 77, 768\), expected \(1, 1, 3\)"),
+        ([], "combines 0 conditions"),
         (cond(0) + cond(1), "combines 2 conditions"),
         ([[(cond(0)[0][0] + cond(1)[0][0]) / 2, {}]], "mixes 2 classes"),
+        ([[torch.cat([cond(0)[0][0], cond(1)[0][0]], 1), {}]], r"2 classes in a row.*Concat"),
+        ([[cond(0)[0][0].expand(2, -1, -1), {}]], "a batch of 2 conditions"),
+        ([[cond(0)[0][0] * 0.5, {}]], r"its class times 0\.5.*ConditioningMultiply"),
+        ([[cond(0)[0][0] * -1, {}]], "its class times -1"),
     ],
 )
 def test_conditioning_that_is_not_one_class_is_refused(conditioning, message):
@@ -276,6 +351,43 @@ def test_conditioning_that_is_not_one_class_is_refused(conditioning, message):
         CLASSES.from_conditioning(conditioning, None, 1)
     with pytest.raises(ValueError, match=message):
         CLASSES.from_conditioning(cond(), conditioning, 1)
+
+
+# Entries that other nodes add to a CONDITIONING, and what is said about them.
+ADDED = {
+    "Set Area": (
+        {"area": (8, 8, 0, 0), "strength": 1.0, "set_area_to_bounds": False},
+        r"carries area of Conditioning \(Set Area\), which",
+    ),
+    "Set Area Strength": ({"strength": 0.5}, r"strength of Conditioning \(Set Area Strength\)"),
+    "Set Mask": (
+        {"mask": torch.ones(1, 8, 8), "mask_strength": 0.5, "set_area_to_bounds": True},
+        r"mask of .*, mask_strength of .*, set_area_to_bounds of Conditioning \(Set Mask\)",
+    ),
+    "Set Timestep Range": (
+        {"start_percent": 0.0, "end_percent": 0.5},
+        "carries end_percent of ConditioningSetTimestepRange",
+    ),
+    "Apply ControlNet": ({"control": object()}, "control of Apply ControlNet"),
+    "FluxGuidance": ({"guidance": 3.5}, "guidance of FluxGuidance"),
+    "ReferenceLatent": ({"reference_latents": [torch.ones(1)]}, "of ReferenceLatent"),
+    "of a pack": ({"their_own": torch.ones(2)}, "their_own of another node"),
+}
+
+
+@pytest.mark.parametrize("node", ADDED)
+@pytest.mark.parametrize("side", ["positive", "negative"])
+def test_what_other_nodes_add_to_a_condition_is_refused_by_name(model, node, side):
+    entries, message = ADDED[node]
+    with pytest.raises(ValueError, match=f"^{side} .*{message}"):
+        run(model, **{side: [[cond()[0][0], entries]]})
+
+
+def test_what_changes_nothing_of_a_condition_is_taken(model):
+    entries = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "guidance": None}
+    encoded = {"pooled_output": torch.ones(1, 4), "attention_mask": torch.ones(1, 1)}
+    found = run(model, positive=[[cond()[0][0], entries | encoded]])
+    assert torch.equal(found["samples"], run(model)["samples"])
 
 
 # ------------------------------------------------------------------------------------------- sampler
@@ -388,13 +500,6 @@ def test_the_input_latent_is_left_alone(model):
             empty(side=8),
             r"is for an image of 16 x 16 pixels.* makes 8 x 8 only\. Set that size",
         ),
-        ({"samples": torch.ones(1, 16, GRID, GRID)}, "another kind of model"),
-        ({"samples": torch.full((1, 1, GRID, GRID), torch.nan)}, "NaN"),
-        (
-            {"samples": torch.full((1, 1, GRID, GRID), 16.0)},
-            "from 16 to 16, expected code ids from 0 to 15",
-        ),
-        ({"samples": torch.full((1, 1, GRID, GRID), -1.0)}, "from -1 to -1"),
     ],
 )
 def test_latents_that_are_no_codes_of_this_size_are_refused(model, latent, message):
@@ -417,6 +522,107 @@ def test_a_head_of_another_model_is_refused(model):
 def test_a_head_that_names_no_model_is_used_with_a_warning(model, caplog):
     run(model, head=native.build_head(builders.head(), "default"))
     assert "could be verified" in caplog.text
+
+
+class EasyCache:
+    """A node that leaves a holder with its name, and wrappers under a key."""
+
+    @classmethod
+    def patch(cls, model):
+        model.model_options["transformer_options"]["easycache"] = SimpleNamespace(name="EasyCache")
+        model.wrappers = {kind: {"easycache": [print]} for kind in ("outer_sample", "apply_model")}
+
+
+class HyperTile:
+    @classmethod
+    def patch(cls, model):
+        patches = {"attn1_patch": [lambda q: q], "attn1_output_patch": [partial(lambda q: q)]}
+        model.model_options["transformer_options"]["patches"] = patches
+
+
+class SkipLayer:
+    @classmethod
+    def patch(cls, model):
+        replaced = {"attn1": {("middle", 0): lambda q: q}}
+        model.model_options["transformer_options"]["patches_replace"] = replaced
+
+
+class RescaleCFG:
+    def patch(self, model):
+        model.model_options["sampler_cfg_function"] = self.change
+        model.model_options["disable_cfg1_optimization"] = True
+
+    def change(self, args): ...
+
+
+class ModelSamplingSD3:
+    @classmethod
+    def patch(cls, model):
+        class Sampling(torch.nn.Module): ...
+
+        model.object_patches = {"model_sampling": Sampling()}
+
+
+@pytest.mark.parametrize("node", [EasyCache, HyperTile, SkipLayer, RescaleCFG, ModelSamplingSD3])
+def test_a_patch_that_cannot_act_is_named_once_in_the_log(model, node, caplog):
+    plain = run(model)["samples"]
+    node().patch(model) if node is RescaleCFG else node.patch(model)
+    for _ in range(2):
+        assert torch.equal(run(model)["samples"], plain)
+    (line,) = [m for m in caplog.messages if "has no effect" in m]
+    name = node.__name__
+    assert line == f"Shortcut Masked Sampler: {name} has no effect on a masked image model"
+
+
+def test_a_patch_that_cannot_act_is_named_on_the_node_in_every_run(model, monkeypatch):
+    shown = []
+    monkeypatch.setattr(host, "show_on_node", shown.append)
+    EasyCache.patch(model)
+    HyperTile.patch(model)
+    run(model)
+    run(model)
+    lines = [f"{name} has no effect on a masked image model" for name in ("EasyCache", "HyperTile")]
+    assert shown == ["\n".join(lines)] * 2
+
+
+def test_the_node_that_runs_shows_a_text(monkeypatch):
+    sent = []
+    server = SimpleNamespace(send_progress_text=lambda *text: sent.append(text))
+    monkeypatch.setitem(
+        sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=server))
+    )
+    host.show_on_node("nobody sees it")
+    monkeypatch.setattr(host, "get_executing_context", lambda: SimpleNamespace(node_id="7"))
+    host.show_on_node("it has no effect")
+    assert sent == [("it has no effect", "7")]
+
+
+def test_what_acts_is_not_named(model):
+    model.object_patches = {"diffusion_model.norm": object(), "latent_format": object()}
+    model.callbacks = {"on_pre_run": {None: [print]}}
+    options = model.model_options["transformer_options"]
+    options |= {"optimized_attention_override": print, "read_by_the_override": 3}
+    assert host.without_effect(model) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        (
+            {"model_options": {"transformer_options": {}, "context_handler": object()}},
+            "Context Windows",
+        ),
+        ({"model_options": {"transformer_options": {"rope_options": {"x": 2.0}}}}, "ScaleROPE"),
+        ({"wrappers": {"apply_model": {"torch.compile": [print]}}}, "torch.compile"),
+        ({"wrappers": {"diffusion_model": {None: [print]}}}, "torch.compile"),
+        ({"callbacks": {"on_prepare_state": {"theirs": [print]}}}, "theirs"),
+        ({"object_patches": {"manual_cast_dtype": torch.float16}}, "ModelComputeDtype"),
+    ],
+)
+def test_patches_that_name_no_node_are_named_by_what_they_change(model, changes, name):
+    for attribute, value in changes.items():
+        setattr(model, attribute, value)
+    assert host.without_effect(model) == [name]
 
 
 def test_diffusion_samplers_are_told_what_to_use(model):
@@ -621,3 +827,27 @@ def test_a_vae_is_made_without_a_warning_about_weights(files, caplog):
     assert "VAE weights" not in caplog.text
     logging.getLogger().warning("No VAE weights detected")
     assert "VAE weights" in caplog.text, "the filter must not outlive the loader"
+
+
+@needs_comfy
+@pytest.mark.parametrize(
+    ("module", "node", "values"),
+    [
+        ("easycache", "EasyCache", (0.2, 0.15, 0.95, False)),
+        ("easycache", "LazyCache", (0.2, 0.15, 0.95, False)),
+        ("freelunch", "FreeU_V2", (1.3, 1.4, 0.9, 0.2)),
+        ("hypertile", "HyperTile", (256, 2, 0, False)),
+        ("tomesd", "TomePatchModel", (0.3,)),
+        ("model_advanced", "ModelSamplingSD3", (3.0,)),
+        ("model_advanced", "RescaleCFG", (0.7,)),
+        ("differential_diffusion", "DifferentialDiffusion", ()),
+    ],
+)
+def test_nodes_of_comfyui_that_cannot_act_are_named(model, module, node, values):
+    extras = importlib.import_module(f"comfy_extras.nodes_{module}")
+    made = getattr(extras, node, None) or getattr(extras, f"{node}Node")
+    execute = getattr(made, "execute", None) or getattr(made(), made.FUNCTION)
+    found = execute(model, *values)
+    patched = found[0] if isinstance(found, tuple) else found.result[0]
+    assert host.without_effect(patched) == [node]
+    assert torch.equal(run(patched)["samples"], run(model)["samples"])

@@ -217,6 +217,12 @@ def test_an_image_needs_the_vae_of_the_model(model, vae, found):
         cond(model, "at night", "edit", vae=vae, image=pixels())
 
 
+def test_an_image_needs_the_vae_of_this_model(model):
+    other = native.CodeVAE(builders.vq(replace(builders.VQ_CONFIG, num_codes=8)))
+    with pytest.raises(ValueError, match=r"has 8 codes, and .* makes 16"):
+        cond(model, "at night", "edit", vae=other, image=pixels())
+
+
 def test_an_image_smaller_than_a_code_is_refused(vae):
     with pytest.raises(ValueError, match=r"an image of 4 x 1 pixels is .* at least 2 x 2\. Scale"):
         vae.encode(torch.zeros(1, 1, 4, 3))
@@ -313,6 +319,27 @@ def test_mixed_prompts_are_refused(model, mixed):
     row = torch.cat([one, two], 1) if mixed == "concat" else (one + two) / 2
     with pytest.raises(ValueError, match="does not hold the tokens of its text"):
         run(model, positive=[[row, entries]])
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"mask": torch.ones(1, 6, 10)}, r"mask of Conditioning \(Set Mask\)"),
+        ({"start_percent": 0.2}, "start_percent of ConditioningSetTimestepRange"),
+        ({"guidance": 3.5}, "guidance of FluxGuidance"),
+    ],
+)
+def test_what_other_nodes_add_to_a_prompt_is_refused_by_name(model, entries, message):
+    (row, own) = cond(model)[0]
+    for side in ("positive", "negative"):
+        with pytest.raises(ValueError, match=f"^{side} carries {message}"):
+            run(model, **{side: [[row, own | entries]]})
+
+
+def test_a_multiplied_prompt_is_refused(model):
+    row, entries = cond(model)[0]
+    with pytest.raises(ValueError, match="ConditioningMultiply changed it"):
+        run(model, positive=[[row * 2, entries]])
 
 
 def test_combined_prompts_are_refused(model):

@@ -1,4 +1,4 @@
-"""Records of the original trainers, and the training samples that are made of them.
+"""Check the records of the original trainers, and the training samples that are made of them.
 
 Each check has controls: the same with one thing
 wrong on purpose, which must be told apart.
@@ -36,7 +36,7 @@ REAL_UNCONDITION += [126333, 126334, 126351, 126335]
 
 
 def generation_order(run: Trajectories) -> Tensor:
-    """The step (B, L) that revealed each token; -1 = none, it was known."""
+    """Return the step (B, L) that revealed each token; -1 = none, it was known."""
     order_BL = torch.full_like(run.codes_BL, -1)
     for t, revealed in enumerate(run.revealed):
         order_BL.scatter_(1, revealed.index_BK, t)
@@ -44,7 +44,7 @@ def generation_order(run: Trajectories) -> Tensor:
 
 
 def check(golden: GoldenSet, records: Records, prefix: str) -> None:
-    """Compares records with those in a set under `prefix`."""
+    """Compare records with those in a set under `prefix`."""
     for key, fields in records.items():
         for field, value in fields.items():
             name = f"record/{prefix}{key}/{field}.pth"
@@ -55,7 +55,7 @@ def check(golden: GoldenSet, records: Records, prefix: str) -> None:
 
 
 def late(recorder: Recorder) -> None:
-    """Spoils a record: the features of each step are those of the step after."""
+    """Spoil a record: the features of each step are those of the step after."""
     following = [*recorder.steps[1:], recorder.steps[0]]
     recorder.steps = [
         (step, features, *rest)
@@ -64,7 +64,7 @@ def late(recorder: Recorder) -> None:
 
 
 def maskgit_records(no_class: int = 10, spoil: Callable[[Recorder], None] | None = None) -> Records:
-    """What the original stores of the recorded MaskGIT run, from ours.
+    """Return what the original stores of a MaskGIT run, from our trajectories.
 
     Source: MIGM-Shortcut MaskGIT-Shortcut/Trainer/vit.py sample_makedata; golden/README.md section 8.
     """
@@ -114,7 +114,7 @@ def test_records_of_maskgit_equal_the_original() -> None:
 
 
 def lumina_records(run: Run, spoil: Callable[[Recorder], None] | None) -> Records:
-    """What the original stores of the recorded Lumina-DiMOO run, from ours.
+    """Return what the original stores of a Lumina-DiMOO run, from our trajectories.
 
     Source: MIGM-Shortcut DiMOO-Shortcut generators/image_generation_generator.py
     generate_image_makeshortcutdata; golden/README.md section 8.
@@ -151,7 +151,7 @@ def test_records_of_lumina_equal_the_original() -> None:
 
 
 def real_model() -> lumina.OnGrid:
-    """Of the real vocabulary and grid, whose embedding of a token is its id."""
+    """Return a model of the real vocabulary and grid, whose embedding of a token is its id."""
     config = lumina.Config(
         width=8,
         depth=1,
@@ -170,7 +170,7 @@ def real_model() -> lumina.OnGrid:
 
 
 def published_run(golden: GoldenSet, model: lumina.OnGrid) -> Trajectories:
-    """A published record of both branches as one of our runs; its features are one wide."""
+    """Return a published record of both branches as our trajectories; its features are one wide."""
     orders, ids, num_prompt = [], [], []
     for name in NAMES:
         order_S = golden[f"{name}/generation_order.pth"].long()
@@ -201,24 +201,24 @@ def published_run(golden: GoldenSet, model: lumina.OnGrid) -> Trajectories:
     )
 
 
-class Asked(LuminaHead):
-    """A head that remembers what it was asked: new tokens and their places."""
+class RecordingHead(LuminaHead):
+    """Remember the calls: new tokens and their positions."""
 
     def __init__(self) -> None:
         super().__init__(HeadConfig(8, 8, 1, 1, 1, 8, 10_000.0, 1e-5, True, True), device="meta")
 
-    def forward(self, features_BSD: Tensor, _: Any, *asked: Any) -> Tensor:
-        self.asked = asked
+    def forward(self, features_BSD: Tensor, _: Any, *call: Any) -> Tensor:
+        self.call = call
         return features_BSD
 
 
 def check_sample(
     golden: GoldenSet, model: lumina.OnGrid, run: Trajectories, start: int, step: int
 ) -> None:
-    """Compares what is learned from at step `start` of a run with the original's samples of `step`."""
-    part, head = window(run, start, 1), Asked()
+    """Compare what is learned from at step `start` of a run with the original's samples of `step`."""
+    part, head = window(run, start, 1), RecordingHead()
     predict(head, model, part)
-    new_1ND, new_positions, *_ = head.asked
+    new_1ND, new_positions, *_ = head.call
     revealed_K = part.revealed[0].codes_BK[0] + NUM_TEXT_IDS
     assert torch.equal(revealed_K.int(), golden[f"cond/no_prompt/{step}/new_token_ids"])
     is_masked_1L = torch.zeros_like(run.codes_BL, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Losses and training steps of the original MaskGIT-Shortcut trainer.
+"""Check losses and training steps of the original MaskGIT-Shortcut trainer.
 
 Each check has controls: the same with one thing wrong on purpose, which must be told apart.
 """
@@ -31,7 +31,7 @@ SETS = ("mse", "kl", "real_grid")
 
 @dataclass(frozen=True)
 class Replay:
-    """Stands in for `Noise`: the draws of the steps that were recorded."""
+    """Stand in for `Noise`: the draws of the steps that were recorded."""
 
     codes_by_step: dict[int, Tensor]
     gumbel_by_step: dict[int, Tensor]
@@ -44,7 +44,7 @@ class Replay:
 
 
 def build(golden: GoldenSet) -> tuple[Any, Any]:
-    """The model and, if the set has one, its head."""
+    """Return the model and, if the set has one, its head."""
     sizes = golden.info["config"]["vit"]
     known = {"num_heads": sizes["heads"], "num_codes": sizes["codebook_size"]}
     model = checkpoints.build(
@@ -75,7 +75,7 @@ def test_mask_ratios_are_those_of_the_original_trainer(offset):
 
 @dataclass(frozen=True)
 class Case:
-    """One training set: its networks and what its batches say."""
+    """Hold one training set: its networks and what its batches say."""
 
     golden: GoldenSet
     model: Any
@@ -89,12 +89,12 @@ class Case:
 
     @property
     def objective(self) -> OriginalObjective:
-        """The original's, with the weights of the set."""
+        """Return the original objective with the weights of the set."""
         args = self.golden.args
         return OriginalObjective(args["mse_weight"], args["kl_weight"], args["T"])
 
     def window(self, number: int) -> Window:
-        """Batch `number` as a window; of as many steps as the set rolls out."""
+        """Return batch `number` as a window; of as many steps as the set rolls out."""
         golden, prefix = self.golden, f"batch{number}/"
         batch, num_tokens = golden.args["batches"][number], self.model.config.num_tokens
         steps = plan(
@@ -117,7 +117,7 @@ class Case:
         )
 
     def check(self, number: int, part: Window, objective: OriginalObjective) -> None:
-        """Compares the loss of one batch, its parts and the features they were taken of."""
+        """Compare the loss of one batch, its parts and the features they were taken of."""
         golden, prefix = self.golden, f"batch{number}/"
         index_BN = part.masked_index[0]
         is_masked_BS = torch.zeros_like(golden[prefix + "mask_map"]).scatter(1, index_BN, True)
@@ -141,17 +141,17 @@ class Case:
         golden.assert_close(loss / golden.args["accum_steps"], prefix + "loss", "loss")
 
     def loss(self, head: Any, number: int, part: Window) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimised in batch `number`."""
+        """Return the scalar that is minimised in batch `number`."""
         return window_loss(head, self.model, part, self.objective)
 
 
 def nonzero(is_chosen_BL: Tensor) -> Tensor:
-    """Indices (B, N) of the True entries of one image."""
+    """Return the indices (B, N) of the True entries of one image."""
     return is_chosen_BL[0].nonzero().T
 
 
 def wide(index_BN: Tensor, features_BSD: Tensor) -> Tensor:
-    """`index_BN` as gather wants it."""
+    """Return `index_BN` in the shape that gather takes."""
     return index_BN.unsqueeze(-1).expand(-1, -1, features_BSD.shape[-1])
 
 
@@ -193,7 +193,7 @@ def test_control_another_objective(what, changes):
 
 
 class Trainer:
-    """Runs `fit` on the batches of a set and keeps the norms after every optimizer step.
+    """Run `fit` on the batches of a set and keep the norms after every optimizer step.
 
     Args:
         case: as `Case`, of this set or that of another model.
@@ -249,14 +249,14 @@ class Trainer:
         return torch.stack(losses).mean(), {}
 
     def norm(self, ours: dict[str, Any]) -> Tensor:
-        """Norm of each published tensor, in the set's order."""
+        """Return the norm of each published tensor, in the set's order."""
         published = publish(self.case.table, {name: t.detach() for name, t in ours.items()})
         return torch.stack(
             [published[name].norm() for name in self.case.golden.args["param_names"]]
         )
 
     def check(self) -> None:
-        """Compares all norms."""
+        """Compare all norms."""
         golden = self.case.golden
         # The gradient of a key's bias is zero but for rounding, which AdamW scales up.
         names = golden.args["param_names"]

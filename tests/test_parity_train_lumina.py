@@ -1,4 +1,4 @@
-"""Losses and training steps of the original DiMOO-Shortcut trainer.
+"""Check losses and training steps of the original DiMOO-Shortcut trainer.
 
 Each check has controls: the same with one thing wrong on purpose, which must be told apart.
 """
@@ -31,7 +31,7 @@ SETTINGS = replace(ARCHITECTURE.settings, guidance=())
 
 
 class Unconditional:
-    """Asks a head for the second of two branches, which does not see its prompt.
+    """Ask a head for the second of two branches, which does not see its prompt.
 
     The original trains on one branch at a time; the first one here is made up.
     """
@@ -55,7 +55,7 @@ class Unconditional:
 
 @dataclass(frozen=True)
 class Case:
-    """One training set: its networks and what its batches say."""
+    """Hold one training set: its networks and what its batches say."""
 
     golden: GoldenSet
     model: lumina.OnGrid
@@ -81,14 +81,14 @@ class Case:
 
     @property
     def objective(self) -> OriginalObjective:
-        """The original's, with the weights of the set."""
+        """Return the original objective with the weights of the set."""
         args = self.golden.args
         return OriginalObjective(
             args["mse_weight"], args["kl_weight"], args["T"], only_masked=False
         )
 
     def steps(self, first: int, length: int) -> list[Step]:
-        """The original trainer's steps. Its mask ratios are those of 4096 tokens, whatever the grid, in float64."""
+        """Return the original trainer's steps. Its mask ratios are those of 4096 tokens, in float64, on any grid."""
         num_steps = self.golden.args["n_steps"]
         ratios = [math.cos(math.pi / 2 * (t / num_steps)) for t in range(num_steps)]
         ratios = [math.floor(4096 * ratio) / 4096 for ratio in ratios]
@@ -105,7 +105,7 @@ class Case:
         ]
 
     def window(self, number: int) -> Window:
-        """Batch `number` as a window; of as many steps as the set rolls out."""
+        """Return batch `number` as a window; of as many steps as the set rolls out."""
         golden, prefix = self.golden, f"batch{number}/"
         batch, config = golden.args["batches"][number], self.model.config
         tokens_BS = golden[prefix + "cur_token_ids"]
@@ -123,21 +123,21 @@ class Case:
         )
 
     def of_image(self, values_BS: Tensor) -> Tensor:
-        """What stands at the image tokens."""
+        """Return the features at the image tokens."""
         index_1L = torch.arange(self.model.num_tokens).unsqueeze(0)
         return values_BS.gather(1, self.model.image_positions(index_1L, values_BS.shape[1]))
 
     def asked(self, head: Any, number: int) -> Any:
-        """`head` as the branch of batch `number` asks it."""
+        """Return `head` as the branch of batch `number` calls it."""
         is_first = "uncond" not in self.golden.args["batches"][number]["key"]
         return head if is_first else Unconditional(head)
 
     def loss(self, head: Any, number: int, part: Window) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimised in batch `number`."""
+        """Return the scalar that is minimised in batch `number`."""
         return window_loss(self.asked(head, number), self.model, part, self.objective)
 
     def check(self, number: int, part: Window, objective: OriginalObjective) -> None:
-        """Compares the loss of one batch, its parts and the features they were taken of."""
+        """Compare the loss of one batch, its parts and the features they were taken of."""
         golden, prefix = self.golden, f"batch{number}/"
         head = self.asked(self.head, number)
         (estimate,) = predict(head, self.model, part)

@@ -1,4 +1,4 @@
-"""Processes that do one thing together: what each takes of it, and that they meet."""
+"""Check how processes share out work and exchange values."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from shortcut_pack.shortcut import quantized
 from shortcut_pack.shortcut.checkpoint import Checkpoint
 from shortcut_pack.shortcut.files import read
 from shortcut_pack.shortcut.models.layers import Bare
+from shortcut_pack.shortcut.models.layout import rename_keys
 from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
-from shortcut_pack.shortcut.pipeline import check_head
+from shortcut_pack.shortcut.pipeline import check_head, default_dtype
+from shortcut_pack.shortcut.quantized import MARK
 from torch import Tensor
 
 FLOAT8 = torch.float8_e4m3fn
@@ -240,14 +242,18 @@ def mark(text: str) -> Tensor:
     [
         ({"weight_scale": None}, f"'{LAYER}.weight_scale' is missing: .* as float8_e4m3fn"),
         ({"weight": None}, f"'{LAYER}.weight' is missing, but it is said to be quantized"),
-        ({"comfy_quant": None}, f"1 keys are not of .*: '{LAYER}.weight_scale'"),
         ({"comfy_quant": mark("{")}, f"'{LAYER}.comfy_quant' does not hold the description"),
         ({"comfy_quant": mark("{}")}, f"'{LAYER}.comfy_quant' does not hold .*KeyError"),
-        ({"comfy_quant": torch.zeros(2, 2)}, "does not hold the description .*TypeError"),
+        ({"comfy_quant": torch.zeros(2, 2)}, "does not hold the description .*ValueError"),
         (
             {"comfy_quant": mark('{"format": "int3"}')},
             "quantized as 'int3', expected one of float8",
         ),
+        (
+            {"comfy_quant": torch.zeros(1, dtype=torch.uint8).expand(2**40)},
+            "does not hold the description .*does not store all its values",
+        ),
+        ({"comfy_quant": "text"}, "does not hold the description .*is a str"),
         ({"weight": torch.zeros(160, 64)}, r"is torch.float32 .*, expected torch.float8_e4m3fn"),
         ({"weight": torch.zeros(160, 65).to(FLOAT8)}, r"has shape \(160, 65\), expected \(160, 64"),
         ({"weight_scale": torch.zeros(())}, "expected one positive float32 value"),
@@ -273,6 +279,26 @@ def test_scales_of_activations_are_left_to_comfyui(path: Path) -> None:
     [
         ("int8_tensorwise", torch.zeros(160, 64, dtype=torch.int8), {}),
         (
+            "mxfp8",
+            torch.zeros(160, 64, dtype=FLOAT8),
+            {"weight_scale": torch.zeros(160, 2, dtype=torch.uint8)},
+        ),
+        (
+            "asym_w4a8_int8",
+            torch.zeros(160, 32, dtype=torch.int8),
+            {
+                "weight_scale": None,
+                "weight_s_rel": torch.zeros(160, 4).to(FLOAT8),
+                "weight_s_channel": torch.ones(160),
+                "weight_codebook": torch.ones(16),
+            },
+        ),
+        (
+            "awq_w4a16",
+            torch.zeros(160, 32, dtype=torch.int8),
+            {"weight_scale": torch.ones(1, 160), "weight_zeros": torch.zeros(1, 160)},
+        ),
+        (
             "nvfp4",
             torch.zeros(160, 32, dtype=torch.uint8),
             {"weight_scale": torch.zeros(160, 4).to(FLOAT8), "weight_scale_2": torch.ones(())},
@@ -280,7 +306,7 @@ def test_scales_of_activations_are_left_to_comfyui(path: Path) -> None:
     ],
 )
 def test_other_quantized_layers_load_for_comfyui_alone(
-    format: str, stored: Tensor, scales: dict[str, Tensor], path: Path
+    format: str, stored: Tensor, scales: dict[str, Any], path: Path
 ) -> None:
     raw, metadata = changed(
         path, weight=stored, comfy_quant=mark(json.dumps({"format": format})), **scales
@@ -288,21 +314,169 @@ def test_other_quantized_layers_load_for_comfyui_alone(
     found = checkpoints.from_tensors(raw, metadata)
     assert found.num_parameters == tiny().num_parameters
     kept = found.tensors[f"{LAYER}.weight"]
-    assert kept.dtype == stored.dtype and torch.equal(kept, stored)
+    assert kept.dtype == stored.dtype and torch.equal(kept.float(), stored.float())
     for refused in (checkpoints.build, lambda found: checkpoints.cast(found, torch.float32)):
         with pytest.raises(ValueError, match=f"quantized as {format}, which only ComfyUI computes"):
             refused(found)
 
 
-def test_a_quantized_embedding_is_for_comfyui_alone(path: Path) -> None:
+def test_a_float8_embedding_becomes_bfloat16(path: Path) -> None:
     raw, metadata = changed(path)
     stored = quantized.quantize("token.weight", raw["token.weight"], FLOAT8)
     found = checkpoints.from_tensors(raw | stored, metadata, path)
-    with pytest.raises(
-        ValueError, match=r"safetensors: tensor 'token.weight' is quantized and not of"
-    ):
-        checkpoints.build(found)
-    assert features(checkpoints.cast(found, torch.float32)).isfinite().all()
+    expected = quantized.dequantize(
+        stored["token.weight"], stored["token.weight_scale"], torch.bfloat16
+    )
+    assert torch.equal(found.tensors["token.weight"], expected)
+    assert "token.weight" not in found.quantized and "token.comfy_quant" not in found.tensors
+    assert features(found).isfinite().all()
+
+
+# The same in files of others.
+
+
+Raw = dict[str, Any]
+
+
+def in_the_header(raw: Raw, metadata: Raw) -> tuple[Raw, Raw]:
+    layers = {
+        key.removesuffix(".comfy_quant"): json.loads(bytes(value.tolist()))
+        for key, value in raw.items()
+        if key.endswith(".comfy_quant")
+    }
+    rest = {key: value for key, value in raw.items() if not key.endswith(".comfy_quant")}
+    about = json.dumps({"format_version": "1.0", "layers": layers})
+    return rest, {**metadata, "_quantization_metadata": about}
+
+
+def older(raw: Raw, metadata: Raw) -> tuple[Raw, Raw]:
+    rest = {"scaled_fp8": torch.zeros(2, dtype=FLOAT8)}
+    for key, value in raw.items():
+        layer, _, name = key.rpartition(".")
+        if name == "weight_scale":
+            rest[f"{layer}.scale_weight"] = value.reshape(1)
+            rest[f"{layer}.scale_input"] = torch.ones(1)
+        elif name != "comfy_quant":
+            rest[key] = value
+    return rest, metadata
+
+
+def without_marks(raw: Raw, metadata: Raw) -> tuple[Raw, Raw]:
+    return {key: value for key, value in raw.items() if not key.endswith("comfy_quant")}, metadata
+
+
+def with_input_scales(raw: Raw, metadata: Raw) -> tuple[Raw, Raw]:
+    rest, _ = older(raw, metadata)
+    return rest | {f"{LAYER}.scale_input": torch.tensor(0.5)}, metadata
+
+
+def as_published(raw: Raw, metadata: Raw) -> tuple[Raw, Raw]:
+    theirs = {
+        name: key
+        for key in lumina_folder.raw()
+        for name in rename_keys(lumina.LAYOUT.table, [key])
+        if name != "code_output.weight"
+    }
+    weights = {theirs[key]: value for key, value in raw.items() if key in theirs}
+    around = {
+        f"{theirs[f'{layer}.weight'].removesuffix('.weight')}.{name}": value
+        for key, value in raw.items()
+        for layer, _, name in [key.rpartition(".")]
+        if name in quantized.EXTRAS
+    }
+    return lumina_folder.raw() | weights | around, {}
+
+
+@pytest.mark.parametrize("where", ["", "model.diffusion_model."])
+@pytest.mark.parametrize(
+    "write", [in_the_header, older, without_marks, with_input_scales, as_published]
+)
+def test_every_way_to_say_float8_is_the_same_model(write: Any, where: str, path: Path) -> None:
+    raw, metadata = write(*changed(path))
+    raw = {where + key: value for key, value in raw.items()}
+    if "_quantization_metadata" in metadata and where:
+        about = json.loads(metadata["_quantization_metadata"])
+        about["layers"] = {where + layer: value for layer, value in about["layers"].items()}
+        metadata = {**metadata, "_quantization_metadata": json.dumps(about)}
+    sizes = {"num_heads": 4, **lumina_folder.SIZES, "rope_theta": 500_000.0}
+    found = checkpoints.from_tensors(raw, metadata, **(sizes if write is as_published else {}))
+    expected = checkpoints.load(path)
+    assert found.quantized == expected.quantized
+    network: Any = checkpoints.build(found)
+    assert network.get_submodule(LAYER).weight.dtype == FLOAT8
+    actual, wanted = (features(item, dtype=torch.float32) for item in (found, expected))
+    if write is not as_published:  # whose other weights are float32
+        assert found.fingerprint == expected.fingerprint
+        torch.testing.assert_close(actual, wanted)
+    assert (actual - wanted).norm() < 0.05 * wanted.norm()
+    marks = [json.loads(bytes(v.tolist())) for k, v in found.tensors.items() if MARK in k]
+    assert [mark["full_precision_matrix_mult"] for mark in marks] == [True] * 21
+    scales = [name for name in found.tensors if name.endswith("input_scale")]
+    assert scales == ([f"{LAYER}.input_scale"] if write is with_input_scales else [])
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"layers": 3}'])
+def test_a_header_that_describes_nothing(text: str, path: Path) -> None:
+    raw, metadata = changed(path)
+    with pytest.raises(ValueError, match="_quantization_metadata do not describe quantized layers"):
+        checkpoints.from_tensors(raw, {**metadata, "_quantization_metadata": text}, path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("is_everything", [True, False])
+def test_a_plain_cast_is_no_type_to_compute_in(dtype: torch.dtype, is_everything: bool) -> None:
+    raw = {
+        key: value.to(dtype) if is_everything or "proj" in key else value
+        for key, value in lumina_folder.raw().items()
+    }
+    found = checkpoints.from_tensors(raw, num_heads=4, **lumina_folder.SIZES)
+    assert found.dtype not in quantized.FLOAT8 and found.quantized
+    assert default_dtype(found) not in quantized.FLOAT8
+    exact = {key: value.float() for key, value in raw.items()}
+    expected = checkpoints.from_tensors(exact, num_heads=4, **lumina_folder.SIZES)
+    assert found.config == expected.config
+    torch.testing.assert_close(features(found, dtype=torch.float32), features(expected))
+    assert_same(checkpoints.cast(found, torch.float32), expected)
+    with pytest.raises(ValueError, match="quantized already"):
+        checkpoints.cast(found, FLOAT8)
+
+
+@pytest.mark.parametrize("make", [builders.head, builders.vq])
+def test_a_plain_cast_of_a_small_network_becomes_bfloat16(make: Any) -> None:
+    checkpoint = make()
+    raw = {name: tensor.to(FLOAT8) for name, tensor in checkpoint.tensors.items()}
+    found = checkpoints.from_tensors(raw, described(checkpoint))
+    assert (found.dtype, found.quantized) == (torch.bfloat16, {})
+    for name, tensor in raw.items():
+        assert torch.equal(found.tensors[name].float(), tensor.float()), name
+
+
+def described(checkpoint: Checkpoint) -> dict[str, str]:
+    return {
+        "shortcut.format": checkpoint.layout.name,
+        "shortcut.version": "1",
+        "shortcut.config": json.dumps(asdict(checkpoint.config)),
+    }
+
+
+def test_rows_of_another_quantized_output_matrix_are_not_guessed() -> None:
+    raw: dict[str, Any] = lumina_folder.raw()
+    output = "model.transformer.ff_out"
+    weight = raw[f"{output}.weight"].to(torch.int8)
+    raw |= {f"{output}.weight": weight, f"{output}.weight_scale": torch.ones(())}
+    raw[f"{output}.comfy_quant"] = mark('{"format": "int8_tensorwise"}')
+    with pytest.raises(ValueError, match="int8_tensorwise, and only some of its rows"):
+        checkpoints.from_tensors(raw, num_heads=4, **lumina_folder.SIZES)
+
+
+def test_rows_of_a_float8_output_matrix_are_kept_with_its_scale() -> None:
+    raw: dict[str, Any] = lumina_folder.raw()
+    output = "model.transformer.ff_out"
+    exact = checkpoints.from_tensors(raw, num_heads=4, **lumina_folder.SIZES)
+    raw |= quantized.quantize(f"{output}.weight", raw[f"{output}.weight"], FLOAT8)
+    found = checkpoints.from_tensors(raw, num_heads=4, **lumina_folder.SIZES)
+    back = checkpoints.cast(found, torch.float32).tensors["code_output.weight"]
+    torch.testing.assert_close(back, exact.tensors["code_output.weight"], rtol=0.07, atol=1e-3)
 
 
 def test_conversions_that_make_no_sense(path: Path, tmp_path: Path) -> None:

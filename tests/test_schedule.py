@@ -284,7 +284,7 @@ def test_full_steps_as_a_list():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"num_steps": 0}, "steps must be at least 1, got 0"),
+        ({"num_steps": 0}, "steps must be a whole number of at least 1, got 0"),
         ({"schedule": "sine"}, "schedule must be one of .*, got 'sine'"),
         ({"temperature": -0.1}, "temperature must be a finite number of at least 0, got -0.1"),
         ({"temperature": math.nan}, "temperature must be a finite number"),

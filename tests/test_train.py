@@ -1,4 +1,4 @@
-"""Training of shortcut heads, on a tiny random model: it learns, and it is the same again."""
+"""Check the training of shortcut heads, on a tiny random model: it learns, and it is the same again."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ ROLLOUTS = RolloutConfig(
 
 @cache
 def model() -> MaskGIT:
-    """A random model made to listen to its tokens, as a trained one does."""
+    """Return a random model made to listen to its tokens, as a trained one does."""
     sizes = Config(
         grid=4, width=32, depth=2, num_heads=2, mlp_width=64, num_codes=12, num_classes=NUM_CLASSES
     )
@@ -101,7 +101,7 @@ def train(
 
 @cache
 def whole() -> nn.Module:
-    """The head of an undisturbed training; only read."""
+    """Return the head of an undisturbed training; only read."""
     return train()
 
 
@@ -365,7 +365,7 @@ def test_a_head_that_starts_from_full_passes_learns_whole_stretches_at_once():
 
 
 def shown_before(recorded: Trajectories, end: int, length: int) -> int:
-    """Tokens that the `length` steps before step `end` revealed; -1 = there are not as many steps."""
+    """Return the tokens that the `length` steps before step `end` revealed; -1 = there are not as many steps."""
     counts = [step.num_revealed for step in recorded.steps[:end]]
     return sum(counts[-length:]) if length <= end else -1
 
@@ -373,7 +373,7 @@ def shown_before(recorded: Trajectories, end: int, length: int) -> int:
 def used_run(
     head: nn.Module, num_steps: int, full_steps: tuple[int, ...], seed: int
 ) -> Trajectories:
-    """What a run with a head in the steps that are not full did."""
+    """Return the trajectories of a run in which a head predicts the steps that are not full."""
     conditions = (torch.tensor([0, 1]), torch.full((2,), NUM_CLASSES))
     recorder = Recorder(conditions, dtype=torch.float32)
     generate(
@@ -391,7 +391,7 @@ def used_run(
 
 
 def loud_head(from_full: bool) -> nn.Module:
-    """A random head that changes what it is given."""
+    """Return a random head that changes what it is given."""
     head = initialised(LAYOUT, replace(HEAD, from_full=from_full), 0)
     nn.init.normal_(head.proj_out.weight, generator=torch.Generator().manual_seed(1))
     return head

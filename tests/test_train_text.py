@@ -1,4 +1,4 @@
-"""Heads of text models in training: where they begin, and which positions count in their loss."""
+"""Check heads of text models in training: where they begin, and which positions count in their loss."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS = replace(ARCHITECTURE.settings, num_steps=6)
 
 
 def teacher() -> Any:
-    """A random model on its grid, made to listen to its tokens, as a trained one does."""
+    """Return a random model on its grid, made to listen to its tokens, as a trained one does."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = lumina.LuminaDiMOO(CONFIG).requires_grad_(False).eval()

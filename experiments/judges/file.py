@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from shortcut.files import read, written_whole
+from shortcut.files import read
+from shortcut.writing import written_whole
 
 FOLDER = Path(__file__).parent
 JUDGE = FOLDER / "scenes-judge.safetensors"

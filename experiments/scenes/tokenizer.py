@@ -18,9 +18,9 @@ from typing import Any
 
 from experiments.scenes.captions import caption
 from experiments.scenes.scene import compose_varied
-from shortcut.files import written_whole
 from shortcut.models.lumina_dimoo.prompts import TASKS
 from shortcut.models.lumina_dimoo.transformer import SPECIAL_IDS
+from shortcut.writing import written_whole
 
 NUM_TEXT_IDS = 640
 CAPTION_SEEDS = range(20_000)  # of the captions whose words are known

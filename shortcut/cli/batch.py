@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,8 +18,10 @@ from tqdm import tqdm
 
 from ..distributed import Ranks, process_group
 from ..pipeline import Pipeline
+from ..writing import check_writable
+from . import texts
 from .options import with_line
-from .output import are_finished, write_pictures
+from .output import are_finished, paths_of, write_pictures
 from .requests import job_of, load_pipeline
 
 # What a picture is expected to fail with: bad input, files, logits that are not finite, the device.
@@ -58,18 +61,19 @@ def read_lines(options: argparse.Namespace) -> dict[int, Line]:
         OSError, ValueError: the file cannot be read, or says nothing.
     """
     lines: dict[int, Line] = {}
-    names: set[str] = set()
-    # Not splitlines(): a JSON text may hold U+2028 and the like as they are. The mark in front is of Windows' editors.
-    texts = options.prompts.read_text(encoding="utf-8-sig").split("\n")
-    for number, text in enumerate(texts, 1):
+    taken: set[str] = set()  # names of files, as a system knows them that does not tell A from a
+    for number, text in enumerate(texts.read_lines(options.prompts), 1):
         if not text.strip():
             continue
         try:
             line = with_line(options, text)
             line.name = line.name or f"{number:05}"
-            if line.name in names:
-                raise ValueError(f"a line above it has the name {line.name!r} too.")
-            names.add(line.name)
+            files = {_folded(path.name) for path in line_paths(options.out_dir, line)}
+            if files & taken:
+                raise ValueError(
+                    f"a line above it has the name {line.name!r} too, or one that some systems do not tell from it."
+                )
+            taken |= files
             lines[number] = line
         except ValueError as error:
             lines[number] = str(error)
@@ -88,18 +92,29 @@ def make(pipeline: Pipeline, lines: Mapping[int, Line], folder: Path, *, is_show
         try:
             if isinstance(line, str):
                 raise ValueError(line)
-            out, job = folder / f"{line.name}.png", job_of(pipeline, line)
-            if are_finished(out, job.num_images, job.about):
+            job = job_of(pipeline, line)
+            out, *more = line_paths(folder, line)
+            if are_finished([out, *more], job.about):
                 outcome.skipped.append(number)
                 continue
+            check_writable(out)  # a disk that has filled up costs no more pictures
             codes_Bhw = job.run(pipeline).codes_BL.unflatten(1, job.grid)
-            write_pictures(out, pipeline.decode(codes_Bhw), job.about, job.graph)
+            write_pictures([out, *more], pipeline.decode(codes_Bhw), job.about, job.graph)
             outcome.made.append(number)
         except FAILURES as error:
             outcome.failed[number] = str(error)
         except Exception as error:  # our mistake, but no reason to lose the other lines
             outcome.failed[number] = f"{type(error).__name__}: {error}"
     return outcome
+
+
+def line_paths(folder: Path, line: argparse.Namespace) -> list[Path]:
+    """Return where the pictures of a line go."""
+    return paths_of(folder / f"{line.name}.png", max(1, line.batch_size))
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def merged(outcomes: Iterable[Outcome]) -> Outcome:

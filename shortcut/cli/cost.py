@@ -21,7 +21,8 @@ from .. import models
 from ..accelerators.shortcut_head import ShortcutHead
 from ..denoiser import Denoiser
 from ..flops import LiveTensors, count_flops, fused
-from ..grid import Grid, check_multiples
+from ..grid import Grid, check_multiples, check_sides
+from ..guard import check_whole
 from ..models.architecture import (
     Architecture,
     Branches,
@@ -37,6 +38,7 @@ from ..noise import Noise
 from ..sampler import Trace, sample
 from ..schedule import Settings, Step, plan
 
+MAX_PROMPT_TOKENS = 2**16
 T, MB, GB = 1e12, 1e6, 1e9
 
 
@@ -104,7 +106,9 @@ def run(options: argparse.Namespace) -> int:
     rows, columns = published.size.grid
     width = columns * downscale if options.width is None else options.width
     height = rows * downscale if options.height is None else options.height
+    check_sides(width, height, downscale)
     check_multiples(width, height, downscale)
+    check_whole("--prompt-tokens", options.prompt_tokens, 0, MAX_PROMPT_TOKENS)
     grid = height // downscale, width // downscale
     conditions = published.size.conditions(options.prompt_tokens)
     num_steps = published.settings.num_steps if options.steps is None else options.steps

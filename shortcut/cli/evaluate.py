@@ -19,6 +19,7 @@ from ..accelerators.shortcut_head import ShortcutHead
 from ..checkpoint import Checkpoint
 from ..flops import count_flops
 from ..generate import generate
+from ..guard import MAX_IMAGES, MAX_STEPS, check_whole
 from ..models.architecture import HeadNetwork, ModelNetwork
 from ..models.layers import Bare
 from ..pipeline import advice_on_memory, check_head
@@ -74,6 +75,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(
             f"--num and --chain must be at least 1, got {options.num}, {options.chain}."
         )
+    check_whole("--num", options.num, 1, MAX_IMAGES)
+    check_whole("--chain", options.chain, 1, MAX_STEPS)
     full_steps = options.full_steps or [
         usual_full_steps(model_file.architecture, settings.num_steps)
     ]
@@ -124,7 +127,7 @@ def load_head(options: argparse.Namespace, teacher: Teacher, model_file: Checkpo
             )
         usual = shipped.NAME if options.prompts is None else shipped.TEXT_NAME
         path = shipped.CHOICES[usual]["head"]
-    head_file = checkpoints.load(path, kind="head")
+    head_file = checkpoints.load(path, kind="head", model=model_file)
     if doubt := check_head(head_file, model_file):
         logger.warning(doubt)
     network = checkpoints.build(head_file, dtype=teacher.model.dtype, device=teacher.device)

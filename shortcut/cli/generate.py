@@ -13,7 +13,7 @@ from ..generate import Result
 from ..sampler import Trace
 from . import batch
 from .options import add_files, add_how, add_what, add_where, check_outputs
-from .output import write_pictures, write_tokens
+from .output import paths_of, write_pictures, write_tokens
 from .requests import Job, job_of, load_pipeline
 
 
@@ -37,7 +37,8 @@ def run(options: argparse.Namespace) -> int:
     with tqdm(total=job.num_steps, unit="step", disable=None, file=sys.stderr) as bar:
         result = job.run(pipeline, lambda trace: progress(bar, trace))
     codes_Bhw = result.codes_BL.unflatten(1, job.grid)
-    write_pictures(options.out, pipeline.decode(codes_Bhw), job.about, job.graph)
+    paths = paths_of(options.out, job.num_images)
+    write_pictures(paths, pipeline.decode(codes_Bhw), job.about, job.graph)
     if options.save_tokens is not None:
         write_tokens(options.save_tokens, codes_Bhw)
     if options.json:

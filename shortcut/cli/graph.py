@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from .. import shipped
@@ -145,12 +145,13 @@ def _choice(checkpoint: Checkpoint, folder: str) -> str:
             return name
     if path.name.endswith(INDEX_SUFFIX) and path.parent.name != folder:
         path = path.parent
-    return str(_inside(path.absolute(), folder))
+    return _inside(path.absolute(), folder)
 
 
-def _inside(path: Path, folder: str) -> Path:
+def _inside(path: PurePath, folder: str) -> str:
+    """Return the path inside of `folder`, with / on every system; the name alone if it is not in it."""
     outer = [parent for parent in path.parents if parent.name == folder]
-    return path.relative_to(outer[0]) if outer else Path(path.name)
+    return path.relative_to(outer[0]).as_posix() if outer else path.name
 
 
 def _is_rewritten(value: Any) -> bool:

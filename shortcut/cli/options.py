@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..accelerators.choice import NAMES as ACCELERATORS
-from ..files import check_writable
 from ..models import tasks
 from ..models.architecture import PRESET_NAMES, Architecture
 from ..schedule import SCHEDULES
+from ..writing import check_name, check_writable
+from .output import paths_of
 
 # Option -> the field of `Request` that it fills or needs. Architectures differ in what they take.
 FIELDS = {
@@ -184,7 +185,10 @@ def check_outputs(options: argparse.Namespace) -> None:
             raise ValueError(
                 f"--out {options.out} is no PNG: pictures are PNG files. Name it .png."
             )
-        for path in filter(None, (options.out, options.save_tokens)):
+        if options.save_tokens is not None and _same(options.out, options.save_tokens):
+            raise ValueError("--out and --save-tokens name the same file. Give two names.")
+        first, *_, last = paths_of(options.out, max(1, options.batch_size)) * 2
+        for path in filter(None, (first, last, options.save_tokens)):
             check_writable(path)
     else:
         if options.out_dir is None:
@@ -192,6 +196,13 @@ def check_outputs(options: argparse.Namespace) -> None:
         for name in ("out", "save_tokens"):
             if getattr(options, name) is not None:
                 raise ValueError(f"{flag(name)} does not go with --prompts. Leave it out.")
+        if options.out_dir.exists() and not options.out_dir.is_dir():
+            raise NotADirectoryError(f"--out-dir {options.out_dir} is a file, not a folder.")
+        check_writable(options.out_dir / "00001.png")
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.absolute() == other.absolute()
 
 
 def fields_given(options: argparse.Namespace) -> frozenset[str]:
@@ -236,14 +247,25 @@ def with_line(options: argparse.Namespace, text: str) -> argparse.Namespace:
     if unknown := [key for key in line if key != NAME and flag(key) not in parser.flags]:
         known = ", ".join((NAME, *(known.lstrip("-") for known in parser.flags)))
         raise ValueError(f"it has {unknown[0]!r}, which is no option. Known are: {known}.")
-    name = line.get(NAME)
-    if name is not None and (not isinstance(name, str) or name in ("", ".", "..") or "/" in name):
-        raise ValueError(f"its name is {name!r}, expected that of a file, without a folder.")
-    arguments = [
-        f"{flag(key)}={_argument(key, value)}" for key, value in line.items() if key != NAME
-    ]
+    # pandas and jq write null, or NaN, where nothing is given.
+    line = {key: value for key, value in line.items() if value is not None and value == value}
+    name = line.pop(NAME, None)
+    if name is not None:
+        name = _checked_name(name)
+    arguments = [f"{flag(key)}={_argument(key, value)}" for key, value in line.items()]
     # What the namespace holds already stays where the line says nothing.
     return parser.parse_args(arguments, argparse.Namespace(**{**vars(options), NAME: name}))
+
+
+def _checked_name(name: Any) -> str:
+    """Return the name of a picture in a line. Raises ValueError if some system cannot hold it."""
+    if isinstance(name, int | float) and not isinstance(name, bool):
+        name = _argument(NAME, name)
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name:
+        raise ValueError(f"its name is {name!r}, expected that of a file, without a folder.")
+    check_name(name)
+    check_name(f"{name}.png")
+    return name
 
 
 def _argument(key: str, value: Any) -> str:
@@ -251,7 +273,9 @@ def _argument(key: str, value: Any) -> str:
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(v, str | int | float) and not isinstance(v, bool) for v in values):
         raise ValueError(f"its {key} is {value!r}, expected a text, a number or a list of numbers.")
-    return ",".join(map(str, values))
+    # pandas writes 5.0 for 5 in a column where some rows have nothing.
+    is_whole = [isinstance(v, float) and v.is_integer() for v in values]
+    return ",".join(str(int(v) if whole else v) for v, whole in zip(values, is_whole, strict=True))
 
 
 class _LineParser(argparse.ArgumentParser):

@@ -21,16 +21,19 @@ from ..files import FORMAT_KEY, find, read_metadata
 from ..flops import count_flops
 from ..generate import Result, masked_at_start, needed_branches
 from ..grid import Grid
+from ..guard import MAX_IMAGES, MAX_SEED, check_whole
 from ..init_image import Pictures, start_of
 from ..models.architecture import Architecture, Branches, Request
 from ..pipeline import Pipeline, chosen_settings
 from ..sampler import Trace
 from ..schedule import Settings, plan
+from . import contents
 from .graph import Graph, graph_of
 from .options import check_taken, fields_given
 
 logger = logging.getLogger(__name__)
 
+PICTURES = ("image", "style_image", "mask")  # options that name files
 NO_HEAD = "none"  # as --head
 
 
@@ -113,11 +116,10 @@ def job_of(pipeline: Pipeline, options: argparse.Namespace) -> Job:
         OSError: a picture cannot be read.
     """
     num_images = options.batch_size
-    if num_images < 1:
-        raise ValueError(f"batch size must be at least 1, got {num_images}.")
-    if options.seed < 0:
-        raise ValueError(f"seed must be at least 0, got {options.seed}.")
+    check_whole("batch size", num_images, 1, MAX_IMAGES)
+    check_whole("seed", options.seed, 0, MAX_SEED)
     check_taken(options, pipeline.architecture)
+    hashes = hashes_of(options)
     pictures = Pictures(**{item.name: getattr(options, item.name) for item in fields(Pictures)})
     begin = start_of(pipeline, pictures, options.task)
     request = Request(
@@ -163,7 +165,11 @@ def job_of(pipeline: Pipeline, options: argparse.Namespace) -> Job:
         start=start,
         num_to_make=num_to_make,
         num_steps=len(steps),
-        about=_about(pipeline, options, request, settings, begin.grid),
+        about={
+            **_about(pipeline, options, request, settings, begin.grid),
+            "conditions": contents.of_conditions(conditions),
+            **hashes,
+        },
         graph=graph,
     )
 
@@ -197,6 +203,18 @@ def full_steps_of(text: str) -> int | tuple[int, ...]:
     return numbers if "," in text else numbers[0]
 
 
+def hashes_of(options: argparse.Namespace) -> dict[str, str]:
+    """Return what tells the pictures that a run starts from apart. Raise OSError if one cannot be read.
+
+    They are hashed before they are opened: one that is replaced meanwhile makes the result count as another's.
+    """
+    return {
+        f"{name}_sha256": contents.of_file(path)
+        for name in PICTURES
+        if (path := getattr(options, name)) is not None and path.is_file()
+    }
+
+
 def _about(
     pipeline: Pipeline,
     options: argparse.Namespace,
@@ -205,19 +223,24 @@ def _about(
     grid: Grid,
 ) -> dict[str, Any]:
     """Return what pictures say about themselves."""
-    changed = ("image", "style_image", "mask", "outpaint", "denoise")
-    model, head = pipeline.model_file, pipeline.head_file
+    model, vq, head = pipeline.model_file, pipeline.vq_file, pipeline.head_file
     other: dict[str, Any] = {}
     if pipeline.accelerator_name in TRAINING_FREE:
         head, other = None, {"accelerator": pipeline.accelerator_name}
+    pictures = {name: path for name in PICTURES if (path := getattr(options, name)) is not None}
+    changed = ("outpaint", "denoise")
     return {
         "model": model.name,
         "model_fingerprint": model.fingerprint,
+        "vq": vq.name,
+        "vq_fingerprint": vq.fingerprint,
         "head": head and head.name,
         "head_fingerprint": head and head.fingerprint,
         **other,
+        "weights": contents.of_networks(pipeline),
         "dtype": str(pipeline.model.dtype).removeprefix("torch."),
         **pipeline.conditioner.described(request),
+        **{name: contents.name_of(path) for name, path in pictures.items()},
         **{name: str(given) for name in changed if (given := getattr(options, name)) is not None},
         "width": grid[1] * pipeline.downscale,
         "height": grid[0] * pipeline.downscale,

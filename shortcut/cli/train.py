@@ -15,25 +15,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from .. import checkpoint as checkpoints
 from ..checkpoint import Checkpoint
 from ..distributed import Ranks, process_group
-from ..files import OUR_SUFFIX, check_writable, written_whole
+from ..files import FORMAT_KEY, OUR_SUFFIX, read_metadata
 from ..grid import usual_grid
+from ..models import layouts
 from ..pipeline import advice_on_memory, checked_device
 from ..train.chart import loss_chart
 from ..train.cpu import keep_memory
 from ..train.fit import LossError
 from ..train.learn import GB, HeadPlan, head_config, head_layout, learn, recipe_for, rollouts_for
-from ..train.log import Figures, read_log
+from ..train.log import Figures, check_log, read_log
 from ..train.loss import Objective
 from ..train.progress import progress_bar
 from ..train.teacher import Teacher
+from ..writing import WriteError, check_writable, locked, written_whole
 from .train_options import add_model, add_sampling, add_where, load_teacher, runs_of
 
 logger = logging.getLogger(__name__)
 
+CHART = "shortcut-chart"  # the text chunk of a PNG that tells our charts
 INTERRUPTED = 130  # exit status, as of every command
 
 
@@ -102,10 +107,20 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train. Returns the exit status; errors are exceptions whose text is for the user."""
+    """Train. Return the exit status; errors are exceptions whose text is for the user."""
     check_out(options.out)
     keep_memory()
-    ranks, checkpoint = Ranks.here(), checkpoint_of(options.out)
+    ranks = Ranks.here()
+    if ranks.rank > 0:
+        return train(options, ranks)
+    with locked(checkpoint_of(options.out), "a training"):
+        check_own(options.out)
+        return train(options, ranks)
+
+
+def train(options: argparse.Namespace, ranks: Ranks) -> int:
+    """Train, with all files checked to be ours. Return the exit status."""
+    checkpoint = checkpoint_of(options.out)
     with process_group(ranks, checked_device(options.device).type):
         teacher, model_file = load_teacher(options)
         plan = plan_of(options, teacher, model_file)
@@ -170,8 +185,35 @@ def check_out(out: Path) -> None:
     """
     if out.suffix.lower() != OUR_SUFFIX:
         raise ValueError(f"{out} has the suffix {out.suffix!r}, expected {OUR_SUFFIX}.")
-    for path in (out, checkpoint_of(out)):
+    for path in (out, checkpoint_of(out), chart_of(out)):
         check_writable(path)
+
+
+def check_own(out: Path) -> None:
+    """Check that what a training would overwrite is of a training.
+
+    Raises:
+        ValueError: a file is something else.
+    """
+    check_log(checkpoint_of(out))
+    heads = {layout.name for layout in layouts("head")}
+    if out.exists() and read_metadata(out).get(FORMAT_KEY) not in heads:
+        raise ValueError(
+            f"{out} is there and is no head of ours. Give another name, or move that file."
+        )
+    chart = chart_of(out)
+    if chart.exists() and not _is_chart(chart):
+        raise ValueError(
+            f"{chart} is no chart of a training, but would be overwritten by one. Give another name, or move that file."
+        )
+
+
+def _is_chart(path: Path) -> bool:
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return CHART in picture.info
+    except Exception:  # a damaged file can raise anything
+        return False
 
 
 def write_head(out: Path, head: Checkpoint) -> None:
@@ -179,8 +221,9 @@ def write_head(out: Path, head: Checkpoint) -> None:
     try:
         checkpoints.save(out, head)
     except OSError as error:
+        reason = error.reason if isinstance(error, WriteError) else error
         raise OSError(
-            f"{out} could not be written ({error}). Free some room there, or allow writing, and give the "
+            f"{out} could not be written ({reason}). Free some room there, or allow writing, and give the "
             f"same command again: it goes on from what {checkpoint_of(out).name} has."
         ) from error
 
@@ -197,7 +240,9 @@ def plan_of(options: argparse.Namespace, teacher: Teacher, model_file: Checkpoin
         FileNotFoundError, ValueError: a figure is out of range, or the head to start from is none.
     """
     architecture = model_file.architecture
-    start = None if options.start is None else checkpoints.load(options.start, kind="head")
+    start = None
+    if options.start is not None:
+        start = checkpoints.load(options.start, kind="head", model=model_file)
     if start is None:
         config = head_config(
             model_file,
@@ -235,11 +280,16 @@ def plan_of(options: argparse.Namespace, teacher: Teacher, model_file: Checkpoin
     )
 
 
+def chart_of(out: Path) -> Path:
+    """Return the picture of the training's loss, beside its head."""
+    return out.with_suffix(".png")
+
+
 class Report:
     """Shows a training: a bar with the time left; at each log a chart beside the head, and TensorBoard."""
 
     def __init__(self, options: argparse.Namespace, bar: Any):
-        self.chart, self.checkpoint = options.out.with_suffix(".png"), checkpoint_of(options.out)
+        self.chart, self.checkpoint = chart_of(options.out), checkpoint_of(options.out)
         self.bar, self.num_begun = bar, 0
         self.logged: list[Figures] = []  # for the chart, should there be no file of them
         self.write_scalars = scalar_writer(options.tensorboard)
@@ -263,9 +313,12 @@ class Report:
         self.bar.set_postfix_str(f"loss {figures['loss']:.4g}", refresh=False)
         self.bar.update(figures["iteration"] - self.bar.n)
         self.logged.append(figures)
+        mark = PngInfo()
+        mark.add_text(CHART, self.checkpoint.name)
         try:
             with written_whole(self.chart) as partial:
-                loss_chart(read_log(self.checkpoint) or self.logged).save(partial, format="PNG")
+                chart = loss_chart(read_log(self.checkpoint) or self.logged)
+                chart.save(partial, format="PNG", pnginfo=mark)
         except OSError as error:  # no reason to end a training
             logger.warning("%s could not be written (%s)", self.chart, error)
         self.write_scalars(figures, int(figures["iteration"]))

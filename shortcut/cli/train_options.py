@@ -22,6 +22,7 @@ from ..schedule import Settings
 from ..settings import usual_settings
 from ..train.teacher import Teacher, teacher_of
 from .options import DTYPES, add_device, add_draws
+from .texts import read_lines
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -139,12 +140,14 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         OSError, ValueError: it cannot be read, or a line of .jsonl has no prompt.
     """
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = {number: line for number, line in enumerate(read_lines(path), 1) if line.strip()}
     if path.suffix.lower() == ".jsonl":
-        lines = [_prompt_in(line, path) for line in lines]
+        lines = {
+            number: _prompt_in(line, f"{path}, line {number}") for number, line in lines.items()
+        }
     if not lines:
         raise ValueError(f"{path} has no prompts. Write one in each line.")
-    return lines
+    return list(lines.values())
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -160,11 +163,11 @@ def grid(text: str) -> Grid:
     return int(rows), int(columns)
 
 
-def _prompt_in(line: str, path: Path) -> str:
+def _prompt_in(line: str, where: str) -> str:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, Mapping) or not isinstance(value.get("prompt"), str):
-        raise ValueError(f'{path}: the line {line[:80]!r} is not JSON with a "prompt".')
+        raise ValueError(f'{where}: {line[:80]!r} is not JSON with a "prompt".')
     return value["prompt"]

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from ..guard import check_whole, shown
 from .layers import Bare
 
 if TYPE_CHECKING:
@@ -78,6 +79,20 @@ class Layout:
     quantizable: tuple[str, ...] = ()  # prefixes of the linear layers whose weights may be float8
 
 
+# The largest numbers that a configuration may have: what is larger is damaged or hostile, and is never built.
+LARGEST = {
+    "depth": 1024,
+    "num_blocks": 1024,
+    "blocks_per_level": 64,
+    "num_heads": 4096,
+    "grid": 1024,
+    "kernel": 255,
+}
+MAX_SIZE = 2**24  # of any other: widths, vocabularies
+MAX_LEVELS = 16  # of a VQ model
+MAX_KEY = 200  # characters of a key in a message
+
+
 class MissingTensor(LookupError):
     """A tensor that sizes are read from is not there; the argument is our key of it."""
 
@@ -107,9 +122,22 @@ def given(known: Mapping[str, Any], name: str, presets: Mapping[int, int], size:
             f"(presets: {listed}). Write the file anew with it: "
             f"python -m shortcut convert IN OUT.safetensors --{name.replace('_', '-')} N"
         )
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}, expected a whole number from 1 up.")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {shown(value)}, expected a whole number from 1 up.")
+    check_whole(name, value, 1, LARGEST.get(name, MAX_SIZE))
     return value
+
+
+def check_sizes(config: Any) -> None:
+    """Raise ValueError if a number of a configuration is larger than any that is meant."""
+    for item in fields(config):
+        value, largest = getattr(config, item.name), LARGEST.get(item.name, MAX_SIZE)
+        values = value if isinstance(value, tuple) else (value,)
+        if len(values) > MAX_LEVELS:
+            raise ValueError(f"{item.name} has {len(values)} items, expected at most {MAX_LEVELS}.")
+        for number in values:
+            if isinstance(number, int) and number > largest:
+                raise ValueError(f"{item.name} must be at most {largest}, got {shown(number)}.")
 
 
 def check_heads(num_heads: int, width: int) -> int:
@@ -147,7 +175,7 @@ def recognise(
 
 def checked(key: str, value: Any) -> Tensor:
     """Return `value` detached. Raises ValueError if it is not a dense tensor of floating point numbers."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
+    if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
         found = value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise ValueError(f"entry {key!r} is {found}, expected a floating point tensor.")
     return dense(key, value)
@@ -157,10 +185,25 @@ def dense(key: str, value: Any) -> Tensor:
     """Return `value` detached. Raises ValueError if it is not a dense tensor."""
     if not isinstance(value, Tensor):
         raise ValueError(f"entry {key!r} is a {type(value).__name__}, expected a tensor.")
+    plain = Tensor.detach(value)  # a pickle may have given `value` attributes that hide its methods
     # A sparse tensor, or one expanded from a few stored values, can claim any size.
-    if value.layout is not torch.strided or value.untyped_storage().nbytes() < value.nbytes:
+    if plain.layout is not torch.strided or plain.untyped_storage().nbytes() < plain.nbytes:
         raise ValueError(f"tensor {key!r} does not store all its values, expected a dense one.")
-    return value.detach()
+    return plain
+
+
+def content(key: str, value: Any, limit: int = 2**20) -> bytes:
+    """Return the bytes that a tensor holds.
+
+    Raises:
+        ValueError: it is none of bytes, or longer than `limit`.
+    """
+    tensor = dense(key, value)
+    if tensor.dtype != torch.uint8 or tensor.ndim != 1 or len(tensor) > limit:
+        raise ValueError(
+            f"it is {tensor.dtype} {tuple(tensor.shape)}, expected at most {limit} bytes"
+        )
+    return tensor.cpu().numpy().tobytes()
 
 
 def configure(
@@ -170,6 +213,7 @@ def configure(
     described: Mapping[str, Any],
     beside: Mapping[str, Any],
     known: Mapping[str, Any],
+    inherited: Mapping[str, Any],
     unknown: list[str],
     is_published: bool,
 ) -> tuple[Any, Tensors]:
@@ -179,6 +223,7 @@ def configure(
         described: the configuration that the file states; may be empty.
         beside: fields or properties of it that files beside it state; may be empty.
         known: the caller's config fields, for those that neither the tensors nor the file show.
+        inherited: those of a head that its model has, where nothing else states them.
         unknown: published keys that the table does not know.
         is_published: True: messages use published keys.
 
@@ -191,11 +236,12 @@ def configure(
 
     names = sorted(item.name for item in fields(layout.config))
     if stray := sorted({*described, *known} - set(names)):
-        raise ValueError(f"a {layout.title} has no {stray[0]!r}, expected {', '.join(names)}.")
+        raise ValueError(f"a {layout.title} has no {shown(stray[0])}, expected {', '.join(names)}.")
     try:
-        config = layout.read_config(tensors, {**known, **described, **beside})
+        config = layout.read_config(tensors, {**inherited, **known, **described, **beside})
     except MissingTensor as missing:
         raise ValueError(_mismatch(layout, unknown, [key_of(missing.args[0])])) from missing
+    check_sizes(config)
     sources = (
         ("its metadata say", described),
         ("the files beside it say", beside),
@@ -205,7 +251,7 @@ def configure(
         for name, value in stated.items():
             found = json.loads(json.dumps(getattr(config, name)))  # tuples are lists in JSON
             if found != value:
-                raise ValueError(f"{name} is {found}, but {source} {value!r}.")
+                raise ValueError(f"{name} is {found}, but {source} {shown(value)}.")
     if is_published and layout.narrow is not None:
         tensors = layout.narrow(tensors, config)
     network = layout.network(config, device="meta", operations=Bare)
@@ -240,8 +286,8 @@ def _unique(keys: Iterable[str]) -> list[str]:
 def first_five(keys: Iterable[Any]) -> str:
     """Return the first five, then how many more."""
     keys = list(keys)
-    shown = ", ".join(repr(key) for key in keys[:5]) or "none"
-    return shown if len(keys) <= 5 else f"{shown} and {len(keys) - 5} more"
+    first = ", ".join(repr(key)[:MAX_KEY] for key in keys[:5]) or "none"
+    return first if len(keys) <= 5 else f"{first} and {len(keys) - 5} more"
 
 
 def rename(table: Table, published: Mapping[Any, Any]) -> tuple[dict[str, Tensor], list[str]]:
@@ -253,15 +299,35 @@ def rename(table: Table, published: Mapping[Any, Any]) -> tuple[dict[str, Tensor
     ours: dict[str, Tensor] = {}
     unknown = []
     for key, value in published.items():
-        rows = [(row, m) for theirs, row in table.items() if (m := _match(theirs, str(key)))]
-        if not rows:
+        if (found := _row(table, str(key))) is None:
             unknown.append(str(key))
             continue
-        row, match = rows[0]
+        row, match = found
         if row is not None:
             names = [_fill(name, match.groups()) for name in _names(row)]
             ours.update(zip(names, _unpack(row, key, checked(key, value)), strict=True))
     return ours, unknown
+
+
+def own_names(layout: Layout) -> tuple[str, ...]:
+    """Return our names of the tensors that recognise a published file, where all are numbered as there."""
+    return tuple(rename_keys(layout.table, layout.marks))
+
+
+def rename_keys(table: Table, keys: Iterable[str]) -> dict[str, str]:
+    """Return {our name: published key} of keys that the table knows and keeps."""
+    return {
+        _fill(name, match.groups()): key
+        for key in keys
+        if (found := _row(table, key)) is not None
+        for row, match in (found,)
+        for name in _names(row)
+    }
+
+
+def _row(table: Table, key: str) -> tuple[Row, re.Match[str]] | None:
+    """Return the first row for a published key."""
+    return next(((row, m) for theirs, row in table.items() if (m := _match(theirs, key))), None)
 
 
 def published_key(table: Table, name: str) -> str:

@@ -1,4 +1,4 @@
-"""How well a shortcut head follows its teacher, on runs that it never saw.
+"""Measure how well a shortcut head follows its teacher, on runs that it never saw.
 
 B  images    N  positions still masked    C  numbers of steps in a row
 """

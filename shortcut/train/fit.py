@@ -8,11 +8,8 @@ part of every batch, by torch's DistributedDataParallel; the first of them write
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,20 +22,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..distributed import ALONE, Ranks, from_first
-from ..files import written_whole
 from ..noise import seeded
-from .log import (
-    Figures,
-    in_words,
-    log_of,
-    read_log,
-)
+from .log import Figures, in_words
+from .state_file import CheckpointError, StateFile
 
 logger = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=nn.Module)
 Batch = TypeVar("Batch")
-SAVE_SECONDS = 600.0  # of work that a kill may cost where iterations are slow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +46,7 @@ class Recipe:
     clip: float = 1.0  # largest norm of the gradient
     ema: float = 0.999  # decay of the averaged weights, which are the result
     autocast: torch.dtype | None = None  # None trains in the weights' own type
-    checkpoint_every: int = 500  # or after SAVE_SECONDS
+    checkpoint_every: int = 500  # or after state_file.SAVE_SECONDS
 
     def check(self) -> None:
         """Raise ValueError for the first figure that is out of range."""
@@ -113,62 +104,62 @@ def fit(
     Raises:
         LossError: the loss or its gradient is not finite; the weights before it are kept.
         CheckpointError: the state cannot be saved while there is still something to learn.
-        ValueError: a figure is out of range, or the checkpoint is damaged or of another training.
+        HeldError: another process trains under the same name.
+        ValueError: a figure is out of range, or the checkpoint is damaged or of another training, or its log is a
+            file of another kind.
     """
     recipe.check()
     state = _State.initial(network, recipe)
-    file = _File(checkpoint, {**asdict(recipe), **(about or {})}, is_writing=ranks.rank == 0)
-    if (saved := from_first(ranks, file.read)) is not None:
-        state.load(saved)
-        logger.info("resumed at iteration %d", state.done)
-    file.cut_log(state.done)
-    loss_module: Any = _LossModule(network, loss_of)
-    if ranks.world_size > 1:
-        loss_module = DistributedDataParallel(loss_module)
-    start, begun = state.done, None
-    network.train()
-    try:
-        for iteration in range(state.done, recipe.iterations):
-            if before_batch is not None:
-                before_batch(iteration)
-            # What the first iteration needs is made once: the time left is that of the others.
-            begun = begun or time.perf_counter()
-            batch = draw_batch(seeded(recipe.seed, iteration))
-            parts = [batch] if parts_of is None else parts_of(batch)
-            state.optimizer.zero_grad(set_to_none=True)
-            figures = _add_up_gradients(loss_module, parts, recipe.autocast, state.device)
-            try:
-                state.step(recipe, figures)
-            except LossError as error:
-                raise LossError(f"{error}{file.advice_to_start_anew(state)}") from None
-            is_last = state.done == recipe.iterations
-            if state.done % log_every == 0 or is_last:
-                means = state.take_means(ranks)
-                means["iteration"] = state.done
-                seconds = (time.perf_counter() - begun) / (state.done - start)
-                means["seconds_per_iteration"] = round(seconds, 4)
-                file.write_log(means)
-                logger.info("%s", in_words(means, recipe.iterations))
-                if on_log is not None:
-                    on_log(means)
-            if is_last:
-                file.save_if_possible(state)
-            elif state.done % recipe.checkpoint_every == 0 or file.is_due():
-                file.save(state)
-    except CheckpointError:
-        raise
-    except BaseException:
-        file.save_if_possible(state)
-        raise
+    file = StateFile(checkpoint, {**asdict(recipe), **(about or {})}, is_writing=ranks.rank == 0)
+    with file.held():
+        if (saved := from_first(ranks, file.read)) is not None:
+            with file.read_by():
+                state.load(saved)
+            logger.info("resumed at iteration %d", state.done)
+        file.cut_log(state.done)
+        loss_module: Any = _LossModule(network, loss_of)
+        if ranks.world_size > 1:
+            loss_module = DistributedDataParallel(loss_module)
+        start, begun = state.done, None
+        network.train()
+        try:
+            for iteration in range(state.done, recipe.iterations):
+                if before_batch is not None:
+                    before_batch(iteration)
+                # What the first iteration needs is made once: the time left is that of the others.
+                begun = begun or time.perf_counter()
+                batch = draw_batch(seeded(recipe.seed, iteration))
+                parts = [batch] if parts_of is None else parts_of(batch)
+                state.optimizer.zero_grad(set_to_none=True)
+                figures = _add_up_gradients(loss_module, parts, recipe.autocast, state.device)
+                try:
+                    state.step(recipe, figures)
+                except LossError as error:
+                    raise LossError(f"{error}{file.advice_to_start_anew(state)}") from None
+                is_last = state.done == recipe.iterations
+                if state.done % log_every == 0 or is_last:
+                    means = state.take_means(ranks)
+                    means["iteration"] = state.done
+                    seconds = (time.perf_counter() - begun) / (state.done - start)
+                    means["seconds_per_iteration"] = round(seconds, 4)
+                    file.write_log(means)
+                    logger.info("%s", in_words(means, recipe.iterations))
+                    if on_log is not None:
+                        on_log(means)
+                if is_last:
+                    file.save_if_possible(state)
+                elif state.done % recipe.checkpoint_every == 0 or file.is_due():
+                    file.save(state)
+        except CheckpointError:
+            raise
+        except BaseException:
+            file.save_if_possible(state)
+            raise
     return cast(Network, state.average.module.eval())
 
 
 class LossError(FloatingPointError):
     """The loss or its gradient is not finite."""
-
-
-class CheckpointError(OSError):
-    """The state of a training cannot be saved."""
 
 
 class _LossModule(nn.Module):
@@ -270,128 +261,3 @@ class _State:
 
 
 _PARTS = ("network", "optimizer", "schedule", "average")
-
-
-@dataclass(slots=True)
-class _File:
-    """The checkpoint and the log beside it; without a path there is neither."""
-
-    path: Path | None
-    described: Mapping[str, Any]  # the training
-    is_writing: bool
-    saved: int = 0  # iterations in the file
-    saved_at: float = field(default_factory=lambda: time.perf_counter())
-
-    def is_due(self) -> bool:
-        """Return whether the file is so old that a kill would cost much."""
-        return time.perf_counter() - self.saved_at >= SAVE_SECONDS
-
-    def read(self) -> dict[str, Any] | None:
-        """Return the state in the file, checked to be of this training; None = there is none."""
-        if self.path is None or not self.path.exists():
-            return None
-        try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-            found = json.loads(state["recipe"])
-        except Exception as error:  # a damaged pickle can raise anything
-            raise ValueError(
-                f"{self.path} is no checkpoint of a training, or damaged. Remove it to start again."
-            ) from error
-        expected = self._stated()
-        if wrong := [n for n in sorted({*found, *expected}) if found.get(n) != expected.get(n)]:
-            told = "; ".join(f"{n} {found.get(n)}, now {expected.get(n)}" for n in wrong)
-            raise ValueError(
-                f"{self.path} was made by another recipe ({told}). Train as it was started, or give the new "
-                "training another name, or remove the file."
-            )
-        self.saved = state["iteration"]
-        return state
-
-    def save(self, state: _State) -> None:
-        """Write the state if it is newer than the file, whole or not at all.
-
-        Raises:
-            CheckpointError: it cannot be written; what was there stays.
-        """
-        if self.path is None or not self.is_writing or not state.is_whole:
-            return
-        if state.done <= self.saved:
-            return
-        partial, dumped = self.path.with_suffix(".partial"), state.dump()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                torch.save(dumped | {"recipe": json.dumps(self._stated())}, partial)
-                os.replace(partial, self.path)
-            finally:
-                partial.unlink(missing_ok=True)
-        except (OSError, RuntimeError) as error:  # torch gives the latter where the disk is full
-            raise CheckpointError(self._unsaved(num_bytes(dumped), error)) from error
-        self.saved, self.saved_at = state.done, time.perf_counter()
-
-    def save_if_possible(self, state: _State) -> None:
-        """Do as `save`, but only warn if it fails: an error that ended the training, or its result, matters more."""
-        try:
-            self.save(state)
-        except CheckpointError as error:
-            logger.warning("%s", error)
-
-    def write_log(self, means: Figures) -> None:
-        """Add a line to the log, if possible."""
-        if self.path is None or not self.is_writing:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with log_of(self.path).open("a") as log:
-                log.write(json.dumps(means) + "\n")
-        except OSError as error:
-            logger.warning("%s could not be written (%s)", log_of(self.path), error)
-
-    def cut_log(self, done: int) -> None:
-        """Take back what was logged after the checkpoint, which comes again."""
-        if self.path is None or not self.is_writing:
-            return
-        log = log_of(self.path)
-        if not log.exists():
-            return
-        kept = [means for means in read_log(self.path) if means["iteration"] <= done]
-        try:
-            with written_whole(log) as partial:
-                partial.write_text("".join(json.dumps(means) + "\n" for means in kept))
-        except OSError as error:
-            logger.warning("%s could not be written (%s)", log, error)
-
-    def advice_to_start_anew(self, state: _State) -> str:
-        """Return advice for starting anew with another recipe; empty if nothing is in the way."""
-        if self.path is None or not state.done:
-            return ""
-        return (
-            f" Delete or rename {self.path} first, which keeps the weights before that iteration and goes on by the "
-            "same recipe only, or give the new training another name."
-        )
-
-    def _unsaved(self, needed: int, error: Exception) -> str:
-        """Return the message for a state of `needed` bytes that cannot be written."""
-        assert self.path is not None
-        reason, room = (str(error).splitlines() or [type(error).__name__])[0], ""
-        with contextlib.suppress(OSError):
-            free = shutil.disk_usage(self.path.parent).free
-            room = f" and {free / 1e6:,.1f} MB are free"
-            reason = "the disk is full" if free < needed else reason
-        kept = f"iteration {self.saved} is kept" if self.saved else "nothing is kept"
-        return (
-            f"{self.path} could not be written ({reason}): it takes {needed / 1e6:,.1f} MB{room}. Of the training "
-            f"{kept} to go on from. Free some room there, or allow writing."
-        )
-
-    def _stated(self) -> dict[str, str]:
-        return {name: str(value) for name, value in sorted(self.described.items())}
-
-
-def num_bytes(value: Any) -> int:
-    """Return the bytes of all tensors in nested containers."""
-    if isinstance(value, Tensor):
-        return value.nbytes
-    if isinstance(value, Mapping):
-        return sum(map(num_bytes, value.values()))
-    return sum(map(num_bytes, value)) if isinstance(value, list | tuple) else 0

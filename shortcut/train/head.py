@@ -1,4 +1,4 @@
-"""Trains a shortcut head on a replay buffer of the model's most recent runs, made meanwhile.
+"""Train a shortcut head on a replay buffer of the model's most recent runs, made meanwhile.
 
 Which runs are kept and what is drawn from them depends on (seed, iteration) alone, so a resumed training goes through
 the same numbers. Of several processes each has its share of the images of every run; together they draw as one with
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..denoiser import Conditions, MaskedImageModel
 from ..distributed import ALONE, Ranks
+from ..guard import MAX_IMAGES, check_whole
 from ..models.architecture import GridModel, HeadConfig, HeadNetwork
 from ..models.layers import Attention
 from ..models.layout import Layout
@@ -35,17 +36,18 @@ from .record import Trajectories
 from .teacher import RUNS, Teacher
 
 CPU = torch.device("cpu")
+MAX_ITERATIONS = 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutConfig:
-    """The runs that a head learns from and how they are sampled. Images are counted over all processes."""
+    """Say which runs a head learns from and how they are sampled. Images are counted over all processes."""
 
     runs: tuple[Settings, ...]  # each new run has one of these, evenly drawn; all full passes
     images_per_run: int = 32
     runs_kept: int = 6
-    iterations_per_run: int = 40  # then a new run takes the place of the oldest
-    windows_per_batch: int = 4  # places in the runs kept, spread over early and late steps
+    iterations_per_run: int = 40  # then a new run replaces the oldest
+    windows_per_batch: int = 4  # spread over early and late steps of the runs kept
     images_per_window: int = 8
     max_chain: int = 4  # steps from a full pass to the last that is predicted, drawn from 1 .. this
 
@@ -56,6 +58,8 @@ class RolloutConfig:
         ):
             if value < 1:
                 raise ValueError(f"{name.replace('_', ' ')} must be at least 1, got {value}.")
+            largest = MAX_ITERATIONS if name == "iterations_per_run" else MAX_IMAGES
+            check_whole(name.replace("_", " "), value, 1, largest)
         if not self.runs or min(settings.num_steps for settings in self.runs) < 2:
             raise ValueError(
                 "a head learns to go from step to step: the teacher's runs need at least 2 steps, got "
@@ -64,7 +68,7 @@ class RolloutConfig:
 
 
 class ReplayBuffer:
-    """The runs kept: at iteration i number i // `iterations_per_run` and the `runs_kept` - 1 after it.
+    """Keep recent runs: at iteration i run number i // `iterations_per_run` and the `runs_kept` - 1 after it.
 
     Args:
         make_run: run number -> this process's images of it. A number always gives the same run.
@@ -94,14 +98,14 @@ class ReplayBuffer:
 
     def draw(self, generator: torch.Generator) -> list[Window]:
         """Draw the windows of one batch; the first of them is early in its run, the last late."""
-        return [self._window(i, generator) for i in range(self.config.windows_per_batch)]
+        return [self._window(number, generator) for number in range(self.config.windows_per_batch)]
 
-    def _window(self, place: int, generator: torch.Generator) -> Window:
+    def _window(self, number: int, generator: torch.Generator) -> Window:
         config, numbers = self.config, sorted(self.runs)
         u_run, u_start, u_length = torch.rand(3, generator=generator).tolist()
         run = self.runs[numbers[int(u_run * len(numbers))]]
         num_starts = len(run.steps) - 1
-        start = int((place + u_start) / config.windows_per_batch * num_starts)
+        start = int((number + u_start) / config.windows_per_batch * num_starts)
         length = 1 + int(u_length * min(config.max_chain, num_starts - start))
         images = self._picked(run.num_images, generator).to(run.codes_BL.device)
         part = window(run, start, length, images, self.device)

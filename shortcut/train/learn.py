@@ -20,7 +20,7 @@ from ..distributed import ALONE, Ranks, from_first
 from ..grid import usual_grid
 from ..models.architecture import Architecture, Grid, HeadConfig, HeadNetwork, HeadSize
 from ..models.layers import sdpa
-from ..models.layout import Layout
+from ..models.layout import Layout, check_sizes
 from ..schedule import Settings
 from ..settings import usual_settings
 from .cpu import sdpa_float32
@@ -96,7 +96,7 @@ def head_config(
         num_blocks: None = 1. A second one gained nothing (`experiments ablation`).
         bottleneck: the model's width by the head's; None = 2.
         sees_new: False: blind to the tokens just revealed; Lumina-DiMOO only.
-        kernel: side of the neighbourhood that `heads.nearby` looks at, in place of self-attention, MaskGIT only;
+        kernel: side of the neighbourhood that `nearby` looks at, in place of self-attention, MaskGIT only;
             odd, 0 = as in the paper, None = 7.
 
     Raises:
@@ -131,7 +131,9 @@ def head_config(
     architecture = model_file.architecture
     if architecture.new_head is None:
         raise ValueError(f"there is no shortcut head for a {architecture.title}.")
-    return architecture.new_head(model, asked)
+    config = architecture.new_head(model, asked)
+    check_sizes(config)
+    return config
 
 
 def head_layout(architecture: Architecture) -> Layout:

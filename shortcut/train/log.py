@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 Figures = dict[str, float]
+START = b'{"loss": '  # of each line
 
 
 def log_of(checkpoint: Path) -> Path:
@@ -15,12 +17,61 @@ def log_of(checkpoint: Path) -> Path:
 
 
 def read_log(checkpoint: Path) -> list[Figures]:
-    """Return the figures logged so far; a line that was cut off does not count."""
-    path, logged = log_of(checkpoint), []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            logged.append(json.loads(line))
-    return logged
+    """Return the figures logged so far; a line that was cut off, or has a damaged byte, does not count."""
+    return [figures for line in _lines(checkpoint) if (figures := _figures(line)) is not None]
+
+
+def check_log(checkpoint: Path) -> None:
+    """Raise ValueError if there is a file in the place of the log that is none of a training."""
+    lines = [line for line in _lines(checkpoint) if line.strip(b"\0 \r\t")]
+    # Of a log that a kill cut there may be no whole line.
+    if lines and not any(_figures(line) or START.startswith(line[: len(START)]) for line in lines):
+        raise ValueError(
+            f"{log_of(checkpoint)} is no log of a training, but would be overwritten by one. Give another name, or "
+            "move that file."
+        )
+
+
+def add_to_log(checkpoint: Path, figures: Figures) -> None:
+    """Add a line. Raise OSError if it cannot be written."""
+    with log_of(checkpoint).open("ab+") as log:
+        is_cut = False
+        if log.tell() > 0:
+            log.seek(-1, 2)
+            is_cut = log.read(1) != b"\n"
+        log.write((b"\n" if is_cut else b"") + line_of(figures).encode())
+
+
+def line_of(figures: Figures) -> str:
+    """Return figures as a line of a log."""
+    return json.dumps(figures) + "\n"
+
+
+def _lines(checkpoint: Path) -> list[bytes]:
+    try:
+        return log_of(checkpoint).read_bytes().split(b"\n")
+    except OSError:  # none, or a folder
+        return []
+
+
+def _figures(line: bytes) -> Figures | None:
+    """Return what a line of a log holds; None = it is no such line, or not whole."""
+    try:
+        found: Any = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    is_sound = isinstance(found, dict) and _is_count(found.get("iteration"))
+    if not is_sound or not all(_is_number(value) for value in found.values()):
+        return None
+    return found if {"loss", "seconds_per_iteration"} <= found.keys() else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value) and value == int(value) and value > 0
 
 
 def in_words(means: Figures, iterations: int) -> str:

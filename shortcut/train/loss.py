@@ -1,4 +1,4 @@
-"""The loss of a shortcut head: its features against the teacher's, over several steps.
+"""Compute the loss of a shortcut head: its features against the teacher's, over several steps.
 
 B  images    S  sequence of one guidance branch    D  width    N  positions that count
 V  codebook size
@@ -22,7 +22,7 @@ from .record import Trajectories
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """Weights of the parts of the loss, both taken where tokens are still masked."""
+    """Weigh the parts of the loss. Both count positions that are still masked only."""
 
     mse: float = 1.0  # squared error of the features
     guided_kl: float = 0.0  # divergence of the guided codes, which decide at use
@@ -44,7 +44,7 @@ class Objective:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A teacher's features at one step and what it did in the `len(targets)` steps after it."""
+    """Hold a teacher's features at one step and what it did in the next `len(targets)` steps."""
 
     conditions: Branches
     features: Features

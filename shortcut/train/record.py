@@ -1,6 +1,6 @@
-"""Trajectories: the features and revealed tokens of every step of a run, recorded by the sampler's hook.
+"""Record trajectories: features and revealed tokens of every step of a run, by the sampler's hook.
 
-It knows neither the model nor the sampler's arithmetic.
+This module knows neither the model nor the sampler's arithmetic.
 
     B  images    S  sequence of one guidance branch    D  width    L  image tokens
     T  steps    K  tokens revealed
@@ -23,7 +23,7 @@ from ..schedule import SamplerRules, Settings, Step
 
 @dataclass(frozen=True, slots=True)
 class Trajectories:
-    """One recorded run of a batch of images; entry t of each list is step t."""
+    """Hold one recorded run of a batch of images; entry t of each list is step t."""
 
     conditions: Branches  # one for each guidance branch, rows = images
     steps: list[Step]
@@ -34,7 +34,7 @@ class Trajectories:
 
     @property
     def num_images(self) -> int:
-        """Images of the run (B)."""
+        """Return the number of images of the run (B)."""
         return len(self.codes_BL)
 
     def to(self, device: torch.device) -> Trajectories:
@@ -51,7 +51,7 @@ class Trajectories:
 
 @dataclass(slots=True)
 class Recorder:
-    """A step hook (`sampler.sample(on_step=...)`) that copies what a head is trained on.
+    """Copy what a head is trained on: a step hook, `sampler.sample(on_step=...)`.
 
     Args:
         conditions: of the run.
@@ -109,7 +109,7 @@ def record(
     Args:
         conditions: one for each guidance branch, rows = images.
         num_tokens: tokens of one image (L); all are made.
-        image_indices: place of each image in its batch, as for `generate.generate`; None = 0, 1, ...
+        image_indices: index of each image in its batch, as for `generate.generate`; None = 0, 1, ...
         dtype: of the recorded features.
         autocast: type of the model's arithmetic; None = that of its weights.
         keep_on: where the record is kept; None = on `device`.

@@ -1,4 +1,4 @@
-"""The teacher of a shortcut head: a model that makes pictures of random requests, recorded.
+"""Make the runs that a shortcut head learns from: a model makes pictures of random requests, recorded.
 
 A run depends on its seed alone, so it can be made again anywhere, and in parts by several processes.
 
@@ -34,7 +34,7 @@ RUNS = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Teacher:
-    """A model and what it is asked for. It is only read."""
+    """Hold a model and the requests that its runs are drawn from. It is only read."""
 
     model: GridModel  # without gradients
     draw_conditions: Callable[[int, torch.Generator], Branches]
@@ -103,7 +103,7 @@ def teacher_of(
     device: torch.device | str = "cpu",
     is_sequential: bool = False,
 ) -> Teacher:
-    """Return the teacher that a loaded model is.
+    """Return a teacher for a loaded model.
 
     Args:
         model_file: what the network was built from; its tensors are not needed.

@@ -163,8 +163,9 @@ class PromptConditioner:
             return replace(prompt, text="")
         if not torch.equal(row, self._row(prompt)):
             raise ValueError(
-                f"{name} does not hold the tokens of its text: it was made with another model, or a "
-                "node mixes it with another. Wire Text Condition with this model directly."
+                f"{name} does not hold the tokens of its text: it was made with another model, or a node such as "
+                "Conditioning (Concat), Conditioning (Average) or ConditioningMultiply changed it. Wire Text "
+                "Condition with this model directly."
             )
         return prompt
 

@@ -5,11 +5,11 @@ Source: Alpha-VLLM/Lumina-DiMOO model/configuration_llada.py; what each entry me
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...guard import read_json, shown
 from ..layout import Tensors
 
 # Their name -> the field of our Config. What is null there follows from other entries.
@@ -22,6 +22,8 @@ FIELDS = {
     "rope_theta": "rope_theta",
     "rms_norm_eps": "norm_eps",
 }
+# What the published class takes where config.json does not state them.
+DEFAULTS = {"rope_theta": 10_000.0, "rms_norm_eps": 1e-5}
 # What the network is built for: other values would mean other arithmetic with the same tensors.
 EXPECTED = {
     "model_type": "llada",
@@ -41,12 +43,13 @@ def denies(file: Path) -> str | None:
 
     Other models, such as MMaDA, have tensors of the same names.
     """
+    stated = _stated(file)
     for name, value in EXPECTED.items():
-        found = _stated(file).get(name, value)
+        found = stated.get(name, value)
         if found != value:
             return (
-                f"{_description(file)} beside it says {name} = {found!r}, expected {value!r}: it is another network "
-                "than Lumina-DiMOO. Choose the folder of Lumina-DiMOO."
+                f"{_description(file)} beside it says {name} = {shown(found)}, expected {value!r}: it is another "
+                "network than Lumina-DiMOO. Choose the folder of Lumina-DiMOO."
             )
     return None
 
@@ -58,6 +61,14 @@ def read_beside(file: Path) -> dict[str, Any]:
         ValueError: it cannot be read.
     """
     stated = _stated(file)
+    if not stated:
+        return {}
+    for name in DEFAULTS:
+        if stated.get(name, DEFAULTS[name]) is None:
+            raise ValueError(
+                f"{_description(file)} beside it says {name} = null, expected a number. Download it again."
+            )
+    stated = {**DEFAULTS, **stated}
     found = {ours: stated.get(theirs) for theirs, ours in FIELDS.items()}
     found["vocabulary"] = stated.get("embedding_size") or stated.get("vocab_size")
     return {name: value for name, value in found.items() if value is not None}
@@ -73,10 +84,10 @@ def _stated(file: Path) -> Mapping[str, Any]:
     if not description.is_file():
         return {}
     try:
-        stated = json.loads(description.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        stated = read_json(description)
+    except ValueError as error:
         raise ValueError(
-            f"{description} beside it cannot be read ({error}). Download it again."
+            f"{description} beside it cannot be used ({error}). Download it again."
         ) from error
     if not isinstance(stated, Mapping):
         raise ValueError(f"{description} beside it is no JSON object. Download it again.")
@@ -88,8 +99,8 @@ def check_vocabulary(num_rows: int, known: Mapping[str, Any]) -> None:
     expected = known.get("vocabulary", num_rows)
     if num_rows != expected:
         raise ValueError(
-            f"its embedding has {num_rows} rows, but config.json beside it says that the vocabulary has {expected}. "
-            "The files are of different models: download them again into an empty folder."
+            f"its embedding has {num_rows} rows, but config.json beside it says that the vocabulary has "
+            f"{shown(expected)}. The files are of different models: download them again into an empty folder."
         )
 
 

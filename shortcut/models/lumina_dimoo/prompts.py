@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...guard import guarded, naming
+from .tokenizer import check_tokenizer_files
 from .transformer import Config, image_tokens
 
 TEXT = "{text}"
@@ -42,6 +44,7 @@ NAMELESS = ("newline", "boi", "eoi")
 # Source: train/train.py of the original cuts what it trains on to this length. The 4,096 positions of its config.json
 # limit nothing: an image of 1024 x 1024 pixels has 4,164 tokens alone.
 MAX_TEXT_TOKENS = 1024
+MAX_CHARACTERS = 2**14  # of a text that a tokenizer is given at all
 # Of the published model: its text ids, and those of the system prompt of text to image.
 REAL_NUM_TEXT_IDS = 126_356
 REAL_SYSTEM_IDS = [36289, 289, 3972, 4631, 297, 268, 3019, 12166, 13]
@@ -173,6 +176,10 @@ def prompt_tokens(
             f"the {what} has {text[error.start]!r} at place {error.start}, which is half of a character (a surrogate), "
             "expected whole ones. Type that character anew."
         ) from error
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(
+            f"the {what} has {len(text)} characters, expected at most {MAX_CHARACTERS}. Shorten it."
+        )
     ids = _encoded(tokenizer, prompt_string(task, text, negative=negative))
     if len(ids) > MAX_TEXT_TOKENS:
         raise ValueError(
@@ -205,21 +212,16 @@ def load_tokenizer(folder: str | Path, config: Config) -> Any:
         raise FileNotFoundError(
             f"{folder} holds no tokenizer.json. Put the model's {' and '.join(TOKENIZER_FILES)} there."
         )
+    check_tokenizer_files(folder)
     from transformers import PreTrainedTokenizerFast  # slow to import
 
-    try:
+    what = "holds a tokenizer that cannot be read"
+    with guarded(folder, what, f"Download {' and '.join(TOKENIZER_FILES)} again."):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # a damaged file can raise anything
-        raise ValueError(
-            f"the tokenizer in {folder} cannot be read ({type(error).__name__}: {error}). Download "
-            f"{' and '.join(TOKENIZER_FILES)} again."
-        ) from error
-    try:
+    with naming(folder):
         check_tokenizer(tokenizer, config)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
     return tokenizer
 
 
@@ -262,4 +264,6 @@ def check_tokenizer(tokenizer: Any, config: Config) -> None:
 
 
 def _encoded(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    folder = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
+    with guarded(folder, "fails at a text", f"Download {' and '.join(TOKENIZER_FILES)} again."):
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -14,7 +14,6 @@ Sequence: prompt, BOA, BOI, for each row its codes and a newline, EOI, EOA.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...denoiser import Conditions, Features, Kept
+from ...guard import shown
 from ...schedule import Step
 from ..layers import Attention, BaseNetwork, KeyValues, transformer_bytes
 from ..layout import Layout, Tensors, check_heads, count, given, sizes
@@ -288,6 +288,7 @@ def _between(first: str, tokens_BS: Tensor, last: str, config: Config) -> Tensor
 NUM_HEADS = {4096: 32}  # of the published model, by width
 NUM_CODES = {134548: 8192}  # of the published model, by rows of its embedding
 ROPE_THETA, NORM_EPS = 500_000.0, 1e-5  # of LLaDA
+LARGEST = 1e12  # of such numbers
 
 
 def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
@@ -326,8 +327,8 @@ def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
 def positive(known: Mapping[str, Any], name: str, default: float) -> float:
     """Return the config field `name`, which no tensor shows."""
     value = known.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value!r}, expected a positive number.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < LARGEST:
+        raise ValueError(f"{name} is {shown(value)}, expected a positive number below {LARGEST:g}.")
     return float(value)
 
 

@@ -12,7 +12,6 @@ Codes are always looked up in the codebook, none is quantized again on decoding.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,6 +21,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...guard import read_json, shown
 from ..layers import Attention, BaseNetwork
 from ..layout import Layout, Tensors, count, sizes
 from ..vq_layers import (
@@ -204,9 +204,9 @@ def read_beside(file: Path) -> dict[str, Any]:
     if not description.is_file():
         return {}
     try:
-        stated = dict(json.loads(description.read_text(encoding="utf-8")))
+        stated = dict(read_json(description))
         num_levels = len(stated.get("block_out_channels", ()))
-    except (OSError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(
             f"{description} beside it is not a config.json of diffusers ({error}). Download it again."
         ) from error
@@ -219,7 +219,7 @@ def read_beside(file: Path) -> dict[str, Any]:
     for name, values in allowed.items():
         if name in stated and stated[name] not in values:
             raise ValueError(
-                f"{description} beside it says {name} = {stated[name]!r}, expected {values[0]!r}: it is another "
+                f"{description} beside it says {name} = {shown(stated[name])}, expected {values[0]!r}: it is another "
                 "network than the VQ model of Lumina-DiMOO. Choose its vqvae folder."
             )
     return {ours: stated[theirs] for theirs, ours in STATED.items() if theirs in stated}

@@ -8,6 +8,7 @@ B  images    C  classes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,10 +92,21 @@ class ClassConditioner:
                 f"{name} has shape {tuple(row.shape)}, expected (1, 1, {self.num_classes}): it is text, or "
                 "a class of another model. Use Class Condition with this model."
             )
+        if row.shape[1] != 1:
+            raise ValueError(
+                f"{name} holds {row.shape[1]} classes in a row, as Conditioning (Concat) makes them, expected one. "
+                "Wire one Class Condition."
+            )
         chosen = row[0, 0].nonzero().flatten().tolist()
         if len(chosen) > 1:
             raise ValueError(
                 f"{name} mixes {len(chosen)} classes, expected one. Wire one Class Condition."
+            )
+        strength = float(row.sum())
+        if chosen and not math.isclose(strength, 1, abs_tol=1e-4):
+            raise ValueError(
+                f"{name} holds its class times {strength:.4g}, as Conditioning (Average) or ConditioningMultiply makes "
+                "it, expected 1: a class is there or not. Wire Class Condition directly; cfg is its strength."
             )
         return chosen[0] if chosen else self.num_classes
 

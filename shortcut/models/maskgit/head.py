@@ -2,7 +2,7 @@
 
 Source: arXiv 2602.23996; MIGM-Shortcut MaskGIT-Shortcut/Network/shortcut_model.py; facts in golden/README.md section 6.
 Differs: no dropout (the published figures were taken with a dropout of 0.1 still active); heads of our own may see what
-stands around by convolutions (`heads.nearby`), new tokens also, features in place of self-attention.
+stands around by convolutions (`nearby`), new tokens also, features in place of self-attention.
 
     B  sequences (images x guidance branches)    S  sequence: image tokens, then the class    D  width of the model
     N  tokens just revealed    M  image positions asked for
@@ -39,7 +39,7 @@ class Config:
     num_heads: int
     has_time: bool  # True: modulated by the mask ratio
     from_full: bool = False  # True: predicts from the last full pass. False: from the step before
-    # Side of the neighbourhood that `heads.nearby` looks at; 0 = none, as published.
+    # Side of the neighbourhood that `nearby` looks at; 0 = none, as published.
     kernel: int = 0
     # True: self-attention, as published. False: features see their neighbourhood alone, by a convolution.
     attends: bool = True

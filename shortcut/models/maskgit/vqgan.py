@@ -18,6 +18,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...guard import read_yaml, said, shown
 from ..layers import Attention, BaseNetwork
 from ..layout import Layout, Tensors, count, sizes
 from ..vq_layers import (
@@ -220,21 +221,19 @@ def check_yaml(file: Path, config: Config) -> None:
     description = file.with_name("model.yaml")
     if not description.is_file():
         return
-    import yaml  # only published VQGANs need it
-
     try:
-        params = yaml.safe_load(description.read_text(encoding="utf-8"))["model"]["params"]
+        params = read_yaml(description)["model"]["params"]
         stated = {**params["ddconfig"], **params}
         if {"resolution", "attn_resolutions"} <= stated.keys():
             sides = [stated["resolution"] // 2**level for level in range(len(config.multipliers))]
             wanted = stated["attn_resolutions"]
             stated["levels with attention"] = [i for i, side in enumerate(sides) if side in wanted]
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, LookupError, TypeError, ArithmeticError) as error:
         raise ValueError(
-            f"{description} beside it does not describe a VQGAN ({type(error).__name__}: {error}). "
+            f"{description} beside it does not describe a VQGAN ({said(error)}). "
             "Download it again, or move it away: the weights alone are enough."
         ) from error
-    shown: dict[str, Any] = {
+    actual: dict[str, Any] = {
         "double_z": False,
         "z_channels": config.latent_channels,
         "in_channels": 3,
@@ -247,8 +246,8 @@ def check_yaml(file: Path, config: Config) -> None:
         "levels with attention": list(config.attention_levels),
     }
     wrong = [
-        f"{name} is {stated[name]}, but the tensors say {value}"
-        for name, value in shown.items()
+        f"{name} is {shown(stated[name])}, but the tensors say {value}"
+        for name, value in actual.items()
         if stated.get(name, value) != value
     ]
     if wrong:
