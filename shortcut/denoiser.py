@@ -99,6 +99,10 @@ class PartialModel(MaskedImageModel, Protocol):
         """
         ...
 
+    def kept_bytes(self, num_images: int, lengths: Sequence[int]) -> float:
+        """Return the memory of what a full pass keeps, for branches of these sequence lengths."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Revealed:

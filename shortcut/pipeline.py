@@ -24,7 +24,7 @@ from torch import Tensor
 from . import checkpoint as checkpoints
 from . import shipped
 from .accelerators import MakeAccelerator
-from .accelerators.choice import HEAD, named
+from .accelerators.choice import HEAD, kept_bytes, named
 from .checkpoint import Checkpoint
 from .companions import placed
 from .denoiser import Conditions
@@ -211,7 +211,9 @@ class Pipeline:
         conditions, guidance = needed_branches(conditions, settings.guidance)
         model = self.model.on_grid(*grid, is_sequential=self.is_sequential)
         lengths = [model.sequence_length(condition) for condition in conditions]
-        check_memory(model.activation_bytes(len(image_indices), lengths), self.device)
+        needed = model.activation_bytes(len(image_indices), lengths)
+        needed += kept_bytes(self.accelerator_name, model, len(image_indices), lengths)
+        check_memory(needed, self.device)
         with advice_on_memory():
             return generate(
                 model,

@@ -17,7 +17,7 @@ from lumina_sets import network
 from shortcut_pack.shortcut import Pipeline
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.accelerators import MakeAccelerator
-from shortcut_pack.shortcut.accelerators.choice import named
+from shortcut_pack.shortcut.accelerators.choice import kept_bytes, named
 from shortcut_pack.shortcut.accelerators.partial import Partial
 from shortcut_pack.shortcut.accelerators.reuse import Reuse
 from shortcut_pack.shortcut.denoiser import guided_logits
@@ -301,6 +301,19 @@ def test_operations_of_partial_passes_of_a_text_model_are_those_of_the_tokens_ru
         for s in (6 + 4 + 20, 3 + 4 + 20)
     ]
     assert found.partial == 2 * num_run * sum(a_token)
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_the_memory_of_what_is_kept_is_that_of_its_tensors(case):
+    model, conditions = model_of(case), conditions_of(case, [0, 1])
+    step = plan(settings_of(case)[0], 12, 15)[0]
+    _, kept = model.kept_features(*some_tokens(model), conditions, step)
+    blocks = [kv for part in kept for kv in ([part] if isinstance(part, KeyValues) else part)]
+    found = sum(kv.key_BSD.nbytes + kv.value_BSD.nbytes for kv in blocks)
+    lengths = [model.sequence_length(condition) for condition in conditions]
+    assert found == model.kept_bytes(2, lengths) == kept_bytes("partial", model, 2, lengths)
+    assert kept_bytes("reuse", model, 2, lengths) == 0
 
 
 # --- what it is for ---

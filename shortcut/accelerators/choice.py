@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
-from ..models.architecture import HeadNetwork
+from ..denoiser import PartialModel
+from ..models.architecture import GridModel, HeadNetwork
 from . import MakeAccelerator
 from .partial import Partial
 from .reuse import Reuse
@@ -17,6 +19,20 @@ TRAINING_FREE: dict[str, MakeAccelerator] = {
     "partial+neighbours": partial(Partial, with_neighbours=True),
 }
 NAMES = (HEAD, *TRAINING_FREE)
+KEEPING = ("partial", "partial+neighbours")
+
+
+def kept_bytes(
+    name: str | None, model: GridModel, num_images: int, lengths: Sequence[int]
+) -> float:
+    """Return the memory of what full passes keep for the accelerator called `name`.
+
+    Args:
+        lengths: sequence length of each guidance branch.
+    """
+    if name not in KEEPING or not isinstance(model, PartialModel):
+        return 0.0
+    return model.kept_bytes(num_images, lengths)
 
 
 def named(name: str, head: HeadNetwork | None) -> MakeAccelerator:

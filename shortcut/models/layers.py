@@ -246,6 +246,13 @@ def fourier(mask_ratio_B: Tensor) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
+def key_value_bytes(
+    num_images: int, lengths: Sequence[int], *, depth: int, kv_width: int, itemsize: int
+) -> float:
+    """Return the bytes of the keys and values of all blocks."""
+    return 2.0 * num_images * sum(lengths) * depth * kv_width * itemsize
+
+
 def transformer_bytes(
     lengths: Sequence[int],
     *,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ...denoiser import Conditions, Features, Kept
 from ...guard import shown
 from ...schedule import Step
-from ..layers import Attention, BaseNetwork, KeyValues, transformer_bytes
+from ..layers import Attention, BaseNetwork, KeyValues, key_value_bytes, transformer_bytes
 from ..layout import Layout, Tensors, check_heads, count, given, sizes
 from .block import Block, Part, SequencePositions, block_table, kv_heads
 from .config import check_vocabulary, codebook_rows, denies, read_beside
@@ -250,6 +250,17 @@ class OnGrid:
             config=self.config,
             itemsize=self.model.compute_dtype.itemsize,
             is_sequential=self.is_sequential,
+        )
+
+    def kept_bytes(self, num_images: int, lengths: Sequence[int]) -> float:
+        """Return the memory of the keys and values that a full pass keeps."""
+        config = self.config
+        return key_value_bytes(
+            num_images,
+            lengths,
+            depth=config.depth,
+            kv_width=config.width // config.num_heads * config.num_kv_heads,
+            itemsize=self.model.compute_dtype.itemsize,
         )
 
     def image_positions(self, index_BN: Tensor, length: int) -> Tensor:

@@ -29,6 +29,7 @@ from ..layers import (
     FeedForward,
     KeyValues,
     MultiHeadAttention,
+    key_value_bytes,
     transformer_bytes,
 )
 from ..layout import Layout, Tensors, Unbatched, check_heads, count, given, sizes
@@ -221,6 +222,16 @@ class MaskGIT(BaseNetwork):
             config=self.config,
             itemsize=self.compute_dtype.itemsize,
             is_sequential=False,
+        )
+
+    def kept_bytes(self, num_images: int, lengths: Sequence[int]) -> float:
+        """Return the memory of the keys and values that a full pass keeps."""
+        return key_value_bytes(
+            num_images,
+            lengths,
+            depth=self.config.depth,
+            kv_width=self.config.width,
+            itemsize=self.compute_dtype.itemsize,
         )
 
     def layers_to_logits(self) -> Sequence[nn.Module]:
