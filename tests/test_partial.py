@@ -249,6 +249,19 @@ def test_an_architecture_without_partial_passes_is_refused():
         Partial(view, ())
 
 
+def test_in_python_an_accelerator_is_chosen_by_name_once_or_for_a_call():
+    loaded = Pipeline.load("scenes", accelerator="partial")
+    options: dict[str, Any] = {"label": "night snow", "seed": 3, "steps": 6, "full_steps": 2}
+    (by_partial,) = loaded.generate(**options)
+    usual = Pipeline.load("scenes")
+    (by_head,) = usual.generate(**options)
+    (for_a_call,) = usual.generate(**options, accelerator="partial")
+    assert by_partial.tobytes() == for_a_call.tobytes() != by_head.tobytes()
+    assert usual.generate(**options)[0].tobytes() == by_head.tobytes()
+    with pytest.raises(ValueError, match=r"accelerator must be one of head, reuse, partial, .*'x'"):
+        usual.generate(**options, accelerator="x")
+
+
 # --- its cost ---
 
 
