@@ -18,6 +18,7 @@ from torch import Tensor
 from experiments import gallery
 from experiments.judges import attributes, reader
 from experiments.judges.file import JUDGE, TEXT_JUDGE
+from experiments.robustness import fuzz, soak
 from experiments.scenes import dataset
 from experiments.scenes import tokenizer as scene_tokenizer
 from experiments.scenes.edits import altered
@@ -88,7 +89,17 @@ def main(arguments: list[str] | None = None) -> int:
         if run is make_all:
             step.add_argument("--dry-run", action="store_true", help="only print the commands")
         step.set_defaults(run=run)
-    for table in (quality, text_quality, ablation, weight_types, real_sizes, load_memory, gallery):
+    for table in (
+        quality,
+        text_quality,
+        ablation,
+        weight_types,
+        real_sizes,
+        load_memory,
+        gallery,
+        fuzz,
+        soak,
+    ):
         table.add_parser(steps)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     keep_memory()

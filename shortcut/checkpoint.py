@@ -6,7 +6,6 @@ Everything is strict: a missing or an unknown tensor is an error.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import companions, models, quantized
+from . import companions, models, quantized, weight_formats
 from .files import (
     FORMAT_KEY,
     INDEX_SUFFIX,
@@ -30,21 +29,16 @@ from .models.architecture import Architecture, Network
 from .models.layers import Attention, Bare, sdpa
 from .models.layout import Kind, Layout, checked, configure, first_five, own_names, recognise
 from .unwrap import SAVED, saved_metadata, unwrapped
+from .values import check_finite, fingerprint
 from .writing import written_whole
 
 PREFIX = "shortcut."
-VERSION_KEY, VERSION = (
-    PREFIX + "version",
-    "1",
-)  # raised when an older reader would misread a newer file
+VERSION_KEY = PREFIX + "version"
+VERSION = "1"  # raised when an older reader would misread a newer file
 KINDS: dict[Kind, str] = {"model": "model", "vq": "VQ model", "head": "shortcut head"}
 MAX_ENTRIES = 2**16  # of a file; Lumina-DiMOO has 292 tensors
 # Fields of a head's configuration that no tensor shows. The original takes them from the model's configuration.
 FROM_MODEL = ("num_heads", "rope_theta", "norm_eps")
-FINGERPRINT_VALUES = 4096  # of each tensor
-WHOLE = 2**22  # values up to which a tensor is always looked at in full
-PART = 2**16  # values looked at in a larger one
-CHUNK = 2**24  # values converted at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,18 +192,18 @@ def from_tensors(
         if len(raw) > MAX_ENTRIES:
             raise ValueError(f"it has {len(raw)} entries, expected at most {MAX_ENTRIES}.")
         unknown: list[str] = []
-        raw = _unwrapped(quantized.marked(raw, metadata), metadata, kind)
+        raw = _unwrapped(weight_formats.marked(raw, metadata), metadata, kind)
         if (saved := saved_metadata(raw)) is not None:
             metadata = saved
         files = companions.unpacked(raw)
         extra = {SAVED, *(companions.PREFIX + name for name in files)}
         raw = {key: value for key, value in raw.items() if key not in extra}
-        weights, stored, formats = quantized.split(raw)
+        weights, stored, formats = weight_formats.split(raw)
         layout = _our_layout(metadata) if FORMAT_KEY in metadata else _by_own_names(weights)
         is_published = layout is None
         if layout is None:
             layout, tensors, unknown = _published(weights, path)
-            stored, formats = quantized.renamed(layout.table, stored, formats)
+            stored, formats = weight_formats.renamed(layout.table, stored, formats)
         else:
             tensors = {key: checked(key, value) for key, value in weights.items()}
         if kind not in (None, layout.kind):
@@ -235,7 +229,9 @@ def from_tensors(
         if formats or any(tensor.dtype in quantized.FLOAT8 for tensor in tensors.values()):
             network = layout.network(config, device="meta", operations=Bare)
             quantizable = layout.quantizable
-            tensors, formats = quantized.settled(network, tensors, stored, formats, quantizable)
+            tensors, formats = weight_formats.settled(
+                network, tensors, stored, formats, quantizable
+            )
         check_finite(tensors)
         if layout.check_beside is not None and path is not None and is_published:
             layout.check_beside(path, config)
@@ -401,49 +397,3 @@ def _our_layout(metadata: Mapping[str, str]) -> Layout:
             f"{', '.join(layouts)}. If a newer version of this project wrote it, update."
         )
     return layouts[name]
-
-
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """Return 16 hex digits that tell trained weights apart, but not the types that they are stored in.
-
-    Hashed are names, shapes and the signs of the first values of each tensor: a conversion between
-    float32, float16, bfloat16 and float8 changes values, but no signs.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        is_negative = tensor.flatten()[:FINGERPRINT_VALUES].float().signbit()
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(is_negative.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def check_finite(tensors: Mapping[str, Tensor], *, is_full: bool = False) -> None:
-    """Check that values are finite.
-
-    Of tensors with more than 4M values only the first rows are looked at: else a model of 16 GB
-    would be read from disk once for this and again for its work. That finds weights that training
-    or a conversion has spoiled as a whole; single values are found by the sampler, whose logits
-    they make NaN in the first step.
-
-    Args:
-        is_full: True: all values, as after a conversion, which has read them anyway.
-
-    Raises:
-        ValueError: some are not.
-    """
-    for name, tensor in tensors.items():
-        part = (
-            tensor if is_full or tensor.numel() <= WHOLE else tensor.split(_rows(tensor, PART))[0]
-        )
-        # One sum is several times cheaper than a test of each value, and shows the same.
-        pieces = part.split(_rows(part, CHUNK)) if part.ndim else (part,)
-        if not all(piece.float().sum().isfinite() for piece in pieces):
-            raise ValueError(
-                f"tensor {name!r} holds NaN, infinite or, in {tensor.dtype}, too large values. "
-                "Choose another file, or another type if this is a conversion."
-            )
-
-
-def _rows(tensor: Tensor, num_values: int) -> int:
-    """Return how many rows hold `num_values`; at least one."""
-    return max(1, num_values * len(tensor) // tensor.numel())

@@ -20,6 +20,7 @@ MAX_SIDE = 1024  # rows or columns of codes
 MAX_IMAGES = 4096  # of a run
 MAX_DRAWS = 2**30  # random numbers of a run: steps x tokens x images
 MAX_SEED = 2**64 - 1
+MAX_ITERATIONS = 10**9  # of a training
 MAX_WEIGHT = 1e6  # of guidance, and of temperatures
 MAX_PIXELS = 2**26  # of a picture: 8192 x 8192
 MAX_DIGITS = 20  # of a whole number in a file: 2**64 has so many

@@ -18,6 +18,7 @@ import torch
 from builders import KINDS, assert_same
 from safetensors.torch import load_file, save_file
 from shortcut_pack.shortcut import checkpoint as checkpoints
+from shortcut_pack.shortcut import values
 from shortcut_pack.shortcut.files import read
 
 
@@ -184,9 +185,9 @@ def test_a_conversion_that_overflows() -> None:
 
 
 def test_large_tensors_are_looked_at_in_part_and_after_a_conversion_in_full(monkeypatch) -> None:
-    monkeypatch.setattr(checkpoints, "WHOLE", 100)
-    monkeypatch.setattr(checkpoints, "PART", 32)
-    monkeypatch.setattr(checkpoints, "CHUNK", 64)
+    monkeypatch.setattr(values, "WHOLE", 100)
+    monkeypatch.setattr(values, "PART", 32)
+    monkeypatch.setattr(values, "CHUNK", 64)
     damaged = torch.zeros(20, 10)
     damaged[-1, -1] = torch.nan
     checkpoints.check_finite({"a": damaged})

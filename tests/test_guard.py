@@ -12,6 +12,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from shortcut_pack.shortcut.grid import grid_of
 from shortcut_pack.shortcut.guard import guarded, naming, parse_json, read_yaml
 from shortcut_pack.shortcut.models.layout import check_sizes
 from shortcut_pack.shortcut.schedule import Settings
+from shortcut_pack.shortcut.train.fit import Recipe
 from shortcut_pack.shortcut.train.head import RolloutConfig
 
 
@@ -286,6 +288,12 @@ def test_numbers_of_a_training_have_upper_bounds() -> None:
             config.check()
 
 
+@pytest.mark.parametrize("name", ["iterations", "seed", "warmup"])
+def test_numbers_of_a_recipe_have_upper_bounds(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at most"):
+        replace(Recipe(iterations=10), **{name: HUGE}).check()
+
+
 def test_a_run_has_upper_bounds() -> None:
     def draw(seed: int = 0, num_images: int = 1, num_tokens: int = 4) -> None:
         masked_at_start(seed, range(num_images), num_tokens, None, None, 1.0)
@@ -324,7 +332,7 @@ def test_sizes_have_upper_bounds() -> None:
             grid_of(model, 16, width=side)
         for name in ("depth", "num_heads", "width", "num_codes", "grid"):
             with pytest.raises(ValueError, match=f"{name} must be at most"):
-                check_sizes(checkpoints.replace(model.config, **{name: side}))
+                check_sizes(replace(model.config, **{name: side}))
 
 
 def test_a_file_that_states_a_huge_number_is_refused_by_name(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..distributed import ALONE, Ranks, from_first
+from ..guard import MAX_ITERATIONS, MAX_SEED, check_whole
 from ..noise import seeded
 from .log import Figures, in_words
 from .state_file import CheckpointError, StateFile
@@ -53,6 +54,8 @@ class Recipe:
         for name, least in (("iterations", 1), ("seed", 0), ("warmup", 0), ("checkpoint_every", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+            largest = MAX_SEED if name == "seed" else MAX_ITERATIONS
+            check_whole(name, getattr(self, name), least, largest)
         for name in ("lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number above 0, got {getattr(self, name)}.")

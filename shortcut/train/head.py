@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..denoiser import Conditions, MaskedImageModel
 from ..distributed import ALONE, Ranks
-from ..guard import MAX_IMAGES, check_whole
+from ..guard import MAX_IMAGES, MAX_ITERATIONS, check_whole
 from ..models.architecture import GridModel, HeadConfig, HeadNetwork
 from ..models.layers import Attention
 from ..models.layout import Layout
@@ -36,7 +36,6 @@ from .record import Trajectories
 from .teacher import RUNS, Teacher
 
 CPU = torch.device("cpu")
-MAX_ITERATIONS = 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,208 @@
+"""Write small sound inputs of every kind that a loader takes, in folders; cases damage copies of them.
+
+classes/     model, vq, head of a class model as our files; the state of a training
+text/        the same of a text model, with its tokenizer
+published/   the class model's files as their authors publish them, in zip archives and in legacy pickles
+shards/      a text model as its authors publish it: an index, two shards, config.json, vqvae/
+pictures are in classes/ and text/: picture.png, picture.jpg, mask.png
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from shortcut import checkpoint as checkpoints
+from shortcut import shipped
+from shortcut.checkpoint import Checkpoint
+from shortcut.files import Metadata
+from shortcut.models.layers import Bare
+from shortcut.models.layout import Layout, Unbatched, _fill, _match, _names
+from shortcut.models.lumina_dimoo import head as lumina_head
+from shortcut.models.lumina_dimoo import transformer as lumina
+from shortcut.models.lumina_dimoo import vq as lumina_vq
+from shortcut.models.lumina_dimoo.tokenizer import copy_tokenizer
+from shortcut.models.maskgit import head as maskgit_head
+from shortcut.models.maskgit import transformer as maskgit
+from shortcut.models.maskgit import vqgan
+
+SIZE = 32  # pixels of the pictures along one side: 4 x 4 codes
+MODEL = maskgit.Config(
+    grid=4, width=32, depth=2, num_heads=4, mlp_width=48, num_codes=16, num_classes=3
+)
+HEAD = maskgit_head.Config(model_width=32, width=16, num_blocks=1, num_heads=4, has_time=True)
+VQ = vqgan.Config(
+    channels=32,
+    multipliers=(1, 1, 1, 1),
+    blocks_per_level=1,
+    attention_levels=(3,),
+    latent_channels=8,
+    code_width=8,
+    num_codes=16,
+)
+_ROPE: dict[str, Any] = {"mlp_width": 48, "rope_theta": 10_000.0, "norm_eps": 1e-5}
+_HEADS: dict[str, Any] = {"num_heads": 4, "num_kv_heads": 4}
+TEXT_MODEL = lumina.Config(width=32, depth=2, num_text_ids=640, num_codes=16, **_HEADS, **_ROPE)
+TEXT_HEAD = lumina_head.Config(
+    model_width=32, width=16, num_blocks=1, has_time=True, sees_new=True, **_HEADS, **_ROPE
+)
+SHARDED = lumina.Config(
+    width=8, depth=1, num_text_ids=126_356, num_codes=8192, **_HEADS, **(_ROPE | {"mlp_width": 8})
+)
+SHARDED_VQ = lumina_vq.Config(
+    widths=(32, 32), blocks_per_level=1, latent_channels=8, num_codes=8192, num_groups=8
+)
+TRAIN: str = (
+    "train --model model.safetensors --out h.safetensors --iterations 2 --batch-size 1 --steps 3 "
+    "--rollout 1 --lr 0.001 --json"
+)
+
+
+def write(folder: Path, names: Collection[str]) -> None:
+    """Write the samples of these names, each to its folder in `folder`."""
+    makers = {"classes": classes, "text": text, "published": published, "shards": shards}
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        makers[name](folder / name)
+
+
+def classes(folder: Path) -> None:
+    """Write a class model with all that belongs to it."""
+    defaults = {"guidance": [2.0], "num_steps": 3, "temperature": 0.9, "schedule": "cosine"}
+    model = checkpoint(
+        maskgit.LAYOUT, MODEL, 0, class_names=("a", "b", "c"), defaults=defaults, title="Tiny"
+    )
+    mark = {"model_fingerprint": model.fingerprint}
+    checkpoints.save(folder / "model.safetensors", model)
+    checkpoints.save(folder / "head.safetensors", checkpoint(maskgit_head.LAYOUT, HEAD, 1, **mark))
+    colours = "".join(f"{i * 16:02x}8040" for i in range(VQ.num_codes))
+    vq = checkpoint(vqgan.LAYOUT, VQ, 2, code_colours=colours)
+    checkpoints.save(folder / "vq.safetensors", vq)
+    checkpoints.save(folder / "float8.safetensors", checkpoints.cast(model, torch.float8_e4m3fn))
+    pictures(folder)
+    (folder / "lines.jsonl").write_text(
+        '{"class": "a", "seed": 1, "name": "x"}\n{"class": 2, "steps": 2, "cfg": 1.5}\n'
+    )
+    (folder / "lines.txt").write_text("a\nb\n")
+
+
+def text(folder: Path) -> None:
+    """Write a text model with all that belongs to it."""
+    model = checkpoint(lumina.LAYOUT, TEXT_MODEL, 3, grid=(4, 4), defaults={"num_steps": 3})
+    checkpoints.save(folder / "model.safetensors", model)
+    copy_tokenizer(shipped.TEXT_FOLDER, folder / "model.safetensors")
+    mark = {"model_fingerprint": model.fingerprint}
+    checkpoints.save(
+        folder / "head.safetensors", checkpoint(lumina_head.LAYOUT, TEXT_HEAD, 4, **mark)
+    )
+    checkpoints.save(folder / "vq.safetensors", checkpoint(vqgan.LAYOUT, VQ, 2))
+    pictures(folder)
+    (folder / "lines.jsonl").write_text(
+        '{"prompt": "a tree", "seed": 1}\n'
+        '{"prompt": "snow", "task": "edit", "image": "picture.png", "negative": "x"}\n'
+    )
+    (folder / "lines.txt").write_text("a tree\nsnow at night\n")
+
+
+def published(folder: Path) -> None:
+    """Write a class model, its head and its VQGAN as their authors do."""
+    for name, layout, config in (
+        ("model", maskgit.LAYOUT, MODEL),
+        ("head", maskgit_head.LAYOUT, HEAD),
+        ("vq", vqgan.LAYOUT, VQ),
+    ):
+        content = original(checkpoint(layout, config, 5))
+        torch.save(content, folder / f"{name}.pth")
+        torch.save(content, folder / f"{name}.ckpt", _use_new_zipfile_serialization=False)
+    levels = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [4]}
+    levels |= {"z_channels": 8, "resolution": SIZE, "in_channels": 3, "out_ch": 3}
+    params = {"n_embed": VQ.num_codes, "embed_dim": VQ.code_width, "ddconfig": levels}
+    (folder / "model.yaml").write_text(json.dumps({"model": {"params": params}}, indent=1))
+
+
+def shards(folder: Path) -> None:
+    """Write a text model and its VQ model as their authors do."""
+    tensors = original(checkpoint(lumina.LAYOUT, SHARDED, 6))
+    output, embedding = "model.transformer.ff_out.weight", "model.transformer.wte.weight"
+    text_rows = torch.zeros(SHARDED.num_text_ids, SHARDED.width)
+    tensors[output] = torch.cat([text_rows, tensors[output]])
+    parts = {
+        f"model-0000{i}-of-00002.safetensors": {
+            name: value.half() for name, value in tensors.items() if (name == embedding) == (i == 1)
+        }
+        for i in (1, 2)
+    }
+    for name, part in parts.items():
+        save_file(part, folder / name, {"format": "pt"})
+    places = {key: name for name, part in parts.items() for key in part}
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    stated = {"model_type": "llada", "n_heads": 4, "n_kv_heads": 4, "rope_theta": 1e4, "d_model": 8}
+    stated |= {"rms_norm_eps": 1e-5, "n_layers": 1, "embedding_size": 134_548, "rope": True}
+    (folder / "config.json").write_text(json.dumps(stated))
+    copy_tokenizer(shipped.TEXT_FOLDER, folder / "model.safetensors.index.json")
+    vq = folder / "vqvae"
+    vq.mkdir()
+    save_file(
+        original(checkpoint(lumina_vq.LAYOUT, SHARDED_VQ, 7)),
+        vq / "diffusion_pytorch_model.safetensors",
+    )
+    described = {"_class_name": "VQModel", "block_out_channels": [32, 32], "layers_per_block": 1}
+    described |= {"latent_channels": 8, "num_vq_embeddings": 8192, "norm_num_groups": 8}
+    (vq / "config.json").write_text(json.dumps(described))
+
+
+def pictures(folder: Path) -> None:
+    """Write a picture as PNG and JPEG, and a mask."""
+    picture = Image.linear_gradient("L").resize((SIZE, SIZE)).convert("RGB")
+    picture.save(folder / "picture.png")
+    picture.save(
+        folder / "picture.jpg",
+        exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0",
+    )
+    mask = Image.new("L", (SIZE, SIZE))
+    mask.paste(255, (0, 0, SIZE, SIZE // 2))
+    mask.save(folder / "mask.png")
+
+
+def checkpoint(layout: Layout, config: Any, seed: int, **metadata: Any) -> Checkpoint:
+    """Return random weights by the seed; scales of norms lie around 1."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = layout.network(config, device="meta", operations=Bare).state_dict()
+    tensors = {
+        name: torch.randn(tensor.shape, generator=generator) * 0.2
+        + (tensor.ndim == 1 and name.endswith("weight"))
+        for name, tensor in shapes.items()
+    }
+    mark = checkpoints.fingerprint(tensors)
+    return Checkpoint(layout, config, tensors, mark, Metadata(**metadata))
+
+
+def original(file: Checkpoint) -> dict[str, Any]:
+    """Return what the published file of a checkpoint holds: the inverse of `layout.rename`."""
+    table = file.layout.table
+    rows: dict[str, tuple[Any, dict[int, torch.Tensor]]] = {}
+    for name, tensor in file.tensors.items():
+        key, row, index = next(
+            (_fill(theirs, match.groups()), row, index)
+            for theirs, row in table.items()
+            for index, pattern in enumerate(_names(row))
+            if (match := _match(pattern, name))
+        )
+        rows.setdefault(key, (row, {}))[1][index] = tensor
+    tensors = {
+        key: parts[0].unsqueeze(0)
+        if isinstance(row, Unbatched)
+        else torch.cat([parts[i] for i in sorted(parts)])
+        if isinstance(row, tuple)
+        else parts[0]
+        for key, (row, parts) in rows.items()
+    }
+    container = file.layout.container
+    return tensors if container is None else {"iter": 0, container: tensors}
