@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..accelerators.choice import NAMES as ACCELERATORS
+from ..guard import MAX_IMAGES, check_whole
 from ..models import tasks
 from ..models.architecture import PRESET_NAMES, Architecture
 from ..schedule import SCHEDULES
@@ -187,7 +188,8 @@ def check_outputs(options: argparse.Namespace) -> None:
             )
         if options.save_tokens is not None and _same(options.out, options.save_tokens):
             raise ValueError("--out and --save-tokens name the same file. Give two names.")
-        first, *_, last = paths_of(options.out, max(1, options.batch_size)) * 2
+        check_whole("batch size", options.batch_size, 1, MAX_IMAGES)
+        first, *_, last = paths_of(options.out, options.batch_size) * 2
         for path in filter(None, (first, last, options.save_tokens)):
             check_writable(path)
     else:
