@@ -8,9 +8,9 @@ It knows the model and the accelerator by their protocols only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,8 @@ from .schedule import Step
 
 # Last-layer features (B, S, D), one for each guidance branch: the condition first, then what to guide away from.
 Features = tuple[Tensor, ...]
+# What a full pass keeps for partial ones, such as the keys and values of its blocks. Only its model looks inside.
+Kept = Any
 
 
 class Conditions(Protocol):
@@ -66,6 +68,42 @@ class MaskedImageModel(Protocol):
         ...
 
 
+@runtime_checkable
+class PartialModel(MaskedImageModel, Protocol):
+    """A model that can also run some of the image tokens, which attend to what a full pass kept of all."""
+
+    def kept_features(
+        self,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        conditions: Sequence[Conditions],
+        step: Step,
+    ) -> tuple[Features, Kept]:
+        """Run one full pass as `features` does, and also return what partial passes attend to."""
+        ...
+
+    def partial_features(
+        self,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        conditions: Sequence[Conditions],
+        step: Step,
+        index_BM: Tensor,
+        kept: Kept,
+    ) -> Features:
+        """Run the image tokens `index_BM` alone and return their features (B, M, D) for each branch.
+
+        Args:
+            index_BM: distinct image tokens, the same number in each image.
+            kept: of the last full pass; what it holds of these tokens is renewed in place.
+        """
+        ...
+
+    def kept_bytes(self, num_images: int, lengths: Sequence[int]) -> float:
+        """Return the memory of what a full pass keeps, for branches of these sequence lengths."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Revealed:
     """Revealed tokens: their codes and, in ascending order, their indices among the image tokens."""
@@ -81,6 +119,8 @@ class Tokens:
     codes_BL: Tensor  # undefined where masked
     is_masked_BL: Tensor
     index_BN: Tensor  # of the masked ones, ascending
+    # Guided logits (B, N, V) at `index_BN` -> the tokens (B, K) that the step reveals, ascending, by the run's noise.
+    choose: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +130,7 @@ class Snapshot:
     features: Features
     num_masked: int
     is_masked_BL: Tensor
+    kept: Kept = None  # of a full pass, where the accelerator has `keeps`
 
     def revealed_until(self, step: Step, tokens: Tokens) -> Revealed:
         """Return the tokens that were revealed since, before `step`."""
@@ -98,12 +139,26 @@ class Snapshot:
         return Revealed(tokens.codes_BL.gather(1, index_BK), index_BK)
 
 
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Features of a step whose tokens were chosen before they were made."""
+
+    features: Features
+    chosen_BK: (
+        Tensor  # the image tokens that the step reveals, ascending: only their features are used
+    )
+
+
 class Accelerator(Protocol):
-    """A source of features for steps that are not full passes. It keeps nothing between steps."""
+    """A source of features for steps that are not full passes. It keeps nothing between steps.
+
+    One that has `keeps` = True gets snapshots of full passes with what partial passes need: its model is a
+    `PartialModel`.
+    """
 
     def predict(
         self, step: Step, tokens: Tokens, full: Snapshot, last: Snapshot
-    ) -> Features | None:
+    ) -> Features | Prediction | None:
         """Return the features of `step`, or None if it must be a full pass after all.
 
         Only the features of the masked tokens `tokens.index_BN` are used.
@@ -122,6 +177,8 @@ class Denoised:
     logits_BNV: Tensor  # guided, float32
     features: Features
     was_full: bool  # True: from a full pass. False: predicted
+    # The image tokens that the step reveals, of which alone the logits then are. None: not chosen yet.
+    chosen_BK: Tensor | None = None
     # Number of tokens near each position that the last full pass did not see. None: full pass, or spread is off.
     unseen_BN: Tensor | None = None
 
@@ -146,24 +203,37 @@ class Denoiser:
 
     def __call__(self, step: Step, tokens: Tokens) -> Denoised:
         """Return the guided logits of `step` at the masked tokens."""
-        features = None
+        predicted = None
         if self.accelerator is not None and self.full and self.last and not step.is_full:
-            features = self.accelerator.predict(step, tokens, self.full, self.last)
-        was_full = features is None
-        if features is None:
-            features = self.model.features(
-                tokens.codes_BL, tokens.is_masked_BL, self.conditions, step
-            )
-        self.last = Snapshot(features, step.num_masked, tokens.is_masked_BL)
-        if was_full:
-            self.full = self.last
+            predicted = self.accelerator.predict(step, tokens, self.full, self.last)
+        was_full = predicted is None
+        if predicted is None:
+            self.full = self.last = self._full_pass(step, tokens)
+            features = self.last.features
+        else:
+            features = predicted.features if isinstance(predicted, Prediction) else predicted
+            self.last = Snapshot(features, step.num_masked, tokens.is_masked_BL)
+        if isinstance(predicted, Prediction):
+            chosen_BK = predicted.chosen_BK
+            logits_BKV = guided_logits(self.model, features, step.guidance, chosen_BK)
+            return Denoised(logits_BKV, features, was_full, chosen_BK)
         logits_BNV = guided_logits(self.model, features, step.guidance, tokens.index_BN)
         unseen_BN = None
         if step.spread and not was_full and self.full is not None:
             is_unseen_BL = self.full.is_masked_BL & ~tokens.is_masked_BL
             near_BL = count_near(is_unseen_BL, self.model.grid, step.spread)
             unseen_BN = near_BL.gather(1, tokens.index_BN)
-        return Denoised(logits_BNV, features, was_full, unseen_BN)
+        return Denoised(logits_BNV, features, was_full, unseen_BN=unseen_BN)
+
+    def _full_pass(self, step: Step, tokens: Tokens) -> Snapshot:
+        """Run a full pass. What the one before kept is let go first."""
+        given = tokens.codes_BL, tokens.is_masked_BL, self.conditions, step
+        self.full = self.last = kept = None
+        if self.accelerator is not None and getattr(self.accelerator, "keeps", False):
+            features, kept = cast(PartialModel, self.model).kept_features(*given)
+        else:
+            features = self.model.features(*given)
+        return Snapshot(features, step.num_masked, tokens.is_masked_BL, kept)
 
 
 def positions(is_wanted_BL: Tensor, count: int) -> Tensor:

@@ -27,11 +27,19 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from .accelerators import MakeAccelerator
 from .accelerators.shortcut_head import ShortcutHead
-from .denoiser import Conditions, Denoiser, Features, MaskedImageModel, Tokens
+from .denoiser import (
+    Conditions,
+    Denoiser,
+    Features,
+    Kept,
+    MaskedImageModel,
+    PartialModel,
+    Tokens,
+)
 from .models.architecture import HeadNetwork, ModelNetwork, Network
 from .models.layers import Bare
 from .noise import Noise
-from .sampler import confidence, draw_codes
+from .sampler import choice, decide
 from .schedule import SamplerRules, Settings, Step, plan
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
@@ -45,11 +53,12 @@ class Flops:
     head: int  # all passes of the shortcut head, every guidance branch
     logits: int  # features to logits in all steps
     rest: int  # elements written by all that is no multiply-add
+    partial: int = 0  # all partial passes of the model, every guidance branch
 
     @property
     def total(self) -> int:
         """Multiply-adds of the whole run, two operations each."""
-        return self.full + self.head + self.logits
+        return self.full + self.partial + self.head + self.logits
 
 
 @torch.no_grad()
@@ -84,28 +93,37 @@ def count_flops(
     if not steps:
         return Flops(0, 0, 0, 0)
     codes_BL = _ids(num_images, num_tokens)
-    with _Elements() as written_by_full, FlopCounterMode(display=False) as counter:
-        features = model.features(codes_BL, codes_BL.bool(), conditions, steps[0])
-    per_full, passes = counter.get_total_flops(), _FullPasses(model, features)
     make = accelerator
     if head is not None:
         counted_head = _on_meta(head)
         make = partial(ShortcutHead, counted_head)
-    denoiser = Denoiser(passes, conditions, make and make(model, conditions))
+    made = make and make(model, conditions)
+    given, kept = (codes_BL, codes_BL.bool(), conditions, steps[0]), None
+    with _Elements() as written_by_full, FlopCounterMode(display=False) as counter:
+        if getattr(made, "keeps", False):
+            features, kept = cast(PartialModel, model).kept_features(*given)
+        else:
+            features = model.features(*given)
+    per_full, passes = counter.get_total_flops(), _FullPasses(model, features, kept)
+    denoiser = Denoiser(passes, conditions, made)
     noise = Noise(
         *torch.zeros(2, steps[-1].index + 1, num_images, num_tokens, device="meta").unbind()
     )
     with _Elements() as written, FlopCounterMode(display=False) as counter:
         for step in steps:
             index_BN = _ids(num_images, step.num_masked)
-            denoised = denoiser(step, Tokens(codes_BL, codes_BL.bool(), index_BN))
-            drawn_BN = draw_codes(denoised.logits_BNV, step, index_BN, noise)
-            confidence(denoised.logits_BNV, drawn_BN, step, index_BN, noise)
-    in_head = sum(counter.get_flop_counts().get(type(head).__name__, {}).values())
+            choose = partial(choice, step=step, index_BN=index_BN, noise=noise)
+            denoised = denoiser(step, Tokens(codes_BL, codes_BL.bool(), index_BN, choose))
+            decide(denoised, step, index_BN, noise)
+    in_head, in_model = (
+        sum(counter.get_flop_counts().get(type(net).__name__, {}).values())
+        for net in (head, network)
+    )
     return Flops(
         full=passes.count * per_full,
+        partial=in_model,
         head=in_head,
-        logits=counter.get_total_flops() - in_head,
+        logits=counter.get_total_flops() - in_head - in_model,
         rest=passes.count * written_by_full.count + written.count,
     )
 
@@ -113,10 +131,10 @@ def count_flops(
 class _FullPasses:
     """A model that counts its full passes instead of making them: they are all alike."""
 
-    def __init__(self, model: MaskedImageModel, features: Features):
+    def __init__(self, model: MaskedImageModel, features: Features, kept: Kept):
         self.logits, self.image_positions = model.logits, model.image_positions
         self.grid = model.grid
-        self.known, self.count = features, 0
+        self.known, self.kept, self.count = features, kept, 0
 
     def features(
         self,
@@ -127,6 +145,9 @@ class _FullPasses:
     ) -> Features:
         self.count += 1
         return self.known
+
+    def kept_features(self, *given: Any) -> tuple[Features, Kept]:
+        return self.features(*given), self.kept
 
 
 class _Elements(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""Rows of sequences: gathered, or added to where they stand.
+"""Rows of sequences: gathered, or added to or replaced where they stand.
 
 B  sequences    S  tokens of a sequence    M  positions    D  width
 """
@@ -24,6 +24,17 @@ def added_at(x_BSD: Tensor, position_BM: Tensor | None, change_BMD: Tensor) -> T
         return x_BSD + change_BMD
     row = _row(position_BM, x_BSD.shape[1])
     return x_BSD.flatten(0, 1).index_add(0, row, change_BMD.flatten(0, 1)).view_as(x_BSD)
+
+
+def replaced_at(x_BSD: Tensor, position_BM: Tensor, rows_BMD: Tensor) -> Tensor:
+    """Return the sequences with `rows_BMD` in the place of those at distinct positions `position_BM`."""
+    return write_at(x_BSD.clone(), position_BM, rows_BMD)
+
+
+def write_at(x_BSD: Tensor, position_BM: Tensor, rows_BMD: Tensor) -> Tensor:
+    """Write `rows_BMD` at distinct positions `position_BM` of the sequences, in place, and return them."""
+    row_B1 = torch.arange(len(position_BM), device=position_BM.device).unsqueeze(1)
+    return x_BSD.index_put_((row_B1, position_BM), rows_BMD.to(x_BSD.dtype))
 
 
 def _row(position_BM: Tensor, length: int) -> Tensor:

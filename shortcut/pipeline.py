@@ -24,7 +24,7 @@ from torch import Tensor
 from . import checkpoint as checkpoints
 from . import shipped
 from .accelerators import MakeAccelerator
-from .accelerators.shortcut_head import ShortcutHead
+from .accelerators.choice import HEAD, kept_bytes, named
 from .checkpoint import Checkpoint
 from .companions import placed
 from .denoiser import Conditions
@@ -63,6 +63,7 @@ class Pipeline:
     head: HeadNetwork | None = None
     device: torch.device
     is_sequential: bool = False  # one guidance branch at a time
+    accelerator_name: str | None = None  # one of `accelerators.choice.NAMES`; None = vanilla
 
     @classmethod
     def load(
@@ -74,6 +75,7 @@ class Pipeline:
         device: str = "cpu",
         dtype: torch.dtype | None = None,
         is_sequential: bool = False,
+        accelerator: str | None = None,
     ) -> Pipeline:
         """Load files and check that they fit each other.
 
@@ -83,6 +85,8 @@ class Pipeline:
             head: None = none, or the shipped one.
             device: "cuda" is the process's own device under torchrun.
             dtype: of model and head; None = float32, or the file's own type where float32 would take over 8 GB.
+            accelerator: what answers steps that are not full passes: head, reuse, partial or partial+neighbours; None
+                = the head, if there is one.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -99,8 +103,10 @@ class Pipeline:
         if head_file is not None and (doubt := check_head(head_file, model_file)):
             logger.warning(doubt)
         dtype = dtype or default_dtype(model_file)
+        if accelerator is None and head_file is not None:
+            accelerator = HEAD
         build = partial(checkpoints.build, device=found_device)
-        return cls(
+        pipeline = cls(
             model_file=model_file.without_tensors(),
             model=cast(ModelNetwork, build(model_file, dtype=dtype)),
             conditioner=conditioner_of(model_file),
@@ -111,6 +117,12 @@ class Pipeline:
             device=found_device,
             is_sequential=is_sequential,
         )
+        return pipeline if accelerator is None else pipeline.with_accelerator(accelerator)
+
+    def with_accelerator(self, name: str) -> Pipeline:
+        """Return the same networks with another accelerator. Raises ValueError as `accelerators.choice.named`."""
+        named(name, self.head)
+        return replace(self, accelerator_name=name)
 
     @property
     def architecture(self) -> Architecture:
@@ -125,7 +137,13 @@ class Pipeline:
     @property
     def accelerator(self) -> MakeAccelerator | None:
         """Makes the accelerator of a run; None = vanilla."""
-        return None if self.head is None else partial(ShortcutHead, self.head)
+        name = self.accelerator_name
+        return None if name is None else named(name, self.head)
+
+    @property
+    def used_head(self) -> HeadNetwork | None:
+        """The head, if it is the accelerator."""
+        return self.head if self.accelerator_name == HEAD else None
 
     def generate(
         self,
@@ -137,6 +155,7 @@ class Pipeline:
         num_images: int = 1,
         width: int | None = None,
         height: int | None = None,
+        accelerator: str | None = None,
         on_step: Callable[[Trace], None] | None = None,
         **settings: Any,
     ) -> list[Image.Image]:
@@ -145,6 +164,7 @@ class Pipeline:
         Args:
             label: name or number of a class.
             width, height: pixels; None = those that the model was trained on.
+            accelerator: as for `load`; None = the pipeline's own.
             settings: as for `chosen_settings`: preset, steps, full_steps, cfg, temperature, schedule ...
 
         Raises:
@@ -152,13 +172,15 @@ class Pipeline:
             RuntimeError: the device is out of memory.
         """
         check_whole("num_images", num_images, 1, MAX_IMAGES)
+        if accelerator is not None:
+            self = self.with_accelerator(accelerator)
         request = Request(prompt=prompt, label=label, negative=negative)
         self.architecture.check(request)
         conditions = self.conditioner.conditions(request, num_images)
         chosen = chosen_settings(
             self.model_file,
             num_guided=len(conditions) - 1,
-            has_head=self.head is not None,
+            is_accelerated=self.accelerator_name is not None,
             **settings,
         )
         grid = grid_of(self.model_file, self.downscale, width, height)
@@ -189,7 +211,9 @@ class Pipeline:
         conditions, guidance = needed_branches(conditions, settings.guidance)
         model = self.model.on_grid(*grid, is_sequential=self.is_sequential)
         lengths = [model.sequence_length(condition) for condition in conditions]
-        check_memory(model.activation_bytes(len(image_indices), lengths), self.device)
+        needed = model.activation_bytes(len(image_indices), lengths)
+        needed += kept_bytes(self.accelerator_name, model, len(image_indices), lengths)
+        check_memory(needed, self.device)
         with advice_on_memory():
             return generate(
                 model,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -52,7 +53,8 @@ def sample(
     is_finite = torch.ones((), dtype=torch.bool, device=codes_BL.device)
     for step in plan:
         index_BN = positions(is_masked_BL, step.num_masked)
-        denoised = denoise(step, Tokens(codes_BL, is_masked_BL, index_BN))
+        choose = partial(choice, step=step, index_BN=index_BN, noise=noise)
+        denoised = denoise(step, Tokens(codes_BL, is_masked_BL, index_BN, choose))
         # A logit that is not finite makes the sum so. The sum reads the logits once, isfinite().all() several times.
         is_finite &= denoised.logits_BNV.sum().isfinite()
         revealed = decide(denoised, step, index_BN, noise)
@@ -70,11 +72,23 @@ def sample(
 
 
 def decide(denoised: Denoised, step: Step, index_BN: Tensor, noise: Noise) -> Revealed:
-    """Choose the tokens that a step reveals, given the logits at all masked positions `index_BN`."""
+    """Choose the tokens that a step reveals and their codes, given the logits at all masked positions `index_BN`.
+
+    Where the denoiser has chosen already, only codes are drawn, by the same noise.
+    """
+    if (index_BK := denoised.chosen_BK) is not None:
+        return Revealed(draw_codes(denoised.logits_BNV, step, index_BK, noise), index_BK)
     drawn_BN = draw_codes(denoised.logits_BNV, step, index_BN, noise)
     score_BN = confidence(denoised.logits_BNV, drawn_BN, step, index_BN, noise)
     chosen_BK = foremost(score_BN, denoised.unseen_BN, step.num_revealed).sort().values
     return Revealed(drawn_BN.gather(1, chosen_BK), index_BN.gather(1, chosen_BK))
+
+
+def choice(logits_BNV: Tensor, step: Step, index_BN: Tensor, noise: Noise) -> Tensor:
+    """Choose the tokens (B, K) that a step reveals, ascending, as `decide` does without spread."""
+    drawn_BN = draw_codes(logits_BNV, step, index_BN, noise)
+    score_BN = confidence(logits_BNV, drawn_BN, step, index_BN, noise)
+    return index_BN.gather(1, score_BN.topk(step.num_revealed).indices.sort().values)
 
 
 def foremost(score_BN: Tensor, unseen_BN: Tensor | None, count: int) -> Tensor:

@@ -46,7 +46,7 @@ def chosen_settings(
     model: Checkpoint,
     *,
     num_guided: int,
-    has_head: bool,
+    is_accelerated: bool,
     preset: str | None = None,
     steps: int | None = None,
     full_steps: int | tuple[int, ...] | None = None,
@@ -59,7 +59,8 @@ def chosen_settings(
     Args:
         num_guided: branches to guide away from.
         preset: sets steps and full steps.
-        full_steps: how many steps are full passes, or which; None = a usual share with a head, else all.
+        is_accelerated: True: there is an accelerator for steps that are not full passes.
+        full_steps: how many steps are full passes, or which; None = a usual share with an accelerator, else all.
         cfg, cfg_image: guidance weights of the text or class, and of the source images.
         others: further fields of `Settings`.
 
@@ -72,13 +73,14 @@ def chosen_settings(
         if steps is not None or full_steps is not None:
             raise ValueError("--preset sets --steps and --full-steps. Leave them out, or --preset.")
         steps, full_steps = preset_of(model, preset)
-    if full_steps is not None and not has_head:
+    if full_steps is not None and not is_accelerated:
         used = "--full-steps" if preset is None else "--preset"
         raise ValueError(
-            f"{used} needs a shortcut head: without one every step is full. Add --head FILE."
+            f"{used} needs a shortcut head or another accelerator: without one every step is full. Add --head FILE, or "
+            "--accelerator partial."
         )
     num_steps = usual.num_steps if steps is None else steps
-    if has_head and full_steps is None:
+    if is_accelerated and full_steps is None:
         full_steps = usual_full_steps(model.architecture, num_steps)
     weights = (cfg, cfg_image)
     if cfg is not None and num_guided < 1:

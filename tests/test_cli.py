@@ -153,6 +153,24 @@ def test_half_precision_makes_a_picture(run, folder: Path, dtype: str) -> None:
     assert status == 0 and codes.shape == (1, SIDE, SIDE)
 
 
+def test_without_a_head_partial_passes_answer_between_full_ones(run, tmp_path: Path) -> None:
+    options = ("--accelerator", "partial", "--full-steps", "2", "--json")
+    status, _, out, _ = run(*options)
+    said = json.loads(out.splitlines()[-1])
+    assert status == 0 and said["full_steps"] == 2
+    with Image.open(tmp_path / "a.png") as picture:
+        assert json.loads(picture.info["shortcut"])["accelerator"] == "partial"
+        assert "workflow" not in picture.info  # no node says it
+    flops = {
+        name: json.loads(run(*options, "--accelerator", name)[2].splitlines()[-1])["flops"]
+        for name in ("reuse", "partial", "partial+neighbours")
+    }
+    vanilla = json.loads(run("--json")[2].splitlines()[-1])["flops"]
+    assert flops["reuse"] < flops["partial"] == said["flops"] < flops["partial+neighbours"]
+    assert flops["partial"] < vanilla
+    assert torch.equal(run("--accelerator", "partial", "--full-steps", "6")[1], run()[1])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -168,6 +186,8 @@ def test_half_precision_makes_a_picture(run, folder: Path, dtype: str) -> None:
         (("--head", "HEAD", "--full-steps", "1,2"), "must contain 0"),
         (("--head", "HEAD", "--full-steps", "many"), "must be a number or a list such as 0,4,9"),
         (("--full-steps", "2"), "needs a shortcut head"),
+        (("--full-steps", "2"), "or --accelerator partial"),
+        (("--accelerator", "head"), "the accelerator head needs a shortcut head"),
         (("--class", "3"), "class must be between 0 and 2, got 3"),
         (("--class", "mauve"), "Classes: red, green, dark blue"),
         (("--cfg", "-1"), "cfg must be a finite number of at least 0"),

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..accelerators.choice import NAMES as ACCELERATORS
 from ..guard import MAX_IMAGES, check_whole
 from ..models import tasks
 from ..models.architecture import PRESET_NAMES, Architecture
@@ -42,6 +43,11 @@ def add_files(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--vq", type=Path, help="VQ model; default: the one beside the model")
     files.add_argument(
         "--head", help="shortcut head, or none; default: none with --model, else the shipped one"
+    )
+    files.add_argument(
+        "--accelerator",
+        choices=ACCELERATORS,
+        help="what answers steps that are not full passes; only head needs a file; default: the head, if there is one",
     )
     files.add_argument("--out", type=Path, help="PNG; several images get -0, -1, ... before .png")
     files.add_argument(
@@ -113,7 +119,7 @@ def add_how(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--steps", type=int, help="sampling steps")
     how.add_argument(
         "--full-steps",
-        help="full passes: how many, or which (0,4,9); default: a share as of the preset balanced; all without a head",
+        help="full passes: how many, or which (0,4,9); default: as the preset balanced; all without an accelerator",
     )
     how.add_argument(
         "--cfg",

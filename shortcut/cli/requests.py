@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import models, shipped
+from ..accelerators.choice import TRAINING_FREE
 from ..files import FORMAT_KEY, find, read_metadata
 from ..flops import count_flops
 from ..generate import Result, masked_at_start, needed_branches
@@ -64,12 +65,13 @@ class Job:
         """Count the floating point operations of the run."""
         return count_flops(
             pipeline.model,
-            pipeline.head,
+            pipeline.used_head,
             self.settings,
             self.conditions,
             self.grid,
             rules=pipeline.architecture.rules,
             num_to_make=self.num_to_make,
+            accelerator=None if pipeline.used_head else pipeline.accelerator,
         ).total
 
 
@@ -90,6 +92,7 @@ def load_pipeline(options: argparse.Namespace) -> Pipeline:
         device=options.device,
         dtype=None if options.dtype is None else getattr(torch, options.dtype),
         is_sequential=options.sequential,
+        accelerator=options.accelerator,
     )
 
 
@@ -145,7 +148,7 @@ def job_of(pipeline: Pipeline, options: argparse.Namespace) -> Job:
             "--steps %d is more than the tokens to make: it takes %d.", options.steps, len(steps)
         )
     graph = None
-    if options.image is None:
+    if options.image is None and pipeline.accelerator_name not in TRAINING_FREE:
         graph = graph_of(
             pipeline,
             settings,
@@ -183,7 +186,7 @@ def settings_of(pipeline: Pipeline, options: argparse.Namespace, *, num_guided: 
     return chosen_settings(
         pipeline.model_file,
         num_guided=num_guided,
-        has_head=pipeline.head is not None,
+        is_accelerated=pipeline.accelerator_name is not None,
         full_steps=full_steps,
         **{name: getattr(options, name) for name in as_typed},
     )
@@ -221,6 +224,9 @@ def _about(
 ) -> dict[str, Any]:
     """Return what pictures say about themselves."""
     model, vq, head = pipeline.model_file, pipeline.vq_file, pipeline.head_file
+    other: dict[str, Any] = {}
+    if pipeline.accelerator_name in TRAINING_FREE:
+        head, other = None, {"accelerator": pipeline.accelerator_name}
     pictures = {name: path for name in PICTURES if (path := getattr(options, name)) is not None}
     changed = ("outpaint", "denoise")
     return {
@@ -230,6 +236,7 @@ def _about(
         "vq_fingerprint": vq.fingerprint,
         "head": head and head.name,
         "head_fingerprint": head and head.fingerprint,
+        **other,
         "weights": contents.of_networks(pipeline),
         "dtype": str(pipeline.model.dtype).removeprefix("torch."),
         **pipeline.conditioner.described(request),

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..gather import write_at
+
 # (q_BSD, k_BTD, v_BTD, num_heads) -> out_BSD, unmasked softmax attention scaled by (D / num_heads) ** -0.5.
 Attention = Callable[..., Tensor]
 
@@ -94,6 +96,31 @@ class BaseNetwork(nn.Module):
         raise NotImplementedError
 
 
+class KeyValues:
+    """Keys and values of a block for whole sequences: kept by a full pass, renewed row by row by partial ones."""
+
+    def __init__(self) -> None:
+        self.key_BSD: Tensor | None = None
+        self.value_BSD: Tensor | None = None
+
+    def joined(
+        self, key_BMD: Tensor, value_BMD: Tensor, position_BM: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Keep keys and values, and return those of the whole sequences.
+
+        Args:
+            position_BM: where the given ones stand; None = they are of the whole sequences.
+        """
+        if position_BM is None:
+            self.key_BSD, self.value_BSD = key_BMD, value_BMD
+        else:
+            if self.key_BSD is None or self.value_BSD is None:
+                raise RuntimeError("a partial pass needs the keys and values of a full one.")
+            write_at(self.key_BSD, position_BM, key_BMD)
+            write_at(self.value_BSD, position_BM, value_BMD)
+        return self.key_BSD, self.value_BSD
+
+
 class MultiHeadAttention(nn.Module):
     """Attention with biased projections; queries, keys and values come as given (no norm inside).
 
@@ -109,9 +136,23 @@ class MultiHeadAttention(nn.Module):
             operations.Linear(width, width, **tensor) for _ in range(4)
         )
 
-    def forward(self, x_BSD: Tensor, context_BTD: Tensor) -> Tensor:
-        """Attend from `x_BSD` to `context_BTD`. Returns (B, S, D)."""
+    def forward(
+        self,
+        x_BSD: Tensor,
+        context_BTD: Tensor,
+        kept: KeyValues | None = None,
+        position_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from `x_BSD` to `context_BTD`. Returns (B, S, D).
+
+        Args:
+            kept: keeps keys and values.
+            position_BT: where the context stands in the kept sequences, all of which are attended to; None = it is
+                all of them.
+        """
         q, k, v = self.query(x_BSD), self.key(context_BTD), self.value(context_BTD)
+        if kept is not None:
+            k, v = kept.joined(k, v, position_BT)
         return self.out(self.attention(q, k, v, self.num_heads))
 
 
@@ -203,6 +244,13 @@ def fourier(mask_ratio_B: Tensor) -> Tensor:
     frequency = torch.exp(-math.log(MAX_PERIOD) / NUM_FREQUENCIES * exponent)
     angle = mask_ratio_B.float().unsqueeze(1) * RATIO_SCALE * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+def key_value_bytes(
+    num_images: int, lengths: Sequence[int], *, depth: int, kv_width: int, itemsize: int
+) -> float:
+    """Return the bytes of the keys and values of all blocks."""
+    return 2.0 * num_images * sum(lengths) * depth * kv_width * itemsize
 
 
 def transformer_bytes(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import Attention, Rotary, SwiGLU
+from ..layers import Attention, KeyValues, Rotary, SwiGLU
 
 # Sizes of blocks, as the network and its shortcut head have them: width, num_heads, num_kv_heads, mlp_width,
 # rope_theta, norm_eps.
@@ -47,6 +47,14 @@ class SequencePositions:
         return cls.of([torch.arange(n, device=device).unsqueeze(0) for n in lengths], config)
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The tokens that a partial pass runs, among those of whole sequences whose keys and values are kept."""
+
+    lengths: list[int]  # of the whole sequences
+    index_BS: Tensor  # on the axis on which they lie side by side
+
+
 class Block(nn.Module):
     """Pre-norm attention and SwiGLU, each around a residual connection.
 
@@ -74,13 +82,17 @@ class Block(nn.Module):
         x_BSD: Tensor,
         positions: SequencePositions,
         context: tuple[Tensor, SequencePositions] | None = None,
+        kept: KeyValues | None = None,
+        part: Part | None = None,
     ) -> Tensor:
         """Return (B, S, D).
 
         Args:
             context: other tokens (B, N, D) to attend to, and their positions; they go through the same norm.
+            kept: keeps keys and values.
+            part: which of the kept tokens `x_BSD` are; they attend to all kept ones. None = all of them.
         """
-        x_BSD = x_BSD + self.out(self._attended(x_BSD, positions, context))
+        x_BSD = x_BSD + self.out(self._attended(x_BSD, positions, context, kept, part))
         return x_BSD + self.feed_forward(self.feed_forward_norm(x_BSD))
 
     def _attended(
@@ -88,15 +100,20 @@ class Block(nn.Module):
         x_BSD: Tensor,
         positions: SequencePositions,
         context: tuple[Tensor, SequencePositions] | None,
+        kept: KeyValues | None,
+        part: Part | None,
     ) -> Tensor:
         """Return the output of attention before its last projection. Nothing else of it outlives the call."""
         h = self.attention_norm(x_BSD)
         q = positions.rotary(self.query(h)).split(positions.lengths, dim=1)
         if context is not None:
             h, positions = self.attention_norm(context[0]), context[1]
-        k = self._for_each_head(positions.rotary(self.key(h))).split(positions.lengths, dim=1)
-        v = self._for_each_head(self.value(h)).split(positions.lengths, dim=1)
+        k, v = positions.rotary(self.key(h)), self.value(h)
         del h
+        if kept is not None:
+            k, v = kept.joined(k, v, part and part.index_BS)
+        lengths = positions.lengths if part is None else part.lengths
+        k, v = (self._for_each_head(x).split(lengths, dim=1) for x in (k, v))
         # Without anything to attend to the answer is zero, where a kernel may say NaN.
         return torch.cat(
             [

@@ -22,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...denoiser import Conditions, Features
+from ...denoiser import Conditions, Features, Kept
 from ...guard import shown
 from ...schedule import Step
-from ..layers import Attention, BaseNetwork, transformer_bytes
+from ..layers import Attention, BaseNetwork, KeyValues, key_value_bytes, transformer_bytes
 from ..layout import Layout, Tensors, check_heads, count, given, sizes
-from .block import Block, SequencePositions, block_table, kv_heads
+from .block import Block, Part, SequencePositions, block_table, kv_heads
 from .config import check_vocabulary, codebook_rows, denies, read_beside
 
 # Token -> its id, counted from the end of the text ids.
@@ -86,12 +86,32 @@ class LuminaDiMOO(BaseNetwork):
         self.final_norm = operations.RMSNorm(width, eps=config.norm_eps, **tensor)
         self.code_output = operations.Linear(width, config.num_codes, bias=False, **tensor)
 
-    def forward(self, sequences: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Run token sequences (B, S) of any lengths. Returns last-layer features (B, S, D), after the last norm."""
+    def forward(
+        self,
+        sequences: Sequence[Tensor],
+        kept: Sequence[KeyValues] | None = None,
+        part: tuple[Sequence[Tensor], list[int]] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Run token sequences (B, S) of any lengths. Returns last-layer features (B, S, D), after the last norm.
+
+        Args:
+            kept: keeps the keys and values of each block.
+            part: where the tokens (B, S) of each sequence stand in it, and the lengths of the kept sequences; None =
+                the sequences are whole.
+        """
         x = self.embed_tokens(torch.cat(list(sequences), 1))
-        positions = SequencePositions.whole([s.shape[1] for s in sequences], self.config, x.device)
-        for block in self.blocks:
-            x = block(x, positions)
+        in_block = None
+        if part is None:
+            lengths = [tokens_BS.shape[1] for tokens_BS in sequences]
+            positions = SequencePositions.whole(lengths, self.config, x.device)
+        else:
+            where, lengths = part
+            positions = SequencePositions.of(where, self.config)
+            starts = (sum(lengths[:i]) for i in range(len(lengths)))
+            shifted = [w_BS + start for w_BS, start in zip(where, starts, strict=True)]
+            in_block = Part(lengths, torch.cat(shifted, 1))
+        for i, block in enumerate(self.blocks):
+            x = block(x, positions, None, None if kept is None else kept[i], in_block)
         return self.final_norm(x).split(positions.lengths, dim=1)
 
     def embed_tokens(self, tokens_BS: Tensor) -> Tensor:
@@ -159,12 +179,50 @@ class OnGrid:
             conditions: prompt tokens (B, P) of each branch, in lengths of their own.
             step: ignored: the network takes no timestep.
         """
+        sequences = self._sequences(codes_BL, is_masked_BL, conditions)
+        return tuple(f for group in self._groups(sequences) for f in self.model(group))
+
+    def kept_features(
+        self,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        conditions: Sequence[Conditions],
+        step: Step | None = None,
+    ) -> tuple[Features, Kept]:
+        """Run one full pass. Returns its features, and the keys and values of each block for each run of it."""
+        groups = self._groups(self._sequences(codes_BL, is_masked_BL, conditions))
+        kept = [tuple(KeyValues() for _ in self.model.blocks) for _ in groups]
+        runs = (self.model(group, k) for group, k in zip(groups, kept, strict=True))
+        return tuple(f for features in runs for f in features), kept
+
+    def partial_features(
+        self,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        conditions: Sequence[Conditions],
+        step: Step | None,
+        index_BM: Tensor,
+        kept: Kept,
+    ) -> Features:
+        """Run the image tokens `index_BM` alone. Returns their features (B, M, D) for each guidance branch."""
+        tokens_BM = self._image_tokens(codes_BL, is_masked_BL).gather(1, index_BM)
+        features: list[Tensor] = []
+        lengths = [self.sequence_length(condition) for condition in conditions]
+        for group, group_kept in zip(self._groups(lengths), kept, strict=True):
+            where = [self.image_positions(index_BM, length) for length in group]
+            features += self.model([tokens_BM] * len(group), group_kept, (where, group))
+        return tuple(features)
+
+    def _sequences(
+        self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Conditions]
+    ) -> list[Tensor]:
+        """Return the whole sequence of each guidance branch."""
         target_BS = self.target_tokens(codes_BL, is_masked_BL)
-        prompts = cast(Sequence[Tensor], conditions)
-        sequences = [torch.cat([prompt_BP, target_BS], 1) for prompt_BP in prompts]
-        if self.is_sequential:
-            return tuple(self.model([tokens_BS])[0] for tokens_BS in sequences)
-        return self.model(sequences)
+        return [torch.cat([p_BP, target_BS], 1) for p_BP in cast(Sequence[Tensor], conditions)]
+
+    def _groups(self, branches: list[Any]) -> list[list[Any]]:
+        """Return the branches that go through the network together."""
+        return [[branch] for branch in branches] if self.is_sequential else [branches]
 
     def logits(self, features_BND: Tensor, index_BN: Tensor) -> Tensor:
         """Return float32 logits (B, N, V) from the features of image positions, wherever these are."""
@@ -194,6 +252,17 @@ class OnGrid:
             is_sequential=self.is_sequential,
         )
 
+    def kept_bytes(self, num_images: int, lengths: Sequence[int]) -> float:
+        """Return the memory of the keys and values that a full pass keeps."""
+        config = self.config
+        return key_value_bytes(
+            num_images,
+            lengths,
+            depth=config.depth,
+            kv_width=config.width // config.num_heads * config.num_kv_heads,
+            itemsize=self.model.compute_dtype.itemsize,
+        )
+
     def image_positions(self, index_BN: Tensor, length: int) -> Tensor:
         """Return the positions of image tokens in a sequence of `length` tokens; each row has one newline."""
         start = length - 2 - self.rows * (self.columns + 1)
@@ -204,10 +273,14 @@ class OnGrid:
 
     def target_tokens(self, codes_BL: Tensor, is_masked_BL: Tensor) -> Tensor:
         """Return the tokens (B, S) from BOA to EOA."""
-        tokens_BL = codes_BL + self.config.num_text_ids
-        tokens_BL = tokens_BL.masked_fill(is_masked_BL, self.config.special_id("mask"))
+        tokens_BL = self._image_tokens(codes_BL, is_masked_BL)
         image_BS = image_tokens(tokens_BL.unflatten(1, (self.rows, self.columns)), self.config)
         return _between("boa", image_BS, "eoa", self.config)
+
+    def _image_tokens(self, codes_BL: Tensor, is_masked_BL: Tensor) -> Tensor:
+        """Return the token ids of an image."""
+        tokens_BL = codes_BL + self.config.num_text_ids
+        return tokens_BL.masked_fill(is_masked_BL, self.config.special_id("mask"))
 
 
 def image_tokens(tokens_BYX: Tensor, config: Config) -> Tensor:

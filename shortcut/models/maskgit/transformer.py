@@ -21,9 +21,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ...denoiser import Conditions
+from ...denoiser import Conditions, Features, Kept
 from ...schedule import Step
-from ..layers import Attention, BaseNetwork, FeedForward, MultiHeadAttention, transformer_bytes
+from ..layers import (
+    Attention,
+    BaseNetwork,
+    FeedForward,
+    KeyValues,
+    MultiHeadAttention,
+    key_value_bytes,
+    transformer_bytes,
+)
 from ..layout import Layout, Tensors, Unbatched, check_heads, count, given, sizes
 
 
@@ -83,15 +91,27 @@ class MaskGIT(BaseNetwork):
             operations.LayerNorm(width, eps=1e-12, **tensor),
         )
 
-    def forward(self, tokens_BS: Tensor) -> Tensor:
-        """Run token sequences. Returns last-layer features (B, S, D), which a shortcut head predicts."""
-        index_S = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
-        x = self.token(tokens_BS).to(self.compute_dtype) + self.position(index_S).to(
+    def forward(
+        self,
+        tokens_BS: Tensor,
+        kept: Sequence[KeyValues] | None = None,
+        position_BS: Tensor | None = None,
+    ) -> Tensor:
+        """Run token sequences. Returns last-layer features (B, S, D), which a shortcut head predicts.
+
+        Args:
+            kept: keeps the keys and values of each block.
+            position_BS: where the tokens stand in the kept sequences; None = they are whole sequences.
+        """
+        index = position_BS
+        if index is None:
+            index = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
+        x = self.token(tokens_BS).to(self.compute_dtype) + self.position(index).to(
             self.compute_dtype
         )
         x = self.first_layer(x)
-        for block in self.blocks:
-            x = block(x)
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if kept is None else kept[i], position_BS)
         return self.last_layer(x)
 
     def on_grid(self, rows: int, columns: int, *, is_sequential: bool = False) -> MaskGIT:
@@ -129,13 +149,48 @@ class MaskGIT(BaseNetwork):
             conditions: for each branch the class of each image (B,), `num_classes` for no class.
             step: ignored: the network takes no timestep.
         """
+        return self._full_pass(codes_BL, is_masked_BL, conditions)
+
+    def kept_features(
+        self,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        conditions: Sequence[Conditions],
+        step: Step | None = None,
+    ) -> tuple[Features, Kept]:
+        """Run one full pass. Returns its features, and the keys and values of each block."""
+        kept = tuple(KeyValues() for _ in self.blocks)
+        return self._full_pass(codes_BL, is_masked_BL, conditions, kept), kept
+
+    def partial_features(
+        self,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        conditions: Sequence[Conditions],
+        step: Step | None,
+        index_BM: Tensor,
+        kept: Kept,
+    ) -> Features:
+        """Run the image tokens `index_BM` alone. Returns their features (B, M, D) for each guidance branch."""
+        image_BL = codes_BL.masked_fill(is_masked_BL, self.config.mask_id)
+        times = (len(conditions), 1)
+        tokens_BM = image_BL.gather(1, index_BM).repeat(times)
+        return self(tokens_BM, kept, index_BM.repeat(times)).chunk(len(conditions))
+
+    def _full_pass(
+        self,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        conditions: Sequence[Conditions],
+        kept: Sequence[KeyValues] | None = None,
+    ) -> Features:
         config, classes = self.config, cast(Sequence[Tensor], conditions)
         image_BL = codes_BL.masked_fill(is_masked_BL, config.mask_id)
         sequences = [
             torch.cat([image_BL, (class_B + config.num_codes + 1).unsqueeze(1)], 1)
             for class_B in classes
         ]
-        return self(torch.cat(sequences)).chunk(len(classes))
+        return self(torch.cat(sequences), kept).chunk(len(classes))
 
     def sequence_length(self, condition: Conditions | None) -> int:
         """Return the positions of any branch: the codes and the class."""
@@ -169,6 +224,16 @@ class MaskGIT(BaseNetwork):
             is_sequential=False,
         )
 
+    def kept_bytes(self, num_images: int, lengths: Sequence[int]) -> float:
+        """Return the memory of the keys and values that a full pass keeps."""
+        return key_value_bytes(
+            num_images,
+            lengths,
+            depth=self.config.depth,
+            kv_width=self.config.width,
+            itemsize=self.compute_dtype.itemsize,
+        )
+
     def layers_to_logits(self) -> Sequence[nn.Module]:
         """Return no layers: logits come from embeddings, which are looked up as copies."""
         return ()
@@ -189,9 +254,14 @@ class Block(nn.Module):
         self.feed_forward_norm = operations.LayerNorm(width, eps=1e-5, **tensor)
         self.feed_forward = FeedForward(width, config.mlp_width, operations, **tensor)
 
-    def forward(self, x_BSD: Tensor) -> Tensor:
+    def forward(
+        self,
+        x_BSD: Tensor,
+        kept: KeyValues | None = None,
+        position_BS: Tensor | None = None,
+    ) -> Tensor:
         h = self.attention_norm(x_BSD)
-        x_BSD = x_BSD + self.attention(h, h)
+        x_BSD = x_BSD + self.attention(h, h, kept, position_BS)
         return x_BSD + self.feed_forward(self.feed_forward_norm(x_BSD))
 
 

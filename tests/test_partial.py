@@ -1,0 +1,372 @@
+"""Partial passes: exact where they must be, for both architectures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import builders
+import pytest
+import torch
+from builders import MODEL_CONFIG
+from fakes import classes
+from golden_sets import tiny_maskgit
+from lumina_sets import network
+from shortcut_pack.shortcut import Pipeline
+from shortcut_pack.shortcut import checkpoint as checkpoints
+from shortcut_pack.shortcut.accelerators import MakeAccelerator
+from shortcut_pack.shortcut.accelerators.choice import kept_bytes, named
+from shortcut_pack.shortcut.accelerators.partial import Partial
+from shortcut_pack.shortcut.accelerators.reuse import Reuse
+from shortcut_pack.shortcut.denoiser import guided_logits
+from shortcut_pack.shortcut.flops import count_flops
+from shortcut_pack.shortcut.generate import Result, generate
+from shortcut_pack.shortcut.models.layers import KeyValues
+from shortcut_pack.shortcut.models.lumina_dimoo import ARCHITECTURE as LUMINA
+from shortcut_pack.shortcut.models.maskgit import ARCHITECTURE as MASKGIT
+from shortcut_pack.shortcut.sampler import Trace
+from shortcut_pack.shortcut.schedule import SamplerRules, Settings, plan
+from shortcut_pack.shortcut.train.loss import divergence
+from test_flops import pass_by_hand
+from third_architecture.transformer import OnGrid
+from torch import Tensor
+
+ROWS, COLUMNS = 3, 5
+LENGTHS = (7, 4, 11)  # of prompts: three guidance branches
+WITHIN = {"rtol": 1e-5, "atol": 1e-5}
+PLAIN: MakeAccelerator = Partial
+WAYS = {"plain": PLAIN, "neighbours": partial(Partial, with_neighbours=True)}
+CASES = ("maskgit", "lumina", "lumina in turn")
+
+
+def model_of(case: str) -> Any:
+    if case == "maskgit":
+        return tiny_maskgit()[0]
+    is_sequential = case == "lumina in turn"
+    return network("dimoo_backbone").on_grid(ROWS, COLUMNS, is_sequential=is_sequential)
+
+
+def conditions_of(case: str, rows: list[int]) -> tuple[Tensor, ...]:
+    if case == "maskgit":
+        return classes(*(row % 10 for row in rows))
+    return tuple(random_ids(9, n, below=28, seed=n)[rows] for n in LENGTHS)
+
+
+def settings_of(case: str, **changes: Any) -> tuple[Settings, SamplerRules]:
+    architecture = MASKGIT if case == "maskgit" else LUMINA
+    guidance = (2.8,) if case == "maskgit" else (2.5, 4.0)
+    usual = replace(architecture.settings, num_steps=6, full_steps=2, guidance=guidance)
+    return replace(usual, **changes), architecture.rules
+
+
+def random_ids(*shape: int, below: int, seed: int = 0) -> Tensor:
+    return torch.randint(below, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def some_tokens(model: Any, num_images: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
+    num_tokens = model.grid[0] * model.grid[1]
+    codes_BL = random_ids(num_images, num_tokens, below=model.config.num_codes, seed=seed)
+    return codes_BL, random_ids(num_images, num_tokens, below=2, seed=seed + 1).bool()
+
+
+def run(
+    case: str,
+    make: MakeAccelerator | None,
+    rows: list[int] | None = None,
+    on_step: Any = None,
+    **changes: Any,
+) -> Result:
+    model, (settings, rules) = model_of(case), settings_of(case, **changes)
+    rows = [0, 1, 2] if rows is None else rows
+    return generate(
+        model,
+        conditions_of(case, rows),
+        settings,
+        rules,
+        seed=5,
+        image_indices=rows,
+        num_tokens=model.grid[0] * model.grid[1],
+        accelerator=make,
+        on_step=on_step,
+    )
+
+
+# --- a pass ---
+
+
+@torch.no_grad()
+def test_a_partial_pass_over_all_positions_equals_a_full_pass_of_maskgit():
+    net = tiny_maskgit()[0]
+    length = net.config.num_tokens + 1
+    old_BS, new_BS = (random_ids(2, length, below=net.config.vocabulary, seed=s) for s in (0, 1))
+    where_BS = torch.stack(
+        [torch.randperm(length, generator=torch.Generator().manual_seed(s)) for s in (2, 3)]
+    )
+
+    def renewed(index_BM: Tensor) -> Tensor:
+        kept = [KeyValues() for _ in net.blocks]
+        net(old_BS, kept)
+        return net(new_BS.gather(1, index_BM), kept, index_BM)
+
+    expected = net(new_BS)
+    rows_B1 = torch.arange(2).unsqueeze(1)
+    torch.testing.assert_close(renewed(where_BS), expected[rows_B1, where_BS], **WITHIN)
+    # Control: with one position left out its old keys and values show.
+    error = renewed(where_BS[:, 1:]) - expected[rows_B1, where_BS[:, 1:]]
+    assert error.abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_a_partial_pass_over_all_positions_equals_a_full_pass_of_lumina():
+    net = network("dimoo_backbone")
+    lengths = [9, 5]
+    old = [random_ids(2, n, below=28, seed=n) for n in lengths]
+    new = [random_ids(2, n, below=28, seed=n + 20) for n in lengths]
+
+    def renewed(positions: list[Tensor]) -> tuple[Tensor, ...]:
+        kept = [KeyValues() for _ in net.blocks]
+        net(old, kept)
+        tokens = [t.gather(1, p) for t, p in zip(new, positions, strict=True)]
+        return net(tokens, kept, (positions, lengths))
+
+    def compare(positions: list[Tensor]) -> float:
+        errors = [
+            (found - whole[torch.arange(2).unsqueeze(1), p]).abs().max().item()
+            for found, whole, p in zip(renewed(positions), net(new), positions, strict=True)
+        ]
+        return max(errors)
+
+    where = [torch.stack([torch.arange(n), torch.arange(n).flip(0)]) for n in lengths]
+    assert compare(where) < 1e-5
+    assert compare([where[0], where[1][:, 1:]]) > 1e-3
+    assert compare([where[0][:, 1:], where[1]]) > 1e-3
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_image_tokens_run_alone_have_the_features_of_the_full_pass(case):
+    model, conditions = model_of(case), conditions_of(case, [0, 1])
+    step = plan(settings_of(case)[0], 12, 15)[0]
+    tokens = some_tokens(model)
+    features = model.features(*tokens, conditions, step)
+    found, kept = model.kept_features(*tokens, conditions, step)
+    assert all(map(torch.equal, found, features))
+    index_BM = torch.tensor([[3, 0, 11], [14, 7, 2]])
+    rows_B1 = torch.arange(2).unsqueeze(1)
+    partly = model.partial_features(*tokens, conditions, step, index_BM, kept)
+    assert len(partly) == len(conditions)
+    for part_BMD, whole_BSD in zip(partly, features, strict=True):
+        where_BM = model.image_positions(index_BM, whole_BSD.shape[1])
+        torch.testing.assert_close(part_BMD, whole_BSD[rows_B1, where_BM], **WITHIN)
+    # Control: at other tokens they differ.
+    others = model.partial_features(*some_tokens(model, seed=9), conditions, step, index_BM, kept)
+    assert (others[0] - partly[0]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_branches_in_turn_equal_branches_side_by_side():
+    found = [run(case, PLAIN).codes_BL for case in ("lumina", "lumina in turn")]
+    assert torch.equal(*found)
+
+
+@torch.no_grad()
+def test_keys_and_values_are_kept_in_the_type_of_the_computation():
+    net = tiny_maskgit(torch.bfloat16)[0]
+    step = plan(Settings(num_steps=2), 36, 36)[0]
+    _, kept = net.kept_features(*some_tokens(net), classes(1, 2), step)
+    assert all(kv.key_BSD.dtype is kv.value_BSD.dtype is torch.bfloat16 for kv in kept)
+
+
+# --- a run ---
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", CASES)
+def test_all_full_is_bit_identical_to_vanilla(case, way):
+    found = run(case, WAYS[way], full_steps=6)
+    expected = run(case, None, full_steps=None)
+    assert torch.equal(found.codes_BL, expected.codes_BL)
+    assert found.num_full == expected.num_full == expected.num_steps
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", CASES)
+def test_an_image_is_the_same_in_a_batch_and_alone(case, way):
+    together = run(case, WAYS[way]).codes_BL
+    for row in range(3):
+        assert torch.equal(run(case, WAYS[way], [row]).codes_BL[0], together[row])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_a_run_keeps_leaks_into_no_other(case):
+    first, second = run(case, PLAIN, [0, 1]), run(case, PLAIN, [4, 3])
+    assert not torch.equal(first.codes_BL, second.codes_BL)
+    assert torch.equal(run(case, PLAIN, [4, 3]).codes_BL, second.codes_BL)
+    assert torch.equal(run(case, PLAIN, [0, 1]).codes_BL, first.codes_BL)
+
+
+def test_positions_are_chosen_from_the_features_at_hand_and_codes_from_fresh_ones():
+    """In the first step after a full pass the positions are those of kept features; the codes are not."""
+    traces: dict[str, list[Trace]] = {"partial": [], "reuse": []}
+    run("maskgit", PLAIN, on_step=traces["partial"].append, full_steps=1)
+    run("maskgit", lambda model, c: Reuse(), on_step=traces["reuse"].append, full_steps=1)
+    ours, theirs = traces["partial"][1], traces["reuse"][1]
+    assert torch.equal(ours.revealed.index_BK, theirs.revealed.index_BK)
+    model = model_of("maskgit")
+    before = traces["partial"][0]
+    full = model.features(
+        before.codes_BL, before.is_masked_BL, conditions_of("maskgit", [0, 1, 2]), ours.step
+    )
+    index_BK, guidance = ours.revealed.index_BK, ours.step.guidance
+    wanted = guided_logits(model, full, guidance, index_BK)
+    fresh, stale = (
+        ours.denoised.logits_BNV,
+        guided_logits(model, theirs.denoised.features, guidance, index_BK),
+    )
+    assert divergence(fresh, wanted) < divergence(stale, wanted)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_step_reveals_masked_tokens_alone(way):
+    known: list[Tensor] = []
+
+    def check(trace: Trace) -> None:
+        revealed_BL = torch.zeros_like(trace.is_masked_BL).scatter(1, trace.revealed.index_BK, True)
+        assert (revealed_BL.sum(1) == trace.step.num_revealed).all()
+        assert not known or not (revealed_BL & ~known[-1]).any()
+        known.append(trace.is_masked_BL)
+
+    run("maskgit", WAYS[way], on_step=check)
+    assert not known[-1].any()
+
+
+def test_an_architecture_without_partial_passes_is_refused():
+    model: Any = None
+    view = OnGrid(model, 4, 4)
+    with pytest.raises(ValueError, match=r"this model makes no partial passes.*Use head or reuse"):
+        Partial(view, ())
+
+
+def test_in_python_an_accelerator_is_chosen_by_name_once_or_for_a_call():
+    loaded = Pipeline.load("scenes", accelerator="partial")
+    options: dict[str, Any] = {"label": "night snow", "seed": 3, "steps": 6, "full_steps": 2}
+    (by_partial,) = loaded.generate(**options)
+    usual = Pipeline.load("scenes")
+    (by_head,) = usual.generate(**options)
+    (for_a_call,) = usual.generate(**options, accelerator="partial")
+    assert by_partial.tobytes() == for_a_call.tobytes() != by_head.tobytes()
+    assert usual.generate(**options)[0].tobytes() == by_head.tobytes()
+    with pytest.raises(ValueError, match=r"accelerator must be one of head, reuse, partial, .*'x'"):
+        usual.generate(**options, accelerator="x")
+
+
+# --- its cost ---
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_operations_of_partial_passes_are_those_of_the_tokens_run(way):
+    model, settings = (
+        checkpoints.build(builders.model(MODEL_CONFIG)),
+        Settings(num_steps=5, full_steps=2),
+    )
+    class_B = torch.zeros(1, dtype=torch.long)
+    found = count_flops(
+        model,
+        None,
+        settings,
+        (class_B, class_B),
+        (4, 4),
+        rules=SamplerRules(),
+        accelerator=WAYS[way],
+    )
+    steps = plan(settings, 16, 16)
+    num_run = num_logits = 0
+    for before, step in pairwise(steps):
+        if not step.is_full:
+            num_run += before.num_revealed + step.num_revealed
+            if way == "neighbours":
+                num_run += min(8 * before.num_revealed, step.num_masked - step.num_revealed)
+            num_logits += step.num_revealed  # drawn from fresh logits, after the choice from all
+    num_logits += sum(step.num_masked for step in steps)
+    # Queries, projections and feed-forward of the tokens run; they attend to all 17 positions.
+    assert found.partial * 17 == 2 * num_run * pass_by_hand(MODEL_CONFIG, sequences=2)
+    assert found.full == 2 * 2 * pass_by_hand(MODEL_CONFIG, sequences=2)
+    assert found.logits == 2 * num_logits * MODEL_CONFIG.width * MODEL_CONFIG.num_codes
+    assert found.total == found.full + found.partial + found.logits
+
+
+def test_operations_of_partial_passes_of_a_text_model_are_those_of_the_tokens_run():
+    model = checkpoints.build(builders.text_model())
+    config, rules = builders.TEXT_CONFIG, LUMINA.rules
+    settings = replace(LUMINA.settings, num_steps=5, full_steps=2)
+    prompts = tuple(torch.zeros(1, n, dtype=torch.long) for n in (6, 3))
+    found = count_flops(model, None, settings, prompts, (4, 4), rules=rules, accelerator=PLAIN)
+    num_run = sum(
+        before.num_revealed + step.num_revealed
+        for before, step in pairwise(plan(settings, 16, 16, rules))
+        if not step.is_full
+    )
+    a_token = [
+        config.depth
+        * (4 * config.width**2 + 3 * config.width * config.mlp_width + 2 * s * config.width)
+        for s in (6 + 4 + 20, 3 + 4 + 20)
+    ]
+    assert found.partial == 2 * num_run * sum(a_token)
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_the_memory_of_what_is_kept_is_that_of_its_tensors(case):
+    model, conditions = model_of(case), conditions_of(case, [0, 1])
+    step = plan(settings_of(case)[0], 12, 15)[0]
+    _, kept = model.kept_features(*some_tokens(model), conditions, step)
+    blocks = [kv for part in kept for kv in ([part] if isinstance(part, KeyValues) else part)]
+    found = sum(kv.key_BSD.nbytes + kv.value_BSD.nbytes for kv in blocks)
+    lengths = [model.sequence_length(condition) for condition in conditions]
+    assert found == model.kept_bytes(2, lengths) == kept_bytes("partial", model, 2, lengths)
+    assert kept_bytes("reuse", model, 2, lengths) == 0
+
+
+# --- what it is for ---
+
+
+@torch.no_grad()
+def test_partial_passes_follow_the_model_better_than_the_head_and_than_kept_features():
+    """Divergence of the codes drawn from the model's own at the same tokens, shipped class model, 8 of 32 full."""
+    pipeline = Pipeline.load("scenes")
+    model = pipeline.model.on_grid(12, 12)
+    conditions = (torch.tensor([1, 12]), torch.full((2,), 16))
+    settings = Settings(num_steps=32, full_steps=8)
+
+    def nats(name: str) -> float:
+        total, steps = 0.0, [(torch.zeros(2, 144, dtype=torch.long), torch.ones(2, 144).bool())]
+
+        def add(trace: Trace) -> None:
+            nonlocal total
+            if not trace.denoised.was_full:
+                own = model.features(*steps[-1], conditions, trace.step)
+                used, wanted = (
+                    guided_logits(model, f, trace.step.guidance, trace.revealed.index_BK)
+                    for f in (trace.denoised.features, own)
+                )
+                total += divergence(used, wanted).item() * trace.step.num_revealed
+            steps.append((trace.codes_BL, trace.is_masked_BL))
+
+        generate(
+            model,
+            conditions,
+            settings,
+            SamplerRules(),
+            seed=0,
+            image_indices=range(2),
+            num_tokens=144,
+            accelerator=named(name, pipeline.head),
+            on_step=add,
+        )
+        return total
+
+    found = {name: nats(name) for name in ("partial+neighbours", "partial", "head", "reuse")}
+    assert list(found.values()) == sorted(found.values()), found
+    assert found["partial"] < 0.8 * found["head"]
