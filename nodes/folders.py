@@ -15,7 +15,8 @@ import folder_paths
 from ..shortcut import checkpoint as checkpoints
 from ..shortcut import models, shipped
 from ..shortcut.checkpoint import Checkpoint
-from ..shortcut.files import INDEX_SUFFIX, OUR_SUFFIX, SHARD_PATTERN, parts, read_metadata
+from ..shortcut.containers import INDEX_SUFFIX
+from ..shortcut.files import OUR_SUFFIX, SHARD_PATTERN, parts, read_metadata
 from ..shortcut.guard import guarded
 from ..shortcut.models.layout import Kind
 

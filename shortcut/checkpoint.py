@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from . import companions, models, quantized, weight_formats
+from .containers import INDEX_SUFFIX
 from .files import (
     FORMAT_KEY,
-    INDEX_SUFFIX,
     OUR_SUFFIX,
     Metadata,
     find,

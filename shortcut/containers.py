@@ -34,16 +34,13 @@ SAFETENSORS_DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+INDEX_SUFFIX = ".index.json"  # of the file that names the parts of a network
 DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()}
 MAX_HEADER = 2**25  # bytes; a thousand tensors take 0.1 MB
-MAX_PICKLE, MAX_PICKLED = (
-    2**20,
-    2048,
-)  # bytes of the pickle in a PyTorch file: of all, and more for each tensor
-SAFE_TORCH = (
-    2,
-    6,
-)  # CVE-2025-32434: older ones can run code from a file that is read with weights_only=True
+# Bytes of the pickle in a PyTorch file: of all, and more for each tensor.
+MAX_PICKLE, MAX_PICKLED = 2**20, 2048
+# CVE-2025-32434: older ones can run code from a file that is read with weights_only=True.
+SAFE_TORCH = (2, 6)
 
 DAMAGED_SAFETENSORS = "is a damaged safetensors file"
 DAMAGED_PYTORCH = "is a damaged PyTorch file or none at all"

@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .containers import SAFETENSORS_DTYPES, read_header, read_pytorch, read_safetensors
+from .containers import (
+    INDEX_SUFFIX,
+    SAFETENSORS_DTYPES,
+    read_header,
+    read_pytorch,
+    read_safetensors,
+)
 from .guard import named, parse_json, read_json, shown
 from .unwrap import has_keys_of
 
@@ -28,7 +34,6 @@ if TYPE_CHECKING:
 OUR_SUFFIX = ".safetensors"
 METADATA_PREFIX = "shortcut."
 FORMAT_KEY = METADATA_PREFIX + "format"  # in the metadata of our files: the name of their layout
-INDEX_SUFFIX = ".index.json"
 SHARD_PATTERN = "*-of-*.safetensors"
 
 # First bytes of what people save under a checkpoint's name by mistake.

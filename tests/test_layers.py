@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
+import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -100,7 +101,7 @@ def test_an_architecture_imports_no_other_and_nothing_above_it(path):
         "shortcut.schedule",
         "shortcut.denoiser",
         "shortcut.gather",
-        "shortcut.files",
+        "shortcut.containers",
         "shortcut.guard",
         "shortcut.writing",
     )
@@ -143,6 +144,23 @@ def test_every_core_file_is_loaded_under_one_name():
             names[path].add(name)
     assert str(CORE / "sampler.py") in names
     assert {path: found for path, found in names.items() if len(found) > 1} == {}
+
+
+def test_each_module_can_be_imported_first():
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in modules("shortcut")
+        if path.stem != "__main__"
+    ]
+    code = f"""
+import importlib, sys
+for name in {names}:
+    for known in [known for known in sys.modules if known.split(".")[0] == "shortcut"]:
+        del sys.modules[known]
+    importlib.import_module(name)
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def test_the_loop_fits_on_one_screen():

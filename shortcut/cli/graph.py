@@ -17,7 +17,7 @@ from typing import Any
 
 from .. import shipped
 from ..checkpoint import Checkpoint
-from ..files import INDEX_SUFFIX
+from ..containers import INDEX_SUFFIX
 from ..grid import Grid
 from ..models.architecture import Conditioner, Request
 from ..pipeline import Pipeline

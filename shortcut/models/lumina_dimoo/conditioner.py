@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...files import INDEX_SUFFIX
+from ...containers import INDEX_SUFFIX
 from ..architecture import Branches, Conditioning, Request
 from ..conditioning import only_row
 from .prompts import TASKS, TEXT, conditions, load_tokenizer, prompt_tokens

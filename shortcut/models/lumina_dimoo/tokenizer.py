@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...files import INDEX_SUFFIX
+from ...containers import INDEX_SUFFIX
 from ...guard import read_json, read_text, said, shown
 from ...writing import written_whole
 
