@@ -152,9 +152,11 @@ class Prediction:
 class Accelerator(Protocol):
     """A source of features for steps that are not full passes. It keeps nothing between steps.
 
-    One that has `keeps` = True gets snapshots of full passes with what partial passes need: its model is a
-    `PartialModel`.
+    Attributes:
+        keeps: True: full passes come with what partial passes attend to; the model must be a `PartialModel`.
     """
+
+    keeps: bool
 
     def predict(
         self, step: Step, tokens: Tokens, full: Snapshot, last: Snapshot
@@ -229,7 +231,7 @@ class Denoiser:
         """Run a full pass. What the one before kept is let go first."""
         given = tokens.codes_BL, tokens.is_masked_BL, self.conditions, step
         self.full = self.last = kept = None
-        if self.accelerator is not None and getattr(self.accelerator, "keeps", False):
+        if self.accelerator is not None and self.accelerator.keeps:
             features, kept = cast(PartialModel, self.model).kept_features(*given)
         else:
             features = self.model.features(*given)

@@ -79,6 +79,8 @@ def varied(num_classes: int, num_tokens: int, num_codes: int, seed: int = 0) -> 
 class Watcher:
     """An accelerator that hands on to another, or declines every step, and keeps what it was asked."""
 
+    keeps = False
+
     def __init__(self, answers: Accelerator | None = None):
         self.answers = answers
         self.full: list[Snapshot] = []  # the full passes that it saw

@@ -23,6 +23,8 @@ class ShortcutHead:
         conditions: of the run, one for each guidance branch.
     """
 
+    keeps = False
+
     def __init__(
         self, head: HeadNetwork, model: MaskedImageModel, conditions: Sequence[Conditions]
     ):

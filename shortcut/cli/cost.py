@@ -184,6 +184,8 @@ class _WatchedModel:
 class _WatchedHead:
     """An accelerator whose prediction is a part of the memory's account."""
 
+    keeps = False
+
     def __init__(self, accelerator: ShortcutHead, memory: LiveTensors):
         self.predict = memory.during("pass of the head", accelerator.predict)
 

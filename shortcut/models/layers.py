@@ -275,5 +275,6 @@ def transformer_bytes(
     at_once = max(lengths) if is_sequential else sum(lengths)
     block = at_once * (4 * config.width + 2 * config.mlp_width) * itemsize
     draw = 4 * num_tokens * config.num_codes * 4
-    features = 2 * sum(lengths) * config.width * itemsize
-    return num_images * (features + max(block, draw))
+    features = sum(lengths) * config.width * itemsize
+    # A full pass lets go of the last one's features; a draw of a predicted step holds both.
+    return num_images * max(features + block, 2 * features + draw)
