@@ -7,7 +7,7 @@ Everything is strict: a missing or an unknown tensor is an error.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ VERSION = "1"  # raised when an older reader would misread a newer file
 KINDS: dict[Kind, str] = {"model": "model", "vq": "VQ model", "head": "shortcut head"}
 MAX_ENTRIES = 2**16  # of a file; Lumina-DiMOO has 292 tensors
 # Fields of a head's configuration that no tensor shows. The original takes them from the model's configuration.
-FROM_MODEL = ("num_heads", "rope_theta", "norm_eps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class Checkpoint:
     metadata: Metadata = field(default_factory=Metadata)
     path: Path | None = None
     quantized: Mapping[str, str] = field(default_factory=dict)  # {name of a weight: its format}
-    # Of a head: fields of FROM_MODEL that neither its file nor a model told; they are as of the published models.
+    # Of a head: fields of `Layout.from_model` that neither its file nor a model told: as published.
     assumed: frozenset[str] = frozenset()
     # Of a model saved by ComfyUI: {name: content} of what belongs beside it; see `companions.py`
     companions: Mapping[str, bytes] = field(default_factory=dict)
@@ -155,7 +154,7 @@ def load(
 
     Args:
         kind: what it must be; None = anything known.
-        model: of a head, which takes from it what its own file does not state (FROM_MODEL).
+        model: of a head, which takes from it what its own file does not state (`Layout.from_model`).
         known: config fields that no tensor shows (`num_heads`, `num_codes`), where neither the file
             nor a preset has them.
 
@@ -240,9 +239,6 @@ def from_tensors(
             raise ValueError(f"its metadata name {num_names} classes, but it has {num_classes}.")
     weights = {name: tensors[name] for name in tensors.keys() - quantized.extras(formats)}
     told = {*inherited, *known, *described.config, *beside}
-    assumed = frozenset(
-        name for name in FROM_MODEL if layout.kind == "head" and hasattr(config, name)
-    )
     return Checkpoint(
         layout,
         config,
@@ -251,21 +247,16 @@ def from_tensors(
         described,
         path,
         formats,
-        assumed - told,
+        frozenset(layout.from_model) - told,
         files,
     )
 
 
 def _inherited(layout: Layout, model: Checkpoint | None) -> dict[str, Any]:
     """Return what a head takes from its model; nothing of a head for another architecture."""
-    if model is None or layout.kind != "head" or layout != model.architecture.head:
+    if model is None or layout != model.architecture.head:
         return {}
-    names = {item.name for item in fields(layout.config)}
-    return {
-        name: getattr(model.config, name)
-        for name in FROM_MODEL
-        if name in names and hasattr(model.config, name)
-    }
+    return {name: getattr(model.config, name) for name in layout.from_model}
 
 
 def pack(

@@ -100,7 +100,7 @@ def count_flops(
     made = make and make(model, conditions)
     given, kept = (codes_BL, codes_BL.bool(), conditions, steps[0]), None
     with _Elements() as written_by_full, FlopCounterMode(display=False) as counter:
-        if getattr(made, "keeps", False):
+        if made is not None and made.keeps:
             features, kept = cast(PartialModel, model).kept_features(*given)
         else:
             features = model.features(*given)

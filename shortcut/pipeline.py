@@ -305,9 +305,9 @@ def _differing(head: Checkpoint, model: Checkpoint) -> str | None:
     A head that was trained here has a number of heads of its own.
     """
     is_ours = bool(head.metadata.model_fingerprint)
-    for name in checkpoints.FROM_MODEL:
-        found = [getattr(item.config, name, None) for item in (head, model)]
-        if None not in found and found[0] != found[1] and not (is_ours and name == "num_heads"):
+    for name in head.layout.from_model:
+        mine, its = (getattr(item.config, name) for item in (head, model))
+        if mine != its and not (is_ours and name == "num_heads"):
             return name
     return None
 

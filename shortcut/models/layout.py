@@ -76,6 +76,9 @@ class Layout:
         0
     )  # configuration -> classes that metadata may name
     codebook: str = ""  # of a VQ model: our name of the codebook (V, C)
+    from_model: tuple[
+        str, ...
+    ] = ()  # of a head: fields of its configuration that its model has too, with equal values
     quantizable: tuple[str, ...] = ()  # prefixes of the linear layers whose weights may be float8
 
 

@@ -299,4 +299,5 @@ LAYOUT = Layout(
     config=Config,
     read_config=read_config,
     network=LuminaHead,
+    from_model=("num_heads", "rope_theta", "norm_eps"),
 )

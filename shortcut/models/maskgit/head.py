@@ -283,4 +283,5 @@ LAYOUT = Layout(
     config=Config,
     read_config=read_config,
     network=MaskGITHead,
+    from_model=("num_heads",),
 )
