@@ -41,6 +41,7 @@ from experiments.tables.rows import (
     with_options,
 )
 from shortcut import shipped
+from shortcut.accelerators.choice import needs_head
 from shortcut.settings import usual_settings
 
 BASELINE = "vanilla", 32
@@ -116,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
     with_head = setup_of((*files, options.head), subject, options, options.num)
 
     def setup(name: str) -> str:
-        return with_head if "head" in name else without_head
+        return with_head if needs_head(Row.parse(name).kind) else without_head
 
     def measure_row(row: Row, seed: int) -> Figures:
         return measure(row, seed, options.num, subject)

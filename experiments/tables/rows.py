@@ -121,12 +121,12 @@ class Subject:
             conditions, guidance = needed_branches(conditions, settings.guidance)
             flops = count_flops(
                 pipeline.model,
-                pipeline.head if "head" in row.kind else None,
+                pipeline.head,
                 replace(settings, guidance=guidance),
                 conditions,
                 self.grid,
                 rules=pipeline.architecture.rules,
-                accelerator=self.accelerator(row),
+                accelerator=row.kind if row.kind in NAMES else None,
             )
         return {
             "kind": row.kind,
