@@ -16,7 +16,6 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,7 @@ from torch import Tensor
 
 from shortcut import Pipeline
 from shortcut.accelerators import MakeAccelerator
-from shortcut.accelerators.reuse import Reuse
-from shortcut.accelerators.shortcut_head import ShortcutHead
+from shortcut.accelerators.choice import HEAD, named
 from shortcut.denoiser import Conditions
 from shortcut.flops import count_flops
 from shortcut.generate import generate, needed_branches
@@ -37,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KINDS = {"real": 0, "vq": 0, "vanilla": 1, "shortcut": 2, "reuse": 2}  # numbers in a row's name
+ACCELERATORS = {"shortcut": HEAD, "reuse": "reuse"}
 Figures = dict[str, Any]  # of a row and seed, as JSON; "seconds" is per image
 
 
@@ -88,10 +87,8 @@ class Subject:
 
     def accelerator(self, row: Row) -> MakeAccelerator | None:
         """Return what makes the accelerator of a row's runs."""
-        if row.kind == "reuse":
-            return lambda model, conditions: Reuse()
-        head = self.pipeline.head if row.kind == "shortcut" else None
-        return None if head is None else partial(ShortcutHead, head)
+        name = ACCELERATORS.get(row.kind)
+        return None if name is None else named(name, self.pipeline.head)
 
     def sample(
         self, row: Row, conditions: Sequence[Conditions], seed: int, images: Sequence[int]
@@ -124,12 +121,12 @@ class Subject:
             conditions, guidance = needed_branches(conditions, settings.guidance)
             flops = count_flops(
                 pipeline.model,
-                pipeline.head if row.kind == "shortcut" else None,
+                pipeline.head,
                 replace(settings, guidance=guidance),
                 conditions,
                 self.grid,
                 rules=pipeline.architecture.rules,
-                accelerator=self.accelerator(row),
+                accelerator=ACCELERATORS.get(row.kind),
             )
         return {
             "kind": row.kind,
