@@ -130,6 +130,12 @@ def job_of(pipeline: Pipeline, options: argparse.Namespace) -> Job:
         sources=begin.sources,
     )
     branches = pipeline.conditioner.conditions(request, num_images)
+    if unknown := pipeline.conditioner.unknown_words(request):
+        logger.warning(
+            "%s never saw these words, which say nothing to it: %s.",
+            pipeline.model_file.name,
+            ", ".join(unknown),
+        )
     settings = settings_of(pipeline, options, num_guided=len(branches) - 1)
     conditions, guidance = needed_branches(branches, settings.guidance)
     settings = replace(settings, guidance=guidance)
