@@ -220,10 +220,7 @@ def check_taken(options: argparse.Namespace, architecture: Architecture) -> None
         if field not in architecture.takes and getattr(options, name) is not None:
             taken = ", ".join(flag(n) for n, f in FIELDS.items() if f in architecture.takes)
             raise ValueError(f"{flag(name)} is not for a {title}. It takes {taken}.")
-    if options.task is not None and options.task not in architecture.tasks:
-        raise ValueError(
-            f"a {title} does not know the task {options.task!r}. It knows {', '.join(architecture.tasks)}."
-        )
+    architecture.check_task(options.task)
 
 
 def flag(name: str) -> str:

@@ -19,11 +19,15 @@ from torch import Tensor, nn
 
 from ..denoiser import Conditions, Features, MaskedImageModel, Revealed
 from ..schedule import SamplerRules, Settings
+from ..text import TextModel
+from ..text_schedule import ParallelSettings
 from .layout import Layout
 
 Grid = tuple[int, int]  # rows, columns of codes
 Branches = tuple[Conditions, ...]  # the wanted condition, then what to guide away from
 PRESET_NAMES = ("quality", "balanced", "fast")
+# Tasks whose answer has a text: a question about an image; an edit with the model's reasoning.
+UNDERSTAND, REASONED_EDIT = "understand", "reasoned_edit"
 
 
 class Preset(NamedTuple):
@@ -248,6 +252,43 @@ class Conditioner(Protocol):
         ...
 
 
+class TextConditioner(Conditioner, Protocol):
+    """A conditioner of a model that answers in text. It knows the tasks of `TextRules`."""
+
+    @property
+    def end(self) -> int | None:
+        """The token that ends a text; None = there is none."""
+        ...
+
+    def words(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, up to the first that ends it, without special tokens."""
+        ...
+
+
+class AnswerModel(TextModel, Protocol):
+    """A model for answers of one length, with images of one size or without."""
+
+    def sequence_length(self, condition: Conditions) -> int:
+        """Return the positions of a branch with that condition."""
+        ...
+
+    def activation_bytes(self, num_images: int, lengths: Sequence[int]) -> float:
+        """Return the memory that a run needs above the weights, for branches of these lengths."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRules:
+    """How an architecture answers in text."""
+
+    # (network, network of `Layout.text_output`, tokens of the text, grid of the image or (0, 0)) -> what runs
+    answer: Callable[[Any, Any, int, Grid], AnswerModel]
+    tasks: Mapping[str, int]  # UNDERSTAND, REASONED_EDIT -> number of source images
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)  # of the original
+    # Conditions of the guidance branches of an image alone -> those of an image with a text
+    branches: Callable[[Branches], Branches] = lambda branches: branches
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadSize:
     """What is asked of a new shortcut head."""
@@ -307,6 +348,9 @@ class Architecture:
     downloads: Mapping[str, Download] = field(default_factory=dict)  # by name on the command line
     takes: frozenset[str] = frozenset()  # fields of `Request`
     tasks: Mapping[str, int] = field(default_factory=dict)  # task -> number of source images
+    text: TextRules | None = (
+        None  # of models that answer in text; their conditioner is a `TextConditioner`
+    )
     # (configuration of the model, names of its classes, its file) -> conditioner
     conditioner: Callable[[Any, Sequence[str], Path | None], Conditioner]
     fixed_grid: Callable[[Any], Grid | None] = any_size  # of a model that makes images of one size
@@ -324,9 +368,22 @@ class Architecture:
     # A model's file -> {what: where it is, or what is missing}, for `info`
     companions: Callable[[Path], Mapping[str, str]] = lambda path: {}
 
+    @property
+    def all_tasks(self) -> Mapping[str, int]:
+        """Return all tasks, with and without a text, and their numbers of source images."""
+        return {**self.tasks, **({} if self.text is None else self.text.tasks)}
+
+    def check_task(self, task: str | None) -> None:
+        """Raise ValueError if the models do not know a task; None = none is given."""
+        if task is not None and task not in self.all_tasks:
+            raise ValueError(
+                f"a {self.title} does not know the task {task!r}. It knows {', '.join(self.all_tasks)}."
+            )
+
     def check(self, request: Request) -> None:
-        """Raise ValueError if the request has a field that these models do not read."""
+        """Raise ValueError if the request has a field or a task that these models do not read."""
         for name in sorted(request.given - self.takes):
             raise ValueError(
                 f"{name} is not for a {self.title}. It takes {', '.join(sorted(self.takes))}."
             )
+        self.check_task(request.task)
