@@ -28,7 +28,7 @@ from .guard import naming
 from .models.architecture import Architecture, Network
 from .models.layers import Attention, Bare, sdpa
 from .models.layout import TEXT_PREFIX, Kind, Layout, checked, configure
-from .recognition import VERSION, VERSION_KEY, bare, by_own_names, our_layout, published
+from .recognition import VERSION, VERSION_KEY, bare, by_own_names, by_published_keys, our_layout
 from .unwrap import SAVED, saved_metadata
 from .values import check_finite, fingerprint
 from .writing import written_whole
@@ -218,7 +218,7 @@ def from_tensors(
         layout = our_layout(metadata) if FORMAT_KEY in metadata else by_own_names(weights)
         is_published = layout is None
         if layout is None:
-            layout, tensors, unknown = published(weights, path)
+            layout, tensors, unknown = by_published_keys(weights, path)
             stored, formats = weight_formats.renamed(layout.table, stored, formats)
         else:
             tensors = {key: checked(key, value) for key, value in weights.items()}

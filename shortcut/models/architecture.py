@@ -19,15 +19,11 @@ from torch import Tensor, nn
 
 from ..denoiser import Conditions, Features, MaskedImageModel, Revealed
 from ..schedule import SamplerRules, Settings
-from ..text import TextModel
-from ..text_schedule import ParallelSettings
 from .layout import Layout
+from .text_rules import Branches, TextRules
 
 Grid = tuple[int, int]  # rows, columns of codes
-Branches = tuple[Conditions, ...]  # the wanted condition, then what to guide away from
 PRESET_NAMES = ("quality", "balanced", "fast")
-# Tasks whose answer has a text: a question about an image; an edit with the model's reasoning.
-UNDERSTAND, REASONED_EDIT = "understand", "reasoned_edit"
 
 
 class Preset(NamedTuple):
@@ -229,6 +225,10 @@ class Conditioner(Protocol):
         """
         ...
 
+    def unknown_words(self, request: Request) -> tuple[str, ...]:
+        """Return the words of the request that the model never saw and so passes over; () where it cannot tell."""
+        ...
+
     def described(self, request: Request) -> dict[str, Any]:
         """Return the request as a picture's settings name it; JSON."""
         ...
@@ -250,43 +250,6 @@ class Conditioner(Protocol):
             ValueError: one is not of this model, or holds what cannot be honoured.
         """
         ...
-
-
-class TextConditioner(Conditioner, Protocol):
-    """A conditioner of a model that answers in text. It knows the tasks of `TextRules`."""
-
-    @property
-    def end(self) -> int | None:
-        """The token that ends a text; None = there is none."""
-        ...
-
-    def words(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids, up to the first that ends it, without special tokens."""
-        ...
-
-
-class AnswerModel(TextModel, Protocol):
-    """A model for answers of one length, with images of one size or without."""
-
-    def sequence_length(self, condition: Conditions) -> int:
-        """Return the positions of a branch with that condition."""
-        ...
-
-    def activation_bytes(self, num_images: int, lengths: Sequence[int]) -> float:
-        """Return the memory that a run needs above the weights, for branches of these lengths."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextRules:
-    """How an architecture answers in text."""
-
-    # (network, network of `Layout.text_output`, tokens of the text, grid of the image or (0, 0)) -> what runs
-    answer: Callable[[Any, Any, int, Grid], AnswerModel]
-    tasks: Mapping[str, int]  # UNDERSTAND, REASONED_EDIT -> number of source images
-    parallel: ParallelSettings = field(default_factory=ParallelSettings)  # of the original
-    # Conditions of the guidance branches of an image alone -> those of an image with a text
-    branches: Callable[[Branches], Branches] = lambda branches: branches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,15 +11,13 @@ import torch
 
 from ...schedule import SamplerRules, Settings
 from ..architecture import (
-    REASONED_EDIT,
-    UNDERSTAND,
     Architecture,
     Branches,
     Download,
     Preset,
     PublishedSize,
-    TextRules,
 )
+from ..text_rules import REASONED_EDIT, UNDERSTAND, TextRules
 from . import head, mmada, transformer, vq
 from .answer import Answer
 from .conditioner import PromptConditioner
