@@ -29,12 +29,12 @@ def confidence(
     Differs: Lumina-DiMOO takes probabilities below 1e-20 for 1e-20; here the logarithm is exact.
     """
     if math.isinf(step.choice_temperature):
-        return noise.choice_gumbel(step.index, index_BN)
+        return noise.choice(step.index, index_BN)
     logp_BNV = (logits_BNV / step.score_temperature).log_softmax(-1)
     logp_BN = logp_BNV.gather(-1, drawn_BN.unsqueeze(-1)).squeeze(-1)
     if step.choice_temperature == 0:
         return logp_BN
-    return logp_BN + step.choice_temperature * noise.choice_gumbel(step.index, index_BN)
+    return logp_BN + step.choice_temperature * noise.choice(step.index, index_BN)
 
 
 class Halton:

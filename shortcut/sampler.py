@@ -65,12 +65,17 @@ def sample(
         if on_step is not None:
             on_step(Trace(step, denoised, revealed, codes_BL, is_masked_BL))
         del denoised  # its logits are large, and the next step begins with a full pass
+    check_logits(is_finite)
+    return codes_BL
+
+
+def check_logits(is_finite: Tensor) -> None:
+    """Raise FloatingPointError if some logits of a run were not finite."""
     if not is_finite:
         raise FloatingPointError(
             "the model gave logits that are not finite (NaN or infinity). With float16 this is an overflow: "
             "use bfloat16 or float32. Otherwise the weights are damaged: check the file."
         )
-    return codes_BL
 
 
 def decide(

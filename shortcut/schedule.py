@@ -176,15 +176,18 @@ def lumina_counts(num_steps: int, num_tokens: int) -> list[int]:
             f"steps and tokens to make must be at least 1, got {num_steps} and {num_tokens}."
         )
     masked = [num_tokens]
-    for i in range(1, num_steps):
-        angle = _float32(_float32(math.pi / 2) * _float32(i / num_steps))
-        share = _float32(math.cos(angle))
-        masked.append(max(1, math.floor(_float32(num_tokens * share))))
+    masked += [max(1, cosine_share(i / num_steps, num_tokens)) for i in range(1, num_steps)]
     masked.append(0)
     return [before - after for before, after in pairwise(masked)]
 
 
-def _float32(number: float) -> float:
+def cosine_share(elapsed: float, num_tokens: int) -> int:
+    """Return floor(num_tokens * cos(pi / 2 * elapsed)) as float32 arithmetic gives it; -1 at the end."""
+    angle = float32(float32(math.pi / 2) * float32(elapsed))
+    return math.floor(float32(num_tokens * float32(math.cos(angle))))
+
+
+def float32(number: float) -> float:
     """Return the nearest float32; of a product of two float32s that is what float32 arithmetic gives."""
     return struct.unpack("f", struct.pack("f", number))[0]
 

@@ -39,6 +39,7 @@ class Unbatched:
     name: str
 
 
+TEXT_PREFIX = "text_output."  # of our names of tensors that only text needs
 Row = str | tuple[str, ...] | Unbatched | None
 Table = Mapping[str, Row]
 
@@ -72,6 +73,8 @@ class Layout:
     # (published tensors under our names, config) -> those that the network keeps. Views only: the
     # tensors are mapped from the file, and what is not kept is never read.
     narrow: Callable[[Tensors, Any], Tensors] | None = None
+    # Of a model that answers in text: the network of the tensors TEXT_PREFIX*, which images do without
+    text_output: Callable[..., Network] | None = None
     num_classes: Callable[[Any], int] = lambda config: (
         0
     )  # configuration -> classes that metadata may name
@@ -219,8 +222,8 @@ def configure(
     inherited: Mapping[str, Any],
     unknown: list[str],
     is_published: bool,
-) -> tuple[Any, Tensors]:
-    """Return the configuration of our tensors, and those that it needs, checked to be exactly these.
+) -> tuple[Any, Tensors, Tensors]:
+    """Return the configuration of our tensors, those that it needs, checked to be exactly these, and those of text.
 
     Args:
         described: the configuration that the file states; may be empty.
@@ -257,8 +260,11 @@ def configure(
                 raise ValueError(f"{name} is {found}, but {source} {shown(value)}.")
     if is_published and layout.narrow is not None:
         tensors = layout.narrow(tensors, config)
-    network = layout.network(config, device="meta", operations=Bare)
-    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    text = {name: tensor for name, tensor in tensors.items() if name.startswith(TEXT_PREFIX)}
+    shapes = _shapes(layout.network(config, device="meta", operations=Bare))
+    if text and layout.text_output is not None:
+        output = layout.text_output(config, device="meta", operations=Bare)
+        shapes |= {TEXT_PREFIX + name: shape for name, shape in _shapes(output).items()}
     unknown = unknown + _unique(key_of(name) for name in tensors if name not in shapes)
     absent = _unique(key_of(name) for name in shapes if name not in tensors)
     if unknown or absent:
@@ -267,7 +273,12 @@ def configure(
         if tensors[name].shape != shape:
             actual, expected = tuple(tensors[name].shape), tuple(shape)
             raise ValueError(f"tensor {key_of(name)!r} has shape {actual}, expected {expected}.")
-    return config, tensors
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in text}
+    return config, tensors, {n.removeprefix(TEXT_PREFIX): tensor for n, tensor in text.items()}
+
+
+def _shapes(network: Network) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in network.state_dict().items()}
 
 
 def _mismatch(layout: Layout, unknown: list[str], missing: list[str]) -> str:
