@@ -54,6 +54,8 @@ class Settings:
     schedule: str = "arccos"
     temperature: float = 1.0  # of the codes; 0 = the most likely code
     choice_temperature: float = 7.0  # of the first step; inf = random positions
+    # Which tokens come first: one of ORDERS. Only "confidence" has use for the choice temperature.
+    order: str = "confidence"
     # Not in the paper. In steps that are not full passes, positions within so many rows and columns of tokens that the
     # last full pass did not see come last: its features there are out of date. 0 = by confidence alone.
     spread: int = 0
@@ -65,6 +67,8 @@ class Settings:
             raise ValueError(
                 f"schedule must be one of {', '.join(SCHEDULES)}, got {shown(self.schedule)}."
             )
+        if self.order not in ORDERS:
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {shown(self.order)}.")
         for name, value in (
             ("temperature", self.temperature),
             *(("cfg", g) for g in self.guidance),
@@ -120,6 +124,7 @@ SHARES: dict[str, Callable[[float], float]] = {
 }
 LUMINA = "lumina"
 SCHEDULES = (*SHARES, LUMINA)
+ORDERS = ("confidence", "halton")  # see `orders.BY_NAME`
 
 
 def reveal_counts(schedule: str, num_steps: int, num_tokens: int) -> list[int]:

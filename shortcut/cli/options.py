@@ -14,7 +14,7 @@ from ..accelerators.choice import NAMES as ACCELERATORS
 from ..guard import MAX_IMAGES, check_whole, parse_json
 from ..models import tasks, text_tasks
 from ..models.architecture import PRESET_NAMES, Architecture
-from ..schedule import SCHEDULES
+from ..schedule import ORDERS, SCHEDULES
 from ..writing import check_name, check_writable
 from .output import paths_of
 
@@ -130,6 +130,11 @@ def add_how(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument(
         "--cfg-image", type=float, help="the same with the images that a task starts from"
+    )
+    how.add_argument(
+        "--order",
+        choices=ORDERS,
+        help="which tokens come first: those the model is surest of, or by a Halton sequence, far from each other",
     )
     how.add_argument(
         "--spread",

@@ -209,7 +209,7 @@ def settings_of(pipeline: Pipeline, options: argparse.Namespace, *, num_guided: 
         ValueError: one is out of range, or does not go with another.
     """
     full_steps = None if options.full_steps is None else full_steps_of(options.full_steps)
-    as_typed = ("preset", "steps", "cfg", "cfg_image", "spread")
+    as_typed = ("preset", "steps", "cfg", "cfg_image", "order", "spread")
     as_typed += ("temperature", "choice_temperature", "schedule")
     return chosen_settings(
         pipeline.model_file,
