@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import lora
+from .compare import SpeedQuality
 from .condition import ClassCondition, TextCondition
 from .folders import register_folders
 from .load import LoadHead, LoadMIGM
@@ -19,6 +20,7 @@ NODES: list[type[io.ComfyNode]] = [
     MaskedSampler,
     TrainHead,
     SaveHead,
+    SpeedQuality,
 ]
 
 
