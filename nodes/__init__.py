@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import lora
+from .accelerate import Accelerator
 from .compare import SpeedQuality
 from .condition import ClassCondition, TextCondition
 from .folders import register_folders
@@ -15,6 +16,7 @@ from .train import SaveHead, TrainHead
 NODES: list[type[io.ComfyNode]] = [
     LoadMIGM,
     LoadHead,
+    Accelerator,
     ClassCondition,
     TextCondition,
     MaskedSampler,

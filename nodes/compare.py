@@ -11,12 +11,14 @@ from typing import Any
 from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 
+from ..shortcut.accelerators.choice import HEAD
 from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.guard import shown
 from ..shortcut.models.architecture import Conditioning
 from ..shortcut.schedule import Settings
 from ..shortcut.settings import usual_settings
 from . import drawing
+from .accelerate import Accelerated
 from .condition import checked_vae
 from .drawing import Cell, Column
 from .host import NodeText
@@ -29,8 +31,8 @@ from .run import Job, job_of, run
 NAME = "Speed against Quality"
 MOST_CELLS = 256
 KEPT_SHEETS = 4  # nodes whose cells are kept
-# (head, full steps, steps, seed)
-Key = tuple[weakref.ref[Any] | None, int | None, int, int]
+# (name of the accelerator, its head, full steps, steps, seed)
+Key = tuple[str | None, weakref.ref[Any] | None, int | None, int, int]
 
 
 @dataclass(slots=True)
@@ -100,7 +102,7 @@ class SpeedQuality(io.ComfyNode):
                     "head",
                     optional=True,
                     tooltip="What answers the steps that are not full passes: from Load Shortcut "
-                    "Head, for example.",
+                    "Head or Accelerator.",
                 ),
                 Head.Input(
                     "other_head",
@@ -152,7 +154,7 @@ class SpeedQuality(io.ComfyNode):
             )
         sheet = _sheet((model, vae), (positive, negative, latent_image))
         jobs = {
-            (wired and weakref.ref(wired), count, steps, seed): job_of(
+            _key(wired, count, steps, seed): job_of(
                 model,
                 positive,
                 negative,
@@ -187,14 +189,23 @@ def numbers(name: str, text: str) -> list[int]:
     return list(dict.fromkeys(map(int, words)))
 
 
+def _key(wired: Any, full_steps: int | None, steps: int, seed: int) -> Key:
+    """Return what tells the cells of a sheet apart."""
+    given = Accelerated.of(wired)
+    head = None if given.head is None else weakref.ref(given.head)
+    return given.name, head, full_steps, steps, seed
+
+
 def _named(*heads: Any) -> dict[str, Any]:
     """Return the heads that are wired, by their names. Raise ValueError if there is none."""
     wired = [head for head in heads if head is not None]
     if not wired:
         raise ValueError(
-            "head is not connected, so there is nothing to compare with vanilla. Wire Load Shortcut Head."
+            "head is not connected, so there is nothing to compare with vanilla. Wire Load Shortcut "
+            "Head or Accelerator."
         )
-    names = [head_of(head)[1].name for head in wired]
+    given = map(Accelerated.of, wired)
+    names = [head_of(a.head)[1].name if a.name == HEAD else str(a.name) for a in given]
     if len(set(names)) < len(names):
         names = [f"{name} ({number})" for number, name in enumerate(names, 1)]
     return dict(zip(names, wired, strict=True))

@@ -48,8 +48,8 @@ class MaskedSampler(io.ComfyNode):
                 Head.Input(
                     "head",
                     optional=True,
-                    tooltip="From Load Shortcut Head. Without it every step is a full pass of the "
-                    "model: the original method, slower.",
+                    tooltip="From Load Shortcut Head, or from Accelerator, which needs no head. "
+                    "Without it every step is a full pass of the model: the original method, slower.",
                 ),
                 io.Conditioning.Input(
                     "negative",

@@ -30,6 +30,7 @@ from ..shortcut.train.learn import HeadPlan, learn
 from ..shortcut.train.log import Figures, read_log, time_left
 from ..shortcut.train.teacher import RUNS, Teacher, teacher_of
 from . import folders
+from .accelerate import Accelerated
 from .drawing import image_of
 from .host import NodeText, advice_on_memory
 from .load import Head
@@ -206,7 +207,12 @@ class SaveHead(io.ComfyNode):
     @classmethod
     def execute(cls, head: Any, filename_prefix: str) -> io.NodeOutput:
         path = folders.new_head_file(filename_prefix)
-        network, described = head_of(head)
+        saved = Accelerated.of(head).head
+        if saved is None:
+            raise ValueError(
+                "head comes from an Accelerator without a head. Connect Train Shortcut Head."
+            )
+        network, described = head_of(saved)
         tensors = network.state_dict()
         checkpoints.save(path, replace(described, tensors=tensors), dtype=described.dtype)
         logging.info("Save Shortcut Head: wrote %s", path)

@@ -15,6 +15,7 @@ comfy_stubs.install()
 import comfy.model_management as mm
 from shortcut_pack.nodes import compare, native, progress
 from shortcut_pack.nodes import run as runs
+from shortcut_pack.nodes.accelerate import Accelerator
 from shortcut_pack.nodes.compare import SpeedQuality
 from shortcut_pack.nodes.load import LoadMIGM
 from shortcut_pack.shortcut import shipped
@@ -98,6 +99,14 @@ def test_a_second_head_has_columns_of_its_own(wired, made):
     grid, _, table = compared(wired, other_head=other)
     assert grid.shape[2] == LEFT + 5 * STEP_X and len(made) == 10
     assert len([line for line in table.splitlines() if " | 2 | 6 | " in line]) == 2
+
+
+def test_an_accelerator_is_compared_by_its_name(wired, made):
+    partial, again = (Accelerator.execute("reuse", "as computed").result[0] for _ in range(2))
+    table = compared(wired, other_head=partial, seeds="1")[2]
+    assert "| reuse | 2 | 6 | " in table and len(made) == 5
+    compared(wired, other_head=again, seeds="1")
+    assert len(made) == 5, "the same accelerator made anew"
 
 
 def test_an_interrupt_keeps_what_was_made(wired, made, monkeypatch):

@@ -16,7 +16,7 @@ INTERFACE = node_interface.frozen()
 FRONTEND_ONLY = {"MarkdownNote"}
 WIDGETS = {"COMBO", "STRING", "INT", "FLOAT", "BOOLEAN"}
 WITH_PUBLISHED_FILES = {"style_reference", "text_to_image_lumina_dimoo"}
-WITHOUT_TEMPLATE = {"ShortcutSpeedQuality"}
+WITHOUT_TEMPLATE = {"ShortcutAccelerator", "ShortcutSpeedQuality"}
 SITE = "https://huggingface.co"
 DOWNLOADS = [download for a in ARCHITECTURES for download in a.downloads.values()]
 # What `download` brings, as the loaders list it: a folder or files.

@@ -47,6 +47,11 @@ def needs_head(name: str | None) -> bool:
     return name is not None and name.removesuffix(FLOAT8) in WITH_HEAD
 
 
+def keeps(name: str | None) -> bool:
+    """Return whether full passes keep keys and values for the accelerator called `name`."""
+    return name is not None and name.removesuffix(FLOAT8) in KEEPING
+
+
 def kept_bytes(
     name: str | None, model: GridModel, num_images: int, lengths: Sequence[int]
 ) -> float:
@@ -55,9 +60,7 @@ def kept_bytes(
     Args:
         lengths: sequence length of each guidance branch.
     """
-    if name is None or name.removesuffix(FLOAT8) not in KEEPING:
-        return 0.0
-    if not isinstance(model, PartialModel):
+    if name is None or not keeps(name) or not isinstance(model, PartialModel):
         return 0.0
     return model.kept_bytes(num_images, lengths, _kept_dtype(name))
 
