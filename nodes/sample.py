@@ -104,7 +104,8 @@ class MaskedSampler(io.ComfyNode):
         num_images, grid = len(samples), (samples.shape[2], samples.shape[3])
         branches = masked_model.conditioner.from_conditioning(positive, negative, num_images)
         values |= {"preset": preset, "cfg_image": cfg_image, "spread": spread}
-        settings = settings_of(checkpoint, len(branches) - 1, head is not None, values)
+        has_mask = "noise_mask" in latent_image
+        settings = settings_of(checkpoint, len(branches) - 1, head is not None, values, has_mask)
         conditions, guidance = needed_branches(branches, settings.guidance)
         known_codes_BL: Tensor | None = codes_of(samples, checkpoint.config.num_codes)
         is_editable_BL = None
@@ -141,7 +142,8 @@ def _run(
     if is_sequential:
         logging.info("Shortcut Masked Sampler: memory is short, one guidance branch at a time")
     counts = set(masked_at_start(**start).sum(1).tolist())
-    num_steps = sum(len(plan(settings, count, start["num_tokens"], rules)) for count in counts)
+    num_tokens, denoise = start["num_tokens"], start["denoise"]
+    num_steps = sum(len(plan(settings, count, num_tokens, rules, denoise)) for count in counts)
     colours_V3 = model.get_model_object("latent_format").colours_V3
     report = StepReport(num_steps, grid, colours_V3, device)
     with masked_model.running(model), advice_on_memory(MEMORY_ADVICE):

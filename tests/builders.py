@@ -172,7 +172,7 @@ def publish(table: Table, ours: dict[str, torch.Tensor]) -> dict[str, torch.Tens
         )
         rows.setdefault(key, (row, {}))[1][index] = tensor
     return {
-        key: parts[0].unsqueeze(0)
+        key: row.published(parts[0])
         if isinstance(row, Unbatched)
         else torch.cat([parts[i] for i in sorted(parts)])
         if isinstance(row, tuple)

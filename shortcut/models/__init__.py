@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import lumina_dimoo, maskgit
+from . import amused, lumina_dimoo, maskgit
 from .architecture import Architecture
 from .layout import Kind, Layout
 
 ARCHITECTURES: list[Architecture] = [
     maskgit.ARCHITECTURE,
     lumina_dimoo.ARCHITECTURE,
+    amused.ARCHITECTURE,
 ]
 
 

@@ -6,7 +6,7 @@ A key table is data: {"their key": our key}. In keys `{}` stands for a number an
 any rest; both are carried over in order. Our key may also be
     None                 dropped on purpose,
     a tuple of names     their tensor is these tensors of ours, packed along the first axis,
-    Unbatched("name")    their tensor has a leading axis of length 1 that ours has not.
+    Unbatched("name")    their tensor has axes of length 1, such as a leading one, that ours has not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,9 +34,22 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Unbatched:
-    """Our key of a tensor that is published as (1, ...)."""
+    """Our key of a tensor that is published with axes of length 1 besides."""
 
     name: str
+    axes: tuple[int, ...] = (0,)  # of theirs, ascending
+
+    def ours(self, key: str, tensor: Tensor) -> Tensor:
+        """Return our tensor of theirs. Raises ValueError if one of the axes is not there, or longer."""
+        shape = tuple(tensor.shape)
+        too_few = len(shape) <= max(len(self.axes), *self.axes)
+        if too_few or any(shape[axis] != 1 for axis in self.axes):
+            raise ValueError(f"tensor {key!r} has shape {shape}, expected 1 at axes {self.axes}.")
+        return tensor.squeeze(self.axes)
+
+    def published(self, tensor: Tensor) -> Tensor:
+        """Return their tensor of ours."""
+        return reduce(Tensor.unsqueeze, self.axes, tensor)
 
 
 Row = str | tuple[str, ...] | Unbatched | None
@@ -353,7 +366,7 @@ def _names(row: Row) -> tuple[str, ...]:
             return ()
         case str():
             return (row,)
-        case Unbatched(name):
+        case Unbatched(name=name):
             return (name,)
         case _:
             return row
@@ -362,9 +375,7 @@ def _names(row: Row) -> tuple[str, ...]:
 def _unpack(row: Row, key: str, tensor: Tensor) -> Iterator[Tensor]:
     shape = tuple(tensor.shape)
     if isinstance(row, Unbatched):
-        if len(shape) < 2 or shape[0] != 1:
-            raise ValueError(f"tensor {key!r} has shape {shape}, expected (1, ...).")
-        yield tensor[0]
+        yield row.ours(key, tensor)
     elif isinstance(row, tuple):
         if len(shape) < 1 or shape[0] % len(row):
             raise ValueError(

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 
 from ...schedule import SamplerRules, Settings
+from .. import amused_vq
 from ..architecture import Architecture, Branches, Download, Preset, PublishedSize
-from . import head, transformer, vq
+from . import head, transformer
 from .conditioner import PromptConditioner
 from .prompts import TASKS
 from .tokenizer import copy_tokenizer_of, tokenizer_or_advice
@@ -38,7 +39,6 @@ _HEAD = head.Config(
     has_time=True,
     sees_new=True,
 )
-_VQ = vq.Config((128, 256, 256, 512, 768), 2, 64, 8192, 32)
 _NO_PROMPT = 14  # tokens of the prompt that says nothing
 
 
@@ -52,7 +52,7 @@ ARCHITECTURE = Architecture(
     name="lumina-dimoo",
     title=transformer.LAYOUT.title,
     model=transformer.LAYOUT,
-    vqs=(vq.LAYOUT,),
+    vqs=(amused_vq.LAYOUT,),
     head=head.LAYOUT,
     settings=Settings(
         num_steps=64,
@@ -70,7 +70,9 @@ ARCHITECTURE = Architecture(
         "balanced": Preset(64, 11),  # 0.868, 4.9
         "fast": Preset(64, 9),  # 0.829, 5.8
     },
-    sizes={"lumina-dimoo": PublishedSize(_MODEL, _HEAD, _VQ, (64, 64), _conditions)},
+    sizes={
+        "lumina-dimoo": PublishedSize(_MODEL, _HEAD, amused_vq.PUBLISHED, (64, 64), _conditions)
+    },
     downloads={
         "lumina-dimoo": Download(
             "Alpha-VLLM/Lumina-DiMOO",
@@ -93,7 +95,7 @@ ARCHITECTURE = Architecture(
     takes=frozenset({"prompt", "negative", "task", "sources"}),
     tasks={name: task.num_sources for name, task in TASKS.items()},
     conditioner=PromptConditioner.of,
-    usual_grid=(64, 64),
+    usual_grid=lambda config: (64, 64),
     num_heads=lambda config: config.num_heads,
     new_head=head.new_head,
     copy_companions=copy_tokenizer_of,
