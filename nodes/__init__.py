@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import lora
+from .accelerate import Accelerator
 from .condition import ClassCondition, TextCondition
 from .folders import register_folders
 from .load import LoadHead, LoadMIGM
@@ -14,6 +15,7 @@ from .train import SaveHead, TrainHead
 NODES: list[type[io.ComfyNode]] = [
     LoadMIGM,
     LoadHead,
+    Accelerator,
     ClassCondition,
     TextCondition,
     MaskedSampler,

@@ -8,12 +8,14 @@ import torch
 from comfy_api.latest import io
 
 from ..shortcut import shipped
-from ..shortcut.checkpoint import cast
+from ..shortcut.checkpoint import Checkpoint, cast
+from ..shortcut.models.architecture import Network
 from ..shortcut.models.layout import Kind
 from ..shortcut.pipeline import check_vq, conditioner_of
 from ..shortcut.quantized import FLOAT8
 from . import folders, host
 from .folders import HEADS, MODELS
+from .host import NodeText
 from .native import CodeIds, CodeVAE, build_head, build_model
 
 Head = io.Custom("SHORTCUT_HEAD")
@@ -118,7 +120,19 @@ class LoadMIGM(io.ComfyNode):
         vae = CodeVAE(vq)
         latent_format = CodeIds(vq.config.downscale, vae.code_colours())
         model = build_model(checkpoint, weight_dtype, latent_format, conditioner)
+        lines = [_loaded(checkpoint, model.model.network), _loaded(vq, vae.first_stage_model.vq)]
+        NodeText().keep(lines)
         return io.NodeOutput(model, vae)
+
+
+def _loaded(checkpoint: Checkpoint, network: Network) -> str:
+    """Return what a network in memory is, in a line."""
+    tensors = network.state_dict().values()
+    stored = {*checkpoint.quantized.values()} or {str(network.dtype).removeprefix("torch.")}
+    return (
+        f"{checkpoint.layout.title}: {checkpoint.num_parameters / 1e6:,.1f} million parameters, "
+        f"{' and '.join(sorted(stored))}, {sum(tensor.nbytes for tensor in tensors) / 1e9:.2f} GB"
+    )
 
 
 def _chosen(model_name: str, vq_name: str) -> dict[Kind, str]:
@@ -166,4 +180,6 @@ class LoadHead(io.ComfyNode):
     @classmethod
     def execute(cls, head_name: str, weight_dtype: str) -> io.NodeOutput:
         checkpoint = folders.load(folders.path_of(HEADS, head_name, "head"), "head")
-        return io.NodeOutput(build_head(checkpoint, weight_dtype))
+        head = build_head(checkpoint, weight_dtype)
+        NodeText().keep([_loaded(checkpoint, head.model)])
+        return io.NodeOutput(head)

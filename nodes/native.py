@@ -27,6 +27,7 @@ from ..shortcut import checkpoint as checkpoints
 from ..shortcut import colours, companions, quantized
 from ..shortcut.checkpoint import Checkpoint, metadata_of, naming
 from ..shortcut.denoiser import Conditions
+from ..shortcut.models import bands
 from ..shortcut.models.architecture import (
     Conditioner,
     Grid,
@@ -260,14 +261,17 @@ class CodeLatents(torch.nn.Module):
 
 def vq_memory(config: VQConfig) -> tuple[Callable[..., float], Callable[..., float]]:
     """Return two functions, (shape of pixels, type) and (shape of latents, type) -> bytes of a VQ model in float32."""
-    # Feature maps of the finest level: 6 are alive at the peak, the rest is for convolutions.
-    per_pixel = 8 * config.channels * 4
+
+    def for_pixels(num_pixels: int) -> float:
+        # Feature maps of the finest level: 5 are alive at the peak, 3.4 in bands; the rest is for convolutions.
+        size = num_pixels * config.channels
+        return 4 * (4 if size >= bands.LARGE else 7) * size
 
     def for_encode(shape: Any, dtype: Any) -> float:
-        return per_pixel * shape[2] * shape[3]
+        return for_pixels(shape[2] * shape[3])
 
     def for_decode(shape: Any, dtype: Any) -> float:
-        return per_pixel * shape[2] * shape[3] * config.downscale**2
+        return for_pixels(shape[2] * shape[3] * config.downscale**2)
 
     return for_encode, for_decode
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,17 +24,20 @@ from torch import Tensor
 
 from ..shortcut import checkpoint as checkpoints
 from ..shortcut.grid import usual_grid
-from ..shortcut.models.architecture import Grid, HeadNetwork, ModelNetwork, Request
+from ..shortcut.models.architecture import HeadNetwork, ModelNetwork, Request
 from ..shortcut.sampler import Trace
 from ..shortcut.settings import usual_settings
 from ..shortcut.train.chart import loss_chart
 from ..shortcut.train.learn import HeadPlan, learn
-from ..shortcut.train.log import Figures, read_log
+from ..shortcut.train.log import Figures, read_log, time_left
 from ..shortcut.train.teacher import RUNS, Teacher, teacher_of
 from . import folders
-from .host import PREVIEW_SIZE, Preview, advice_on_memory, say_without_effect
+from .accelerate import Accelerated
+from .host import NodeText, advice_on_memory
 from .load import Head
 from .native import MARGIN, MaskedImageModel, build_head, head_of, model_of
+from .patches import lines_without_effect
+from .progress import PREVIEW_SIZE, TEXT_INTERVAL, Preview
 
 MEMORY_ADVICE = (
     "A training needs the model, its passes and the head's gradients at once. Set weight_dtype of "
@@ -106,6 +110,7 @@ class TrainHead(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.00001,
+                    display_name="learning_rate (0 = automatic)",
                     optional=True,
                     advanced=True,
                     tooltip="How far an iteration moves the weights at most. 0: what suits the "
@@ -140,15 +145,15 @@ class TrainHead(io.ComfyNode):
         learning_rate: float = 0.0,
     ) -> io.NodeOutput:
         masked_model, kept = model_of(model), folders.training_file(checkpoint_name)
-        say_without_effect(model, "Train Shortcut Head")
+        text = NodeText()
+        text.keep(lines_without_effect(model, "Train Shortcut Head"))
         requests = _requests(masked_model, prompts)
         with torch.inference_mode(False):
             plan = _plan(masked_model, iterations, teacher_steps, seed % 2**64, learning_rate)
             teacher = _loaded_teacher(model, plan, requests)
             colours_V3 = model.get_model_object("latent_format").colours_V3
-            report = TrainingReport(
-                iterations, kept, usual_grid(masked_model.checkpoint), colours_V3
-            )
+            grid = usual_grid(masked_model.checkpoint)
+            report = TrainingReport(iterations, kept, Preview(grid, colours_V3), text)
             with (
                 masked_model.running(model),
                 _gradients_pass(masked_model.network),
@@ -203,7 +208,12 @@ class SaveHead(io.ComfyNode):
     @classmethod
     def execute(cls, head: Any, filename_prefix: str) -> io.NodeOutput:
         path = folders.new_head_file(filename_prefix)
-        network, described = head_of(head)
+        saved = Accelerated.of(head).head
+        if saved is None:
+            raise ValueError(
+                "head comes from an Accelerator without a head. Connect Train Shortcut Head."
+            )
+        network, described = head_of(saved)
         tensors = network.state_dict()
         checkpoints.save(path, replace(described, tensors=tensors), dtype=described.dtype)
         logging.info("Save Shortcut Head: wrote %s", path)
@@ -211,14 +221,14 @@ class SaveHead(io.ComfyNode):
 
 
 class TrainingReport:
-    """The hooks of a training: interruption, progress bar, live chart of the loss with the time left.
+    """The hooks of a training: interruption, progress bar, live chart of the loss, line of text with the time left.
 
     Until there is a loss, what the model makes is shown.
     """
 
-    def __init__(self, iterations: int, kept: Path, grid: Grid, colours_V3: Tensor):
+    def __init__(self, iterations: int, kept: Path, preview: Preview, text: NodeText):
         self.iterations, self.kept = iterations, kept
-        self.preview = Preview(grid, colours_V3)
+        self.preview, self.text, self.said_at = preview, text, 0.0
         self.has_begun = self.is_learning = False  # True: from the first, the second iteration on
         self.logged: list[Figures] = []  # for the chart, should there be no file of them
         self.bar = comfy.utils.ProgressBar(iterations)
@@ -229,8 +239,16 @@ class TrainingReport:
     def on_step(self, trace: Trace) -> None:
         """Show a step of the model's runs: the runs before the first iteration take minutes."""
         mm.throw_exception_if_processing_interrupted()
-        if self.has_begun and not self.is_learning:
-            self.bar.update_absolute(0, self.iterations, self.preview.of(trace))
+        if not self.has_begun or self.is_learning:
+            return
+        self.bar.update_absolute(0, self.iterations, self.preview.of(trace))
+        now = time.perf_counter()
+        if now - self.said_at >= TEXT_INTERVAL and not self.kept.exists():
+            self.said_at = now
+            self.text.show(
+                f"pictures to learn from, step {trace.step.index + 1}. Interrupted before the first "
+                "iteration, nothing is kept."
+            )
 
     def on_iteration(self, done: int) -> None:
         mm.throw_exception_if_processing_interrupted()
@@ -241,6 +259,10 @@ class TrainingReport:
         self.logged.append(figures)
         chart = ("JPEG", self.chart(self.iterations), PREVIEW_SIZE)
         self.bar.update_absolute(int(figures["iteration"]), self.iterations, chart)
+        self.text.show(
+            f"iteration {figures['iteration']:.0f} of {self.iterations}, loss {figures['loss']:.4g}, "
+            f"{time_left(figures, self.iterations)}"
+        )
 
 
 def _requests(model: MaskedImageModel, prompts: str) -> list[Request]:

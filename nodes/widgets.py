@@ -163,15 +163,15 @@ def settings_of(
     checkpoint: Checkpoint,
     num_guided: int,
     has_head: bool,
+    has_mask: bool,
     values: dict[str, Any],
-    has_mask: bool = False,
 ) -> Settings:
     """Return the settings of a run. A setting without a widget is as usual for the model.
 
     Args:
         num_guided: branches to guide away from; each gets a weight.
-        values: of the widgets.
         has_mask: True: a mask says which tokens are made.
+        values: of the widgets.
 
     Raises:
         ValueError: one is out of range, or the model has no such preset.

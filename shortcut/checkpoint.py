@@ -24,7 +24,7 @@ from .files import (
     read,
     write_safetensors,
 )
-from .guard import naming
+from .guard import naming, shown
 from .models.architecture import Architecture, Network
 from .models.layers import Attention, Bare, sdpa
 from .models.layout import Kind, Layout, checked, configure, first_five, own_names, recognise
@@ -393,7 +393,7 @@ def _our_layout(metadata: Mapping[str, str]) -> Layout:
     name, version = metadata[FORMAT_KEY], metadata.get(VERSION_KEY)
     if name not in layouts or version != VERSION:
         raise ValueError(
-            f"it has format {name[:80]!r} version {version}, expected version {VERSION} of "
+            f"it has format {name[:80]!r} version {shown(version)}, expected version {VERSION} of "
             f"{', '.join(layouts)}. If a newer version of this project wrote it, update."
         )
     return layouts[name]

@@ -9,7 +9,7 @@ It knows the model and the accelerator by their protocols only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -70,7 +70,7 @@ class MaskedImageModel(Protocol):
 
 @runtime_checkable
 class PartialModel(MaskedImageModel, Protocol):
-    """A model that can also run some of the image tokens, which attend to what a full pass kept of all."""
+    """A model that can also run some tokens alone, which attend to what a full pass kept of all."""
 
     def kept_features(
         self,
@@ -78,8 +78,13 @@ class PartialModel(MaskedImageModel, Protocol):
         is_masked_BL: Tensor,
         conditions: Sequence[Conditions],
         step: Step,
+        kept_dtype: torch.dtype | None,
     ) -> tuple[Features, Kept]:
-        """Run one full pass as `features` does, and also return what partial passes attend to."""
+        """Run one full pass as `features` does, and also return what partial passes attend to.
+
+        Args:
+            kept_dtype: type that it is kept in; None = that of the computation.
+        """
         ...
 
     def partial_features(
@@ -88,18 +93,24 @@ class PartialModel(MaskedImageModel, Protocol):
         is_masked_BL: Tensor,
         conditions: Sequence[Conditions],
         step: Step,
-        index_BM: Tensor,
+        positions: Sequence[Tensor],
         kept: Kept,
     ) -> Features:
-        """Run the image tokens `index_BM` alone and return their features (B, M, D) for each branch.
+        """Run some tokens of each branch alone and return their features (B, M, D).
 
         Args:
-            index_BM: distinct image tokens, the same number in each image.
+            positions: (B, M) of each branch, distinct, in its sequence, as `image_positions` gives them.
             kept: of the last full pass; what it holds of these tokens is renewed in place.
         """
         ...
 
-    def kept_bytes(self, num_images: int, lengths: Sequence[int]) -> float:
+    def sequence_logits(self, features_BSD: Tensor) -> Tensor:
+        """Return float32 logits (B, S, V) at all positions of a branch's sequence, its text included."""
+        ...
+
+    def kept_bytes(
+        self, num_images: int, lengths: Sequence[int], kept_dtype: torch.dtype | None
+    ) -> float:
         """Return the memory of what a full pass keeps, for branches of these sequence lengths."""
         ...
 
@@ -127,15 +138,16 @@ class Tokens:
 class Snapshot:
     """Features, and the tokens that they were made from."""
 
+    step: Step
     features: Features
-    num_masked: int
     is_masked_BL: Tensor
     kept: Kept = None  # of a full pass, where the accelerator has `keeps`
+    before: Snapshot | None = None  # of a full pass, where it has `looks_back`: the one before
 
     def revealed_until(self, step: Step, tokens: Tokens) -> Revealed:
         """Return the tokens that were revealed since, before `step`."""
         is_new_BL = self.is_masked_BL & ~tokens.is_masked_BL
-        index_BK = positions(is_new_BL, self.num_masked - step.num_masked)
+        index_BK = positions(is_new_BL, self.step.num_masked - step.num_masked)
         return Revealed(tokens.codes_BL.gather(1, index_BK), index_BK)
 
 
@@ -154,9 +166,13 @@ class Accelerator(Protocol):
 
     Attributes:
         keeps: True: full passes come with what partial passes attend to; the model must be a `PartialModel`.
+        kept_dtype: type that it is kept in; None = that of the computation.
+        looks_back: True: a full pass comes with the features of the one before.
     """
 
-    keeps: bool
+    keeps: bool = False
+    kept_dtype: torch.dtype | None = None
+    looks_back: bool = False
 
     def predict(
         self, step: Step, tokens: Tokens, full: Snapshot, last: Snapshot
@@ -214,7 +230,7 @@ class Denoiser:
             features = self.last.features
         else:
             features = predicted.features if isinstance(predicted, Prediction) else predicted
-            self.last = Snapshot(features, step.num_masked, tokens.is_masked_BL)
+            self.last = Snapshot(step, features, tokens.is_masked_BL)
         if isinstance(predicted, Prediction):
             chosen_BK = predicted.chosen_BK
             logits_BKV = guided_logits(self.model, features, step.guidance, chosen_BK)
@@ -230,12 +246,16 @@ class Denoiser:
     def _full_pass(self, step: Step, tokens: Tokens) -> Snapshot:
         """Run a full pass. What the one before kept is let go first."""
         given = tokens.codes_BL, tokens.is_masked_BL, self.conditions, step
-        self.full = self.last = kept = None
-        if self.accelerator is not None and self.accelerator.keeps:
-            features, kept = cast(PartialModel, self.model).kept_features(*given)
+        accelerator, kept, before = self.accelerator, None, None
+        if accelerator is not None and accelerator.looks_back and self.full is not None:
+            before = replace(self.full, before=None)
+        self.full = self.last = None
+        if accelerator is not None and accelerator.keeps:
+            model = cast(PartialModel, self.model)
+            features, kept = model.kept_features(*given, accelerator.kept_dtype)
         else:
             features = self.model.features(*given)
-        return Snapshot(features, step.num_masked, tokens.is_masked_BL, kept)
+        return Snapshot(step, features, tokens.is_masked_BL, kept, before)
 
 
 def positions(is_wanted_BL: Tensor, count: int) -> Tensor:

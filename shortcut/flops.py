@@ -25,8 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from .accelerators import MakeAccelerator
-from .accelerators.shortcut_head import ShortcutHead
+from .accelerators.choice import HEAD, named
 from .denoiser import (
     Conditions,
     Denoiser,
@@ -72,7 +71,7 @@ def count_flops(
     rules: SamplerRules,
     num_to_make: int | None = None,
     denoise: float = 1.0,
-    accelerator: MakeAccelerator | None = None,
+    accelerator: str | None = None,
 ) -> Flops:
     """Count the operations of a run.
 
@@ -83,7 +82,7 @@ def count_flops(
         grid: rows and columns of the images' codes.
         num_to_make: tokens to make in each image; None = all.
         denoise: share that they are of those that may be made.
-        accelerator: answers the other steps where there is no head; None = all are full passes.
+        accelerator: name of what answers the other steps; None = the head, or full passes where there is none.
 
     Raises:
         ValueError: a setting is out of range, or the model does not make images of that size.
@@ -96,15 +95,13 @@ def count_flops(
     if not steps:
         return Flops(0, 0, 0, 0)
     codes_BL = _ids(num_images, num_tokens)
-    make = accelerator
-    if head is not None:
-        counted_head = _on_meta(head)
-        make = partial(ShortcutHead, counted_head)
+    name = accelerator or (HEAD if head is not None else None)
+    make = None if name is None else named(name, head and _on_meta(head))
     made = make and make(model, conditions)
     given, kept = (codes_BL, codes_BL.bool(), conditions, steps[0]), None
     with _Elements() as written_by_full, FlopCounterMode(display=False) as counter:
         if made is not None and made.keeps:
-            features, kept = cast(PartialModel, model).kept_features(*given)
+            features, kept = cast(PartialModel, model).kept_features(*given, made.kept_dtype)
         else:
             features = model.features(*given)
     per_full, passes = counter.get_total_flops(), _FullPasses(model, features, kept)
@@ -149,8 +146,15 @@ class _FullPasses:
         self.count += 1
         return self.known
 
-    def kept_features(self, *given: Any) -> tuple[Features, Kept]:
-        return self.features(*given), self.kept
+    def kept_features(
+        self,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        conditions: Sequence[Conditions],
+        step: Step,
+        kept_dtype: torch.dtype | None,
+    ) -> tuple[Features, Kept]:
+        return self.features(codes_BL, is_masked_BL, conditions, step), self.kept
 
 
 class _Elements(TorchDispatchMode):

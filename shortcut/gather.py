@@ -34,7 +34,11 @@ def replaced_at(x_BSD: Tensor, position_BM: Tensor, rows_BMD: Tensor) -> Tensor:
 def write_at(x_BSD: Tensor, position_BM: Tensor, rows_BMD: Tensor) -> Tensor:
     """Write `rows_BMD` at distinct positions `position_BM` of the sequences, in place, and return them."""
     row_B1 = torch.arange(len(position_BM), device=position_BM.device).unsqueeze(1)
-    return x_BSD.index_put_((row_B1, position_BM), rows_BMD.to(x_BSD.dtype))
+    rows_BMD = rows_BMD.to(x_BSD.dtype)
+    if x_BSD.dtype.itemsize == 1:  # float8: not every device writes it by index
+        x_BSD.view(torch.uint8).index_put_((row_B1, position_BM), rows_BMD.view(torch.uint8))
+        return x_BSD
+    return x_BSD.index_put_((row_B1, position_BM), rows_BMD)
 
 
 def _row(position_BM: Tensor, length: int) -> Tensor:

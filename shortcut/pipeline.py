@@ -24,7 +24,7 @@ from torch import Tensor
 from . import checkpoint as checkpoints
 from . import shipped
 from .accelerators import MakeAccelerator
-from .accelerators.choice import HEAD, kept_bytes, named
+from .accelerators.choice import HEAD, kept_bytes, named, needs_head
 from .checkpoint import Checkpoint
 from .companions import placed
 from .denoiser import Conditions
@@ -85,8 +85,8 @@ class Pipeline:
             head: None = none, or the shipped one.
             device: "cuda" is the process's own device under torchrun.
             dtype: of model and head; None = float32, or the file's own type where float32 would take over 8 GB.
-            accelerator: what answers steps that are not full passes: head, reuse, partial or partial+neighbours; None
-                = the head, if there is one.
+            accelerator: what answers steps that are not full passes, one of `accelerators.choice.NAMES`; None = the
+                head, if there is one.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -142,8 +142,8 @@ class Pipeline:
 
     @property
     def used_head(self) -> HeadNetwork | None:
-        """The head, if it is the accelerator."""
-        return self.head if self.accelerator_name == HEAD else None
+        """The head, if the accelerator asks it."""
+        return self.head if needs_head(self.accelerator_name) else None
 
     def generate(
         self,

@@ -26,13 +26,14 @@ from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import models, shipped
 from shortcut_pack.shortcut.checkpoint import Metadata
 from shortcut_pack.shortcut.models.layers import Bare
-from shortcut_pack.shortcut.models.layout import Layout, Table, Unbatched, _fill, _match, _names
+from shortcut_pack.shortcut.models.layout import Layout
 from shortcut_pack.shortcut.models.lumina_dimoo import head as lumina_head
 from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
 from shortcut_pack.shortcut.models.lumina_dimoo.tokenizer import copy_tokenizer
 from shortcut_pack.shortcut.models.maskgit import head as maskgit_head
 from shortcut_pack.shortcut.models.maskgit import transformer as maskgit
 from shortcut_pack.shortcut.models.maskgit import vqgan as maskgit_vqgan
+from shortcut_pack.shortcut.published import publish
 from shortcut_pack.shortcut.schedule import Settings, Step, plan
 
 MODEL_CONFIG = maskgit.Config(
@@ -158,27 +159,6 @@ def published(checkpoint: checkpoints.Checkpoint) -> dict[str, Any]:
     if layout.container is None:
         return tensors
     return {"iter": 0, "global_epoch": 0, "optimizer_state_dict": {}, layout.container: tensors}
-
-
-def publish(table: Table, ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inverse of `layout.rename`; nothing stands in for what it dropped."""
-    rows: dict[str, tuple[Any, dict[int, torch.Tensor]]] = {}
-    for name, tensor in ours.items():
-        key, row, index = next(
-            (_fill(theirs, match.groups()), row, index)
-            for theirs, row in table.items()
-            for index, pattern in enumerate(_names(row))
-            if (match := _match(pattern, name))
-        )
-        rows.setdefault(key, (row, {}))[1][index] = tensor
-    return {
-        key: row.published(parts[0])
-        if isinstance(row, Unbatched)
-        else torch.cat([parts[i] for i in sorted(parts)])
-        if isinstance(row, tuple)
-        else parts[0]
-        for key, (row, parts) in rows.items()
-    }
 
 
 def write(path: Path, checkpoint: checkpoints.Checkpoint) -> Path:

@@ -8,6 +8,7 @@ of ComfyUI's behaviour. Schemas take only the arguments that real releases take.
 
 from __future__ import annotations
 
+import enum
 import os
 import sys
 import tempfile
@@ -26,6 +27,7 @@ SCHEMA = comfy_schema.common()
 QUANT_ALGOS = ("float8_e4m3fn", "float8_e5m2", "nvfp4")  # of the oldest release
 MODULES = (
     "comfy",
+    "comfy.cli_args",
     "comfy.latent_formats",
     "comfy.ldm",
     "comfy.ldm.modules",
@@ -120,6 +122,13 @@ class ComfyExtension:
     async def on_load(self) -> None: ...
 
 
+class PreviewMethod(enum.Enum):
+    """comfy.cli_args.LatentPreviewMethod"""
+
+    NoPreviews = "none"
+    Auto = "auto"
+
+
 class LatentFormat:
     spacial_downscale_ratio = 8
 
@@ -209,6 +218,10 @@ def _contents() -> dict[str, dict[str, Any]]:
         return tensor.repeat(size, *[1] * (tensor.ndim - 1))[:size]
 
     return {
+        "comfy.cli_args": {
+            "LatentPreviewMethod": PreviewMethod,
+            "args": types.SimpleNamespace(preview_method=PreviewMethod.NoPreviews),
+        },
         "comfy.latent_formats": {"LatentFormat": LatentFormat},
         "comfy.ldm.modules.attention": {"optimized_attention": attention},
         "comfy.model_base": {

@@ -76,10 +76,8 @@ def varied(num_classes: int, num_tokens: int, num_codes: int, seed: int = 0) -> 
     return TableModel(2 * torch.randn(num_classes, num_tokens, num_codes, generator=generator))
 
 
-class Watcher:
+class Watcher(Accelerator):
     """An accelerator that hands on to another, or declines every step, and keeps what it was asked."""
-
-    keeps = False
 
     def __init__(self, answers: Accelerator | None = None):
         self.answers = answers

@@ -110,6 +110,24 @@ def test_a_picture_of_a_text_in_any_size(run: Run, tmp_path: Path) -> None:
     assert inside["model_fingerprint"] == builders.text_model().fingerprint
 
 
+def test_words_that_the_shipped_model_never_saw_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("transformers")
+    line = ["generate", "--out", str(tmp_path / "a.png"), "--steps", "1", "--cfg", "0"]
+
+    def warnings(*options: str) -> list[str]:
+        caplog.clear()
+        assert main([*line, *options]) == 0
+        return [record.getMessage() for record in caplog.records]
+
+    (said,) = warnings("--prompt", "Two red houses and a dragon under a pink moon")
+    assert "never saw these words" in said and said.endswith(": dragon, pink.")
+    (said,) = warnings("--prompt", "", "--negative", "a zebra")
+    assert said.endswith(": zebra.")
+    assert warnings("--prompt", "two red houses") == []
+
+
 def test_the_size_and_settings_of_the_model_are_the_default(run: Run, tmp_path: Path) -> None:
     assert run(*PROMPT)[1].shape == (1, 4, 4), "what its file says it was trained on"
     inside = settings_inside(tmp_path)

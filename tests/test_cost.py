@@ -13,10 +13,11 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.cli import cost
 from shortcut_pack.shortcut.flops import Flops, count_flops
-from shortcut_pack.shortcut.models import lumina_dimoo
+from shortcut_pack.shortcut.models import bands, lumina_dimoo
 from shortcut_pack.shortcut.schedule import Settings, plan
 
 ARCHITECTURE = lumina_dimoo.ARCHITECTURE
@@ -102,6 +103,14 @@ def test_memory_above_the_weights_at_1024_pixels(is_sequential: bool):
     limits = LIMITS[is_sequential]
     assert found.keys() == limits.keys()
     assert all(found[part] <= limits[part] * MB for part in found), found
+
+
+def test_decoding_1024_pixels_takes_less_than_2_gb(monkeypatch: pytest.MonkeyPatch):
+    vq: Any = cost.without_values(ARCHITECTURE.vqs[0], SIZE.vq, torch.float32)
+    assert max(cost.vq_peaks(vq, GRID).values()) < 1.8e9
+    # Control: whole maps take more.
+    monkeypatch.setattr(bands, "LARGE", 2**62)
+    assert max(cost.vq_peaks(vq, GRID).values()) > 2.6e9
 
 
 def test_the_tables(capsys: pytest.CaptureFixture[str]):

@@ -76,7 +76,7 @@ def test_the_full_pass_of_a_step_that_reveals_nothing_is_spent_on_the_next():
     run(model, CLASS_0, steps, num_tokens=40, accelerator=watcher)
     assert model.num_passes == len(spent_on)
     # Between any prediction and the last full pass some tokens were revealed.
-    assert all(full.num_masked > 0 for full in watcher.full)
+    assert all(full.step.num_masked > 0 for full in watcher.full)
     assert all(revealed.codes_BK.shape[1] > 0 for _, revealed in watcher.asked)
 
 

@@ -8,7 +8,6 @@ from itertools import pairwise
 import builders
 import torch
 from shortcut_pack.shortcut import checkpoint as checkpoints
-from shortcut_pack.shortcut.accelerators.reuse import Reuse
 from shortcut_pack.shortcut.flops import count_flops
 from shortcut_pack.shortcut.models.maskgit import head as maskgit_head
 from shortcut_pack.shortcut.models.maskgit import transformer as maskgit
@@ -106,6 +105,6 @@ def test_reused_features_cost_nothing():
         checkpoints.build(builders.model(MODEL_CONFIG)),
         Settings(num_steps=5, full_steps=2),
     )
-    found = operations_by_part(model, None, settings, accelerator=lambda model, conditions: Reuse())
+    found = operations_by_part(model, None, settings, accelerator="reuse")
     assert found.full == 2 * 2 * pass_by_hand(MODEL_CONFIG, sequences=2)
     assert found.head == 0

@@ -279,6 +279,18 @@ def test_words_of_a_small_model_are_not_compared(tmp_path):
         load_tokenizer(save_tokenizer(tmp_path, words, tags_of(small)), small)
 
 
+def test_words_that_a_model_never_saw(tmp_path):
+    small = replace(REAL, num_text_ids=400)
+    folder = save_tokenizer(tmp_path, {"a": 1, "fox": 2, "pink": 3}, tags_of(small))
+    assert prompts.unknown_words(load_tokenizer(folder, small), "a zebra") == (), "nobody can tell"
+    file = folder / "tokenizer_config.json"
+    for listed, found in (("a fox", ("pink", "zebra")), (7, ())):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"learned_words": listed}))
+        tokenizer = load_tokenizer(folder, small)
+        assert prompts.unknown_words(tokenizer, "A pink FOX, a zebra. Pink!") == found
+        assert prompts.unknown_words(tokenizer, "<uncondition>") == ()
+
+
 def test_a_missing_or_damaged_tokenizer(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no tokenizer.json. Put the model's token"):
         load_tokenizer(tmp_path, REAL)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,11 @@ from shortcut_pack.nodes import (
     host,
     latents,
     native,
-    sample,
+    patches,
+    progress,
+)
+from shortcut_pack.nodes import (
+    run as runs,
 )
 from shortcut_pack.nodes.load import LoadHead, LoadMIGM
 from shortcut_pack.nodes.sample import MaskedSampler
@@ -577,24 +580,15 @@ def test_a_patch_that_cannot_act_is_named_once_in_the_log(model, node, caplog):
 def test_a_patch_that_cannot_act_is_named_on_the_node_in_every_run(model, monkeypatch):
     shown = []
     monkeypatch.setattr(host, "show_on_node", shown.append)
+    monkeypatch.setattr(progress, "TEXT_INTERVAL", 1000)
     EasyCache.patch(model)
     HyperTile.patch(model)
     run(model)
     run(model)
     lines = [f"{name} has no effect on a masked image model" for name in ("EasyCache", "HyperTile")]
-    assert shown == ["\n".join(lines)] * 2
-
-
-def test_the_node_that_runs_shows_a_text(monkeypatch):
-    sent = []
-    server = SimpleNamespace(send_progress_text=lambda *text: sent.append(text))
-    monkeypatch.setitem(
-        sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=server))
-    )
-    host.show_on_node("nobody sees it")
-    monkeypatch.setattr(host, "get_executing_context", lambda: SimpleNamespace(node_id="7"))
-    host.show_on_node("it has no effect")
-    assert sent == [("it has no effect", "7")]
+    for first, while_running, last in (shown[:3], shown[3:]):
+        assert first == "\n".join(lines), "at once, and for the whole run"
+        assert while_running.startswith(first) and last.startswith(first)
 
 
 def test_what_acts_is_not_named(model):
@@ -602,7 +596,7 @@ def test_what_acts_is_not_named(model):
     model.callbacks = {"on_pre_run": {None: [print]}}
     options = model.model_options["transformer_options"]
     options |= {"optimized_attention_override": print, "read_by_the_override": 3}
-    assert host.without_effect(model) == []
+    assert patches.without_effect(model) == []
 
 
 @pytest.mark.parametrize(
@@ -622,7 +616,7 @@ def test_what_acts_is_not_named(model):
 def test_patches_that_name_no_node_are_named_by_what_they_change(model, changes, name):
     for attribute, value in changes.items():
         setattr(model, attribute, value)
-    assert host.without_effect(model) == [name]
+    assert patches.without_effect(model) == [name]
 
 
 def test_diffusion_samplers_are_told_what_to_use(model):
@@ -644,9 +638,17 @@ class Bar:
         self.calls.append((value, total, preview))
 
 
+def show_previews(monkeypatch, method="Auto"):
+    """Sets what the user wants; previews are then free of cost."""
+    for limit in ("PREVIEW_INTERVAL", "PREVIEW_COST", "SENDING"):
+        monkeypatch.setattr(progress, limit, 0)
+    wanted = progress.LatentPreviewMethod[method]
+    monkeypatch.setattr(progress.args, "preview_method", wanted)
+
+
 def test_progress_counts_every_step_and_shows_the_image_emerge(model, head, monkeypatch):
     monkeypatch.setattr(comfy.utils, "ProgressBar", Bar)
-    monkeypatch.setattr(host, "PREVIEW_INTERVAL", 0)
+    show_previews(monkeypatch)
     run(model, empty(2), head)
     assert [(value, total) for value, total, _ in Bar.last.calls] == [(i + 1, 6) for i in range(6)]
     pictures = [preview[1] for _, _, preview in Bar.last.calls]
@@ -657,13 +659,38 @@ def test_progress_counts_every_step_and_shows_the_image_emerge(model, head, monk
     assert shares[-1] == 0 and shares == sorted(shares, reverse=True) and shares[0] > 0.5
 
 
-def test_previews_do_not_slow_down_quick_runs(model, monkeypatch):
+def seconds(monkeypatch, module, *times):
+    """A clock that shows these times, then the last for ever."""
+    left = [*times]
+    clock = SimpleNamespace(perf_counter=lambda: left.pop(0) if len(left) > 1 else left[0])
+    monkeypatch.setattr(module, "time", clock)
+
+
+def preview_of_a_step(monkeypatch, begun, now, done, end):
+    """Previews of a run that began at `begun`, and a step. The device is done at `done`, the picture at `end`."""
+    seconds(monkeypatch, progress, begun, now, done, end)
+    shown = progress.Preview((GRID, GRID), torch.zeros(NUM_CODES, 3))
+    codes_BL = torch.zeros(1, L, dtype=torch.long)
+    return shown, SimpleNamespace(codes_BL=codes_BL, is_masked_BL=codes_BL.bool())
+
+
+def test_previews_cost_at_most_their_share_of_a_run(monkeypatch):
+    monkeypatch.setattr(progress.args, "preview_method", progress.LatentPreviewMethod.Auto)
+    shown, trace = preview_of_a_step(monkeypatch, 0.0, 2.0, 2.5, 2.52)
+    assert shown.of(trace) is not None, "2 % of 2 s"
+    assert shown.spent == pytest.approx(0.04), (
+        "20 ms, and as long to send it; not the wait for the device"
+    )
+    for now, is_shown in ((3.9, False), (4.1, True)):
+        seconds(monkeypatch, progress, now)
+        assert (shown.of(trace) is not None) == is_shown
+
+
+def test_no_preview_is_made_where_the_user_wants_none(model, monkeypatch):
     monkeypatch.setattr(comfy.utils, "ProgressBar", Bar)
-    monkeypatch.setattr(host, "PREVIEW_INTERVAL", 1000)
+    show_previews(monkeypatch, "NoPreviews")
     run(model)
-    assert [preview is not None for _, _, preview in Bar.last.calls] == [True] + [False] * 4 + [
-        True
-    ]
+    assert [preview for _, _, preview in Bar.last.calls] == [None] * 6
 
 
 def test_progress_covers_images_with_masks_of_different_sizes(model, monkeypatch):
@@ -704,53 +731,9 @@ def test_running_out_of_memory_gives_advice(model, monkeypatch):
     def fail(*args, **kwargs):
         raise mm.OOM_EXCEPTION("tried to allocate 9 GiB")
 
-    monkeypatch.setattr(sample, "generate", fail)
+    monkeypatch.setattr(runs, "generate", fail)
     with pytest.raises(mm.OOM_EXCEPTION, match=r"Lower the batch size.*9 GiB"):
         run(model)
-
-
-class ScriptedClock(host.StepClock):
-    """The first step takes 60 s, which loads weights; later full passes 4 s, predictions 1 s."""
-
-    def tick(self, was_full):
-        seconds = (4.0 if self.was_full else 60.0) if was_full else 1.0
-        self.marks.append(self.marks[-1] + seconds)
-        self.was_full.append(was_full)
-
-
-def test_the_speed_up_is_that_of_the_median_steps():
-    clock = ScriptedClock(torch.device("cpu"))
-    assert clock.speed_up() == 1.0
-    for was_full in (True, False, True, False, True, False):
-        clock.tick(was_full)
-    assert clock.speed_up() == 6 * 4 / (3 * 4 + 3 * 1)
-
-
-def test_a_run_of_full_passes_alone_is_no_faster():
-    clock = ScriptedClock(torch.device("cpu"))
-    for _ in range(3):
-        clock.tick(True)
-    assert clock.speed_up() == 1.0
-
-
-def test_the_clock_measures_from_step_to_step(monkeypatch):
-    now = iter([100.0, 104.0, 105.0, 106.0])
-    monkeypatch.setattr(host.time, "perf_counter", lambda: next(now))
-    clock = host.StepClock(torch.device("cpu"))
-    for was_full in (True, False, False):
-        clock.tick(was_full)
-    assert clock.speed_up() == 3 * 4 / (4 + 1 + 1)
-
-
-def test_one_log_line_says_what_the_run_took(model, head, caplog, monkeypatch):
-    monkeypatch.setattr(host, "StepClock", ScriptedClock)
-    with caplog.at_level(logging.INFO):
-        run(model, head=head, full_steps=3)
-        run(model)
-    lines = [m for m in caplog.messages if m.startswith("Shortcut Masked Sampler")]
-    assert len(lines) == 2
-    assert "6 steps, 3 full" in lines[0] and lines[0].endswith("about 1.6 times as fast as vanilla")
-    assert "6 steps, 6 full" in lines[1] and lines[1].endswith("(vanilla)")
 
 
 def test_attention_of_the_run_gets_the_options_of_the_model(model, monkeypatch):
@@ -849,5 +832,5 @@ def test_nodes_of_comfyui_that_cannot_act_are_named(model, module, node, values)
     execute = getattr(made, "execute", None) or getattr(made(), made.FUNCTION)
     found = execute(model, *values)
     patched = found[0] if isinstance(found, tuple) else found.result[0]
-    assert host.without_effect(patched) == [node]
+    assert patches.without_effect(patched) == [node]
     assert torch.equal(run(patched)["samples"], run(model)["samples"])

@@ -25,7 +25,8 @@ from comfy_stubs import needs_comfy
 comfy_stubs.install()
 import comfy.model_management as mm
 import comfy.utils
-from shortcut_pack.nodes import folders, native, sample
+from shortcut_pack.nodes import folders, native
+from shortcut_pack.nodes import run as runs
 from shortcut_pack.nodes.load import LoadHead, LoadMIGM
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import quantized, shipped
@@ -269,7 +270,7 @@ def test_memory_advice_names_what_helps(model, monkeypatch):
     def fail(*args, **kwargs):
         raise mm.OOM_EXCEPTION("tried to allocate 9 GiB")
 
-    monkeypatch.setattr(sample, "generate", fail)
+    monkeypatch.setattr(runs, "generate", fail)
     with pytest.raises(mm.OOM_EXCEPTION, match=r"scale source images down.*float8.*9 GiB"):
         run(model)
 

@@ -23,7 +23,7 @@ from comfy_stubs import needs_comfy
 comfy_stubs.install()
 import comfy.model_management as mm
 import comfy.utils
-from shortcut_pack.nodes import condition, host, native
+from shortcut_pack.nodes import condition, native
 from shortcut_pack.nodes.condition import TextCondition
 from shortcut_pack.nodes.widgets import settings_of
 from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
@@ -34,7 +34,7 @@ from shortcut_pack.shortcut.models.lumina_dimoo import prompts
 from shortcut_pack.shortcut.models.lumina_dimoo.conditioner import PROMPT
 from shortcut_pack.shortcut.models.maskgit.classes import ClassConditioner
 from shortcut_pack.shortcut.schedule import Settings
-from test_nodes import Bar, Interrupted, codes
+from test_nodes import Bar, Interrupted, codes, show_previews
 from text_nodes import (  # noqa: F401
     GRID,
     PIXELS,
@@ -119,7 +119,7 @@ def test_progress_counts_every_step_and_previews_have_the_shape_of_the_image(
     model, head, monkeypatch
 ):
     monkeypatch.setattr(comfy.utils, "ProgressBar", Bar)
-    monkeypatch.setattr(host, "PREVIEW_INTERVAL", 0)
+    show_previews(monkeypatch)
     run(model, head=head, steps=20)  # more than tokens: those that reveal nothing are left out
     total = Bar.last.total
     assert total <= 15 and [value for value, _, _ in Bar.last.calls] == list(range(1, total + 1))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from types import SimpleNamespace
 
 import builders
@@ -23,7 +24,7 @@ import comfy.utils
 import folder_paths
 import text_nodes
 from PIL import Image, ImageDraw
-from shortcut_pack.nodes import folders, native, train
+from shortcut_pack.nodes import folders, host, native, train
 from shortcut_pack.nodes.load import LoadHead
 from shortcut_pack.nodes.train import SaveHead, TrainHead
 from shortcut_pack.shortcut import checkpoint as checkpoints
@@ -35,7 +36,7 @@ from shortcut_pack.shortcut.models.maskgit.classes import ClassConditioner
 from shortcut_pack.shortcut.schedule import plan
 from shortcut_pack.shortcut.train.learn import head_config
 from shortcut_pack.shortcut.train.loss import Objective, Window, window_loss
-from test_nodes import Bar, Interrupted, empty, run
+from test_nodes import Bar, Interrupted, empty, run, show_previews
 from text_nodes import conditioner, files  # noqa: F401
 
 WIDGETS = {"iterations": 6, "teacher_steps": 3, "seed": 1, "checkpoint_name": "tiny"}
@@ -285,6 +286,7 @@ def test_a_training_is_kept_where_a_restart_finds_it_and_no_list_shows_it(model,
 
 def test_progress_and_the_live_chart(model, monkeypatch, caplog):
     monkeypatch.setattr(comfy.utils, "ProgressBar", Bar)
+    show_previews(monkeypatch)
     with caplog.at_level(logging.INFO):
         train_head(model)
     values = [value for value, _, _ in Bar.last.calls]
@@ -315,6 +317,15 @@ def test_the_live_chart_says_the_time_left_and_the_last_one_does_not(model, monk
         f"{n} of 6 iterations" for n in range(1, 7)
     ]
     assert all(caption.endswith(" s left") for caption in live) and last == "6 iterations"
+
+
+def test_the_node_says_how_far_the_training_is(model, monkeypatch):
+    shown = []
+    monkeypatch.setattr(host, "show_on_node", shown.append)
+    train_head(model)
+    first, second = shown[0], shown[-1]
+    assert "Interrupted before the first iteration, nothing is kept" in first
+    assert re.fullmatch(r"iteration 6 of 6, loss 0\.\d+, 0 s left", second)
 
 
 # ------------------------------------------------------------------------------------------- files

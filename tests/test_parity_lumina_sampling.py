@@ -1,7 +1,7 @@
 """Whole runs of the original Lumina-DiMOO samplers, replayed with their recorded noise.
 
-Text to image with and without the shortcut head, editing with two guidances, in- and out-painting. Every step must
-agree. Each kind of run has controls: runs that are wrong on purpose and must be told apart.
+Text to image with and without the shortcut head, with ML-Cache, editing with two guidances, in- and out-painting. Every
+step must agree. Each kind of run has controls: runs that are wrong on purpose and must be told apart.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pytest
 import torch
 from golden_sets import GoldenSet, load
 from lumina_sets import head, network
+from shortcut_pack.shortcut.accelerators.ml_cache import MLCache, own_full_steps
 from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
 from shortcut_pack.shortcut.denoiser import Denoised, Denoiser, guided_logits, positions
 from shortcut_pack.shortcut.models.lumina_dimoo import ARCHITECTURE
@@ -37,10 +38,11 @@ SHORTCUT = (
     "dimoo_sampling_edge_zero_new",
     "dimoo_real_layout",
 )
+CACHED = ("dimoo_mlcache_t0", "dimoo_mlcache_t1", "lumina_t2i_mlcache_t0")
 VANILLA = ("dimoo_sampling_t0_vanilla", "dimoo_sampling_t1_vanilla", "dimoo_sampling_t0_cfg0")
 EDITING = ("lumina_i2i_t0", "lumina_i2i_t1")
 PAINTING = ("lumina_inpaint_t0", "lumina_extrapolate_t0")
-SETS = SHORTCUT + VANILLA + EDITING + PAINTING
+SETS = SHORTCUT + CACHED + VANILLA + EDITING + PAINTING
 IDLE = "lumina_inpaint_t0"  # the rules of the originals differ in it
 USUAL, RULES = ARCHITECTURE.settings, ARCHITECTURE.rules
 GREEDY = replace(USUAL, temperature=0.0, choice_temperature=0.0)
@@ -72,6 +74,18 @@ def gumbel(uniform: Tensor) -> Tensor:
     return -torch.log(-torch.log(uniform + 1e-20) + 1e-20)
 
 
+class Told(MLCache):
+    """ML-Cache that notes which positions it runs, a call for each guidance branch."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.positions: list[Tensor] = []
+
+    def _least_sure(self, features_BSD: Tensor) -> Tensor:
+        self.positions.append(super()._least_sure(features_BSD))
+        return self.positions[-1]
+
+
 @dataclass
 class Run:
     """All that a replay needs; a control spoils one of them."""
@@ -84,11 +98,15 @@ class Run:
     is_masked_BL: Tensor
     steps: list[Step]
     noise: Replay
+    cache: type[Told] | None = None  # with ML-Cache
+    share: float = 0.0  # of it
 
     def check(self) -> None:
         """Runs the sampler and compares every step with the record."""
         golden = self.golden
         accelerator = self.head and ShortcutHead(self.head, self.model, self.conditions)
+        if self.cache is not None:
+            accelerator = self.cache(self.model, self.conditions, share=self.share)
         denoiser = Denoiser(self.model, self.conditions, accelerator)
         traces: list[Trace] = []
         told: list[tuple[Any, ...]] = []  # what the head got in each call
@@ -99,13 +117,17 @@ class Run:
         if hook is not None:
             hook.remove()
         assert len(traces) == golden.info["executed_steps"]
-        if "full_steps" in golden.info:
-            full = [t.step.index for t in traces if t.denoised.was_full]
+        full = [t.step.index for t in traces if t.denoised.was_full]
+        if self.cache is not None and "refresh_steps" in golden:
+            assert full == golden["refresh_steps"].nonzero().flatten().tolist()
+        elif "full_steps" in golden.info:
             assert full == golden.info["full_steps"]
         codes_BL, is_masked_BL = self.codes_BL, self.is_masked_BL
         for trace in traces:
             self.check_sequence(codes_BL, is_masked_BL, golden["x_before"][trace.step.index])
-            if not trace.denoised.was_full:
+            if not trace.denoised.was_full and isinstance(accelerator, Told):
+                self.check_run_again(accelerator.positions, trace.step)
+            elif not trace.denoised.was_full:
                 self.check_head_input(told.pop(0), trace.step)
             self.check_step(trace, is_masked_BL)
             codes_BL, is_masked_BL = trace.codes_BL, trace.is_masked_BL
@@ -141,6 +163,13 @@ class Run:
         assert torch.equal(stays_BN, golden[prefix + "stay_masked"])
         assert step.num_masked_after == golden["keep_n"][step.index]
 
+    def check_run_again(self, found: list[Tensor], step: Step) -> None:
+        """Compares which positions ML-Cache ran, of each branch."""
+        for name in ("cond", "uncond"):
+            position_1M, mask = found.pop(0), f"step{step.index:02d}/{name}_to_compute_mask"
+            if mask in self.golden:
+                assert position_1M[0].tolist() == self.golden[mask][0].nonzero().flatten().tolist()
+
     def check_head_input(self, told: tuple[Any, ...], step: Step) -> None:
         """Compares which tokens were new to the head, where they stand, and how many were masked."""
         golden, prefix = self.golden, f"step{step.index:02d}/"
@@ -172,10 +201,14 @@ def recorded_run(name: str) -> Run:
     guidance = (args["cfg_scale"],)
     if "cfg_img" in args["extra"]:
         guidance = (args["cfg_scale"], args["extra"]["cfg_img"])
+    extra, full_steps = args["extra"], args["extra"].get("budget") if uses_head else None
+    if uses_cache := extra.get("use_cache", False):
+        timing = extra["warmup_ratio"], extra["refresh_interval"]
+        full_steps = own_full_steps(args["timesteps"], *timing)
     settings = replace(
         USUAL,
         num_steps=args["timesteps"],
-        full_steps=args["extra"]["budget"] if uses_head else None,
+        full_steps=full_steps,
         guidance=guidance,
         temperature=args["temperature"],
         choice_temperature=args["temperature"],
@@ -190,6 +223,8 @@ def recorded_run(name: str) -> Run:
         is_masked_BL,
         never_idle(steps) if name == IDLE else steps,
         Replay.of(golden),
+        Told if uses_cache else None,
+        round(1 - extra.get("cache_ratio", 1), 3),
     )
 
 
@@ -273,6 +308,35 @@ def without_head(run: Run) -> None:
     run.head = None
 
 
+class RunsTheSurest(Told):
+    def _least_sure(self, features_BSD: Tensor) -> Tensor:
+        return super()._least_sure(-features_BSD)
+
+
+class RunsImageTokens(Told):
+    """Of an image's tokens alone: the text in front counts in the original."""
+
+    def _least_sure(self, features_BSD: Tensor) -> Tensor:
+        index_1L = torch.arange(self.model.rows * self.model.columns).unsqueeze(0)
+        where_1L = self.model.image_positions(index_1L, features_BSD.shape[1])
+        found = super()._least_sure(
+            features_BSD.gather(1, where_1L.unsqueeze(2).expand(-1, -1, 64))
+        )
+        self.positions[-1] = where_1L.gather(1, found)
+        return self.positions[-1]
+
+
+def with_cache(cache: type[Told]) -> Callable[[Run], None]:
+    def spoil(run: Run) -> None:
+        run.cache = cache
+
+    return spoil
+
+
+def with_larger_share(run: Run) -> None:
+    run.share += 0.05
+
+
 def without_newlines(run: Run) -> None:
     """Logits of positions that are off by one a row."""
 
@@ -299,6 +363,13 @@ CONTROLS = {
         change_steps(is_full=lambda step: step.is_full or step.index == 1),
         SHORTCUT,
     ),
+    "another full step": (
+        change_steps(is_full=lambda step: step.is_full or step.index == 5),
+        CACHED,
+    ),
+    "more tokens run again": (with_larger_share, CACHED),
+    "the surest tokens run again": (with_cache(RunsTheSurest), CACHED),
+    "image tokens run again": (with_cache(RunsImageTokens), CACHED[:2]),
     "newlines forgotten": (without_newlines, SETS),
 }
 

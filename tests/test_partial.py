@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,13 +12,12 @@ import torch
 from builders import MODEL_CONFIG
 from fakes import classes
 from golden_sets import tiny_maskgit
-from lumina_sets import network
+from lumina_sets import head, network
 from shortcut_pack.shortcut import Pipeline
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.accelerators import MakeAccelerator
 from shortcut_pack.shortcut.accelerators.choice import kept_bytes, named
 from shortcut_pack.shortcut.accelerators.partial import Partial
-from shortcut_pack.shortcut.accelerators.reuse import Reuse
 from shortcut_pack.shortcut.denoiser import guided_logits
 from shortcut_pack.shortcut.flops import count_flops
 from shortcut_pack.shortcut.generate import Result, generate
@@ -35,9 +33,10 @@ from torch import Tensor
 
 ROWS, COLUMNS = 3, 5
 LENGTHS = (7, 4, 11)  # of prompts: three guidance branches
+FLOAT8 = torch.float8_e4m3fn
 WITHIN = {"rtol": 1e-5, "atol": 1e-5}
-PLAIN: MakeAccelerator = Partial
-WAYS = {"plain": PLAIN, "neighbours": partial(Partial, with_neighbours=True)}
+HEAD = "partial+head+neighbours"
+WAYS = ("partial", "partial+neighbours", "partial+float8", HEAD, "ml-cache", "taylor", "reuse")
 CASES = ("maskgit", "lumina", "lumina in turn")
 
 
@@ -48,10 +47,20 @@ def model_of(case: str) -> Any:
     return network("dimoo_backbone").on_grid(ROWS, COLUMNS, is_sequential=is_sequential)
 
 
+def head_of(case: str) -> Any:
+    return tiny_maskgit()[1] if case == "maskgit" else head("dimoo_shortcut_head")
+
+
 def conditions_of(case: str, rows: list[int]) -> tuple[Tensor, ...]:
     if case == "maskgit":
         return classes(*(row % 10 for row in rows))
     return tuple(random_ids(9, n, below=28, seed=n)[rows] for n in LENGTHS)
+
+
+def traced(way: str, **changes: Any) -> list[Trace]:
+    traces: list[Trace] = []
+    run("maskgit", way, on_step=traces.append, **changes)
+    return traces
 
 
 def settings_of(case: str, **changes: Any) -> tuple[Settings, SamplerRules]:
@@ -73,12 +82,13 @@ def some_tokens(model: Any, num_images: int = 2, seed: int = 0) -> tuple[Tensor,
 
 def run(
     case: str,
-    make: MakeAccelerator | None,
+    way: str | None,
     rows: list[int] | None = None,
     on_step: Any = None,
     **changes: Any,
 ) -> Result:
     model, (settings, rules) = model_of(case), settings_of(case, **changes)
+    make: MakeAccelerator | None = None if way is None else named(way, head_of(case))
     rows = [0, 1, 2] if rows is None else rows
     return generate(
         model,
@@ -155,20 +165,30 @@ def test_image_tokens_run_alone_have_the_features_of_the_full_pass(case):
     assert all(map(torch.equal, found, features))
     index_BM = torch.tensor([[3, 0, 11], [14, 7, 2]])
     rows_B1 = torch.arange(2).unsqueeze(1)
-    partly = model.partial_features(*tokens, conditions, step, index_BM, kept)
+    where = [model.image_positions(index_BM, f_BSD.shape[1]) for f_BSD in features]
+    partly = model.partial_features(*tokens, conditions, step, where, kept)
     assert len(partly) == len(conditions)
-    for part_BMD, whole_BSD in zip(partly, features, strict=True):
-        where_BM = model.image_positions(index_BM, whole_BSD.shape[1])
+    for part_BMD, whole_BSD, where_BM in zip(partly, features, where, strict=True):
         torch.testing.assert_close(part_BMD, whole_BSD[rows_B1, where_BM], **WITHIN)
     # Control: at other tokens they differ.
-    others = model.partial_features(*some_tokens(model, seed=9), conditions, step, index_BM, kept)
+    others = model.partial_features(*some_tokens(model, seed=9), conditions, step, where, kept)
     assert (others[0] - partly[0]).abs().max() > 1e-3
 
 
 @torch.no_grad()
 def test_branches_in_turn_equal_branches_side_by_side():
-    found = [run(case, PLAIN).codes_BL for case in ("lumina", "lumina in turn")]
+    found = [run(case, "partial").codes_BL for case in ("lumina", "lumina in turn")]
     assert torch.equal(*found)
+
+
+@torch.no_grad()
+def test_keys_and_values_in_float8_are_near_and_never_overflow():
+    key_BSD = torch.tensor([[[1000.0, -1.03, 0.0]]])
+    kept = KeyValues(FLOAT8)
+    kept.joined(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), None)
+    found, _ = kept.joined(key_BSD, key_BSD, torch.tensor([[1]]))
+    assert found.dtype is torch.float32
+    assert found[0].tolist() == [[0, 0, 0], [448, -1, 0]]
 
 
 @torch.no_grad()
@@ -185,7 +205,7 @@ def test_keys_and_values_are_kept_in_the_type_of_the_computation():
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", CASES)
 def test_all_full_is_bit_identical_to_vanilla(case, way):
-    found = run(case, WAYS[way], full_steps=6)
+    found = run(case, way, full_steps=6)
     expected = run(case, None, full_steps=None)
     assert torch.equal(found.codes_BL, expected.codes_BL)
     assert found.num_full == expected.num_full == expected.num_steps
@@ -194,24 +214,25 @@ def test_all_full_is_bit_identical_to_vanilla(case, way):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", CASES)
 def test_an_image_is_the_same_in_a_batch_and_alone(case, way):
-    together = run(case, WAYS[way]).codes_BL
+    together = run(case, way).codes_BL
     for row in range(3):
-        assert torch.equal(run(case, WAYS[way], [row]).codes_BL[0], together[row])
+        assert torch.equal(run(case, way, [row]).codes_BL[0], together[row])
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_a_run_keeps_leaks_into_no_other(case):
-    first, second = run(case, PLAIN, [0, 1]), run(case, PLAIN, [4, 3])
+@pytest.mark.parametrize("way", ["partial", "ml-cache", "taylor"])
+def test_what_a_run_keeps_leaks_into_no_other(case, way):
+    first, second = run(case, way, [0, 1]), run(case, way, [4, 3])
     assert not torch.equal(first.codes_BL, second.codes_BL)
-    assert torch.equal(run(case, PLAIN, [4, 3]).codes_BL, second.codes_BL)
-    assert torch.equal(run(case, PLAIN, [0, 1]).codes_BL, first.codes_BL)
+    assert torch.equal(run(case, way, [4, 3]).codes_BL, second.codes_BL)
+    assert torch.equal(run(case, way, [0, 1]).codes_BL, first.codes_BL)
 
 
 def test_positions_are_chosen_from_the_features_at_hand_and_codes_from_fresh_ones():
     """In the first step after a full pass the positions are those of kept features; the codes are not."""
     traces: dict[str, list[Trace]] = {"partial": [], "reuse": []}
-    run("maskgit", PLAIN, on_step=traces["partial"].append, full_steps=1)
-    run("maskgit", lambda model, c: Reuse(), on_step=traces["reuse"].append, full_steps=1)
+    run("maskgit", "partial", on_step=traces["partial"].append, full_steps=1)
+    run("maskgit", "reuse", on_step=traces["reuse"].append, full_steps=1)
     ours, theirs = traces["partial"][1], traces["reuse"][1]
     assert torch.equal(ours.revealed.index_BK, theirs.revealed.index_BK)
     model = model_of("maskgit")
@@ -238,14 +259,37 @@ def test_every_step_reveals_masked_tokens_alone(way):
         assert not known or not (revealed_BL & ~known[-1]).any()
         known.append(trace.is_masked_BL)
 
-    run("maskgit", WAYS[way], on_step=check)
+    run("maskgit", way, on_step=check)
     assert not known[-1].any()
+
+
+def test_taylor_goes_on_in_a_straight_line_by_the_number_of_steps():
+    steps = plan(Settings(num_steps=8, full_steps=(0, 2, 5)), 36, 36)
+    known: list[Tensor] = []
+    for trace in traced("taylor", num_steps=8, full_steps=(0, 2, 5)):
+        (now_BSD, *_), i = trace.denoised.features, trace.step.index
+        known.append(now_BSD)
+        if steps[i].is_full:
+            continue
+        start, before = (0, 0) if i < 2 else (2, 0) if i < 5 else (5, 2)
+        pace = (known[start] - known[before]) / max(1, start - before)
+        torch.testing.assert_close(now_BSD, known[start] + (i - start) * pace)
+
+
+def test_with_a_head_it_says_where_and_the_model_what():
+    by_head, by_both = traced("head", full_steps=1), traced("partial+head", full_steps=1)
+    assert torch.equal(by_head[1].revealed.index_BK, by_both[1].revealed.index_BK)
+    first, second = (t[1].denoised.logits_BNV for t in (by_both, traced("partial", full_steps=1)))
+    assert first.shape == second.shape  # of the tokens to reveal alone
+    assert not torch.equal(by_head[1].revealed.codes_BK, by_both[1].revealed.codes_BK)
 
 
 def test_an_architecture_without_partial_passes_is_refused():
     model: Any = None
     view = OnGrid(model, 4, 4)
-    with pytest.raises(ValueError, match=r"this model makes no partial passes.*Use head or reuse"):
+    with pytest.raises(
+        ValueError, match=r"this model makes no partial passes.*Use head, taylor or reuse"
+    ):
         Partial(view, ())
 
 
@@ -258,14 +302,16 @@ def test_in_python_an_accelerator_is_chosen_by_name_once_or_for_a_call():
     (for_a_call,) = usual.generate(**options, accelerator="partial")
     assert by_partial.tobytes() == for_a_call.tobytes() != by_head.tobytes()
     assert usual.generate(**options)[0].tobytes() == by_head.tobytes()
-    with pytest.raises(ValueError, match=r"accelerator must be one of head, reuse, partial, .*'x'"):
+    with pytest.raises(
+        ValueError, match=r"accelerator must be one of head, reuse, taylor, partial, .*'x'"
+    ):
         usual.generate(**options, accelerator="x")
 
 
 # --- its cost ---
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["partial", "partial+neighbours"])
 def test_operations_of_partial_passes_are_those_of_the_tokens_run(way):
     model, settings = (
         checkpoints.build(builders.model(MODEL_CONFIG)),
@@ -279,14 +325,14 @@ def test_operations_of_partial_passes_are_those_of_the_tokens_run(way):
         (class_B, class_B),
         (4, 4),
         rules=SamplerRules(),
-        accelerator=WAYS[way],
+        accelerator=way,
     )
     steps = plan(settings, 16, 16)
     num_run = num_logits = 0
     for before, step in pairwise(steps):
         if not step.is_full:
             num_run += before.num_revealed + step.num_revealed
-            if way == "neighbours":
+            if way == "partial+neighbours":
                 num_run += min(8 * before.num_revealed, step.num_masked - step.num_revealed)
             num_logits += step.num_revealed  # drawn from fresh logits, after the choice from all
     num_logits += sum(step.num_masked for step in steps)
@@ -302,7 +348,7 @@ def test_operations_of_partial_passes_of_a_text_model_are_those_of_the_tokens_ru
     config, rules = builders.TEXT_CONFIG, LUMINA.rules
     settings = replace(LUMINA.settings, num_steps=5, full_steps=2)
     prompts = tuple(torch.zeros(1, n, dtype=torch.long) for n in (6, 3))
-    found = count_flops(model, None, settings, prompts, (4, 4), rules=rules, accelerator=PLAIN)
+    found = count_flops(model, None, settings, prompts, (4, 4), rules=rules, accelerator="partial")
     num_run = sum(
         before.num_revealed + step.num_revealed
         for before, step in pairwise(plan(settings, 16, 16, rules))
@@ -317,16 +363,20 @@ def test_operations_of_partial_passes_of_a_text_model_are_those_of_the_tokens_ru
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("way", "dtype"), [("partial", None), ("ml-cache+float8", FLOAT8)])
 @torch.no_grad()
-def test_the_memory_of_what_is_kept_is_that_of_its_tensors(case):
+def test_the_memory_of_what_is_kept_is_that_of_its_tensors(case, way, dtype):
     model, conditions = model_of(case), conditions_of(case, [0, 1])
+    assert named(way, None)(model, conditions).kept_dtype is dtype
     step = plan(settings_of(case)[0], 12, 15)[0]
-    _, kept = model.kept_features(*some_tokens(model), conditions, step)
+    features, kept = model.kept_features(*some_tokens(model), conditions, step, dtype)
     blocks = [kv for part in kept for kv in ([part] if isinstance(part, KeyValues) else part)]
     found = sum(kv.key_BSD.nbytes + kv.value_BSD.nbytes for kv in blocks)
     lengths = [model.sequence_length(condition) for condition in conditions]
-    assert found == model.kept_bytes(2, lengths) == kept_bytes("partial", model, 2, lengths)
+    assert found == model.kept_bytes(2, lengths, dtype) == kept_bytes(way, model, 2, lengths)
     assert kept_bytes("reuse", model, 2, lengths) == 0
+    whole = model.features(*some_tokens(model), conditions, step)
+    assert all(map(torch.equal, features, whole))  # a full pass is the same whatever it keeps
 
 
 # --- what it is for ---

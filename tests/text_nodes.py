@@ -20,7 +20,8 @@ import builders
 import folder_paths
 import pytest
 import torch
-from shortcut_pack.nodes import folders, native, sample
+from shortcut_pack.nodes import folders, native
+from shortcut_pack.nodes import run as runs
 from shortcut_pack.nodes.condition import TextCondition
 from shortcut_pack.nodes.sample import MaskedSampler
 from shortcut_pack.shortcut import shipped
@@ -154,5 +155,5 @@ def asked(monkeypatch):
         shape = (len(conditions[0]), what["num_tokens"])
         return SimpleNamespace(codes_BL=torch.zeros(shape, dtype=torch.long), num_steps=0)
 
-    monkeypatch.setattr(sample, "generate", record)
+    monkeypatch.setattr(runs, "generate", record)
     return calls

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.scenes.captions import caption
+from experiments.scenes.edits import altered, instruction
+from experiments.scenes.facts import facts_of
 from experiments.scenes.scene import compose_varied
-from shortcut.models.lumina_dimoo.prompts import TASKS
+from shortcut.models.lumina_dimoo.prompts import LEARNED_WORDS, TASKS
 from shortcut.models.lumina_dimoo.transformer import SPECIAL_IDS
 from shortcut.writing import written_whole
 
@@ -76,8 +78,9 @@ def build(texts: Iterable[str]) -> Any:
     return tokenizer
 
 
-def save(folder: Path, tokenizer: Any) -> None:
-    """Write the tokenizer into `folder`, as transformers reads it."""
+def save(folder: Path, tokenizer: Any, learned: Iterable[str]) -> None:
+    """Write the tokenizer into `folder`, as transformers reads it, with the words of the `learned` texts."""
+    words = {word for text in learned for word in words_of(text) if word.isalnum()}
     special = {"unk_token": UNKNOWN, "eos_token": END_OF_TEXT, "mask_token": MASK}
     others = [token for token in _special_ids() if token not in special.values()]
     config = {
@@ -86,6 +89,7 @@ def save(folder: Path, tokenizer: Any) -> None:
         "additional_special_tokens": others,
         "clean_up_tokenization_spaces": False,
         "model_max_length": 1_000_000,
+        LEARNED_WORDS: " ".join(sorted(words)),
     }
     files = {
         "tokenizer.json": tokenizer.to_str(pretty=True),
@@ -101,8 +105,16 @@ def save(folder: Path, tokenizer: Any) -> None:
 
 def make(folder: Path) -> None:
     """Write the tokenizer of the captions and of the prompts of all tasks into `folder`."""
-    captions = (caption(compose_varied(seed), seed) for seed in CAPTION_SEEDS)
-    save(folder, build([*captions, *SYSTEM_PROMPTS, *INSTRUCTIONS]))
+    captions = [caption(compose_varied(seed), seed) for seed in CAPTION_SEEDS]
+    edits = [_instruction(seed) for seed in CAPTION_SEEDS]
+    save(folder, build([*captions, *SYSTEM_PROMPTS, *INSTRUCTIONS]), [*captions, *edits])
+
+
+def _instruction(seed: int) -> str:
+    """Return the instruction of one edit that the model learned."""
+    before, after = facts_of(compose_varied(seed)), facts_of(altered(seed))
+    pair = (before, after) if seed % 2 else (after, before)
+    return instruction(*pair, seed).words.text
 
 
 def _special_ids() -> dict[str, int]:

@@ -5,21 +5,51 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from ..denoiser import PartialModel
+import torch
+
+from ..denoiser import Accelerator, Conditions, PartialModel
 from ..models.architecture import GridModel, HeadNetwork
 from . import MakeAccelerator
+from .ml_cache import MLCache
 from .partial import Partial
 from .reuse import Reuse
 from .shortcut_head import ShortcutHead
+from .taylor import Taylor
 
-HEAD = "head"
-TRAINING_FREE: dict[str, MakeAccelerator] = {
-    "reuse": lambda model, conditions: Reuse(),
-    "partial": Partial,
-    "partial+neighbours": partial(Partial, with_neighbours=True),
-}
-NAMES = (HEAD, *TRAINING_FREE)
-KEEPING = ("partial", "partial+neighbours")
+HEAD, PARTIAL = "head", "partial"
+WITH_HEAD = (HEAD, "partial+head", "partial+head+neighbours")
+KEEPING = (PARTIAL, "partial+neighbours", *WITH_HEAD[1:], "ml-cache")  # keys and values
+FLOAT8 = "+float8"  # behind one of those: kept in half of bfloat16's memory
+NAMES = (HEAD, "reuse", "taylor", *KEEPING, *(name + FLOAT8 for name in KEEPING))
+
+
+def named(name: str, head: HeadNetwork | None) -> MakeAccelerator:
+    """Return what makes the accelerator called `name`.
+
+    Raises:
+        ValueError: there is none of that name, or it needs a head and there is none.
+    """
+    if name not in NAMES:
+        known = ", ".join(NAMES[: -len(KEEPING)])
+        raise ValueError(
+            f"accelerator must be one of {known}, those with partial or cache in their names also with {FLOAT8} "
+            f"behind, got {name!r}."
+        )
+    if needs_head(name) and head is None:
+        raise ValueError(
+            f"the accelerator {name} needs a shortcut head. Give a head, or choose {PARTIAL}."
+        )
+    return partial(_made, name, head if needs_head(name) else None)
+
+
+def needs_head(name: str | None) -> bool:
+    """Return whether the accelerator called `name` asks a shortcut head."""
+    return name is not None and name.removesuffix(FLOAT8) in WITH_HEAD
+
+
+def keeps(name: str | None) -> bool:
+    """Return whether full passes keep keys and values for the accelerator called `name`."""
+    return name is not None and name.removesuffix(FLOAT8) in KEEPING
 
 
 def kept_bytes(
@@ -30,23 +60,34 @@ def kept_bytes(
     Args:
         lengths: sequence length of each guidance branch.
     """
-    if name not in KEEPING or not isinstance(model, PartialModel):
+    if name is None or not keeps(name) or not isinstance(model, PartialModel):
         return 0.0
-    return model.kept_bytes(num_images, lengths)
+    return model.kept_bytes(num_images, lengths, _kept_dtype(name))
 
 
-def named(name: str, head: HeadNetwork | None) -> MakeAccelerator:
-    """Return what makes the accelerator called `name`.
+def _kept_dtype(name: str) -> torch.dtype | None:
+    return torch.float8_e4m3fn if name.endswith(FLOAT8) else None
 
-    Raises:
-        ValueError: there is none of that name, or it needs a head and there is none.
-    """
-    if name in TRAINING_FREE:
-        return TRAINING_FREE[name]
-    if name != HEAD:
-        raise ValueError(f"accelerator must be one of {', '.join(NAMES)}, got {name!r}.")
-    if head is None:
-        raise ValueError(
-            f"the accelerator {HEAD} needs a shortcut head. Give a head, or choose partial."
-        )
-    return partial(ShortcutHead, head)
+
+def _made(
+    name: str, head: HeadNetwork | None, model: GridModel, conditions: Sequence[Conditions]
+) -> Accelerator:
+    """Make the accelerator of a run."""
+    kind, *options = name.removesuffix(FLOAT8).split("+")
+    asked = None if head is None else ShortcutHead(head, model, conditions)
+    if asked is not None and kind == HEAD:
+        return asked
+    if kind == "reuse":
+        return Reuse()
+    if kind == "taylor":
+        return Taylor()
+    kept_dtype = _kept_dtype(name)
+    if kind == "ml-cache":
+        return MLCache(model, conditions, kept_dtype=kept_dtype)
+    return Partial(
+        model,
+        conditions,
+        where=asked,
+        with_neighbours="neighbours" in options,
+        kept_dtype=kept_dtype,
+    )

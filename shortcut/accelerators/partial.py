@@ -1,8 +1,8 @@
 """Partial passes: between full passes only the tokens that matter go through the model, and no head is needed.
 
 A full pass keeps the keys and values of its blocks. A step between full passes chooses the positions to reveal from the
-features at hand, runs those and the ones revealed in the step before through all blocks, where they attend to all kept
-keys and values, and draws the codes from these fresh features.
+features at hand, or from those that another accelerator predicts, runs them and the ones revealed in the step before
+through all blocks, where they attend to all kept keys and values, and draws the codes from these fresh features.
 
 Relatives: the dual cache of Fast-dLLM (arXiv 2505.22618); ReCAP (arXiv 2505.19089).
 Differs: positions are chosen step by step, and what is kept of a position is renewed when its token is revealed.
@@ -13,12 +13,16 @@ Differs: positions are chosen step by step, and what is kept of a position is re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..denoiser import (
+    Accelerator,
     Conditions,
+    Features,
+    Kept,
     MaskedImageModel,
     PartialModel,
     Prediction,
@@ -29,17 +33,28 @@ from ..denoiser import (
 )
 from ..gather import replaced_at
 from ..schedule import Step
+from .reuse import Reuse
 
 NUM_NEIGHBOURS = 8  # of a token in a square of 3 x 3
 
 
-class Partial:
+class Forecast(Protocol):
+    """An accelerator that predicts all features of a step."""
+
+    looks_back: bool
+
+    def predict(self, step: Step, tokens: Tokens, full: Snapshot, last: Snapshot) -> Features: ...
+
+
+class Partial(Accelerator):
     """Runs the tokens to reveal and those just revealed.
 
     Args:
         model: a `PartialModel`.
         conditions: of the run, one for each guidance branch.
+        where: says by its features which tokens to reveal; None = the features at hand say so.
         with_neighbours: True: the masked tokens around those just revealed are run too, whose features change most.
+        kept_dtype: type to keep keys and values in; None = that of the computation.
 
     Raises:
         ValueError: the model makes no partial passes.
@@ -52,21 +67,20 @@ class Partial:
         model: MaskedImageModel,
         conditions: Sequence[Conditions],
         *,
+        where: Forecast | None = None,
         with_neighbours: bool = False,
+        kept_dtype: torch.dtype | None = None,
     ):
-        if not isinstance(model, PartialModel):
-            raise ValueError(
-                "this model makes no partial passes: its architecture keeps no keys and values. Use head "
-                "or reuse."
-            )
-        self.model, self.conditions = model, conditions
-        self.with_neighbours = with_neighbours
+        self.model, self.conditions = checked(model), conditions
+        self.where, self.with_neighbours = where or Reuse(), with_neighbours
+        self.kept_dtype, self.looks_back = kept_dtype, self.where.looks_back
 
     def predict(self, step: Step, tokens: Tokens, full: Snapshot, last: Snapshot) -> Prediction:
         """Return features that are fresh at the tokens run, and the tokens that the step reveals."""
         if tokens.choose is None:
             raise RuntimeError("partial passes need the sampler's choice of tokens.")
-        at_hand_BNV = guided_logits(self.model, last.features, step.guidance, tokens.index_BN)
+        at_hand = self.where.predict(step, tokens, full, last)
+        at_hand_BNV = guided_logits(self.model, at_hand, step.guidance, tokens.index_BN)
         chosen_BK = tokens.choose(at_hand_BNV)
         del at_hand_BNV
         new_BK = last.revealed_until(step, tokens).index_BK
@@ -74,13 +88,8 @@ class Partial:
         if self.with_neighbours:
             run.append(self._neighbours(step, tokens, new_BK, chosen_BK))
         index_BM = torch.cat(run, 1)
-        fresh = self.model.partial_features(
-            tokens.codes_BL, tokens.is_masked_BL, self.conditions, step, index_BM, full.kept
-        )
-        features = tuple(
-            replaced_at(old_BSD, self.model.image_positions(index_BM, old_BSD.shape[1]), fresh_BMD)
-            for old_BSD, fresh_BMD in zip(last.features, fresh, strict=True)
-        )
+        positions = [self.model.image_positions(index_BM, f_BSD.shape[1]) for f_BSD in at_hand]
+        features = renewed(self.model, self.conditions, step, tokens, at_hand, positions, full.kept)
         return Prediction(features, chosen_BK)
 
     def _neighbours(self, step: Step, tokens: Tokens, new_BK: Tensor, chosen_BK: Tensor) -> Tensor:
@@ -97,3 +106,29 @@ class Partial:
             dim=1, descending=True, stable=True
         )
         return order_BL[:, :count].sort(1).values
+
+
+def checked(model: MaskedImageModel) -> PartialModel:
+    """Return the model. Raise ValueError if it makes no partial passes."""
+    if not isinstance(model, PartialModel):
+        raise ValueError(
+            "this model makes no partial passes: its architecture keeps no keys and values. Use head, taylor or reuse."
+        )
+    return model
+
+
+def renewed(
+    model: PartialModel,
+    conditions: Sequence[Conditions],
+    step: Step,
+    tokens: Tokens,
+    features: Features,
+    positions: Sequence[Tensor],
+    kept: Kept,
+) -> Features:
+    """Return `features` that a partial pass has made fresh at the `positions` (B, M) of each branch."""
+    fresh = model.partial_features(
+        tokens.codes_BL, tokens.is_masked_BL, conditions, step, positions, kept
+    )
+    changes = zip(features, positions, fresh, strict=True)
+    return tuple(replaced_at(old_BSD, where_BM, new_BMD) for old_BSD, where_BM, new_BMD in changes)

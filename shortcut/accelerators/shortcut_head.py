@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..denoiser import Conditions, Features, MaskedImageModel, Snapshot, Tokens
+from ..denoiser import Accelerator, Conditions, Features, MaskedImageModel, Snapshot, Tokens
 from ..models.architecture import HeadNetwork
 from ..schedule import Step
 
 
-class ShortcutHead:
+class ShortcutHead(Accelerator):
     """Asks a shortcut head. The head and the model may differ in dtype; features keep the model's.
 
     Args:
@@ -22,8 +22,6 @@ class ShortcutHead:
         model: the model that it was trained for.
         conditions: of the run, one for each guidance branch.
     """
-
-    keeps = False
 
     def __init__(
         self, head: HeadNetwork, model: MaskedImageModel, conditions: Sequence[Conditions]

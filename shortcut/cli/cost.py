@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import models
 from ..accelerators.shortcut_head import ShortcutHead
-from ..denoiser import Denoiser
+from ..denoiser import Accelerator, Denoiser
 from ..flops import LiveTensors, count_flops, fused
 from ..grid import Grid, check_multiples, check_sides
 from ..guard import check_whole
@@ -181,10 +181,8 @@ class _WatchedModel:
         self.logits = memory.during("logits, guidance, choice of tokens", model.logits)
 
 
-class _WatchedHead:
+class _WatchedHead(Accelerator):
     """An accelerator whose prediction is a part of the memory's account."""
-
-    keeps = False
 
     def __init__(self, accelerator: ShortcutHead, memory: LiveTensors):
         self.predict = memory.during("pass of the head", accelerator.predict)

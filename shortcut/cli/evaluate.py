@@ -7,15 +7,12 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from .. import checkpoint as checkpoints
 from .. import shipped
-from ..accelerators import MakeAccelerator
-from ..accelerators.reuse import Reuse
-from ..accelerators.shortcut_head import ShortcutHead
+from ..accelerators.choice import HEAD, named
 from ..checkpoint import Checkpoint
 from ..flops import count_flops
 from ..generate import generate
@@ -142,10 +139,9 @@ def costs(
     full_steps: Sequence[int],
 ) -> Iterable[Row]:
     """Yield vanilla, then kept features and the head at each number of full passes, all with the same images."""
-    ways: list[tuple[str, int | None, MakeAccelerator | None]] = [("vanilla", None, None)]
+    ways: list[tuple[str, int | None, str | None]] = [("vanilla", None, None)]
     for num_full in full_steps:
-        ways.append(("features kept", num_full, lambda model, conditions: Reuse()))
-        ways.append(("head", num_full, partial(ShortcutHead, head)))
+        ways += [("features kept", num_full, "reuse"), (HEAD, num_full, HEAD)]
     built = model_file.layout.network(model_file.config, device="meta", operations=Bare)
     network = cast(ModelNetwork, built)
     for name, num_full, accelerator in ways:
@@ -154,7 +150,7 @@ def costs(
         _, conditions, noise_seed = teacher.draw((settings,), options.num, seed)
         flops = count_flops(
             network,
-            head if name == "head" else None,
+            head,
             settings,
             [c[:1] for c in conditions],
             teacher.model.grid,
@@ -169,7 +165,7 @@ def costs(
             seed=noise_seed,
             image_indices=range(options.num),
             num_tokens=teacher.num_tokens,
-            accelerator=accelerator,
+            accelerator=None if accelerator is None else named(accelerator, head),
             device=teacher.device,
         )
         seconds = result.seconds / options.num

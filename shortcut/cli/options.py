@@ -6,13 +6,12 @@ Which options say what to make depends on the model's architecture (`Architectur
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ..accelerators.choice import NAMES as ACCELERATORS
-from ..guard import MAX_IMAGES, check_whole
+from ..guard import MAX_IMAGES, check_whole, parse_json
 from ..models import tasks
 from ..models.architecture import PRESET_NAMES, Architecture
 from ..schedule import SCHEDULES
@@ -237,10 +236,7 @@ def with_line(options: argparse.Namespace, text: str) -> argparse.Namespace:
     Raises:
         ValueError: the line is no JSON object of options.
     """
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"it is not JSON ({error}).") from error
+    line = parse_json(text)
     if not isinstance(line, Mapping):
         raise ValueError(f"it is {text[:80]!r}, expected a JSON object with a prompt.")
     parser = _LineParser(allow_abbrev=False, add_help=False)
@@ -249,6 +245,8 @@ def with_line(options: argparse.Namespace, text: str) -> argparse.Namespace:
     if unknown := [key for key in line if key != NAME and flag(key) not in parser.flags]:
         known = ", ".join((NAME, *(known.lstrip("-") for known in parser.flags)))
         raise ValueError(f"it has {unknown[0]!r}, which is no option. Known are: {known}.")
+    if len({flag(key) for key in line}) < len(line):
+        raise ValueError(f"it says an option twice, as {', '.join(line)}. Leave one out.")
     # pandas and jq write null, or NaN, where nothing is given.
     line = {key: value for key, value in line.items() if value is not None and value == value}
     name = line.pop(NAME, None)

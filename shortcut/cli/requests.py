@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import models, shipped
-from ..accelerators.choice import TRAINING_FREE
+from ..accelerators.choice import HEAD
 from ..files import FORMAT_KEY, find, read_metadata
 from ..flops import count_flops
 from ..generate import Result, masked_at_start, needed_branches
@@ -72,7 +72,7 @@ class Job:
             rules=pipeline.architecture.rules,
             num_to_make=self.num_to_make,
             denoise=self.start["denoise"],
-            accelerator=None if pipeline.used_head else pipeline.accelerator,
+            accelerator=pipeline.accelerator_name,
         ).total
 
 
@@ -131,6 +131,12 @@ def job_of(pipeline: Pipeline, options: argparse.Namespace) -> Job:
         sources=begin.sources,
     )
     branches = pipeline.conditioner.conditions(request, num_images)
+    if unknown := pipeline.conditioner.unknown_words(request):
+        logger.warning(
+            "%s never saw these words, which say nothing to it: %s.",
+            pipeline.model_file.name,
+            ", ".join(unknown),
+        )
     has_mask = begin.is_editable_1hw is not None and not bool(begin.is_editable_1hw.all())
     settings = settings_of(pipeline, options, num_guided=len(branches) - 1, has_mask=has_mask)
     conditions, guidance = needed_branches(branches, settings.guidance)
@@ -151,7 +157,7 @@ def job_of(pipeline: Pipeline, options: argparse.Namespace) -> Job:
             "--steps %d is more than the tokens to make: it takes %d.", options.steps, len(steps)
         )
     graph = None
-    if options.image is None and pipeline.accelerator_name not in TRAINING_FREE:
+    if options.image is None and pipeline.accelerator_name in (None, HEAD):
         graph = graph_of(
             pipeline,
             settings,
@@ -231,8 +237,10 @@ def _about(
     """Return what pictures say about themselves."""
     model, vq, head = pipeline.model_file, pipeline.vq_file, pipeline.head_file
     other: dict[str, Any] = {}
-    if pipeline.accelerator_name in TRAINING_FREE:
-        head, other = None, {"accelerator": pipeline.accelerator_name}
+    if pipeline.accelerator_name not in (None, HEAD):
+        other = {"accelerator": pipeline.accelerator_name}
+    if pipeline.used_head is None:
+        head = None
     pictures = {name: path for name in PICTURES if (path := getattr(options, name)) is not None}
     changed = ("outpaint", "denoise")
     return {

@@ -12,11 +12,11 @@ Codes are always looked up in the codebook, none is quantized again on decoding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -105,8 +105,8 @@ class Encoder(nn.Module):
 
     def forward(self, pixels_BCYX: Tensor) -> Tensor:
         x = self.conv_in(pixels_BCYX)
-        for level in self.levels:
-            x = level(x)
+        for layer in layers(self.levels):
+            x = layer(x)
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
 
@@ -128,21 +128,25 @@ class Decoder(nn.Module):
 
     def forward(self, latents_BChw: Tensor) -> Tensor:
         x = self.mid(self.conv_in(latents_BChw))
-        for level in self.levels:
-            x = level(x)
+        for layer in layers(self.levels):
+            x = layer(x)
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, then its change of resolution if it has one."""
+    """Holds the blocks of one resolution, then its change of resolution if it has one."""
 
     def __init__(self, widths: list[int], resample: nn.Module | None, host: Host):
         super().__init__()
-        self.blocks = nn.Sequential(*(ResBlock(a, b, host) for a, b in pairwise(widths)))
+        self.blocks = nn.ModuleList(ResBlock(a, b, host) for a, b in pairwise(widths))
         self.resample = resample or nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.resample(self.blocks(x))
+
+def layers(levels: nn.ModuleList) -> Iterator[nn.Module]:
+    """Yield the layers of all levels. Called one by one, none of their inputs is held longer than needed."""
+    for level in levels:
+        yield from cast(nn.ModuleList, level.blocks)
+        yield cast(nn.Module, level.resample)
 
 
 def middle(width: int, host: Host) -> nn.Sequential:

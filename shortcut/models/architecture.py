@@ -228,6 +228,10 @@ class Conditioner(Protocol):
         """
         ...
 
+    def unknown_words(self, request: Request) -> tuple[str, ...]:
+        """Return the words of the request that the model never saw and so passes over; () where it cannot tell."""
+        ...
+
     def described(self, request: Request) -> dict[str, Any]:
         """Return the request as a picture's settings name it; JSON."""
         ...

@@ -98,6 +98,10 @@ class ClipConditioner:
 
         return draw
 
+    def unknown_words(self, request: Request) -> tuple[str, ...]:
+        """Return nothing: CLIP saw more texts than can be told."""
+        return ()
+
     def described(self, request: Request) -> dict[str, Any]:
         """Return the texts as a picture's settings name them."""
         prompt, negative = self._texts(request)

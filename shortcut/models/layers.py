@@ -101,28 +101,40 @@ class BaseNetwork(nn.Module):
 
 
 class KeyValues:
-    """Keys and values of a block for whole sequences: kept by a full pass, renewed row by row by partial ones."""
+    """Keys and values of a block for whole sequences: kept by a full pass, renewed row by row by partial ones.
 
-    def __init__(self) -> None:
+    Args:
+        dtype: that they are kept in; None = as they come.
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None):
+        self.dtype = dtype
         self.key_BSD: Tensor | None = None
         self.value_BSD: Tensor | None = None
 
     def joined(
         self, key_BMD: Tensor, value_BMD: Tensor, position_BM: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Keep keys and values, and return those of the whole sequences.
+        """Keep keys and values, and return those of the whole sequences in the type of the given ones.
 
         Args:
             position_BM: where the given ones stand; None = they are of the whole sequences.
         """
         if position_BM is None:
-            self.key_BSD, self.value_BSD = key_BMD, value_BMD
-        else:
-            if self.key_BSD is None or self.value_BSD is None:
-                raise RuntimeError("a partial pass needs the keys and values of a full one.")
-            write_at(self.key_BSD, position_BM, key_BMD)
-            write_at(self.value_BSD, position_BM, value_BMD)
-        return self.key_BSD, self.value_BSD
+            self.key_BSD, self.value_BSD = self._stored(key_BMD), self._stored(value_BMD)
+            return key_BMD, value_BMD  # a full pass is the same whatever it keeps
+        if self.key_BSD is None or self.value_BSD is None:
+            raise RuntimeError("a partial pass needs the keys and values of a full one.")
+        write_at(self.key_BSD, position_BM, self._stored(key_BMD))
+        write_at(self.value_BSD, position_BM, self._stored(value_BMD))
+        return self.key_BSD.to(key_BMD.dtype), self.value_BSD.to(value_BMD.dtype)
+
+    def _stored(self, x_BMD: Tensor) -> Tensor:
+        """Return keys or values in the type that they are kept in; what it cannot hold becomes its largest."""
+        if self.dtype is None:
+            return x_BMD
+        most = torch.finfo(self.dtype).max
+        return x_BMD.clamp(-most, most).to(self.dtype)
 
 
 class MultiHeadAttention(nn.Module):

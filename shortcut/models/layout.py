@@ -348,10 +348,10 @@ def _row(table: Table, key: str) -> tuple[Row, re.Match[str]] | None:
 
 def published_key(table: Table, name: str) -> str:
     """Return the published key that our tensor `name` comes from."""
-    return _origin(table, name)[0]
+    return origin(table, name)[0]
 
 
-def _origin(table: Table, name: str) -> tuple[str, Row, int]:
+def origin(table: Table, name: str) -> tuple[str, Row, int]:
     """Return (published key, row, place among the row's names) of our tensor `name`."""
     for theirs, row in table.items():
         for index, ours in enumerate(_names(row)):

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import bands
 from .layers import Attention
 
 
@@ -32,7 +33,7 @@ class Host:
         options.setdefault("padding", kernel // 2)
         return self.operations.Conv2d(num_in, num_out, kernel, **options, **self.tensor)
 
-    def norm(self, width: int) -> nn.Module:
+    def norm(self, width: int) -> nn.GroupNorm:
         return self.operations.GroupNorm(self.num_groups, width, eps=1e-6, **self.tensor)
 
 
@@ -74,12 +75,21 @@ class ResBlock(nn.Module):
         if num_in != num_out:
             self.nin_shortcut = host.conv(num_in, num_out, 1)
         self.changes_width = num_in != num_out
+        self.num_out = num_out
 
     def forward(self, x: Tensor) -> Tensor:
-        # In place what can be: a map of 1024 x 1024 pixels and 256 channels takes 1 GB.
+        if bands.is_large(x):
+            return self._in_bands(x)
         h = self.conv1(F.silu(self.norm1(x), inplace=True))
         h = self.conv2(F.silu(self.norm2(h), inplace=True))
         return h.add_(self.nin_shortcut(x) if self.changes_width else x)
+
+    def _in_bands(self, x: Tensor) -> Tensor:
+        """Compute the same with one map beside `x`."""
+        h = x.new_empty(x.shape[0], self.num_out, *x.shape[2:])
+        bands.convolved(x, bands.activated(self.norm1, x), self.conv1, h)
+        bands.convolved(h, bands.activated(self.norm2, h), self.conv2, h)
+        return bands.add_(h, x, self.nin_shortcut) if self.changes_width else h.add_(x)
 
 
 class Downsample(nn.Module):
@@ -101,4 +111,6 @@ class Upsample(nn.Module):
         self.conv = host.conv(width, width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
+        if bands.is_large(x):
+            return bands.upsampled(x, self.conv)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

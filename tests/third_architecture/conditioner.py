@@ -48,6 +48,9 @@ class MoodConditioner:
 
         return draw
 
+    def unknown_words(self, request: Request) -> tuple[str, ...]:
+        return ()
+
     def described(self, request: Request) -> dict[str, Any]:
         return {"prompt": request.prompt or "", "negative": request.negative or ""}
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...containers import INDEX_SUFFIX
 from ..architecture import LOADED_MODEL, Branches, Conditioning, GraphNode, Request
 from ..conditioning import only_row
-from .prompts import TASKS, TEXT, conditions, load_tokenizer, prompt_tokens
+from .prompts import TASKS, TEXT, conditions, load_tokenizer, prompt_tokens, unknown_words
 from .tokenizer import tokenizer_folder
 from .transformer import Config
 
@@ -96,6 +96,12 @@ class PromptConditioner:
             return prompts_BP[index], unwanted_1P.expand(num_images, -1)
 
         return draw
+
+    def unknown_words(self, request: Request) -> tuple[str, ...]:
+        """Return the words of both prompts that the model never saw, where its tokenizer lists those it saw."""
+        reads_prompt = TEXT in TASKS[_task(request)].user
+        texts = (request.prompt if reads_prompt else "", request.negative)
+        return unknown_words(self.tokenizer, " ".join(text or "" for text in texts))
 
     def described(self, request: Request) -> dict[str, Any]:
         """Return the prompt as a picture's settings name it."""

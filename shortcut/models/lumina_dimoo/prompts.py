@@ -15,6 +15,7 @@ is empty or blank is `<uncondition>`; a prompt longer than any in training is re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,8 @@ MAX_CHARACTERS = 2**14  # of a text that a tokenizer is given at all
 # Of the published model: its text ids, and those of the system prompt of text to image.
 REAL_NUM_TEXT_IDS = 126_356
 REAL_SYSTEM_IDS = [36289, 289, 3972, 4631, 297, 268, 3019, 12166, 13]
+# Entry of a tokenizer_config.json: the words that the model saw in training, in one text. Published ones have none.
+LEARNED_WORDS = "learned_words"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -188,6 +191,20 @@ def prompt_tokens(
             f"{1 + (len(ids) - MAX_TEXT_TOKENS) * 3 // 4} words."
         )
     return ids
+
+
+def unknown_words(tokenizer: Any, text: str) -> tuple[str, ...]:
+    """Return the words of a text, each once and in lower case, that the model never saw: they say nothing to it.
+
+    Args:
+        tokenizer: from `load_tokenizer`. One that does not list `LEARNED_WORDS` leaves no word unknown.
+    """
+    listed = tokenizer.init_kwargs.get(LEARNED_WORDS)
+    if not isinstance(listed, str):
+        return ()
+    learned = set(listed.split())
+    words = re.findall(r"\w+", text.replace(UNCONDITION, " ").lower())
+    return tuple(dict.fromkeys(word for word in words if word not in learned))
 
 
 def _with_sources(

@@ -188,10 +188,11 @@ class OnGrid:
         is_masked_BL: Tensor,
         conditions: Sequence[Conditions],
         step: Step | None = None,
+        kept_dtype: torch.dtype | None = None,
     ) -> tuple[Features, Kept]:
         """Run one full pass. Returns its features, and the keys and values of each block for each run of it."""
         groups = self._groups(self._sequences(codes_BL, is_masked_BL, conditions))
-        kept = [tuple(KeyValues() for _ in self.model.blocks) for _ in groups]
+        kept = [tuple(KeyValues(kept_dtype) for _ in self.model.blocks) for _ in groups]
         runs = (self.model(group, k) for group, k in zip(groups, kept, strict=True))
         return tuple(f for features in runs for f in features), kept
 
@@ -201,16 +202,17 @@ class OnGrid:
         is_masked_BL: Tensor,
         conditions: Sequence[Conditions],
         step: Step | None,
-        index_BM: Tensor,
+        positions: Sequence[Tensor],
         kept: Kept,
     ) -> Features:
-        """Run the image tokens `index_BM` alone. Returns their features (B, M, D) for each guidance branch."""
-        tokens_BM = self._image_tokens(codes_BL, is_masked_BL).gather(1, index_BM)
+        """Run the tokens at `positions` (B, M) of each branch alone. Returns their features (B, M, D)."""
+        sequences = self._sequences(codes_BL, is_masked_BL, conditions)
         features: list[Tensor] = []
-        lengths = [self.sequence_length(condition) for condition in conditions]
-        for group, group_kept in zip(self._groups(lengths), kept, strict=True):
-            where = [self.image_positions(index_BM, length) for length in group]
-            features += self.model([tokens_BM] * len(group), group_kept, (where, group))
+        groups = zip(self._groups(sequences), self._groups(list(positions)), kept, strict=True)
+        for group, where, group_kept in groups:
+            tokens = [t_BS.gather(1, p_BM) for t_BS, p_BM in zip(group, where, strict=True)]
+            lengths = [t_BS.shape[1] for t_BS in group]
+            features += self.model(tokens, group_kept, (where, lengths))
         return tuple(features)
 
     def _sequences(
@@ -226,7 +228,11 @@ class OnGrid:
 
     def logits(self, features_BND: Tensor, index_BN: Tensor) -> Tensor:
         """Return float32 logits (B, N, V) from the features of image positions, wherever these are."""
-        return self.model.code_output(features_BND).float()
+        return self.sequence_logits(features_BND)
+
+    def sequence_logits(self, features_BSD: Tensor) -> Tensor:
+        """Return float32 logits (B, S, V) at all positions of a sequence."""
+        return self.model.code_output(features_BSD).float()
 
     def embed(self, codes_BN: Tensor, index_BN: Tensor | None = None) -> Tensor:
         """Return the network's input (B, N, D) for `codes_BN`, wherever they stand."""
@@ -252,7 +258,9 @@ class OnGrid:
             is_sequential=self.is_sequential,
         )
 
-    def kept_bytes(self, num_images: int, lengths: Sequence[int]) -> float:
+    def kept_bytes(
+        self, num_images: int, lengths: Sequence[int], kept_dtype: torch.dtype | None = None
+    ) -> float:
         """Return the memory of the keys and values that a full pass keeps."""
         config = self.config
         return key_value_bytes(
@@ -260,7 +268,7 @@ class OnGrid:
             lengths,
             depth=config.depth,
             kv_width=config.width // config.num_heads * config.num_kv_heads,
-            itemsize=self.model.compute_dtype.itemsize,
+            itemsize=(kept_dtype or self.model.compute_dtype).itemsize,
         )
 
     def image_positions(self, index_BN: Tensor, length: int) -> Tensor:
@@ -273,14 +281,10 @@ class OnGrid:
 
     def target_tokens(self, codes_BL: Tensor, is_masked_BL: Tensor) -> Tensor:
         """Return the tokens (B, S) from BOA to EOA."""
-        tokens_BL = self._image_tokens(codes_BL, is_masked_BL)
+        tokens_BL = codes_BL + self.config.num_text_ids
+        tokens_BL = tokens_BL.masked_fill(is_masked_BL, self.config.special_id("mask"))
         image_BS = image_tokens(tokens_BL.unflatten(1, (self.rows, self.columns)), self.config)
         return _between("boa", image_BS, "eoa", self.config)
-
-    def _image_tokens(self, codes_BL: Tensor, is_masked_BL: Tensor) -> Tensor:
-        """Return the token ids of an image."""
-        tokens_BL = codes_BL + self.config.num_text_ids
-        return tokens_BL.masked_fill(is_masked_BL, self.config.special_id("mask"))
 
 
 def image_tokens(tokens_BYX: Tensor, config: Config) -> Tensor:

@@ -52,6 +52,10 @@ class ClassConditioner:
 
         return draw
 
+    def unknown_words(self, request: Request) -> tuple[str, ...]:
+        """Return no words: a class that the model does not know is an error."""
+        return ()
+
     def described(self, request: Request) -> dict[str, Any]:
         """Return the class as a picture's settings name it."""
         return {"class": _label(request)}

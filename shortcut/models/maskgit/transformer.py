@@ -149,7 +149,7 @@ class MaskGIT(BaseNetwork):
             conditions: for each branch the class of each image (B,), `num_classes` for no class.
             step: ignored: the network takes no timestep.
         """
-        return self._full_pass(codes_BL, is_masked_BL, conditions)
+        return self(self._sequences(codes_BL, is_masked_BL, conditions)).chunk(len(conditions))
 
     def kept_features(
         self,
@@ -157,10 +157,12 @@ class MaskGIT(BaseNetwork):
         is_masked_BL: Tensor,
         conditions: Sequence[Conditions],
         step: Step | None = None,
+        kept_dtype: torch.dtype | None = None,
     ) -> tuple[Features, Kept]:
         """Run one full pass. Returns its features, and the keys and values of each block."""
-        kept = tuple(KeyValues() for _ in self.blocks)
-        return self._full_pass(codes_BL, is_masked_BL, conditions, kept), kept
+        kept = tuple(KeyValues(kept_dtype) for _ in self.blocks)
+        tokens_BS = self._sequences(codes_BL, is_masked_BL, conditions)
+        return self(tokens_BS, kept).chunk(len(conditions)), kept
 
     def partial_features(
         self,
@@ -168,29 +170,26 @@ class MaskGIT(BaseNetwork):
         is_masked_BL: Tensor,
         conditions: Sequence[Conditions],
         step: Step | None,
-        index_BM: Tensor,
+        positions: Sequence[Tensor],
         kept: Kept,
     ) -> Features:
-        """Run the image tokens `index_BM` alone. Returns their features (B, M, D) for each guidance branch."""
-        image_BL = codes_BL.masked_fill(is_masked_BL, self.config.mask_id)
-        times = (len(conditions), 1)
-        tokens_BM = image_BL.gather(1, index_BM).repeat(times)
-        return self(tokens_BM, kept, index_BM.repeat(times)).chunk(len(conditions))
+        """Run the tokens at `positions` (B, M) of each branch alone. Returns their features (B, M, D)."""
+        position_BM = torch.cat(list(positions))
+        tokens_BM = self._sequences(codes_BL, is_masked_BL, conditions).gather(1, position_BM)
+        return self(tokens_BM, kept, position_BM).chunk(len(conditions))
 
-    def _full_pass(
-        self,
-        codes_BL: Tensor,
-        is_masked_BL: Tensor,
-        conditions: Sequence[Conditions],
-        kept: Sequence[KeyValues] | None = None,
-    ) -> Features:
-        config, classes = self.config, cast(Sequence[Tensor], conditions)
+    def _sequences(
+        self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Conditions]
+    ) -> Tensor:
+        """Return the sequences of all branches, one branch after the other on the axis of images."""
+        config = self.config
         image_BL = codes_BL.masked_fill(is_masked_BL, config.mask_id)
-        sequences = [
-            torch.cat([image_BL, (class_B + config.num_codes + 1).unsqueeze(1)], 1)
-            for class_B in classes
-        ]
-        return self(torch.cat(sequences), kept).chunk(len(classes))
+        return torch.cat(
+            [
+                torch.cat([image_BL, (class_B + config.num_codes + 1).unsqueeze(1)], 1)
+                for class_B in cast(Sequence[Tensor], conditions)
+            ]
+        )
 
     def sequence_length(self, condition: Conditions | None) -> int:
         """Return the positions of any branch: the codes and the class."""
@@ -206,6 +205,12 @@ class MaskGIT(BaseNetwork):
         codebook_VD = self.token(ids_V).to(features_BND.dtype)
         logits_BNV = (features_BND @ codebook_VD.T).float()
         return logits_BNV + self.output_bias(index_BN)[..., : self.config.num_codes].float()
+
+    def sequence_logits(self, features_BSD: Tensor) -> Tensor:
+        """Return float32 logits (B, S, V) at all positions of a sequence; the class's is the last."""
+        return self.logits(
+            features_BSD, torch.arange(features_BSD.shape[1], device=features_BSD.device)
+        )
 
     def embed(self, codes_BN: Tensor, index_BN: Tensor) -> Tensor:
         """Return the network's input (B, N, D) for `codes_BN` at the image positions `index_BN`."""
@@ -224,14 +229,16 @@ class MaskGIT(BaseNetwork):
             is_sequential=False,
         )
 
-    def kept_bytes(self, num_images: int, lengths: Sequence[int]) -> float:
+    def kept_bytes(
+        self, num_images: int, lengths: Sequence[int], kept_dtype: torch.dtype | None = None
+    ) -> float:
         """Return the memory of the keys and values that a full pass keeps."""
         return key_value_bytes(
             num_images,
             lengths,
             depth=self.config.depth,
             kv_width=self.config.width,
-            itemsize=self.compute_dtype.itemsize,
+            itemsize=(kept_dtype or self.compute_dtype).itemsize,
         )
 
     def layers_to_logits(self) -> Sequence[nn.Module]:

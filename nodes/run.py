@@ -1,0 +1,173 @@
+"""One run of the sampler in ComfyUI: inputs of a node -> a checked job -> codes, with progress on the node.
+
+B  images    L  image tokens
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import comfy.model_management as mm
+from torch import Tensor
+
+from ..shortcut.accelerators.choice import kept_bytes
+from ..shortcut.checkpoint import Checkpoint
+from ..shortcut.generate import Result, generate, masked_at_start, needed_branches
+from ..shortcut.models.architecture import Branches, Conditioning, Grid
+from ..shortcut.pipeline import check_head
+from ..shortcut.schedule import Settings, plan
+from .accelerate import Accelerated
+from .host import NodeText, advice_on_memory
+from .latents import codes_of, editable_of, indices_of, samples_of
+from .native import fitted_head, head_of, model_of
+from .progress import StepReport
+from .timing import SEEN, Seen, Speed, Work, speed_of
+
+MEMORY_ADVICE = (
+    "Lower the batch size or the size in Empty Latent Image, scale source images down, set "
+    "weight_dtype of Load MIGM to bfloat16 or float8_e4m3fn, or set cfg to 0, which halves the "
+    "work."
+)
+# (model, branches to guide away from, is there an accelerator, is there a mask) -> settings
+SettingsOf = Callable[[Checkpoint, int, bool, bool], Settings]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a run needs, checked to fit."""
+
+    model: Any  # MODEL
+    accelerated: Accelerated
+    settings: Settings
+    conditions: Branches  # those that matter
+    grid: Grid
+    start: dict[str, Any]  # what `generate` takes to begin with
+
+    @property
+    def num_to_make(self) -> tuple[int, ...]:
+        """The tokens to make of each image."""
+        return tuple(masked_at_start(**self.start).sum(1).tolist())
+
+    @property
+    def num_steps(self) -> int:
+        """The steps of all groups of images with as many tokens to make."""
+        rules = model_of(self.model).checkpoint.architecture.rules
+        counts, num_tokens = {*self.num_to_make}, self.start["num_tokens"]
+        more = rules, self.start["denoise"]
+        return sum(len(plan(self.settings, count, num_tokens, *more)) for count in counts)
+
+
+def job_of(
+    model: Any,
+    positive: Conditioning,
+    negative: Conditioning | None,
+    latent: dict[str, Any],
+    *,
+    head: Any,
+    settings: SettingsOf,
+    seed: int,
+    denoise: float = 1.0,
+) -> Job:
+    """Return the run that the inputs of a node ask for.
+
+    Raises:
+        ValueError: they do not fit each other, or a setting is out of range.
+    """
+    masked_model = model_of(model)
+    checkpoint = masked_model.checkpoint
+    accelerated = Accelerated.of(head)
+    if accelerated.head is not None:
+        accelerated = replace(accelerated, head=fitted_head(accelerated.head, checkpoint))
+        if doubt := check_head(head_of(accelerated.head)[1], checkpoint):
+            logging.warning(doubt)
+    only_grid = checkpoint.architecture.fixed_grid(checkpoint.config)
+    samples = samples_of(latent, model, only_grid)
+    num_images, grid = len(samples), (samples.shape[2], samples.shape[3])
+    branches = masked_model.conditioner.from_conditioning(positive, negative, num_images)
+    has_mask = "noise_mask" in latent
+    chosen = settings(checkpoint, len(branches) - 1, accelerated.name is not None, has_mask)
+    conditions, guidance = needed_branches(branches, chosen.guidance)
+    known_codes_BL: Tensor | None = codes_of(samples, checkpoint.config.num_codes)
+    is_editable_BL = None
+    if denoise == 1 and not has_mask:
+        known_codes_BL = None  # all are made anew
+    if has_mask:
+        is_editable_BL = editable_of(latent["noise_mask"], num_images, grid)
+    start = {
+        "seed": seed % 2**64,  # a linked Int may be negative
+        "image_indices": indices_of(latent, num_images),
+        "num_tokens": grid[0] * grid[1],
+        "known_codes_BL": known_codes_BL,
+        "is_editable_BL": is_editable_BL,
+        "denoise": denoise,
+    }
+    return Job(
+        model=model,
+        accelerated=accelerated,
+        settings=replace(chosen, guidance=guidance),
+        conditions=conditions,
+        grid=grid,
+        start=start,
+    )
+
+
+def run(job: Job, text: NodeText, node: str, **progress: Any) -> tuple[Result, Speed | None]:
+    """Load what the run needs, run it, and say what it took: on the node and in the log.
+
+    Args:
+        node: its name, for the log.
+        progress: prefix, before and total, as for `StepReport`.
+
+    Raises:
+        FloatingPointError, OOM_EXCEPTION: as `generate`; out of memory comes with advice.
+    """
+    masked_model, device = model_of(job.model), job.model.load_device
+    rules, conditions = masked_model.checkpoint.architecture.rules, job.conditions
+    num_images = len(job.start["image_indices"])
+    on_grid = masked_model.network.on_grid(*job.grid)
+    lengths = tuple(on_grid.sequence_length(condition) for condition in conditions)
+    needed = masked_model.run_bytes(job.grid, num_images, conditions)
+    needed += kept_bytes(job.accelerated.name, on_grid, num_images, lengths)
+    head = job.accelerated.head
+    loaded = [job.model] if head is None else [job.model, head]
+    mm.load_models_gpu(loaded, memory_required=needed)
+    is_sequential = len(conditions) > 1 and job.model.get_free_memory(device) < needed
+    if is_sequential:
+        logging.info("%s: memory is short, one guidance branch at a time", node)
+    colours_V3 = job.model.get_model_object("latent_format").colours_V3
+    report = StepReport(job.num_steps, job.grid, colours_V3, device, text, **progress)
+    with masked_model.running(job.model), advice_on_memory(MEMORY_ADVICE):
+        result = generate(
+            masked_model.network.on_grid(*job.grid, is_sequential=is_sequential),
+            conditions,
+            job.settings,
+            rules,
+            accelerator=job.accelerated.make,
+            device=device,
+            on_step=report,
+            **job.start,
+        )
+    patches = getattr(job.model, "patches_uuid", None)
+    work = Work(
+        of_a_pass=(job.grid, num_images, lengths, is_sequential, patches),
+        num_steps=job.settings.num_steps,
+        num_to_make=job.num_to_make,
+    )
+    speed = speed_of(report.clock, work, SEEN.setdefault(masked_model, Seen()))
+    summary = in_words(result, speed)
+    text.show(summary)
+    logging.info("%s: %s", node, summary)
+    return result, speed
+
+
+def in_words(result: Result, speed: Speed | None) -> str:
+    """Return what a run took, in a line."""
+    if result.num_steps == 0:
+        return "nothing to make, the noise mask covers no token"
+    took = f"{result.num_steps} steps, {result.num_full} full, {result.seconds:.1f} s"
+    if result.num_full == result.num_steps:
+        return f"{took} (vanilla)"
+    return took if speed is None else f"{took}, {speed}"

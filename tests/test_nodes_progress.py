@@ -1,0 +1,134 @@
+"""What nodes say on themselves: what a run took compared with vanilla, what was loaded, how far a training is."""
+
+# ruff: noqa: E402 - ComfyUI, or what stands in for it, must be importable first
+# ruff: noqa: F811 - fixtures are imported and then named as arguments
+
+from __future__ import annotations
+
+import logging
+import sys
+from types import SimpleNamespace
+
+import comfy_stubs
+import pytest
+import torch
+
+comfy_stubs.install()
+from shortcut_pack.nodes import host, progress
+from shortcut_pack.nodes.load import LoadHead, LoadMIGM
+from shortcut_pack.nodes.timing import Seen, Speed, StepClock, Work, speed_of
+from shortcut_pack.shortcut import shipped
+from test_nodes import empty, files, head, model, run  # noqa: F401
+
+WORK = Work(of_a_pass="8 x 8", num_steps=6, num_to_make=(16,))
+CPU = torch.device("cpu")
+
+
+class ScriptedClock(StepClock):
+    """The first step takes 60 s, which loads weights; later full passes 4 s, predictions 1 s."""
+
+    def tick(self, was_full):
+        seconds = (4.0 if self.was_full else 60.0) if was_full else 1.0
+        self.marks.append(self.marks[-1] + seconds)
+        self.was_full.append(was_full)
+
+
+def clock(*steps, made=ScriptedClock):
+    found = made(CPU)
+    for was_full in steps:
+        found.tick(was_full)
+    return found
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What the running node says."""
+    lines = []
+    monkeypatch.setattr(host, "show_on_node", lines.append)
+    return lines
+
+
+# ------------------------------------------------------------------------------------------- compared with vanilla
+
+
+def test_the_first_full_pass_counts_as_the_others_do():
+    speed = speed_of(clock(True, False, True, False, False, False), WORK, Seen())
+    assert speed == Speed(6 * 4 / (2 * 4 + 4 * 1), is_measured=False)
+
+
+def test_without_a_full_pass_but_the_first_no_ratio_is_claimed():
+    seen, short = Seen(), clock(True, False, False, False, False, False)
+    assert speed_of(short, WORK, seen) is None
+    speed_of(clock(True, True, False, False, False, False), WORK, seen)
+    assert speed_of(short, WORK, seen) == Speed(6 * 4 / (4 + 5 * 1), is_measured=False)
+    larger = WORK._replace(of_a_pass="16 x 16")
+    assert speed_of(short, larger, seen) is None, "a full pass of another size says nothing"
+
+
+class SlowClock(ScriptedClock):
+    """As a vanilla run was seen to go: 5 s for each full pass."""
+
+    def tick(self, was_full):
+        self.marks.append(self.marks[-1] + 5.0)
+        self.was_full.append(was_full)
+
+
+def test_where_a_vanilla_run_was_seen_the_ratio_is_measured():
+    seen, fast = Seen(), clock(True, False, True, False, False, False)
+    assert speed_of(clock(*[True] * 6, made=SlowClock), WORK, seen) == Speed(1.0, is_measured=True)
+    assert speed_of(fast, WORK, seen) == Speed(6 * 5 / (2 * 4 + 4 * 1), is_measured=True)
+    for other in (WORK._replace(num_steps=8), WORK._replace(num_to_make=(16, 16))):
+        assert speed_of(fast, other, seen) == Speed(2.0, is_measured=False)
+
+
+def test_a_run_that_made_nothing_has_no_speed():
+    assert speed_of(clock(), WORK, Seen()) is None
+
+
+def test_the_clock_measures_from_step_to_step(monkeypatch):
+    now = iter([100.0, 104.0, 105.0, 106.5])
+    monkeypatch.setattr("shortcut_pack.nodes.timing.time.perf_counter", lambda: next(now))
+    assert clock(True, False, False, made=StepClock).seconds() == ([4.0], [1.0, 1.5])
+
+
+# ------------------------------------------------------------------------------------------- on the node
+
+
+def test_the_sampler_says_how_far_it_is_and_what_it_took(model, head, shown, caplog, monkeypatch):
+    monkeypatch.setattr(progress, "StepClock", ScriptedClock)
+    monkeypatch.setattr(progress, "TEXT_INTERVAL", 0)
+    with caplog.at_level(logging.INFO):
+        run(model, head=head, full_steps=3)
+    assert shown[1].startswith("step 2 of 6, 1 full, ") and shown[1].endswith(" s")
+    assert shown[-1].startswith("6 steps, 3 full, ") and shown[-1].endswith(
+        " s, about 1.6x vanilla"
+    )
+    assert f"Shortcut Masked Sampler: {shown[-1]}" in caplog.messages
+    run(model)
+    assert shown[-1].startswith("6 steps, 6 full, ") and shown[-1].endswith(" s (vanilla)")
+    run(model, head=head, full_steps=3)
+    assert shown[-1].endswith(" s, 1.6x vanilla"), "now a vanilla run was measured"
+    run(model, empty(2), head=head, full_steps=3)
+    assert "about" in shown[-1], "of another batch"
+
+
+def test_the_loaders_say_what_they_loaded(files, shown):
+    LoadMIGM.execute(shipped.NAME, "auto", "float32")
+    LoadHead.execute(shipped.NAME, "float32")
+    models, head_line = shown
+    model_line, vq_line = models.split("\n")
+    for line, title in ((model_line, "MaskGIT transformer"), (head_line, "head")):
+        assert title in line and " million parameters, float32, 0.00 GB" in line
+    assert "VQ" in vq_line
+
+
+def test_the_node_that_runs_shows_a_text(monkeypatch):
+    sent = []
+    server = SimpleNamespace(send_progress_text=lambda *text: sent.append(text))
+    monkeypatch.setitem(
+        sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=server))
+    )
+    host.show_on_node("nobody sees it")
+    monkeypatch.setattr(host, "get_executing_context", lambda: SimpleNamespace(node_id="7"))
+    host.show_on_node("it has no effect")
+    assert sent == [("it has no effect", "7")]
