@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .guard import naming
-from .models.layout import Row, Table, Tensors, Unbatched, origin
+from .models.key_table import Row, Table, Unbatched, origin
+from .models.layout import Tensors
 from .quantized import FLOAT8
 from .writing import written_whole
 

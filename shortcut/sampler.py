@@ -63,12 +63,17 @@ def sample(
         if on_step is not None:
             on_step(Trace(step, denoised, revealed, codes_BL, is_masked_BL))
         del denoised  # its logits are large, and the next step begins with a full pass
+    check_logits(is_finite)
+    return codes_BL
+
+
+def check_logits(is_finite: Tensor) -> None:
+    """Raise FloatingPointError if some logits of a run were not finite."""
     if not is_finite:
         raise FloatingPointError(
             "the model gave logits that are not finite (NaN or infinity). With float16 this is an overflow: "
             "use bfloat16 or float32. Otherwise the weights are damaged: check the file."
         )
-    return codes_BL
 
 
 def decide(denoised: Denoised, step: Step, index_BN: Tensor, noise: Noise) -> Revealed:
@@ -116,9 +121,9 @@ def confidence(
     Differs: Lumina-DiMOO takes probabilities below 1e-20 for 1e-20; here the logarithm is exact.
     """
     if math.isinf(step.choice_temperature):
-        return noise.choice_gumbel(step.index, index_BN)
+        return noise.choice(step.index, index_BN)
     logp_BNV = (logits_BNV / step.score_temperature).log_softmax(-1)
     logp_BN = logp_BNV.gather(-1, drawn_BN.unsqueeze(-1)).squeeze(-1)
     if step.choice_temperature == 0:
         return logp_BN
-    return logp_BN + step.choice_temperature * noise.choice_gumbel(step.index, index_BN)
+    return logp_BN + step.choice_temperature * noise.choice(step.index, index_BN)

@@ -120,13 +120,8 @@ SHARES: dict[str, Callable[[float], float]] = {
     "square": lambda r: 1 - r * r,
 }
 LUMINA, AMUSED, AMUSED_LINEAR = "lumina", "amused", "amused-linear"
-# Share of the tokens that stays masked at r = 0 .. 1: rules that round down what stays, by the model they are of.
-MASKED: dict[str, Callable[[float], float]] = {
-    LUMINA: lambda r: math.cos(_float32(_float32(math.pi / 2) * r)),
-    AMUSED: lambda r: math.cos(_float32(_float32(math.pi / 2) * r)),
-    AMUSED_LINEAR: lambda r: 1 - r,
-}
-SCHEDULES = (*SHARES, *MASKED)
+ROUNDED_DOWN = (LUMINA, AMUSED, AMUSED_LINEAR)  # what stays masked; by the model they are of
+SCHEDULES = (*SHARES, *ROUNDED_DOWN)
 
 
 def reveal_counts(
@@ -136,7 +131,7 @@ def reveal_counts(
     image_tokens: int | None = None,
     denoise: float = 1.0,
 ) -> list[int]:
-    """Return the tokens to reveal in each step, `num_tokens` in all; at least 1 each but in the rules of `MASKED`.
+    """Return the tokens to reveal in each step, `num_tokens` in all; at least 1 each but in those of `ROUNDED_DOWN`.
 
     Source: Besnier and Chen 2023, section 3; adap_sche as above: shares are rounded, zeros become 1, the last step
     takes the difference. For "lumina" see `lumina_counts`.
@@ -153,7 +148,7 @@ def reveal_counts(
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}.")
     if schedule == LUMINA:
         return lumina_counts(num_steps, num_tokens)
-    if schedule in MASKED:
+    if schedule in ROUNDED_DOWN:
         return amused_counts(schedule, num_steps, num_tokens, image_tokens or num_tokens, denoise)
     if not 1 <= num_steps <= num_tokens:
         raise ValueError(
@@ -184,10 +179,9 @@ def lumina_counts(num_steps: int, num_tokens: int) -> list[int]:
     Raises:
         ValueError: no step or no token.
     """
-    masked = [num_tokens]
-    for share in _masked_shares(LUMINA, num_steps, num_tokens):
-        masked.append(max(1, math.floor(_float32(num_tokens * share))))
-    return [before - after for before, after in pairwise([*masked, 0])]
+    _check_counts(num_steps, num_tokens)
+    masked = [max(1, cosine_share(i / num_steps, num_tokens)) for i in range(1, num_steps)]
+    return [before - after for before, after in pairwise([num_tokens, *masked, 0])]
 
 
 def amused_counts(
@@ -212,28 +206,38 @@ def amused_counts(
     Raises:
         ValueError: no step or no token.
     """
-    made = _float32(min(1.0, num_tokens / (denoise * image_tokens)))
+    _check_counts(num_steps, num_tokens)
+    made = float32(min(1.0, num_tokens / (denoise * image_tokens)))
     masked = [num_tokens]
-    for share in _masked_shares(schedule, num_steps, num_tokens):
-        stay = masked[-1]
+    for i in range(1, num_steps):
+        ratio, stay = float32(i / num_steps), masked[-1]
+        share = float32(1 - ratio) if schedule == AMUSED_LINEAR else cosine(ratio)
         if denoise == 1 or share < denoise - 1e-6:
-            stay = math.floor(_float32(image_tokens * _float32(made * share)))
+            stay = math.floor(float32(image_tokens * float32(made * share)))
             stay = max(1, min(stay, masked[-1] - 1))
         masked.append(stay)
     return [before - after for before, after in pairwise([*masked, 0])]
 
 
-def _masked_shares(schedule: str, num_steps: int, num_tokens: int) -> list[float]:
-    """Return the share (float32) that stays masked after each step but the last. Raises ValueError if there is none."""
+def _check_counts(num_steps: int, num_tokens: int) -> None:
+    """Raise ValueError if there is no step or no token."""
     if num_steps < 1 or num_tokens < 1:
         raise ValueError(
             f"steps and tokens to make must be at least 1, got {num_steps} and {num_tokens}."
         )
-    ratios = (_float32(i / num_steps) for i in range(1, num_steps))
-    return [_float32(MASKED[schedule](ratio)) for ratio in ratios]
 
 
-def _float32(number: float) -> float:
+def cosine_share(elapsed: float, num_tokens: int) -> int:
+    """Return floor(num_tokens * cos(pi / 2 * elapsed)) as float32 arithmetic gives it; -1 at the end."""
+    return math.floor(float32(num_tokens * cosine(float32(elapsed))))
+
+
+def cosine(ratio: float) -> float:
+    """Return cos(pi / 2 * ratio) of a float32 as float32 arithmetic gives it, but on every device."""
+    return float32(math.cos(float32(float32(math.pi / 2) * ratio)))
+
+
+def float32(number: float) -> float:
     """Return the nearest float32; of a product of two float32s that is what float32 arithmetic gives."""
     return struct.unpack("f", struct.pack("f", number))[0]
 
@@ -267,8 +271,8 @@ def plan(
 ) -> list[Step]:
     """Return the steps of a run that makes `num_tokens` of the `image_tokens` tokens of each image.
 
-    Every step reveals at least one token. A schedule may give a step none (those of `MASKED` do): that step is left
-    out, its full pass goes to the next one, and the others keep their numbers. Nothing to make gives an empty plan.
+    Every step reveals at least one token. A schedule may give a step none (`ROUNDED_DOWN`): that step is left out, its
+    full pass goes to the next one, and the others keep their numbers. Nothing to make gives an empty plan.
 
     Args:
         denoise: share that `num_tokens` is of the tokens that may be made.
@@ -283,7 +287,7 @@ def plan(
     if num_tokens == 0:
         return []
     num_steps = settings.num_steps
-    if settings.schedule not in MASKED:
+    if settings.schedule not in ROUNDED_DOWN:
         num_steps = min(num_steps, num_tokens)
     full = settings.full_indices(num_steps)
     score_temperature = rules.score_temperature or settings.temperature or 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from .accelerators.choice import own_full_steps
 from .checkpoint import Checkpoint
 from .guard import naming
 from .models.architecture import Architecture
@@ -51,7 +52,7 @@ def chosen_settings(
     model: Checkpoint,
     *,
     num_guided: int,
-    is_accelerated: bool,
+    accelerator: str | None,
     preset: str | None = None,
     steps: int | None = None,
     full_steps: int | tuple[int, ...] | None = None,
@@ -65,8 +66,8 @@ def chosen_settings(
     Args:
         num_guided: branches to guide away from.
         preset: sets steps and full steps.
-        is_accelerated: True: there is an accelerator for steps that are not full passes.
-        full_steps: how many steps are full passes, or which; None = a usual share with an accelerator, else all.
+        accelerator: name of what answers steps that are not full passes; None = all are.
+        full_steps: how many steps are full passes, or which; None = what is usual with the accelerator.
         has_mask: as for `usual_settings`.
         cfg, cfg_image: guidance weights of the text or class, and of the source images.
         others: further fields of `Settings`.
@@ -80,15 +81,10 @@ def chosen_settings(
         if steps is not None or full_steps is not None:
             raise ValueError("--preset sets --steps and --full-steps. Leave them out, or --preset.")
         steps, full_steps = preset_of(model, preset)
-    if full_steps is not None and not is_accelerated:
-        used = "--full-steps" if preset is None else "--preset"
-        raise ValueError(
-            f"{used} needs a shortcut head or another accelerator: without one every step is full. Add --head FILE, or "
-            "--accelerator partial."
-        )
     num_steps = usual.num_steps if steps is None else steps
-    if is_accelerated and full_steps is None:
-        full_steps = usual_full_steps(model.architecture, num_steps)
+    if accelerator is not None and full_steps is None:
+        full_steps = own_full_steps(accelerator, num_steps)
+        full_steps = full_steps or usual_full_steps(model.architecture, num_steps)
     weights = (cfg, cfg_image)
     if cfg is not None and num_guided < 1:
         raise ValueError(f"a {model.layout.title} has no guidance. Leave --cfg out.")

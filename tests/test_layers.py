@@ -99,6 +99,7 @@ def test_an_architecture_imports_no_other_and_nothing_above_it(path):
         f"shortcut.models.{path.parent.name}",
         *(f"shortcut.models.{shared}" for shared in SHARED),
         "shortcut.schedule",
+        "shortcut.text_schedule",
         "shortcut.denoiser",
         "shortcut.gather",
         "shortcut.containers",
@@ -119,6 +120,18 @@ def test_an_architecture_imports_no_other_and_nothing_above_it(path):
         ("gather", set()),
         ("denoiser", {"shortcut.gather", "shortcut.schedule"}),
         ("sampler", {"shortcut.denoiser", "shortcut.noise", "shortcut.schedule"}),
+        ("text_schedule", {"shortcut.guard", "shortcut.schedule"}),
+        (
+            "text",
+            {
+                "shortcut.denoiser",
+                "shortcut.guard",
+                "shortcut.noise",
+                "shortcut.sampler",
+                "shortcut.schedule",
+                "shortcut.text_schedule",
+            },
+        ),
     ],
 )
 def test_the_sampling_core_imports_no_model(module, allowed):

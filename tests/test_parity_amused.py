@@ -19,8 +19,8 @@ from shortcut_pack.shortcut.denoiser import Denoised
 from shortcut_pack.shortcut.image import covered
 from shortcut_pack.shortcut.models.amused import ARCHITECTURE, transformer
 from shortcut_pack.shortcut.models.clip_text import ClipTextEncoder
+from shortcut_pack.shortcut.models.key_table import rename
 from shortcut_pack.shortcut.models.layers import Bare
-from shortcut_pack.shortcut.models.layout import rename
 from shortcut_pack.shortcut.models.uvit import TextCondition
 from shortcut_pack.shortcut.sampler import decide
 from shortcut_pack.shortcut.schedule import AMUSED, AMUSED_LINEAR, plan

@@ -15,6 +15,7 @@ from pathlib import PurePath
 from typing import Any
 
 from .. import shipped
+from ..accelerators.choice import FLOAT8, HEAD
 from ..checkpoint import Checkpoint
 from ..containers import INDEX_SUFFIX
 from ..grid import Grid
@@ -99,13 +100,22 @@ def graph_of(
         "denoise": 1.0,
         "preset": "custom",
     }
-    if pipeline.head_file is not None:
+    if pipeline.head_file is not None and pipeline.used_head is not None:
         graph["2"] = _node(
             "ShortcutLoadHead",
             head_name=_choice(pipeline.head_file, HEADS),
             weight_dtype=dtype,
         )
         sampler["head"] = ["2", 0]
+    name = pipeline.accelerator_name
+    if name not in (None, HEAD):
+        graph["9"] = _node(
+            "ShortcutAccelerator",
+            accelerator=name.removesuffix(FLOAT8),
+            keys_and_values="float8_e4m3fn" if name.endswith(FLOAT8) else "as computed",
+            **({"head": sampler["head"]} if "head" in sampler else {}),
+        )
+        sampler["head"] = ["9", 0]
     if len(nodes) > 1:
         graph["4"] = nodes[1]
         sampler["negative"] = ["4", 0]

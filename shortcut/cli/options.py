@@ -43,11 +43,6 @@ def add_files(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--head", help="shortcut head, or none; default: none with --model, else the shipped one"
     )
-    files.add_argument(
-        "--accelerator",
-        choices=ACCELERATORS,
-        help="what answers steps that are not full passes; only head needs a file; default: the head, if there is one",
-    )
     files.add_argument("--out", type=Path, help="PNG; several images get -0, -1, ... before .png")
     files.add_argument(
         "--save-tokens", type=Path, help="safetensors with `codes` (images, rows, columns)"
@@ -113,7 +108,14 @@ def add_how(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--preset",
         choices=PRESET_NAMES,
-        help="steps and full passes with a head, as measured in the paper for the model's architecture",
+        help="steps and full passes, as measured with a head in the paper for the model's architecture",
+    )
+    how.add_argument(
+        "--accelerator",
+        choices=ACCELERATORS,
+        metavar="NAME",
+        help="what answers steps that are not full passes: %(choices)s; default: the head, if there is one, else "
+        "partial with --preset or --full-steps",
     )
     how.add_argument("--steps", type=int, help="sampling steps")
     how.add_argument(
@@ -219,10 +221,7 @@ def check_taken(options: argparse.Namespace, architecture: Architecture) -> None
         if field not in architecture.takes and getattr(options, name) is not None:
             taken = ", ".join(flag(n) for n, f in FIELDS.items() if f in architecture.takes)
             raise ValueError(f"{flag(name)} is not for a {title}. It takes {taken}.")
-    if options.task is not None and options.task not in architecture.tasks:
-        raise ValueError(
-            f"a {title} does not know the task {options.task!r}. It knows {', '.join(architecture.tasks)}."
-        )
+    architecture.check_task(options.task)
 
 
 def flag(name: str) -> str:

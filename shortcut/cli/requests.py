@@ -41,6 +41,7 @@ NO_HEAD = "none"  # as --head
 class Job:
     """A run that is ready to start. `start` holds the other arguments of `Pipeline.sample`."""
 
+    pipeline: Pipeline  # with the accelerator of the run
     conditions: Branches
     settings: Settings
     grid: Grid
@@ -55,14 +56,15 @@ class Job:
         """The number of pictures."""
         return len(self.start["image_indices"])
 
-    def run(self, pipeline: Pipeline, on_step: Callable[[Trace], None] | None = None) -> Result:
+    def run(self, on_step: Callable[[Trace], None] | None = None) -> Result:
         """Make the codes."""
-        return pipeline.sample(
+        return self.pipeline.sample(
             self.conditions, self.settings, self.grid, on_step=on_step, **self.start
         )
 
-    def flops(self, pipeline: Pipeline) -> int:
+    def flops(self) -> int:
         """Count the floating point operations of the run."""
+        pipeline = self.pipeline
         return count_flops(
             pipeline.model,
             pipeline.used_head,
@@ -116,6 +118,8 @@ def job_of(pipeline: Pipeline, options: argparse.Namespace) -> Job:
         ValueError: an option is out of range, or does not go with the model or another option.
         OSError: a picture cannot be read.
     """
+    is_faster = options.preset is not None or options.full_steps is not None
+    pipeline = pipeline.accelerated(options.accelerator, is_faster=is_faster)
     num_images = options.batch_size
     check_whole("batch size", num_images, 1, MAX_IMAGES)
     check_whole("seed", options.seed, 0, MAX_SEED)
@@ -157,7 +161,7 @@ def job_of(pipeline: Pipeline, options: argparse.Namespace) -> Job:
             "--steps %d is more than the tokens to make: it takes %d.", options.steps, len(steps)
         )
     graph = None
-    if options.image is None and pipeline.accelerator_name in (None, HEAD):
+    if options.image is None:
         graph = graph_of(
             pipeline,
             settings,
@@ -168,6 +172,7 @@ def job_of(pipeline: Pipeline, options: argparse.Namespace) -> Job:
             is_vq_chosen=options.vq is not None,
         )
     return Job(
+        pipeline=pipeline,
         conditions=conditions,
         settings=settings,
         grid=begin.grid,
@@ -197,7 +202,7 @@ def settings_of(
     return chosen_settings(
         pipeline.model_file,
         num_guided=num_guided,
-        is_accelerated=pipeline.accelerator_name is not None,
+        accelerator=pipeline.accelerator_name,
         full_steps=full_steps,
         has_mask=has_mask,
         **{name: getattr(options, name) for name in as_typed},

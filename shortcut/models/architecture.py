@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from ..denoiser import Conditions, Features, MaskedImageModel, Revealed
 from ..schedule import SamplerRules, Settings
 from .layout import Layout
+from .text_rules import Branches, TextRules
 
 Grid = tuple[int, int]  # rows, columns of codes
-Branches = tuple[Conditions, ...]  # the wanted condition, then what to guide away from
 PRESET_NAMES = ("quality", "balanced", "fast")
 
 
@@ -314,6 +314,9 @@ class Architecture:
     downloads: Mapping[str, Download] = field(default_factory=dict)  # by name on the command line
     takes: frozenset[str] = frozenset()  # fields of `Request`
     tasks: Mapping[str, int] = field(default_factory=dict)  # task -> number of source images
+    text: TextRules | None = (
+        None  # of models that answer in text; their conditioner is a `TextConditioner`
+    )
     # (configuration of the model, names of its classes, its file) -> conditioner
     conditioner: Callable[[Any, Sequence[str], Path | None], Conditioner]
     fixed_grid: Callable[[Any], Grid | None] = any_size  # of a model that makes images of one size
@@ -336,9 +339,22 @@ class Architecture:
     # A model's file -> {what: where it is, or what is missing}, for `info`
     companions: Callable[[Path], Mapping[str, str]] = lambda path: {}
 
+    @property
+    def all_tasks(self) -> Mapping[str, int]:
+        """Return all tasks, with and without a text, and their numbers of source images."""
+        return {**self.tasks, **({} if self.text is None else self.text.tasks)}
+
+    def check_task(self, task: str | None) -> None:
+        """Raise ValueError if the models do not know a task; None = none is given."""
+        if task is not None and task not in self.all_tasks:
+            raise ValueError(
+                f"a {self.title} does not know the task {task!r}. It knows {', '.join(self.all_tasks)}."
+            )
+
     def check(self, request: Request) -> None:
-        """Raise ValueError if the request has a field that these models do not read."""
+        """Raise ValueError if the request has a field or a task that these models do not read."""
         for name in sorted(request.given - self.takes):
             raise ValueError(
                 f"{name} is not for a {self.title}. It takes {', '.join(sorted(self.takes))}."
             )
+        self.check_task(request.task)

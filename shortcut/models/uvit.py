@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from ..denoiser import Conditions, Features
 from ..schedule import Step
 from .beside import stated_beside
+from .key_table import Unbatched
 from .layers import BaseNetwork
-from .layout import Unbatched
 
 DOWNSCALE = 16  # pixels per code along one side, of the VQ model that goes with these networks
 # Micro-conditions: width and height of the image, what was cropped left and above, in pixels, and an aesthetic score.

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from ..architecture import Grid
 from ..beside import check_expected, stated_beside
+from ..key_table import Unbatched
 from ..layers import Attention, MultiHeadAttention
-from ..layout import Layout, Tensors, Unbatched, check_heads, count, given, sizes
+from ..layout import Layout, Tensors, check_heads, count, given, sizes
 from ..uvit import (
     EPS,
     INPUT_TABLE,
