@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.models.architecture import PRESET_NAMES
-from ..shortcut.schedule import SCHEDULES, Settings
+from ..shortcut.schedule import ORDERS, SCHEDULES, Settings
 from ..shortcut.settings import preset_of, usual_settings
 
 CUSTOM = "custom"
@@ -156,6 +156,16 @@ def later_widgets() -> list[Any]:
             "paper, untried on the published models. 0 = off. Typical: 1 for the shipped class "
             "model, 0 for others. No effect on speed, nor without a head.",
         ),
+        io.Combo.Input(
+            "order",
+            options=list(ORDERS),
+            default=ORDERS[0],
+            optional=True,
+            advanced=True,
+            tooltip="Which tokens are revealed first. confidence: those that the model is surest "
+            "of. halton: far from each other, by a fixed sequence; choice_temperature then has no "
+            "effect. No effect on speed.",
+        ),
     ]
 
 
@@ -188,6 +198,7 @@ def settings_of(
             temperature=values["temperature"],
             choice_temperature=values["choice_temperature"],
             spread=values["spread"],
+            order=values["order"],
         )
         if settings.schedule != usual.schedule:
             logging.warning(

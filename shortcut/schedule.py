@@ -55,6 +55,8 @@ class Settings:
     schedule: str = "arccos"
     temperature: float = 1.0  # of the codes; 0 = the most likely code
     choice_temperature: float = 7.0  # of the first step; inf = random positions
+    # Which tokens come first: one of ORDERS. Only "confidence" has use for the choice temperature.
+    order: str = "confidence"
     # Not in the paper. In steps that are not full passes, positions within so many rows and columns of tokens that the
     # last full pass did not see come last: its features there are out of date. 0 = by confidence alone.
     spread: int = 0
@@ -66,6 +68,8 @@ class Settings:
             raise ValueError(
                 f"schedule must be one of {', '.join(SCHEDULES)}, got {shown(self.schedule)}."
             )
+        if self.order not in ORDERS:
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {shown(self.order)}.")
         for name, value in (
             ("temperature", self.temperature),
             *(("cfg", g) for g in self.guidance),
@@ -122,6 +126,7 @@ SHARES: dict[str, Callable[[float], float]] = {
 LUMINA, AMUSED, AMUSED_LINEAR = "lumina", "amused", "amused-linear"
 ROUNDED_DOWN = (LUMINA, AMUSED, AMUSED_LINEAR)  # what stays masked; by the model they are of
 SCHEDULES = (*SHARES, *ROUNDED_DOWN)
+ORDERS = ("confidence", "halton")  # see `orders.BY_NAME`
 
 
 def reveal_counts(

@@ -9,7 +9,7 @@ from .accelerators.choice import own_full_steps
 from .checkpoint import Checkpoint
 from .guard import naming
 from .models.architecture import Architecture
-from .schedule import Settings
+from .schedule import ORDERS, Settings
 
 USUAL_PRESET = "balanced"  # whose share of full steps a run with a head has
 USUAL_SHARE = 0.25  # the same of a model without presets
@@ -101,9 +101,13 @@ def chosen_settings(
             usual, num_steps=num_steps, full_steps=full_steps, guidance=guidance, **given
         )
     except TypeError:
-        known = "preset, steps, full_steps, cfg, cfg_image, temperature, choice_temperature, schedule, spread"
+        known = "preset, steps, full_steps, cfg, cfg_image, temperature, choice_temperature, schedule, order, spread"
         raise ValueError(f"settings are {known}; got {', '.join(sorted(given))}.") from None
     settings.check()
+    if settings.order != ORDERS[0] and "choice_temperature" in given:
+        raise ValueError(
+            f"the order {settings.order} has no choice temperature. Leave it out, or the order."
+        )
     return settings
 
 

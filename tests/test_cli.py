@@ -114,6 +114,15 @@ def test_spread_changes_what_the_head_answers_and_the_picture_says_so(
     assert torch.equal(run("--head", "none", "--spread", "1")[1], vanilla)
 
 
+def test_the_order_changes_the_picture_which_says_so(run, tmp_path: Path) -> None:
+    usual = run()[1]
+    assert not torch.equal(run("--order", "halton")[1], usual)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert json.loads(picture.info["shortcut"])["order"] == "halton"
+    status, _, _, printed = run("--order", "halton", "--choice-temperature", "4")
+    assert status and "the order halton has no choice temperature" in printed
+
+
 def test_the_head_costs_less_than_the_passes_it_replaces(run, folder: Path) -> None:
     def flops(*arguments: str) -> float:
         return json.loads(run(*arguments, "--json")[2].splitlines()[-1])["flops"]

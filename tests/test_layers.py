@@ -119,7 +119,8 @@ def test_an_architecture_imports_no_other_and_nothing_above_it(path):
         ("noise", set()),
         ("gather", set()),
         ("denoiser", {"shortcut.gather", "shortcut.schedule"}),
-        ("sampler", {"shortcut.denoiser", "shortcut.noise", "shortcut.schedule"}),
+        ("orders", {"shortcut.noise", "shortcut.schedule"}),
+        ("sampler", {f"shortcut.{n}" for n in ("denoiser", "noise", "orders", "schedule")}),
         ("text_schedule", {"shortcut.guard", "shortcut.schedule"}),
         (
             "text",

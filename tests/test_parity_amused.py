@@ -150,7 +150,7 @@ class Uniform:
 
     u_BL: Tensor
 
-    def choice_gumbel(self, step: int, index_BN: Tensor) -> Tensor:
+    def choice(self, step: int, index_BN: Tensor) -> Tensor:
         return -torch.log(-torch.log(self.u_BL.gather(1, index_BN)))
 
 

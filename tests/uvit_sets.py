@@ -51,7 +51,7 @@ class Replay:
         index_BNV = index_BN.unsqueeze(-1).expand_as(logits_BNV)
         return (logits_BNV.softmax(-1) / q_BLV.gather(1, index_BNV)).argmax(-1)
 
-    def choice_gumbel(self, step: int, index_BN: Tensor) -> Tensor:
+    def choice(self, step: int, index_BN: Tensor) -> Tensor:
         name = f"noise/gumbel/{step - self.first:02d}"
         if name not in self.golden:  # the last step reveals everything, and draws nothing
             return torch.zeros(index_BN.shape)

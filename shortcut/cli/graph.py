@@ -97,6 +97,7 @@ def graph_of(
         **widgets,
         "cfg_ramp": settings.guidance_ramp,
         "schedule": settings.schedule,
+        "order": settings.order,
         "denoise": 1.0,
         "preset": "custom",
     }
