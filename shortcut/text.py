@@ -25,7 +25,7 @@ from .denoiser import (
 )
 from .guard import MAX_DRAWS, check_whole
 from .noise import Noise, NormalNoise
-from .sampler import check_logits, decide, sample
+from .sampler import Trace, check_logits, decide, sample
 from .schedule import Step
 from .text_schedule import ParallelSettings, TextSettings, parallel_plan, text_plan
 
@@ -60,7 +60,7 @@ def answer(
     image_indices: Sequence[int],
     end: int | None = None,
     device: torch.device | str = "cpu",
-    on_pass: Callable[[], None] | None = None,
+    on_pass: Callable[[], object] | None = None,
 ) -> Tensor:
     """Return the token ids (B, T) of answers, made block by block.
 
@@ -92,13 +92,17 @@ def answer(
             index_BN = span.start + tokens.index_BN
             return Denoised(model.text_logits(features[0], index_BN), features, True)
 
+        def passed(trace: Trace) -> None:
+            if on_pass is not None:
+                on_pass()
+
         text.ids_BL[:, span] = sample(
             denoise,
             text.ids_BL[:, span],
             text.is_masked_BL[:, span],
             block.steps,
             noise.part(slice(None), span),
-            None if on_pass is None else lambda trace: on_pass(),
+            passed,
         )
         text.is_masked_BL[:, span] = False
         made_BT = text.ids_BL[:, : block.end]
@@ -117,7 +121,7 @@ def in_parallel(
     seed: int,
     image_indices: Sequence[int],
     device: torch.device | str = "cpu",
-    on_pass: Callable[[Canvas], None] | None = None,
+    on_pass: Callable[[Canvas], object] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return an image's codes (B, L) and a text's token ids (B, T), made in the same passes.
 

@@ -22,7 +22,7 @@ from ..flops import count_flops
 from ..generate import Result, masked_at_start, needed_branches
 from ..grid import Grid
 from ..guard import MAX_IMAGES, MAX_SEED, check_whole
-from ..init_image import Pictures, start_of
+from ..init_image import Pictures, Start, start_of
 from ..models.architecture import Architecture, Branches, Request
 from ..pipeline import Pipeline, chosen_settings
 from ..sampler import Trace
@@ -120,19 +120,14 @@ def job_of(pipeline: Pipeline, options: argparse.Namespace) -> Job:
     is_faster = options.preset is not None or options.full_steps is not None
     pipeline = pipeline.accelerated(options.accelerator, is_faster=is_faster)
     num_images = options.batch_size
-    check_whole("batch size", num_images, 1, MAX_IMAGES)
-    check_whole("seed", options.seed, 0, MAX_SEED)
+    check_numbers(options)
     check_taken(options, pipeline.architecture)
+    if options.task in models.text_tasks():
+        raise ValueError(
+            f"the task {options.task!r} has a text for an answer, which --prompts has no place for. Run it alone."
+        )
     hashes = hashes_of(options)
-    pictures = Pictures(**{item.name: getattr(options, item.name) for item in fields(Pictures)})
-    begin = start_of(pipeline, pictures, options.task)
-    request = Request(
-        label=options.class_,
-        prompt=options.prompt,
-        negative=options.negative,
-        task=options.task,
-        sources=begin.sources,
-    )
+    begin, request = request_of(pipeline, options)
     branches = pipeline.conditioner.conditions(request, num_images)
     if unknown := pipeline.conditioner.unknown_words(request):
         logger.warning(
@@ -177,12 +172,34 @@ def job_of(pipeline: Pipeline, options: argparse.Namespace) -> Job:
         num_to_make=num_to_make,
         num_steps=len(steps),
         about={
-            **_about(pipeline, options, request, settings, begin.grid),
+            **about_of(pipeline, options, request, begin.grid),
+            **asdict(settings),
+            **asdict(pipeline.architecture.rules),
             "conditions": contents.of_conditions(conditions),
             **hashes,
         },
         graph=graph,
     )
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """Raise ValueError if the number of images or the seed is out of range."""
+    check_whole("batch size", options.batch_size, 1, MAX_IMAGES)
+    check_whole("seed", options.seed, 0, MAX_SEED)
+
+
+def request_of(pipeline: Pipeline, options: argparse.Namespace) -> tuple[Start, Request]:
+    """Return where a run starts from, and what it is asked for. Raises ValueError, OSError as `start_of`."""
+    pictures = Pictures(**{item.name: getattr(options, item.name) for item in fields(Pictures)})
+    begin = start_of(pipeline, pictures, options.task)
+    request = Request(
+        label=options.class_,
+        prompt=options.prompt,
+        negative=options.negative,
+        task=options.task,
+        sources=begin.sources,
+    )
+    return begin, request
 
 
 def settings_of(pipeline: Pipeline, options: argparse.Namespace, *, num_guided: int) -> Settings:
@@ -226,14 +243,10 @@ def hashes_of(options: argparse.Namespace) -> dict[str, str]:
     }
 
 
-def _about(
-    pipeline: Pipeline,
-    options: argparse.Namespace,
-    request: Request,
-    settings: Settings,
-    grid: Grid,
+def about_of(
+    pipeline: Pipeline, options: argparse.Namespace, request: Request, grid: Grid
 ) -> dict[str, Any]:
-    """Return what pictures say about themselves."""
+    """Return what pictures say about themselves, without the sampler's settings."""
     model, vq, head = pipeline.model_file, pipeline.vq_file, pipeline.head_file
     other: dict[str, Any] = {}
     if pipeline.accelerator_name not in (None, HEAD):
@@ -258,8 +271,6 @@ def _about(
         "width": grid[1] * pipeline.downscale,
         "height": grid[0] * pipeline.downscale,
         "seed": options.seed,
-        **asdict(settings),
-        **asdict(pipeline.architecture.rules),
     }
 
 
