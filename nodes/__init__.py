@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import lora
 from .accelerate import Accelerator
+from .compare import SpeedQuality
 from .condition import ClassCondition, TextCondition
 from .folders import register_folders
 from .load import LoadHead, LoadMIGM
@@ -21,6 +22,7 @@ NODES: list[type[io.ComfyNode]] = [
     MaskedSampler,
     TrainHead,
     SaveHead,
+    SpeedQuality,
 ]
 
 
