@@ -24,8 +24,8 @@ from experiments.scenes.edits import altered
 from experiments.scenes.scene import CLASS_NAMES, compose_varied
 from experiments.tables import (
     ablation,
+    frontier,
     load_memory,
-    quality,
     real_sizes,
     text_quality,
     weight_types,
@@ -62,7 +62,7 @@ ALL = (
     "base --dir {dir}",
     "head --dir {dir} --device {device}",
     "judge --dir {dir}",
-    "quality --num 1000 --chart docs/quality.png --work {dir}/quality",
+    "frontier --chart docs/quality.png --work {dir}/frontier",
     "text-data --dir {dir}",
     "tokenizer --dir {dir}",
     "text-base --dir {dir}",
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
             step.add_argument("--dry-run", action="store_true", help="only print the commands")
         step.set_defaults(run=run)
     for table in (
-        quality,
+        frontier,
         text_quality,
         ablation,
         weight_types,

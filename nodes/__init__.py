@@ -5,6 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import lora
+from .accelerate import Accelerator
+from .compare import SpeedQuality
 from .condition import ClassCondition, TextCondition
 from .folders import register_folders
 from .load import LoadHead, LoadMIGM
@@ -14,11 +16,13 @@ from .train import SaveHead, TrainHead
 NODES: list[type[io.ComfyNode]] = [
     LoadMIGM,
     LoadHead,
+    Accelerator,
     ClassCondition,
     TextCondition,
     MaskedSampler,
     TrainHead,
     SaveHead,
+    SpeedQuality,
 ]
 
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import comfy.model_management as mm
 from torch import Tensor
 
-from ..shortcut.accelerators.shortcut_head import ShortcutHead
+from ..shortcut.accelerators.choice import kept_bytes
 from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.generate import Result, generate, masked_at_start, needed_branches
 from ..shortcut.models.architecture import Branches, Conditioning, Grid
 from ..shortcut.pipeline import check_head
 from ..shortcut.schedule import Settings, plan
+from .accelerate import Accelerated
 from .host import NodeText, advice_on_memory
 from .latents import codes_of, editable_of, indices_of, samples_of
 from .native import fitted_head, head_of, model_of
@@ -31,8 +31,8 @@ MEMORY_ADVICE = (
     "weight_dtype of Load MIGM to bfloat16 or float8_e4m3fn, or set cfg to 0, which halves the "
     "work."
 )
-# (model, branches to guide away from, is there a head) -> settings
-SettingsOf = Callable[[Checkpoint, int, bool], Settings]
+# (model, branches to guide away from, is there an accelerator, is there a mask) -> settings
+SettingsOf = Callable[[Checkpoint, int, bool, bool], Settings]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class Job:
     """What a run needs, checked to fit."""
 
     model: Any  # MODEL
-    head: Any  # SHORTCUT_HEAD; None = vanilla
+    accelerated: Accelerated
     settings: Settings
     conditions: Branches  # those that matter
     grid: Grid
@@ -56,7 +56,8 @@ class Job:
         """The steps of all groups of images with as many tokens to make."""
         rules = model_of(self.model).checkpoint.architecture.rules
         counts, num_tokens = {*self.num_to_make}, self.start["num_tokens"]
-        return sum(len(plan(self.settings, count, num_tokens, rules)) for count in counts)
+        more = rules, self.start["denoise"]
+        return sum(len(plan(self.settings, count, num_tokens, *more)) for count in counts)
 
 
 def job_of(
@@ -77,21 +78,23 @@ def job_of(
     """
     masked_model = model_of(model)
     checkpoint = masked_model.checkpoint
-    if head is not None:
-        head = fitted_head(head, checkpoint)
-        if doubt := check_head(head_of(head)[1], checkpoint):
+    accelerated = Accelerated.of(head)
+    if accelerated.head is not None:
+        accelerated = replace(accelerated, head=fitted_head(accelerated.head, checkpoint))
+        if doubt := check_head(head_of(accelerated.head)[1], checkpoint):
             logging.warning(doubt)
     only_grid = checkpoint.architecture.fixed_grid(checkpoint.config)
     samples = samples_of(latent, model, only_grid)
     num_images, grid = len(samples), (samples.shape[2], samples.shape[3])
     branches = masked_model.conditioner.from_conditioning(positive, negative, num_images)
-    chosen = settings(checkpoint, len(branches) - 1, head is not None)
+    has_mask = "noise_mask" in latent
+    chosen = settings(checkpoint, len(branches) - 1, accelerated.name is not None, has_mask)
     conditions, guidance = needed_branches(branches, chosen.guidance)
     known_codes_BL: Tensor | None = codes_of(samples, checkpoint.config.num_codes)
     is_editable_BL = None
-    if denoise == 1 and "noise_mask" not in latent:
+    if denoise == 1 and not has_mask:
         known_codes_BL = None  # all are made anew
-    if "noise_mask" in latent:
+    if has_mask:
         is_editable_BL = editable_of(latent["noise_mask"], num_images, grid)
     start = {
         "seed": seed % 2**64,  # a linked Int may be negative
@@ -103,7 +106,7 @@ def job_of(
     }
     return Job(
         model=model,
-        head=head,
+        accelerated=accelerated,
         settings=replace(chosen, guidance=guidance),
         conditions=conditions,
         grid=grid,
@@ -124,27 +127,29 @@ def run(job: Job, text: NodeText, node: str, **progress: Any) -> tuple[Result, S
     masked_model, device = model_of(job.model), job.model.load_device
     rules, conditions = masked_model.checkpoint.architecture.rules, job.conditions
     num_images = len(job.start["image_indices"])
+    on_grid = masked_model.network.on_grid(*job.grid)
+    lengths = tuple(on_grid.sequence_length(condition) for condition in conditions)
     needed = masked_model.run_bytes(job.grid, num_images, conditions)
-    loaded = [job.model] if job.head is None else [job.model, job.head]
+    needed += kept_bytes(job.accelerated.name, on_grid, num_images, lengths)
+    head = job.accelerated.head
+    loaded = [job.model] if head is None else [job.model, head]
     mm.load_models_gpu(loaded, memory_required=needed)
     is_sequential = len(conditions) > 1 and job.model.get_free_memory(device) < needed
     if is_sequential:
         logging.info("%s: memory is short, one guidance branch at a time", node)
-    on_grid = masked_model.network.on_grid(*job.grid, is_sequential=is_sequential)
     colours_V3 = job.model.get_model_object("latent_format").colours_V3
     report = StepReport(job.num_steps, job.grid, colours_V3, device, text, **progress)
     with masked_model.running(job.model), advice_on_memory(MEMORY_ADVICE):
         result = generate(
-            on_grid,
+            masked_model.network.on_grid(*job.grid, is_sequential=is_sequential),
             conditions,
             job.settings,
             rules,
-            accelerator=None if job.head is None else partial(ShortcutHead, head_of(job.head)[0]),
+            accelerator=job.accelerated.make,
             device=device,
             on_step=report,
             **job.start,
         )
-    lengths = tuple(on_grid.sequence_length(condition) for condition in conditions)
     patches = getattr(job.model, "patches_uuid", None)
     work = Work(
         of_a_pass=(job.grid, num_images, lengths, is_sequential, patches),

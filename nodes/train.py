@@ -16,11 +16,9 @@ from typing import Any, cast
 
 import comfy.model_management as mm
 import comfy.utils
-import numpy as np
 import torch
 from comfy_api.latest import io
 from PIL import Image
-from torch import Tensor
 
 from ..shortcut import checkpoint as checkpoints
 from ..shortcut.grid import usual_grid
@@ -32,6 +30,8 @@ from ..shortcut.train.learn import HeadPlan, learn
 from ..shortcut.train.log import Figures, read_log, time_left
 from ..shortcut.train.teacher import RUNS, Teacher, teacher_of
 from . import folders
+from .accelerate import Accelerated
+from .drawing import image_of
 from .host import NodeText, advice_on_memory
 from .load import Head
 from .native import MARGIN, MaskedImageModel, build_head, head_of, model_of
@@ -168,7 +168,7 @@ class TrainHead(io.ComfyNode):
                 )
         on_cpu = {name: tensor.cpu() for name, tensor in trained.tensors.items()}
         head = build_head(replace(trained, tensors=on_cpu), "default")
-        return io.NodeOutput(head, _image(report.chart()))
+        return io.NodeOutput(head, image_of(report.chart()))
 
 
 class SaveHead(io.ComfyNode):
@@ -207,7 +207,12 @@ class SaveHead(io.ComfyNode):
     @classmethod
     def execute(cls, head: Any, filename_prefix: str) -> io.NodeOutput:
         path = folders.new_head_file(filename_prefix)
-        network, described = head_of(head)
+        saved = Accelerated.of(head).head
+        if saved is None:
+            raise ValueError(
+                "head comes from an Accelerator without a head. Connect Train Shortcut Head."
+            )
+        network, described = head_of(saved)
         tensors = network.state_dict()
         checkpoints.save(path, replace(described, tensors=tensors), dtype=described.dtype)
         logging.info("Save Shortcut Head: wrote %s", path)
@@ -361,8 +366,3 @@ def _gradients_pass(network: ModelNetwork) -> Iterator[None]:
     finally:
         for layer, functions in zip(layers, before, strict=True):
             layer.weight_function = functions
-
-
-def _image(picture: Image.Image) -> Tensor:
-    """Return IMAGE (1, Y, X, 3) in [0, 1]."""
-    return torch.from_numpy(np.asarray(picture.convert("RGB"), np.float32) / 255).unsqueeze(0)

@@ -8,6 +8,8 @@ import logging
 import sys
 from importlib import import_module
 
+from .guard import message_of
+
 # Command -> (module of `cli` that adds it, what it does). Only the module that is asked for is imported.
 COMMANDS = {
     "generate": ("generate", "make pictures"),
@@ -40,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted: what was not finished was not written", file=sys.stderr)
         return 130
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message_of(error)}", file=sys.stderr)
         return 1
 
 

@@ -6,6 +6,7 @@ names of files cannot be told to the libraries.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import pickle
@@ -18,6 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from . import pickles
 from .guard import guarded, parse_json
 
 SAFETENSORS_DTYPES = {
@@ -136,6 +138,9 @@ def read_pytorch(path: Path, *, is_zip: bool) -> dict[str, Any]:
         with guarded(path, DAMAGED_PYTORCH, AGAIN):
             if is_zip:
                 _check_zip(path)
+            else:
+                with path.open("rb") as file:
+                    pickles.check(file, path.stat().st_size, pickles.IN_LEGACY)
             raw = _loaded(path, is_zip=is_zip)
     except ValueError as error:
         if isinstance(error.__cause__, pickle.UnpicklingError):
@@ -178,16 +183,21 @@ def _loaded(path: Path, *, is_zip: bool) -> Any:
 
 
 def _check_zip(path: Path) -> None:
-    """Raise ValueError if what an archive unpacks to is larger than the file, or its pickle than any of tensors."""
+    """Raise ValueError if an archive unpacks to more than the file, or its pickle stands for more than tensors."""
+    num_bytes = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise ValueError("its parts are compressed, which PyTorch's never are")
-    if sum(member.file_size for member in members) > path.stat().st_size:
-        raise ValueError("its parts are larger than the file")
-    limit = MAX_PICKLE + MAX_PICKLED * len(members)
-    if any(m.filename.endswith("data.pkl") and m.file_size > limit for m in members):
-        raise ValueError(f"it describes its tensors in more than {limit} bytes")
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("its parts are compressed, which PyTorch's never are")
+        if sum(member.file_size for member in members) > num_bytes:
+            raise ValueError("its parts are larger than the file")
+        limit = MAX_PICKLE + MAX_PICKLED * len(members)
+        for member in members:
+            if member.filename.endswith("data.pkl"):
+                if member.file_size > limit:
+                    raise ValueError(f"it describes its tensors in more than {limit} bytes")
+                with archive.open(member) as file:
+                    pickles.check(io.BytesIO(file.read()), num_bytes)
 
 
 def _plain(value: Any) -> Any:

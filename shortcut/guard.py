@@ -29,6 +29,7 @@ MAX_YAML = 2**16  # bytes of a YAML file, whose reader is slow
 MAX_TEXT = 2**20  # bytes of a description
 PANIC = "PanicException"  # of pyo3: the class cannot be imported
 SHOWN = 200  # characters of what a file holds
+MAX_MESSAGE = 1500  # characters of an error as a command shows it
 
 
 @contextmanager
@@ -101,6 +102,13 @@ def shown(value: Any) -> str:
     except Exception:  # such as a number that is too long to print
         text = f"a {type(value).__name__}"
     return text if len(text) <= SHOWN else text[:SHOWN] + "..."
+
+
+def message_of(error: object, limit: int = MAX_MESSAGE) -> str:
+    """Return a text for people: without what would steer a terminal, its middle left out if it is long."""
+    text = "".join(c if c.isprintable() or c == "\n" else f"{c!r}"[1:-1] for c in str(error))
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}"
 
 
 def read_text(path: Path, limit: int = MAX_TEXT) -> str:

@@ -89,6 +89,8 @@ def check_writable(path: Path) -> None:
         check_name(name)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder. Give the name of a file in it.")
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is a device or a pipe, not a file. Give another name.")
     if not there.is_dir():
         raise NotADirectoryError(f"{path} cannot be written: {there} is a file, not a folder.")
     if not os.access(there, os.W_OK):

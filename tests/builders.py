@@ -2,6 +2,7 @@
 
     model(), vq(), head()   -> Checkpoint; they fit each other: 4x4 codes of 16, 3 classes, width 32
     text_model(), text_head() -> the same of Lumina-DiMOO, for the same vq(), with the words of the scenes
+    answering_model()       -> a MMaDA-Parallel-A of these sizes, which makes text too
     write_text(folder)      -> model.safetensors with its tokenizer, vq.safetensors, head.safetensors
     published(checkpoint)   -> the dict that the published file of that format holds
     write(path, checkpoint) -> path, written as one of our files or, by suffix, as a published one
@@ -26,13 +27,15 @@ from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import models, shipped
 from shortcut_pack.shortcut.checkpoint import Metadata
 from shortcut_pack.shortcut.models.layers import Bare
-from shortcut_pack.shortcut.models.layout import Layout, Table, Unbatched, _fill, _match, _names
+from shortcut_pack.shortcut.models.layout import Layout
 from shortcut_pack.shortcut.models.lumina_dimoo import head as lumina_head
+from shortcut_pack.shortcut.models.lumina_dimoo import mmada
 from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
 from shortcut_pack.shortcut.models.lumina_dimoo.tokenizer import copy_tokenizer
 from shortcut_pack.shortcut.models.maskgit import head as maskgit_head
 from shortcut_pack.shortcut.models.maskgit import transformer as maskgit
 from shortcut_pack.shortcut.models.maskgit import vqgan as maskgit_vqgan
+from shortcut_pack.shortcut.published import publish
 from shortcut_pack.shortcut.schedule import Settings, Step, plan
 
 MODEL_CONFIG = maskgit.Config(
@@ -112,6 +115,14 @@ def text_head(
     return random_checkpoint(lumina_head.LAYOUT, config, seed, **metadata)
 
 
+def answering_model(layout: Layout = mmada.LAYOUT, seed: int = 5) -> checkpoints.Checkpoint:
+    """A MMaDA-Parallel-A like `text_model()`, or a Lumina-DiMOO, with what makes text."""
+    model = random_checkpoint(layout, TEXT_CONFIG, seed, grid=(4, 4))
+    shape = (TEXT_CONFIG.num_text_ids, TEXT_CONFIG.width)
+    weight_VD = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return replace(model, text={"output.weight": weight_VD})
+
+
 def with_layout(monkeypatch: pytest.MonkeyPatch, changed: Layout) -> None:
     """Puts a changed layout in the place of the one of the same name."""
 
@@ -158,27 +169,6 @@ def published(checkpoint: checkpoints.Checkpoint) -> dict[str, Any]:
     if layout.container is None:
         return tensors
     return {"iter": 0, "global_epoch": 0, "optimizer_state_dict": {}, layout.container: tensors}
-
-
-def publish(table: Table, ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inverse of `layout.rename`; nothing stands in for what it dropped."""
-    rows: dict[str, tuple[Any, dict[int, torch.Tensor]]] = {}
-    for name, tensor in ours.items():
-        key, row, index = next(
-            (_fill(theirs, match.groups()), row, index)
-            for theirs, row in table.items()
-            for index, pattern in enumerate(_names(row))
-            if (match := _match(pattern, name))
-        )
-        rows.setdefault(key, (row, {}))[1][index] = tensor
-    return {
-        key: parts[0].unsqueeze(0)
-        if isinstance(row, Unbatched)
-        else torch.cat([parts[i] for i in sorted(parts)])
-        if isinstance(row, tuple)
-        else parts[0]
-        for key, (row, parts) in rows.items()
-    }
 
 
 def write(path: Path, checkpoint: checkpoints.Checkpoint) -> Path:

@@ -93,6 +93,23 @@ def test_a_line_makes_what_the_options_alone_make(run: Run, folder: Path, tmp_pa
     assert alone.read_bytes() == files(tmp_path)["trees.png"]
 
 
+def test_each_line_may_have_an_accelerator_of_its_own(run: Run, tmp_path: Path) -> None:
+    names = ("partial", "ml-cache", "partial+head", "taylor")
+    lines = [
+        {"prompt": "a red house", "name": name, "accelerator": name, "full_steps": 2}
+        for name in names
+    ]
+    status, outcome, error = run([*lines, {"prompt": "a red house", "name": "usual"}])
+    assert status == 1 and outcome["made"] == [1, 2, 4, 5]
+    assert "line 3: the accelerator partial+head needs a shortcut head" in error
+    assert inside(tmp_path, "usual.png").get("accelerator") is None
+    for name in ("partial", "ml-cache", "taylor"):
+        assert inside(tmp_path, f"{name}.png")["accelerator"] == name
+    assert run(lines[:2])[1]["skipped"] == [1, 2]
+    changed = [{**lines[0], "accelerator": "reuse"}]
+    assert "settings" in run(changed)[2]
+
+
 def test_what_is_finished_is_not_made_again(run: Run, tmp_path: Path) -> None:
     run(THREE)
     made = files(tmp_path)
@@ -139,6 +156,11 @@ def test_several_images_of_a_line(run: Run, tmp_path: Path) -> None:
         ),
         ({"prompt": "a", "model": "x"}, "it has 'model', which is no option"),
         ({"prompt": "a", "width": "wide"}, "argument --width: invalid int value: 'wide'"),
+        ({"prompt": "a", "batch-size": 1, "batch_size": 2}, "it says an option twice"),
+        ('{"prompt": "a", "seed": 1e999}', "the number 1e999 is too large"),
+        ('{"prompt": "a", "cfg": 1' + "0" * 400 + "}", "has 401 digits"),
+        ('{"prompt": ' + "[" * 99 + "]" * 99 + "}", "nested too deeply"),
+        ({"prompt": "a", "preset": "\x1b" * 9999}, "--preset: invalid choice: '\\x1b\\x1b"),
         ({"prompt": "a", "width": True}, "its width is True, expected a text, a number"),
         ({"prompt": "a", "width": 9}, "The nearest sizes are 8 or 10 wide and 8 high"),
         ({"prompt": "a", "name": "../a"}, "its name is '../a', expected that of a file"),
@@ -163,6 +185,7 @@ def test_a_line_that_fails_does_not_stop_the_others(
     assert status == 1
     assert outcome["made"] == [1, 4] and message in outcome["failed"]["2"]
     assert "needs the picture to change" in outcome["failed"]["3"]
+    assert len(outcome["failed"]["2"]) < 2000 and "\x1b" not in error
     assert f"line 2: {outcome['failed']['2']}" in error and "error: 2 of 4 lines failed" in error
     assert list(files(tmp_path)) == ["good.png", "last.png"]
 

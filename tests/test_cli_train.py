@@ -366,6 +366,9 @@ def test_a_head_of_a_text_model(tmp_path: Path, capsys: pytest.CaptureFixture[st
     prompts.write_text("a red house\ntrees\nsnow\n\n")
     place = Place(folder, capsys)
     assert "give --prompts FILE" in place.error("mine.safetensors")
+    (tmp_path / "long.txt").write_text("trees\n\n" + "x" * 20_000)
+    said = place.error("mine.safetensors", "--prompts", str(tmp_path / "long.txt"))
+    assert "long.txt, line 3: the prompt has 20000 characters" in said
     head = place.train("mine.safetensors", "--prompts", str(prompts), "--json")
     report = json.loads(capsys.readouterr().out)
     assert report["head"] == str(head) and report["mse"] < 2 * report["reuse"]

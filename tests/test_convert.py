@@ -189,3 +189,33 @@ def test_info_imports_neither_commands_nor_training(tmp_path: Path) -> None:
     unused = ("sympy", "transformers", "PIL", "shortcut.pipeline", "shortcut.train")
     assert not imported.intersection(unused)
     assert {name for name in imported if name.startswith("shortcut.cli.")} == {"shortcut.cli.files"}
+
+
+def test_a_published_file_is_written_for_programs_that_read_no_safetensors(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its keys are those of the original, its values ours; what it cannot hold is said."""
+    make, known = KINDS[kind]
+    checkpoint = make(class_names=("a", "b", "c")) if kind == "model" else make()
+    source, out = tmp_path / "in.safetensors", tmp_path / "out.pth"
+    builders.write(source, checkpoint)
+    assert main(["convert", str(source), str(out)]) == 0
+    written = torch.load(out, weights_only=True)
+    content = written[checkpoint.layout.container] if checkpoint.layout.container else written
+    assert set(checkpoint.layout.marks) <= content.keys()
+    again = checkpoints.load(out, **known)
+    assert_same(again, checkpoints.load(source))
+    assert ("class names" in caplog.text) == bool(checkpoint.metadata.class_names)
+    assert out.stat().st_size < 1.5 * source.stat().st_size
+
+
+def test_a_published_file_is_not_written_of_what_it_cannot_hold(tmp_path: Path, capsys) -> None:
+    source, out = tmp_path / "in.safetensors", tmp_path / "out.pth"
+    for checkpoint, options, said in (
+        (builders.model(), ["--dtype", "float8_e4m3fn"], "no quantized weights"),
+        (builders.text_model(), [], "not published as a PyTorch file"),
+    ):
+        builders.write(source, checkpoint)
+        assert main(["convert", str(source), str(out), *options]) == 1
+        assert said in capsys.readouterr().err
+        assert not out.exists()

@@ -71,6 +71,7 @@ def test_loads_under_any_folder_name(folder_name, tmp_path):
     assert found["ids"] == [
         "ShortcutLoadMIGM",
         "ShortcutLoadHead",
+        "ShortcutAccelerator",
         "ShortcutClassCondition",
         "ShortcutTextCondition",
         "ShortcutMaskedSampler",

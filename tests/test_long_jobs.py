@@ -99,7 +99,7 @@ def test_a_second_training_is_told_before_anything_is_loaded(
 def test_prompts_of_a_training_in_utf_16(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("caf\u00e9\n\na\u2028b\n", encoding="utf-16")
-    assert read_prompts(path) == ["caf\u00e9", "a\u2028b"]
+    assert list(read_prompts(path).values()) == ["caf\u00e9", "a\u2028b"]
     path.write_bytes(b"one\ncaf\xe9\n")
     with pytest.raises(ValueError, match=r"prompts\.txt, line 2: byte 0xe9 is not UTF-8"):
         read_prompts(path)
@@ -132,6 +132,7 @@ def test_a_console_that_cannot_show_a_name(tmp_path: Path, encoding: str, name: 
         (("--out", "new?/a.png"), "has '?'"),
         (("--out", "a.png", "--save-tokens", "a.png"), "the same file"),
         (("--out", "a" * 250 + ".png", "--batch-size", "11"), "more than 255"),
+        (("--out", "a.png", "--save-tokens", os.devnull), "is a device or a pipe"),
     ],
 )
 def test_names_are_tried_before_the_work(

@@ -22,15 +22,17 @@ from shortcut import checkpoint as checkpoints
 from shortcut import shipped
 from shortcut.checkpoint import Checkpoint
 from shortcut.files import Metadata
+from shortcut.models import amused_vq as lumina_vq
 from shortcut.models.layers import Bare
-from shortcut.models.layout import Layout, Unbatched, _fill, _match, _names
+from shortcut.models.layout import Layout
 from shortcut.models.lumina_dimoo import head as lumina_head
 from shortcut.models.lumina_dimoo import transformer as lumina
-from shortcut.models.lumina_dimoo import vq as lumina_vq
 from shortcut.models.lumina_dimoo.tokenizer import copy_tokenizer
 from shortcut.models.maskgit import head as maskgit_head
 from shortcut.models.maskgit import transformer as maskgit
 from shortcut.models.maskgit import vqgan
+from shortcut.published import publish
+from shortcut.published import published as published_content
 
 SIZE = 32  # pixels of the pictures along one side: 4 x 4 codes
 MODEL = maskgit.Config(
@@ -117,7 +119,7 @@ def published(folder: Path) -> None:
         ("head", maskgit_head.LAYOUT, HEAD),
         ("vq", vqgan.LAYOUT, VQ),
     ):
-        content = original(checkpoint(layout, config, 5))
+        content = published_content(checkpoint(layout, config, 5))
         torch.save(content, folder / f"{name}.pth")
         torch.save(content, folder / f"{name}.ckpt", _use_new_zipfile_serialization=False)
     levels = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [4]}
@@ -128,7 +130,7 @@ def published(folder: Path) -> None:
 
 def shards(folder: Path) -> None:
     """Write a text model and its VQ model as their authors do."""
-    tensors = original(checkpoint(lumina.LAYOUT, SHARDED, 6))
+    tensors = publish(lumina.LAYOUT.table, checkpoint(lumina.LAYOUT, SHARDED, 6).tensors)
     output, embedding = "model.transformer.ff_out.weight", "model.transformer.wte.weight"
     text_rows = torch.zeros(SHARDED.num_text_ids, SHARDED.width)
     tensors[output] = torch.cat([text_rows, tensors[output]])
@@ -150,7 +152,7 @@ def shards(folder: Path) -> None:
     vq = folder / "vqvae"
     vq.mkdir()
     save_file(
-        original(checkpoint(lumina_vq.LAYOUT, SHARDED_VQ, 7)),
+        publish(lumina_vq.LAYOUT.table, checkpoint(lumina_vq.LAYOUT, SHARDED_VQ, 7).tensors),
         vq / "diffusion_pytorch_model.safetensors",
     )
     described = {"_class_name": "VQModel", "block_out_channels": [32, 32], "layers_per_block": 1}
@@ -182,27 +184,3 @@ def checkpoint(layout: Layout, config: Any, seed: int, **metadata: Any) -> Check
     }
     mark = checkpoints.fingerprint(tensors)
     return Checkpoint(layout, config, tensors, mark, Metadata(**metadata))
-
-
-def original(file: Checkpoint) -> dict[str, Any]:
-    """Return what the published file of a checkpoint holds: the inverse of `layout.rename`."""
-    table = file.layout.table
-    rows: dict[str, tuple[Any, dict[int, torch.Tensor]]] = {}
-    for name, tensor in file.tensors.items():
-        key, row, index = next(
-            (_fill(theirs, match.groups()), row, index)
-            for theirs, row in table.items()
-            for index, pattern in enumerate(_names(row))
-            if (match := _match(pattern, name))
-        )
-        rows.setdefault(key, (row, {}))[1][index] = tensor
-    tensors = {
-        key: parts[0].unsqueeze(0)
-        if isinstance(row, Unbatched)
-        else torch.cat([parts[i] for i in sorted(parts)])
-        if isinstance(row, tuple)
-        else parts[0]
-        for key, (row, parts) in rows.items()
-    }
-    container = file.layout.container
-    return tensors if container is None else {"iter": 0, container: tensors}

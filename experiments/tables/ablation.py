@@ -27,10 +27,9 @@ from experiments.judges.file import JUDGE
 from experiments.tables.ablation_heads import HeadLab, described
 from experiments.tables.frechet import Gaussian
 from experiments.tables.quality_measure import (
-    FIRST_REFERENCE_SEED,
     NUM_CLASSES,
-    judge_scenes,
     measure,
+    reference_of,
 )
 from experiments.tables.report import Cost, table
 from experiments.tables.rows import (
@@ -275,10 +274,10 @@ class TextErrors:
     def row_within(self, plan: HeadPlan) -> Row:
         """Return the row of a head whose number of full passes brings its FLOPs nearest to `BUDGET`."""
         budget = self.cost(Row("vanilla", BUDGET, BUDGET), None)["flops"]
-        tried = self.cost(Row("shortcut", NUM_STEPS, BUDGET), plan)
+        tried = self.cost(Row("head", NUM_STEPS, BUDGET), plan)
         in_head = tried["flops_head"] / (NUM_STEPS - BUDGET)
         num_fewer = (tried["flops"] - budget) / (tried["flops_full"] / BUDGET - in_head)
-        return Row("shortcut", NUM_STEPS, max(1, BUDGET - round(num_fewer)))
+        return Row("head", NUM_STEPS, max(1, BUDGET - round(num_fewer)))
 
     def cost(self, row: Row, plan: HeadPlan | None) -> dict[str, Any]:
         """Return the fields of `Cost` of a row with a head of this plan."""
@@ -311,11 +310,10 @@ class Pictures(TextErrors):
     @cached_property
     def reference(self) -> Gaussian:
         """Return what pictures are compared with."""
-        num = self.options.num_reference
-        return Gaussian.of(judge_scenes(self.subject, FIRST_REFERENCE_SEED, num)[0])
+        return reference_of(self.subject, self.options.num_reference)
 
     def figures(self, name: str, plan: HeadPlan | None, row: Row) -> list[Figures]:
-        """Return `quality_measure.measure` of each seed, with `chains`."""
+        """Return the figures of each seed, with `chains`."""
         options = self.options
         chains = None if plan is None else super().figures(name, plan, row)[0]["chains"]
 
@@ -326,7 +324,7 @@ class Pictures(TextErrors):
 
         def measure_row(row: Row, seed: int) -> Figures:
             logger.info("%s, seed %d", name, seed)
-            return measure(row, seed, options.num, subject(), {"distance": self.reference})
+            return measure(row, seed, options.num, subject(), self.reference)
 
         files = options.model, options.vq, options.judge
         more = options.num, options.num_reference, described(plan)

@@ -9,32 +9,34 @@ from statistics import mean
 from typing import Any
 
 COST_COLUMNS = ("", "steps", "full", "s / image", "GFLOP / image")
-TITLES = {
-    "real": "real scenes",
-    "vq": "real scenes through the VQ",
-    "vanilla": "vanilla",
-    "shortcut": "shortcut",
-    "reuse": "features reused, no head",
+TITLES = {"real": "real scenes", "vq": "real scenes through the VQ"}
+# Kind of row -> its colour in a chart.
+COLOURS = {
+    "vanilla": "#606879",
+    "head": "#d6542c",
+    "reuse": "#9678be",
+    "partial": "#2c7fd6",
+    "partial+neighbours": "#1d9a6c",
+    "partial+head": "#c2a21d",
+    "ml-cache": "#c0569c",
+    "taylor": "#7a5c3e",
 }
-# Kind of row -> its name in a chart, and the sides of its labels.
-LEGEND = {
-    "vanilla": ("vanilla: steps", "#606879", -14),
-    "shortcut": ("shortcut: steps/full", "#d6542c", 8),
-    "reuse": ("reused: steps/full", "#9678be", 8),
-}
+# What a panel of a chart shows: its title, and of a row the least, middle and greatest value.
+Panel = tuple[str, Callable[[Any], Sequence[float]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
     """What a row of a table takes for one image; subclasses add a measure of quality."""
 
-    kind: str  # real | vq | vanilla | shortcut | reuse
+    kind: str  # real | vq | vanilla | an accelerator
     num_steps: int  # 0: a reference, nothing was sampled
     num_full: int
     seconds: float  # mean over the seeds
     flops: int
     flops_full: int
     flops_head: int
+    order: str = ""  # of revealing; "" = the usual one
 
     @property
     def cost_cells(self) -> tuple[str, ...]:
@@ -42,7 +44,12 @@ class Cost:
         if not self.num_steps:
             return (TITLES[self.kind], "", "", "", "")
         steps = str(self.num_steps), str(self.num_full)
-        return (TITLES[self.kind], *steps, f"{self.seconds:.3f}", f"{self.flops / 1e9:.2f}")
+        return (
+            ", ".join(filter(None, (self.kind, self.order))),
+            *steps,
+            f"{self.seconds:.3f}",
+            f"{self.flops / 1e9:.2f}",
+        )
 
     @property
     def head_share(self) -> float:
@@ -65,14 +72,11 @@ def head_share(rows: Sequence[Cost]) -> str:
     return f"A pass of the head takes {share:.1%} of the FLOPs of a full pass." if share else ""
 
 
-def draw_chart(
-    path: Path, rows: Sequence[Any], quality: Callable[[Any], list[float]], title: str
-) -> None:
-    """Draw quality against FLOPs: vanilla as a line, other kinds as points, references as levels.
+def draw_chart(path: Path, rows: Sequence[Any], panels: Sequence[Panel]) -> None:
+    """Draw quality against FLOPs, a line for each kind of row; references as levels.
 
     Args:
         rows: of one subclass of `Cost`.
-        quality: the measure of a row, one value for each seed.
 
     Raises:
         ValueError: no row was sampled.
@@ -84,36 +88,34 @@ def draw_chart(
 
     if not any(row.num_steps for row in rows):
         raise ValueError("a chart needs at least one sampled row, got references. Add vanilla-8.")
-    figure, axes = pyplot.subplots(figsize=(8.8, 5.2), layout="constrained")
-    for kind, (name, colour, offset) in LEGEND.items():
-        shown = sorted((row for row in rows if row.kind == kind), key=lambda row: row.flops)
-        if not shown:
-            continue
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(8.8 * len(panels), 5.2), layout="constrained", squeeze=False
+    )
+    for panel, (title, quality) in zip(axes[0], panels, strict=True):
+        _draw_panel(panel, rows, quality)
+        panel.set(xlabel="GFLOP per image", ylabel=title, xlim=(0, None))
+        panel.grid(alpha=0.3)
+        panel.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def _draw_panel(axes: Any, rows: Sequence[Any], quality: Callable[[Any], Sequence[float]]) -> None:
+    for kind, order in dict.fromkeys((row.kind, row.order) for row in rows if row.num_steps):
+        shown = [row for row in rows if (row.kind, row.order) == (kind, order)]
+        shown.sort(key=lambda row: row.flops)
         x, y = [row.flops / 1e9 for row in shown], [mean(quality(row)) for row in shown]
         low = [m - min(quality(row)) for m, row in zip(y, shown, strict=True)]
         high = [max(quality(row)) - m for m, row in zip(y, shown, strict=True)]
-        form = "o-" if kind == "vanilla" else "o"
-        axes.errorbar(x, y, (low, high), fmt=form, color=colour, label=name)
+        name, form = (f"{kind}, {order}", "s:") if order else (kind, "o-")
+        axes.errorbar(x, y, (low, high), fmt=form, color=COLOURS.get(kind, "0.3"), label=name)
         for row, point in zip(shown, zip(x, y, strict=True), strict=True):
             text = f"{row.num_steps}" + (f"/{row.num_full}" if kind != "vanilla" else "")
-            axes.annotate(
-                text, point, (7, offset), textcoords="offset points", color=colour, fontsize=10
-            )
+            axes.annotate(text, point, (6, 6), textcoords="offset points", fontsize=8)
     for row in rows:
         if not row.num_steps:
             level = mean(quality(row))
             axes.axhline(level, color="0.5", linestyle="--", linewidth=1)
-            axes.annotate(
-                TITLES[row.kind],
-                (1, level),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
-                fontsize=9,
-            )
-    axes.set(xlabel="GFLOP per image", ylabel=title, xlim=(0, None), ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
+            where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+            axes.annotate(TITLES[row.kind], (1, level), fontsize=9, **where)

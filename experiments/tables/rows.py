@@ -1,6 +1,6 @@
 """What the quality tables share: rows, the pipeline under test, resuming, the cost of a row.
 
-python -m experiments quality         the class model, by the distance of its pictures from scenes
+python -m experiments frontier        the class model, by the distance of its pictures from scenes
 python -m experiments text-quality    the text model, by what its pictures show
 
     B  images    L  image tokens    h, w  rows, columns of codes
@@ -14,8 +14,10 @@ import json
 import logging
 import os
 import platform
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from shortcut import Pipeline
 from shortcut.accelerators import MakeAccelerator
-from shortcut.accelerators.choice import HEAD, named
+from shortcut.accelerators.choice import NAMES, named
 from shortcut.denoiser import Conditions
 from shortcut.flops import count_flops
 from shortcut.generate import generate, needed_branches
@@ -34,8 +36,8 @@ from shortcut.schedule import Settings
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-KINDS = {"real": 0, "vq": 0, "vanilla": 1, "shortcut": 2, "reuse": 2}  # numbers in a row's name
-ACCELERATORS = {"shortcut": HEAD, "reuse": "reuse"}
+KINDS = {"real": 0, "vq": 0, "vanilla": 1, **dict.fromkeys(NAMES, 2)}  # numbers in a row's name
+ORDERS: dict[str, dict[str, Any]] = {"halton": {"order": "halton"}, "spread": {"spread": 1}}
 Figures = dict[str, Any]  # of a row and seed, as JSON; "seconds" is per image
 
 
@@ -46,24 +48,27 @@ class Row:
     kind: str  # one of KINDS
     num_steps: int = 0
     full_steps: int = 0
+    order: str = ""  # one of ORDERS; "" = as the settings have it
 
     @classmethod
     def parse(cls, name: str) -> Row:
         """Return the row of a name. Raises ValueError for an unknown one."""
-        kind, *numbers = name.split("-")
-        if KINDS.get(kind) != len(numbers) or not all(number.isdecimal() for number in numbers):
+        way, _, order = name.partition("@")
+        kind, *numbers = re.split(r"-(?=\d)", way)  # an accelerator's name may have a dash
+        is_known = KINDS.get(kind) == len(numbers) and order in ("", *ORDERS)
+        if not is_known or not all(number.isdecimal() for number in numbers):
             raise ValueError(
-                f"there is no row {name!r}. Expected real, vq, vanilla-STEPS, "
-                "shortcut-STEPS-FULL or reuse-STEPS-FULL, such as shortcut-32-8."
+                f"there is no row {name!r}. Expected real, vq, vanilla-STEPS or ACCELERATOR-STEPS-FULL, such as "
+                f"head-32-8 or head-32-8@halton. Accelerators: {', '.join(NAMES)}. Orders: {', '.join(ORDERS)}."
             )
         sizes = [int(number) for number in numbers]
-        return cls(kind, *(sizes if len(sizes) != 1 else 2 * sizes))
+        return cls(kind, *(sizes if len(sizes) != 1 else 2 * sizes), order=order)
 
     @property
     def name(self) -> str:
         """Return the name on the command line."""
         numbers = (self.num_steps, self.full_steps)[: KINDS[self.kind]]
-        return "-".join(map(str, (self.kind, *numbers)))
+        return "@".join(filter(None, ("-".join(map(str, (self.kind, *numbers))), self.order)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +88,12 @@ class Subject:
     def settings_of(self, row: Row) -> Settings:
         """Return the sampler settings of a row."""
         full_steps = None if row.kind == "vanilla" else row.full_steps
-        return replace(self.settings, num_steps=row.num_steps, full_steps=full_steps)
+        settings = replace(self.settings, num_steps=row.num_steps, full_steps=full_steps)
+        return replace(settings, **ORDERS[row.order]) if row.order else settings
 
     def accelerator(self, row: Row) -> MakeAccelerator | None:
         """Return what makes the accelerator of a row's runs."""
-        name = ACCELERATORS.get(row.kind)
-        return None if name is None else named(name, self.pipeline.head)
+        return named(row.kind, self.pipeline.head) if row.kind in NAMES else None
 
     def sample(
         self, row: Row, conditions: Sequence[Conditions], seed: int, images: Sequence[int]
@@ -126,10 +131,11 @@ class Subject:
                 conditions,
                 self.grid,
                 rules=pipeline.architecture.rules,
-                accelerator=ACCELERATORS.get(row.kind),
+                accelerator=row.kind if row.kind in NAMES else None,
             )
         return {
             "kind": row.kind,
+            "order": row.order,
             "num_steps": row.num_steps,
             "num_full": row.full_steps,
             "seconds": seconds,
@@ -140,10 +146,14 @@ class Subject:
 
 
 def add_arguments(
-    parser: argparse.ArgumentParser, rows: Sequence[str], work: Path, files: dict[str, Path]
+    parser: argparse.ArgumentParser,
+    rows: Sequence[str],
+    work: Path,
+    files: dict[str, Path],
+    seeds: Sequence[int] = (1, 2),
 ) -> None:
     """Add the options of all tables. `files` holds the default of --model, --vq and so on."""
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--batch", type=int, default=50, help="pictures sampled at a time")
     parser.add_argument(
         "--dtype", choices=list(DTYPES), default="bfloat16", help="of model and head"
@@ -197,7 +207,7 @@ def parse_rows(names: Sequence[str], subject: Subject) -> list[Row]:
 
 def measured_rows(
     work: Path,
-    setup: str,
+    setup: str | Callable[[str], str],
     rows: Sequence[Row],
     seeds: Sequence[int],
     measure: Callable[[Row, int], Figures],
@@ -205,28 +215,34 @@ def measured_rows(
     """Return the figures of every row and seed; each is kept in the folder `work` as soon as it is known.
 
     Args:
-        setup: hash of what figures depend on; those in `work` with another one are not used.
+        setup: hash of what figures depend on, or a function of a row's name that gives it; figures in `work` with
+            another one are not used.
         measure: called for what is not there yet.
     """
     path = work / "rows.jsonl"
     found = finished(path, setup)
-    for row in rows:
-        for seed in seeds:
-            if (row.name, seed) not in found:
-                work.mkdir(parents=True, exist_ok=True)
-                figures = measure(row, seed)
-                line = {"setup": setup, "row": row.name, "seed": seed, "figures": figures}
-                with path.open("a") as file:
-                    file.write(f"{json.dumps(line)}\n")
-                found[row.name, seed] = figures
-                logger.info("%s seed %d: %s", row.name, seed, figures)
+    for seed, row in product(seeds, rows):
+        if (row.name, seed) not in found:
+            work.mkdir(parents=True, exist_ok=True)
+            figures = measure(row, seed)
+            line = {"setup": _of(setup, row.name), "row": row.name, "seed": seed}
+            with path.open("a") as file:
+                file.write(f"{json.dumps(line | {'figures': figures})}\n")
+            found[row.name, seed] = figures
+            logger.info("%s seed %d is finished", row.name, seed)
     return found
 
 
-def finished(path: Path, setup: str) -> dict[tuple[str, int], Figures]:
+def finished(path: Path, setup: str | Callable[[str], str]) -> dict[tuple[str, int], Figures]:
     """Return the figures in `path` measured under the same setup."""
     lines = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
-    return {(x["row"], x["seed"]): x["figures"] for x in lines if x["setup"] == setup}
+    return {
+        (x["row"], x["seed"]): x["figures"] for x in lines if x["setup"] == _of(setup, x["row"])
+    }
+
+
+def _of(setup: str | Callable[[str], str], name: str) -> str:
+    return setup if isinstance(setup, str) else setup(name)
 
 
 def setup_of(

@@ -2,7 +2,7 @@
 
 `text_measure.py` describes what a row measures. Two reference rows need no sampling: pictures of the scenes that the
 prompts came from ("real"), and these after VQ encoding and decoding ("vq"); they bound what the judge can see. The
-control "reuse" repeats the features of the last full pass where "shortcut" asks the head. --task edit measures
+control "reuse" repeats the features of the last full pass where "head" asks the head. --task edit measures
 instruction edits, for which the head was not trained.
 """
 
@@ -38,7 +38,7 @@ from shortcut.settings import usual_settings
 ROWS = (
     *("real", "vq"),
     *("vanilla-8", "vanilla-12", "vanilla-16", "vanilla-32"),
-    *("shortcut-32-6", "shortcut-32-8", "shortcut-32-12", "shortcut-16-5", "shortcut-16-8"),
+    *("head-32-6", "head-32-8", "head-32-12", "head-16-5", "head-16-8"),
     "reuse-32-8",
 )
 TASKS = {"text_to_image": "", "edit": " and all else as it was"}
@@ -116,7 +116,7 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.chart:
         title = "accuracy, mean over the tasks (higher is better)"
-        draw_chart(options.chart, found, lambda row: row.accuracies, title)
+        draw_chart(options.chart, found, [(title, lambda row: row.accuracies)])
     return 0
 
 
@@ -126,7 +126,7 @@ def subject_of(options: argparse.Namespace) -> Subject:
     if "prompt" not in pipeline.architecture.takes:
         raise ValueError(
             f"{pipeline.model_file.name} is a {pipeline.architecture.title}, expected a text model. For the class "
-            "model use: python -m experiments quality"
+            "model use: python -m experiments frontier"
         )
     num_guided = 2 if options.task == "edit" else 1
     settings = with_options(usual_settings(pipeline.model_file, num_guided=num_guided), options)

@@ -165,7 +165,7 @@ def test_heads_are_compared_in_runs_of_other_steps_and_nothing_is_made_twice(
     assert again["base"] == first["base"] and used_again["base"] == used["base"]
     assert not command.trained and not command.measured
     command.tables("base", more=("--seeds", "2", "3"))
-    assert command.measured == [("shortcut", 3)] and not command.trained
+    assert command.measured == [("head", 3)] and not command.trained
 
 
 def test_the_text_model_has_a_row_whose_head_does_not_see_new_tokens(
@@ -176,7 +176,7 @@ def test_the_text_model_has_a_row_whose_head_does_not_see_new_tokens(
     rollouts = replace(heads.TEXT_PLAN.rollouts, images_per_run=2, max_chain=2)
     monkeypatch.setattr(heads, "TEXT_PLAN", replace(heads.TEXT_PLAN, rollouts=rollouts))
     monkeypatch.setattr(heads, "NUM_CAPTIONS", 1)
-    row = rows.Row("shortcut", 8, 2)
+    row = rows.Row("head", 8, 2)
     monkeypatch.setattr(ablation.TextErrors, "row_within", lambda *_: row)
     found = command.tables("text", "text-blind")[0]
     assert [getattr(plan.config, "sees_new", None) for plan in command.trained] == [True, False]

@@ -15,13 +15,14 @@ import torch
 from experiments.scenes.facts import facts_of
 from experiments.scenes.prompts import NUMBERS
 from experiments.scenes.scene import ATTRIBUTE_SIZES, compose_varied
-from experiments.tables import quality, quality_measure, text_measure, text_quality
+from experiments.tables import frontier, frontier_measure, text_measure, text_quality
 from experiments.tables.frechet import Gaussian, frechet_distance
 from experiments.tables.rows import Row, Subject
 from shortcut import Pipeline, checkpoint
 from shortcut.schedule import Settings
 
-ROWS = ("real", "vq", "vanilla-2", "shortcut-4-2", "reuse-4-2")
+ROWS = ("real", "vq", "vanilla-2", "head-4-2", "reuse-4-2")
+CLASS_ROWS = ("vanilla-4", "head-4-2", "partial+neighbours-4-2@halton")
 
 
 def parsed(module: Any, *arguments: str) -> argparse.Namespace:
@@ -47,12 +48,14 @@ def test_fewer_vectors_than_dimensions_are_measured_and_nan_is_refused() -> None
         Gaussian.of(np.array([[0.0, 1.0], [np.nan, 0.0]]))
 
 
-@pytest.mark.parametrize("name", [*quality.ROWS, *text_quality.ROWS])
+@pytest.mark.parametrize("name", [*frontier.ROWS, *text_quality.ROWS, "head-32-8@spread"])
 def test_a_row_is_known_by_its_name(name: str) -> None:
     assert Row.parse(name).name == name
 
 
-@pytest.mark.parametrize("name", ["", "vanila-8", "vanilla-8-8", "shortcut-32", "shortcut-a-8"])
+@pytest.mark.parametrize(
+    "name", ["", "vanila-8", "vanilla-8-8", "head-32", "head-a-8", "head-32-8@up"]
+)
 def test_a_row_that_does_not_exist_is_named(name: str) -> None:
     with pytest.raises(ValueError, match=f"no row '{name}'"):
         Row.parse(name)
@@ -81,79 +84,109 @@ class Painter:
         return (codes_Bhw[:, :1, :1] / 32).unsqueeze(1).expand(-1, 3, 4, 4)
 
 
-@pytest.mark.parametrize(("shift", "time", "biome"), [(0, 1.0, 1.0), (4, 0.0, 1.0), (1, 0.75, 0.0)])
+@pytest.mark.parametrize(("shift", "right"), [(0, 1.0), (4, 0.0), (1, 0.0)])
 def test_accuracy_is_the_share_of_samples_that_show_their_class(
-    shift: int, time: float, biome: float, monkeypatch: pytest.MonkeyPatch
+    shift: int, right: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def class_and_shift(subject: Any, row: Row, conditions: Any, *rest: Any) -> Any:
         return ((conditions[0] + shift) % 16).view(-1, 1, 1).expand(-1, 2, 2), 0.5
 
     monkeypatch.setattr(Subject, "sample", class_and_shift)
+    monkeypatch.setattr(frontier_measure, "surprise", lambda *_: np.zeros(len(_[-1])))
     painter: Any = Painter()
     subject = Subject(painter, codes_shown, Settings(), batch_size=5)
-    found = quality_measure.measure(Row.parse("vanilla-2"), 1, 32, subject, {})
-    assert (found["time"], found["biome"], found["seconds"]) == (time, biome, 0.5 * 7 / 32)
-    assert found["both"] == (1.0 if shift == 0 else 0.0)
+    found = frontier_measure.measure(Row.parse("vanilla-2"), 1, 32, subject)
+    assert np.mean(found["right"]) == right and len(found["features"]) == 32
+
+
+def test_the_distance_of_few_pictures_is_not_larger_than_that_of_many() -> None:
+    features = np.random.default_rng(0).normal(size=(200, 256, 8))
+    reference = Gaussian(np.zeros(8), np.eye(8))
+    biased = np.mean([frechet_distance(Gaussian.of(part), reference) for part in features])
+    found = [frontier_measure.distance(part, reference) for part in features]
+    error = np.std(found) / len(found) ** 0.5
+    assert biased > 0.08 and abs(np.mean(found)) < 3 * error < 0.02
+
+
+def test_standard_errors_are_those_of_the_mean() -> None:
+    values = np.random.default_rng(0).normal(size=4096)
+    found, error = frontier_measure.jackknifed(lambda kept: float(values[kept].mean()), 4096)
+    assert found == values.mean() and error == pytest.approx(1 / 64, rel=0.4)
 
 
 def class_command(files: dict[str, Path], work: Path, *more: str) -> argparse.Namespace:
-    sizes = ("--num", "6", "--num-reference", "8", "--batch", "3", "--dtype", "float32")
-    rows = ("--rows", *ROWS, "--work", str(work))
-    return parsed(quality, "quality", *sizes, *tiny.arguments(files), *rows, *more)
+    sizes = ("--num", "32", "--batch", "32", "--dtype", "float32", "--seeds", "1", "2")
+    rows = ("--rows", *CLASS_ROWS, "--work", str(work))
+    return parsed(frontier, "frontier", *sizes, *tiny.arguments(files), *rows, *more)
 
 
 def test_the_class_table_resumes_and_measures_only_what_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files, done = tiny.classes(tmp_path), []
+    monkeypatch.setattr(frontier, "BASELINE", ("vanilla", 4))
+    monkeypatch.setattr(frontier, "REFERENCE_SEEDS", range(1, 3))
 
     def counted(row: Row, seed: int, *rest: Any) -> Any:
-        if len(done) == 5:
+        if len(done) == 6:
             raise KeyboardInterrupt
         done.append((row.name, seed))
-        return quality_measure.measure(row, seed, *rest)
+        return frontier_measure.measure(row, seed, *rest)
 
     options = class_command(files, tmp_path, "--chart", str(tmp_path / "q.png"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(quality, "measure", counted)
+        patch.setattr(frontier, "measure", counted)
         options.run(options)
     assert options.run(options) == 0
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + len(ROWS) and len({line.count("|") for line in lines}) == 1
-    assert "A pass of the head takes" in printed and torch.__version__ in printed
+    assert len(lines) == 3 + len(CLASS_ROWS) and len({line.count("|") for line in lines}) == 1
+    assert (
+        torch.__version__ in printed and [line.split("|")[6] for line in lines[3:]] == [" 2 "] * 3
+    )
     assert (tmp_path / "q.png").read_bytes()[:4] == b"\x89PNG"
     seen: list[str] = []
     monkeypatch.setattr(
-        quality,
+        frontier,
         "measure",
-        lambda row, *rest: seen.append(row.name) or quality_measure.measure(row, *rest),
+        lambda row, *rest: seen.append(row.name) or frontier_measure.measure(row, *rest),
     )
     assert options.run(options) == 0
     assert capsys.readouterr().out == printed and not seen
     checkpoint.save(files["head"], tiny.head(tiny.model(), seed=9))
     options.run(options)
-    assert seen == ["shortcut-4-2"] * 2
+    assert seen == ["head-4-2"] * 2
 
 
 def test_pictures_follow_from_the_seed_whatever_the_batch(tmp_path: Path) -> None:
-    subject = quality.subject_of(class_command(tiny.classes(tmp_path), tmp_path, "--spread", "3"))
+    subject = frontier.subject_of(class_command(tiny.classes(tmp_path), tmp_path, "--spread", "3"))
     assert subject.settings.spread == 3
-    row = Row.parse("shortcut-4-2")
-    first, *_ = quality_measure.judge_samples(subject, row, 1, 6)
-    again, *_ = quality_measure.judge_samples(replace(subject, batch_size=6), row, 1, 6)
-    np.testing.assert_allclose(first, again, atol=1e-4)
-    codes, other = (
-        quality_measure.sample_classes(subject, row, seed, range(6))[0] for seed in (1, 2)
+    row = Row.parse("head-4-2")
+    found = frontier_measure.measure(row, 1, 16, subject)
+    again = frontier_measure.measure(row, 1, 16, replace(subject, batch_size=5))
+    other = frontier_measure.measure(row, 2, 16, subject)
+    for name in ("features", "surprise"):
+        np.testing.assert_allclose(found[name], again[name], atol=1e-3)
+        assert not np.allclose(found[name], other[name], atol=1e-3)
+    full, short = (
+        subject.cost(Row.parse(n), 0.0, 2 * (torch.zeros(1).long(),)) for n in CLASS_ROWS[:2]
     )
-    assert not torch.equal(codes, other)
-    measured: list[dict[str, Any]] = [
-        dict.fromkeys(("seconds", "distance", "vq_distance", "time", "biome", "both"), 1.0)
-    ]
-    found = [quality.quality_row(Row.parse(name), measured, subject) for name in ROWS]
-    real, vq, vanilla_2, shortcut, reuse = (row.flops for row in found)
-    assert 0 == real == vq < vanilla_2 < reuse < shortcut < 2 * vanilla_2
-    assert found[3].head_share == pytest.approx((shortcut - reuse) / vanilla_2, rel=0.05)
+    assert full["flops_head"] == 0 < short["flops_head"] and short["flops"] < full["flops"]
+
+
+def test_a_picture_of_unlikely_codes_is_a_surprise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = frontier.subject_of(class_command(tiny.classes(tmp_path), tmp_path))
+
+    def mostly_code_3(model: Any, features: Any, weights: Any, index_BN: Any) -> torch.Tensor:
+        return torch.nn.functional.one_hot(torch.full_like(index_BN, 3), 16) * 4.0
+
+    monkeypatch.setattr(frontier_measure, "guided_logits", mostly_code_3)
+    codes_Bhw = torch.tensor([3, 2]).view(2, 1, 1).expand(2, 4, 4)
+    likely, unlikely = frontier_measure.surprise(subject, codes_Bhw, range(2))
+    assert likely == pytest.approx(np.log(1 + 15 * np.exp(-4)), rel=1e-5)
+    assert unlikely - likely == pytest.approx(4, rel=1e-5)
 
 
 # The text model
@@ -222,7 +255,7 @@ def test_the_text_tables_are_printed_and_resumed(
     ("change", "message"),
     [
         (("--cfg", "1", "2"), r"--cfg needs 1 numbers"),
-        (("--rows", "shortcut-4-9"), "full steps must be between 1 and"),
+        (("--rows", "head-4-9"), "full steps must be between 1 and"),
     ],
 )
 def test_bad_options_are_named(

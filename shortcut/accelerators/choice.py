@@ -9,8 +9,7 @@ import torch
 
 from ..denoiser import Accelerator, Conditions, PartialModel
 from ..models.architecture import GridModel, HeadNetwork
-from . import MakeAccelerator
-from .ml_cache import MLCache
+from . import MakeAccelerator, ml_cache
 from .partial import Partial
 from .reuse import Reuse
 from .shortcut_head import ShortcutHead
@@ -18,7 +17,8 @@ from .taylor import Taylor
 
 HEAD, PARTIAL = "head", "partial"
 WITH_HEAD = (HEAD, "partial+head", "partial+head+neighbours")
-KEEPING = (PARTIAL, "partial+neighbours", *WITH_HEAD[1:], "ml-cache")  # keys and values
+ML_CACHE = "ml-cache"
+KEEPING = (PARTIAL, "partial+neighbours", *WITH_HEAD[1:], ML_CACHE)  # keys and values
 FLOAT8 = "+float8"  # behind one of those: kept in half of bfloat16's memory
 NAMES = (HEAD, "reuse", "taylor", *KEEPING, *(name + FLOAT8 for name in KEEPING))
 
@@ -47,6 +47,17 @@ def needs_head(name: str | None) -> bool:
     return name is not None and name.removesuffix(FLOAT8) in WITH_HEAD
 
 
+def keeps(name: str | None) -> bool:
+    """Return whether full passes keep keys and values for the accelerator called `name`."""
+    return name is not None and name.removesuffix(FLOAT8) in KEEPING
+
+
+def own_full_steps(name: str, num_steps: int) -> tuple[int, ...] | None:
+    """Return the full passes that the accelerator called `name` has by its own rule; None = it has none."""
+    is_ruled = name.removesuffix(FLOAT8) == ML_CACHE
+    return ml_cache.own_full_steps(num_steps) if is_ruled else None
+
+
 def kept_bytes(
     name: str | None, model: GridModel, num_images: int, lengths: Sequence[int]
 ) -> float:
@@ -55,9 +66,7 @@ def kept_bytes(
     Args:
         lengths: sequence length of each guidance branch.
     """
-    if name is None or name.removesuffix(FLOAT8) not in KEEPING:
-        return 0.0
-    if not isinstance(model, PartialModel):
+    if name is None or not keeps(name) or not isinstance(model, PartialModel):
         return 0.0
     return model.kept_bytes(num_images, lengths, _kept_dtype(name))
 
@@ -79,8 +88,8 @@ def _made(
     if kind == "taylor":
         return Taylor()
     kept_dtype = _kept_dtype(name)
-    if kind == "ml-cache":
-        return MLCache(model, conditions, kept_dtype=kept_dtype)
+    if kind == ML_CACHE:
+        return ml_cache.MLCache(model, conditions, kept_dtype=kept_dtype)
     return Partial(
         model,
         conditions,

@@ -17,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..distributed import Ranks, process_group
+from ..guard import message_of
 from ..pipeline import Pipeline
 from ..writing import check_writable
 from . import texts
@@ -98,13 +99,13 @@ def make(pipeline: Pipeline, lines: Mapping[int, Line], folder: Path, *, is_show
                 outcome.skipped.append(number)
                 continue
             check_writable(out)  # a disk that has filled up costs no more pictures
-            codes_Bhw = job.run(pipeline).codes_BL.unflatten(1, job.grid)
+            codes_Bhw = job.run().codes_BL.unflatten(1, job.grid)
             write_pictures([out, *more], pipeline.decode(codes_Bhw), job.about, job.graph)
             outcome.made.append(number)
         except FAILURES as error:
-            outcome.failed[number] = str(error)
+            outcome.failed[number] = message_of(error)
         except Exception as error:  # our mistake, but no reason to lose the other lines
-            outcome.failed[number] = f"{type(error).__name__}: {error}"
+            outcome.failed[number] = message_of(f"{type(error).__name__}: {error}")
     return outcome
 
 

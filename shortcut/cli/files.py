@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,17 @@ from typing import Any
 import torch
 
 from .. import checkpoint as checkpoints
+from .. import published
 from ..checkpoint import Checkpoint
 from ..companions import placed
 from ..files import parts
+from ..guard import message_of
 from ..models.layout import Tensors
 from ..writing import check_writable
 
+logger = logging.getLogger(__name__)
+
+MAX_LINE = 2**15  # characters; the names of a thousand classes take half
 FLOAT8 = torch.float8_e4m3fn
 DTYPES = {
     "float32": torch.float32,
@@ -33,7 +39,12 @@ def add_parser(commands: Any) -> None:
     info.set_defaults(run=run_info)
     convert = commands.add_parser("convert", description="Writes a checkpoint as one of our files.")
     convert.add_argument("file", metavar="IN", type=Path, help="as for info")
-    convert.add_argument("out", metavar="OUT.safetensors", type=Path)
+    convert.add_argument(
+        "out",
+        metavar="OUT.safetensors",
+        type=Path,
+        help="OUT.pth: the tensors alone as their authors publish them, for programs that read no safetensors",
+    )
     convert.add_argument(
         "--dtype",
         choices=list(DTYPES),
@@ -61,7 +72,7 @@ def run_info(options: argparse.Namespace) -> int:
 
 
 def run_convert(options: argparse.Namespace) -> int:
-    """Write a checkpoint as one of our files. Return the exit status."""
+    """Write a checkpoint as one of our files, or in the published layout. Return the exit status."""
     out = options.out
     check_writable(out)
     model = None if options.model is None else checkpoints.load(options.model, kind="model")
@@ -77,15 +88,28 @@ def run_convert(options: argparse.Namespace) -> int:
 
         check_head(checkpoint, model)
         metadata = replace(metadata, model_fingerprint=model.fingerprint)
+    changed = replace(checkpoint, metadata=metadata)
+    dtype = DTYPES[options.dtype] if options.dtype is not None else None
+    if out.suffix.lower() in published.SUFFIXES:
+        print(describe(_published(out, changed, dtype)))
+        return 0
     if checkpoint.layout.kind == "model" and checkpoint.architecture.copy_companions is not None:
         # First, because a model is of no use without them.
         with placed(checkpoint) as path:
             assert path is not None
             checkpoint.architecture.copy_companions(path, out)
-    dtype = DTYPES[options.dtype] if options.dtype is not None else None
-    checkpoints.save(out, replace(checkpoint, metadata=metadata), dtype=dtype)
+    checkpoints.save(out, changed, dtype=dtype)
     print(describe(checkpoints.load(out)))
     return 0
+
+
+def _published(out: Path, checkpoint: Checkpoint, dtype: torch.dtype | None) -> Checkpoint:
+    """Write a checkpoint in the published layout, and return it as it is read again."""
+    published.save(out, checkpoint, dtype=dtype)
+    lost = [name for name, value in asdict(checkpoint.metadata).items() if value]
+    if lost := [name.replace("_", " ") for name in lost if name != "config"]:
+        logger.warning("%s has tensors alone. It does not hold: %s.", out, ", ".join(lost))
+    return checkpoints.load(out, **json.loads(json.dumps(asdict(checkpoint.config))))
 
 
 def describe(checkpoint: Checkpoint) -> str:
@@ -103,7 +127,7 @@ def describe(checkpoint: Checkpoint) -> str:
         "fingerprint": checkpoint.fingerprint,
     }
     if layout.quantizable and not quantized:
-        lines["as float8"] = f"{_megabytes(checkpoint.shapes(FLOAT8))} MB"
+        lines["as float8"] = f"{_megabytes(checkpoint.with_text().shapes(FLOAT8))} MB"
     if checkpoint.companions:
         lines["in the file"] = ", ".join(Path(name).name for name in checkpoint.companions)
     elif layout.kind == "model" and checkpoint.path is not None:
@@ -116,7 +140,8 @@ def describe(checkpoint: Checkpoint) -> str:
         "defaults": metadata.defaults and json.dumps(metadata.defaults),
         "trained": metadata.trained and json.dumps(metadata.trained),
     }
-    return "\n".join(f"{name:12} {value}" for name, value in lines.items() if value)
+    said = {name: message_of(value, MAX_LINE) for name, value in lines.items() if value}
+    return "\n".join(f"{name:12} {value}" for name, value in said.items())
 
 
 def _megabytes(tensors: Tensors) -> str:

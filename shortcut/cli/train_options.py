@@ -16,6 +16,7 @@ from .. import checkpoint as checkpoints
 from .. import shipped
 from ..checkpoint import Checkpoint
 from ..grid import Grid
+from ..guard import naming
 from ..models.architecture import ModelNetwork, Request
 from ..pipeline import checked_device, conditioner_of, default_dtype
 from ..schedule import Settings
@@ -87,22 +88,30 @@ def load_teacher(options: argparse.Namespace) -> tuple[Teacher, Checkpoint]:
     """
     device = checked_device(options.device)
     requests = [Request(label=label) for label in options.classes or ()]
-    if options.prompts is not None:
-        requests += [Request(prompt=prompt) for prompt in read_prompts(options.prompts)]
+    prompts = {} if options.prompts is None else read_prompts(options.prompts)
+    requests += [Request(prompt=prompt) for prompt in prompts.values()]
     usual = shipped.NAME if options.prompts is None else shipped.TEXT_NAME
     model_file = checkpoints.load(options.model or shipped.CHOICES[usual]["model"], kind="model")
     dtype = getattr(torch, options.dtype) if options.dtype else default_dtype(model_file)
-    teacher = teacher_of(
-        model_file,
-        cast(ModelNetwork, checkpoints.build(model_file, dtype=dtype, device=device)),
-        conditioner_of(model_file),
-        requests,
-        settings=settings_of(options, model_file),
-        grid=options.grid,
-        autocast=options.autocast and getattr(torch, options.autocast),
-        device=device,
-        is_sequential=options.sequential,
-    )
+    conditioner = conditioner_of(model_file)
+    try:
+        teacher = teacher_of(
+            model_file,
+            cast(ModelNetwork, checkpoints.build(model_file, dtype=dtype, device=device)),
+            conditioner,
+            requests,
+            settings=settings_of(options, model_file),
+            grid=options.grid,
+            autocast=options.autocast and getattr(torch, options.autocast),
+            device=device,
+            is_sequential=options.sequential,
+        )
+    except ValueError:
+        for number, prompt in prompts.items():
+            with naming(f"{options.prompts}, line {number}"):
+                model_file.architecture.check(Request(prompt=prompt))
+                conditioner.draw([Request(prompt=prompt)])
+        raise
     return teacher, model_file.without_tensors()
 
 
@@ -134,8 +143,8 @@ def runs_of(options: argparse.Namespace, settings: Settings) -> tuple[Settings, 
     return runs
 
 
-def read_prompts(path: Path) -> list[str]:
-    """Return the prompts in a file, one a line; blank lines do not count.
+def read_prompts(path: Path) -> dict[int, str]:
+    """Return {number of a line: its prompt} of a file; blank lines do not count.
 
     Raises:
         OSError, ValueError: it cannot be read, or a line of .jsonl has no prompt.
@@ -147,7 +156,7 @@ def read_prompts(path: Path) -> list[str]:
         }
     if not lines:
         raise ValueError(f"{path} has no prompts. Write one in each line.")
-    return list(lines.values())
+    return lines
 
 
 def numbers(text: str) -> tuple[int, ...]:

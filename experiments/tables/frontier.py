@@ -1,0 +1,213 @@
+"""Measure ways to run the shipped class model, operations against quality: python -m experiments frontier
+
+A row is a way to run the model, such as partial-32-8 (accelerator, steps, full passes). A piece is a row with a seed:
+256 pictures, evenly over the classes. Finished pieces are kept in --work, from which the command resumes, and the table
+shows all that are there. `frontier_measure.py` describes what is measured of a picture.
+
+Differences are taken from vanilla with 32 steps over the seeds that both rows have. Standard errors are those of a
+jackknife over 16 groups of pictures. The temperature is the one that suits vanilla with 32 steps best on other seeds
+(RESULTS.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments.judges import attributes
+from experiments.judges.file import JUDGE
+from experiments.tables.frechet import Gaussian
+from experiments.tables.frontier_measure import THINGS, Estimate, distance, jackknifed, measure
+from experiments.tables.quality_measure import NUM_CLASSES
+from experiments.tables.report import Cost, Panel, draw_chart, table
+from experiments.tables.rows import (
+    Figures,
+    Row,
+    Subject,
+    add_arguments,
+    add_sampler_arguments,
+    load_pipeline,
+    measured_rows,
+    parse_rows,
+    setting_of,
+    setup_of,
+    with_options,
+)
+from shortcut import shipped
+from shortcut.accelerators.choice import needs_head
+from shortcut.settings import usual_settings
+
+BASELINE = "vanilla", 32
+UNKNOWN = math.nan, math.nan
+Pieces = dict[int, dict[str, np.ndarray]]  # seed -> figure -> its value of each picture
+ROWS = (
+    *("vanilla-32", "partial+neighbours-32-4", "partial-32-8", "head-32-8", "reuse-32-8"),
+    *("partial-32-5", "partial+neighbours-32-3", "vanilla-10", "partial+neighbours-32-2"),
+    *("partial+neighbours-32-6", "partial-32-4", "head-32-5", "reuse-32-5", "vanilla-8"),
+    *("partial+neighbours-32-8", "partial-32-6", "partial-32-3", "partial-32-2"),
+    *("partial-32-12", "partial+neighbours-32-12", "partial+neighbours-32-5"),
+    *("head-32-12", "head-32-6", "head-32-4", "head-32-3", "reuse-32-12", "reuse-32-6"),
+    *("reuse-32-4", "reuse-32-3", "vanilla-16", "vanilla-12"),
+)
+SEEDS = tuple(range(101, 109))
+REFERENCE_SEEDS = range(1, 13)
+COLUMNS = (
+    *("", "steps", "full", "of vanilla 32", "CPU s", "seeds", "distance", "minus vanilla 32"),
+    *("surprise minus vanilla 32", *THINGS, "right class"),
+)
+FILES = {"model": shipped.MODEL, "head": shipped.HEAD, "vq": shipped.VQ, "judge": JUDGE}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontierRow(Cost):
+    """A row of the table, or the fresh scenes through the VQ."""
+
+    seeds: int
+    distance: Estimate
+    farther: Estimate  # distance minus the baseline's
+    surprise: Estimate  # minus the baseline's
+    shown: list[float]  # things of each kind, then the share with the right class
+
+    def cells(self, flops: int) -> tuple[str, ...]:
+        """Return the row's text, by COLUMNS.
+
+        Args:
+            flops: of the baseline.
+        """
+        name, steps, full, seconds, _ = self.cost_cells
+        share = f"{self.flops / flops:.3f}" if self.num_steps else ""
+        counts = [f"{count:.2f}" for count in self.shown[:-1]]
+        estimates = (_text(self.distance, 1), _text(self.farther, 1), _text(self.surprise, 3))
+        return (
+            *(name, steps, full, share, seconds, str(self.seeds), *estimates, *counts),
+            f"{self.shown[-1]:.1%}",
+        )
+
+
+def _text(estimate: Estimate, digits: int) -> str:
+    value, error = estimate
+    return "" if math.isnan(value) else f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def add_parser(steps: Any) -> None:
+    """Add `frontier` to the command line."""
+    about = "measure operations against quality of the class model: a table (hours)"
+    parser = steps.add_parser("frontier", help=about, description=about)
+    parser.add_argument("--num", type=int, default=256, help="pictures per row and seed")
+    add_arguments(parser, ROWS, Path("output/frontier"), FILES, seeds=SEEDS)
+    add_sampler_arguments(parser)
+    parser.set_defaults(run=run, temperature=1.03, spread=0)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure what is not measured yet, print the table, draw the chart. Returns 0."""
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+    subject = subject_of(options)
+    rows = parse_rows(options.rows, subject)
+    files = options.model, options.vq, options.judge
+    without_head = setup_of(files, subject, options, options.num)
+    with_head = setup_of((*files, options.head), subject, options, options.num)
+
+    def setup(name: str) -> str:
+        return with_head if needs_head(Row.parse(name).kind) else without_head
+
+    def measure_row(row: Row, seed: int) -> Figures:
+        return measure(row, seed, options.num, subject)
+
+    measured_rows(options.work, setup, [Row("vq")], REFERENCE_SEEDS, measure_row)
+    pieces = measured_rows(options.work, setup, rows, options.seeds, measure_row)
+    found = rows_of(pieces, subject)
+    flops = next(
+        (row.flops for row in found if (row.kind, row.num_steps) == BASELINE and not row.order), 0
+    )
+    print(table(COLUMNS, [row.cells(flops or 1) for row in found]))
+    print(
+        f"\nDistance: Frechet distance in the judge's features from {len(REFERENCE_SEEDS) * options.num} fresh scenes "
+        "through the VQ, extrapolated to infinitely many pictures; lower is better. Surprise: -log p of half of a "
+        "finished picture's codes given the other half, by the model itself, nats a code. Things a picture and right "
+        f"class: as the judge sees them. {options.num} pictures a seed. {setting_of(options, subject)}"
+    )
+    if options.chart:
+        panels: list[Panel] = [
+            ("distance in codes (lower is better)", lambda row: _range(row.distance)),
+            ("surprise minus vanilla 32 (lower is better)", lambda row: _range(row.surprise)),
+        ]
+        draw_chart(options.chart, [row for row in found if row.num_steps], panels)
+    return 0
+
+
+def _range(estimate: Estimate) -> tuple[float, float, float]:
+    value, error = estimate
+    return value - error, value, value + error
+
+
+def rows_of(pieces: Mapping[tuple[str, int], Figures], subject: Subject) -> list[FrontierRow]:
+    """Return the rows of all `pieces`, by FLOPs."""
+    by_row: dict[str, Pieces] = {}
+    for (name, seed), figures in sorted(pieces.items()):
+        by_row.setdefault(name, {})[seed] = {n: np.array(v) for n, v in figures.items()}
+    reference = Gaussian.of(_pooled(by_row["vq"], "features"))
+    baseline = by_row.get("-".join(map(str, BASELINE)), {})
+    classes = 2 * (torch.zeros(1).long(),)
+    rows = []
+    for name, own in by_row.items():
+        row = Row.parse(name)
+        others = {} if own is baseline else baseline
+        found = estimates(own, others, reference) if row.num_steps else (UNKNOWN,) * 3
+        rows.append(
+            FrontierRow(
+                **subject.cost(row, float(_pooled(own, "seconds").mean()), classes),
+                seeds=len(own),
+                distance=found[0],
+                farther=found[1],
+                surprise=found[2],
+                shown=[float(_pooled(own, n).mean()) for n in (*THINGS, "right")],
+            )
+        )
+    return sorted(rows, key=lambda row: row.flops)
+
+
+def estimates(own: Pieces, baseline: Pieces, reference: Gaussian) -> tuple[Estimate, ...]:
+    """Return a row's distance; its distance and its surprise minus the baseline's, over the seeds that both have."""
+    features_BD = _pooled(own, "features")
+    far = jackknifed(lambda kept: distance(features_BD[kept], reference), len(features_BD))
+    common = sorted(own.keys() & baseline.keys())
+    if not common:
+        return far, UNKNOWN, UNKNOWN
+    paired = [{seed: pieces[seed] for seed in common} for pieces in (own, baseline)]
+    a_BD, b_BD = (_pooled(pieces, "features") for pieces in paired)
+    more_B = _pooled(paired[0], "surprise") - _pooled(paired[1], "surprise")
+
+    def farther(kept: np.ndarray) -> float:
+        return distance(a_BD[kept], reference) - distance(b_BD[kept], reference)
+
+    return (
+        far,
+        jackknifed(farther, len(a_BD)),
+        jackknifed(lambda kept: float(more_B[kept].mean()), len(more_B)),
+    )
+
+
+def _pooled(pieces: Pieces, figure: str) -> np.ndarray:
+    return np.concatenate([piece[figure] for piece in pieces.values()])
+
+
+def subject_of(options: argparse.Namespace) -> Subject:
+    """Load pipeline and judge. Raises ValueError if the model has other classes than the scenes."""
+    pipeline = load_pipeline(options)
+    if getattr(pipeline.model_file.config, "num_classes", 0) != NUM_CLASSES:
+        raise ValueError(
+            f"{options.model} does not have the {NUM_CLASSES} classes of the scenes. Only models of the scenes can be "
+            "judged."
+        )
+    judge = attributes.FILE.load(options.judge).to(pipeline.device)
+    settings = with_options(usual_settings(pipeline.model_file), options)
+    return Subject(pipeline, judge, settings, options.batch)
