@@ -77,6 +77,7 @@ def test_loads_under_any_folder_name(folder_name, tmp_path):
         "ShortcutMaskedSampler",
         "ShortcutTrainHead",
         "ShortcutSaveHead",
+        "ShortcutSpeedQuality",
     ]
     assert found["at_import"] == [], "importing the pack must not import its nodes"
     assert found["loaded_twice"] == []

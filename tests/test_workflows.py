@@ -12,16 +12,24 @@ from shortcut_pack.shortcut.models import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATES = sorted((ROOT / "workflows").glob("*.json"))
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 INTERFACE = node_interface.frozen()
 FRONTEND_ONLY = {"MarkdownNote"}
 WIDGETS = {"COMBO", "STRING", "INT", "FLOAT", "BOOLEAN"}
-WITH_PUBLISHED_FILES = {"style_reference", "text_to_image_lumina_dimoo"}
+LARGE = "needs_16_GB"  # in the names of templates with files that are not shipped
+APPS = {"01_text_to_image", "02_class_to_image"}
 WITHOUT_TEMPLATE = {"ShortcutAccelerator", "ShortcutSpeedQuality"}
 SITE = "https://huggingface.co"
 DOWNLOADS = [download for a in ARCHITECTURES for download in a.downloads.values()]
 # What `download` brings, as the loaders list it: a folder or files.
 PUBLISHED = {PurePosixPath(d.folder).name for d in DOWNLOADS if d.is_tree}
 PUBLISHED |= {PurePosixPath(file).name for d in DOWNLOADS if not d.is_tree for file in d.files}
+INPUTS, OUTPUTS = -10, -20  # the ids of a subgraph's own ends
+
+of_each_template = pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+of_each_file = pytest.mark.parametrize(
+    "path", [*TEMPLATES, *BLUEPRINTS], ids=lambda path: path.stem
+)
 
 
 def read(path):
@@ -32,8 +40,23 @@ def twin_of(path):
     return read(ROOT / "tests" / "workflows" / f"{path.stem}_api.json")
 
 
+def subgraphs(workflow):
+    return {graph["id"]: graph for graph in workflow.get("definitions", {}).get("subgraphs", [])}
+
+
+def graphs(workflow):
+    return [workflow, *subgraphs(workflow).values()]
+
+
 def ours(workflow):
-    return [node for node in workflow["nodes"] if node["type"] in INTERFACE]
+    return [n for graph in graphs(workflow) for n in graph["nodes"] if n["type"] in INTERFACE]
+
+
+def links_of(graph):
+    """Return each link of a workflow or a subgraph: id, source, its slot, target, its slot, type."""
+    names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    rows = graph.get("links", [])
+    return [[row[name] for name in names] if isinstance(row, dict) else row for row in rows]
 
 
 def widget_values(node):
@@ -65,10 +88,17 @@ def check_value(item, value, more_options=frozenset()):
 
 
 def test_there_are_templates_for_what_a_user_does_first():
-    names = {path.stem for path in TEMPLATES}
-    assert names >= {"class_to_image", "vanilla_vs_shortcut", "inpainting", "text_to_image"}
-    assert names >= {"text_to_image_lumina_dimoo", "speed_against_quality", "text_inpainting"}
-    assert names >= {"text_outpainting", "instruction_edit", "style_reference", "train_a_head"}
+    names = {path.stem.partition("_")[2] for path in TEMPLATES}
+    assert names >= {"class_to_image", "vanilla_against_shortcut", "text_to_image"}
+    assert names >= {"speed_against_quality", "text_inpainting", "class_inpainting"}
+    assert names >= {"text_outpainting", "edit_by_instruction", "train_a_head"}
+    assert len([name for name in names if name.endswith(LARGE)]) == 2
+
+
+def test_templates_are_listed_in_the_order_of_use():
+    numbers = [path.stem.partition("_")[0] for path in TEMPLATES]
+    assert numbers == [f"{number:02}" for number in range(1, len(TEMPLATES) + 1)]
+    assert all(LARGE in path.stem for path in TEMPLATES[-2:])
 
 
 def test_every_node_is_in_a_template():
@@ -76,7 +106,7 @@ def test_every_node_is_in_a_template():
     assert used | WITHOUT_TEMPLATE == set(INTERFACE)
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+@of_each_template
 def test_template_is_in_the_format_of_the_page_and_has_a_thumbnail(path):
     workflow = read(path)
     assert workflow["version"] == 0.4 and "nodes" in workflow and "links" in workflow
@@ -85,7 +115,7 @@ def test_template_is_in_the_format_of_the_page_and_has_a_thumbnail(path):
         assert picture.size == (480, 480)
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+@of_each_file
 def test_template_says_which_pack_its_nodes_are_from(path):
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for node in ours(read(path)):
@@ -93,9 +123,9 @@ def test_template_says_which_pack_its_nodes_are_from(path):
         assert node["properties"]["Node name for S&R"] == node["type"]
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+@of_each_file
 def test_template_widgets_fit_the_nodes_and_use_shipped_files_unless_said(path):
-    more_options = PUBLISHED if path.stem in WITH_PUBLISHED_FILES else set()
+    more_options = PUBLISHED if LARGE in path.stem else set()
     for node in ours(read(path)):
         values = widget_values(node)
         for item in INTERFACE[node["type"]]["inputs"]:
@@ -104,36 +134,40 @@ def test_template_widgets_fit_the_nodes_and_use_shipped_files_unless_said(path):
                 check_value(item, values[item["id"]], more_options)
 
 
-@pytest.mark.parametrize("name", sorted(WITH_PUBLISHED_FILES))
-def test_template_links_to_published_files_are_those_of_download(name):
+@pytest.mark.parametrize("path", [path for path in TEMPLATES if LARGE in path.stem])
+def test_template_links_to_published_files_are_those_of_download(path):
     known = {
         (PurePosixPath(f).name, f"{SITE}/{d.repository}/resolve/main/{f}", d.folder)
         for d in DOWNLOADS
         for f in d.files
     }
-    nodes = ours(read(ROOT / "workflows" / f"{name}.json"))
-    links = [link for node in nodes for link in node["properties"].get("models", [])]
+    links = [x for node in ours(read(path)) for x in node["properties"].get("models", [])]
     assert links and {(x["name"], x["url"], x["directory"]) for x in links} <= known
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+@of_each_file
 def test_template_links_join_sockets_of_one_type(path):
-    workflow = read(path)
-    nodes = {node["id"]: node for node in workflow["nodes"]}
-    assert len(nodes) == len(workflow["nodes"])
-    seen = set()
-    for link, source, source_slot, target, target_slot, kind in workflow["links"]:
-        output = nodes[source]["outputs"][source_slot]
-        socket = nodes[target]["inputs"][target_slot]
-        assert link in output["links"] and socket["link"] == link
-        assert output["type"] == socket["type"] == kind
-        seen.add(link)
-    for node in workflow["nodes"]:
-        assert {i["link"] for i in node["inputs"]} - {None} <= seen
-        assert {link for o in node["outputs"] for link in o["links"]} <= seen
+    for graph in graphs(read(path)):
+        outer = {
+            INPUTS: {"outputs": [i | {"links": i["linkIds"]} for i in graph.get("inputs", [])]},
+            OUTPUTS: {"inputs": [o | {"link": o["linkIds"][0]} for o in graph.get("outputs", [])]},
+        }
+        nodes = {node["id"]: node for node in graph["nodes"]}
+        assert len(nodes) == len(graph["nodes"])
+        nodes |= outer
+        seen = set()
+        for link, source, source_slot, target, target_slot, kind in links_of(graph):
+            output = nodes[source]["outputs"][source_slot]
+            socket = nodes[target]["inputs"][target_slot]
+            assert link in output["links"] and socket["link"] == link
+            assert output["type"] == socket["type"] == kind
+            seen.add(link)
+        for node in nodes.values():
+            assert {i["link"] for i in node.get("inputs", [])} - {None} <= seen
+            assert {link for o in node.get("outputs", []) for link in o["links"]} <= seen
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+@of_each_file
 def test_template_sockets_are_those_of_the_nodes(path):
     for node in ours(read(path)):
         interface = INTERFACE[node["type"]]
@@ -150,27 +184,106 @@ def test_template_sockets_are_those_of_the_nodes(path):
         assert [(o["name"], o["type"]) for o in node["outputs"]] == outputs
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+@of_each_file
+def test_subgraphs_have_the_sockets_and_show_the_widgets_that_their_nodes_have(path):
+    workflow = read(path)
+    known = subgraphs(workflow)
+    ids = [node["id"] for graph in graphs(workflow) for node in graph["nodes"]]
+    assert len(set(ids)) == len(ids)  # App Mode names a widget by its node alone
+    used = [node for node in workflow["nodes"] if node["type"] in known]
+    assert sorted(node["type"] for node in used) == sorted(known)
+    for node in used:
+        graph = known[node["type"]]
+        for end in ("inputs", "outputs"):
+            pairs = [[(x["name"], x["type"]) for x in place[end]] for place in (node, graph)]
+            assert pairs[0] == pairs[1]
+        inner = {str(n["id"]): {i["name"] for i in n["inputs"]} for n in graph["nodes"]}
+        shown = node["properties"]["proxyWidgets"]
+        assert all(name in inner[i] | {"control_after_generate"} for i, name in shown)
+        widgets = [i["name"] for i in node["inputs"] if "widget" in i]
+        assert len(shown) >= len(widgets)
+
+
+def flattened(workflow):
+    """Return the nodes of a workflow by the ids of the API, and by node and input where each comes from."""
+    known, nodes, sources = subgraphs(workflow), {}, {}
+
+    def walk(graph, prefix, given):
+        """Return where the outputs of a graph come from; `given` are its inputs."""
+        ends = {(INPUTS, slot): source for slot, source in enumerate(given)}
+        links = links_of(graph)
+        inner = {node["id"]: node for node in graph["nodes"]}
+
+        def source_of(link):
+            _, node, slot, *_ = next(row for row in links if row[0] == link)
+            if (node, slot) in ends:
+                return ends[node, slot]
+            if inner[node]["type"] not in known:
+                return [f"{prefix}{node}", slot]
+            sockets = inner[node]["inputs"]
+            given = [None if s["link"] is None else source_of(s["link"]) for s in sockets]
+            return walk(known[inner[node]["type"]], f"{prefix}{node}:", given)[slot]
+
+        for node in graph["nodes"]:
+            if node["type"] in FRONTEND_ONLY:
+                continue
+            wired = {s["name"]: source_of(s["link"]) for s in node["inputs"] if s["link"]}
+            if node["type"] in known:
+                given = [wired.get(s["name"]) for s in node["inputs"]]
+                walk(known[node["type"]], f"{prefix}{node['id']}:", given)
+                continue
+            nodes[f"{prefix}{node['id']}"] = node
+            sources[f"{prefix}{node['id']}"] = {k: v for k, v in wired.items() if v}
+        return [source_of(output["linkIds"][0]) for output in graph.get("outputs", [])]
+
+    walk(workflow, "", [])
+    return nodes, sources
+
+
+@of_each_template
 def test_the_api_twin_is_the_same_graph(path):
-    workflow, twin = read(path), twin_of(path)
-    nodes = {str(n["id"]): n for n in workflow["nodes"] if n["type"] not in FRONTEND_ONLY}
+    twin = twin_of(path)
+    nodes, sources = flattened(read(path))
     assert {i: n["type"] for i, n in nodes.items()} == {i: n["class_type"] for i, n in twin.items()}
-    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     for number, node in nodes.items():
-        inputs = twin[number]["inputs"]
-        wired = {s["name"]: links[s["link"]] for s in node["inputs"] if s["link"] is not None}
+        inputs, wired = twin[number]["inputs"], sources[number]
         assert {name: value for name, value in inputs.items() if isinstance(value, list)} == wired
         if node["type"] in INTERFACE:
             constants = {k: v for k, v in widget_values(node).items() if k not in wired}
             assert inputs == wired | constants
 
 
+@of_each_template
+def test_the_first_templates_open_as_an_app(path):
+    workflow = read(path)
+    extra = workflow["extra"]
+    assert extra.get("linearMode", False) == (path.stem in APPS)
+    if path.stem not in APPS:
+        return
+    nodes = {str(n["id"]): n for graph in graphs(workflow) for n in graph["nodes"]}
+    assert extra["linearData"]["inputs"] and extra["linearData"]["outputs"]
+    for number, name in extra["linearData"]["inputs"]:
+        assert name in {i["name"] for i in nodes[number]["inputs"] if "widget" in i}
+    assert {nodes[number]["type"] for number in extra["linearData"]["outputs"]} == {"SaveImage"}
+
+
+def test_the_blueprint_is_one_node_that_makes_an_image():
+    (path,) = BLUEPRINTS
+    workflow = read(path)
+    (node,) = workflow["nodes"]
+    (graph,) = subgraphs(workflow).values()
+    assert graph["name"] == path.stem == "MIGM text to image" and graph["description"]
+    assert [output["type"] for output in node["outputs"]] == ["IMAGE"]
+
+
 # What the page covers of a window of 1600 x 1000: the side bar at the left, tabs and Run above.
 WINDOW, LEFT, TOP = (1600, 1000), 70, 90
 TITLE_HEIGHT = 30
-SAMPLER_HEIGHT = 620  # with the preview that the page puts below the widgets
-READABLE = 0.6  # below 0.57 the page draws nodes without a letter
-WIDEST = 1600
+SAMPLER_HEIGHT = 640  # with the preview that the page puts below the widgets
+READABLE = 0.8  # below 0.57 the page draws nodes without a letter
+# From the template browser the page shows the whole, within this part of the window.
+SHOWN = 0.75
+WIDEST = 1510
 
 
 def boxes(workflow):
@@ -202,7 +315,7 @@ def holds(outer, inner):
     )
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+@of_each_template
 def test_template_opens_readable_and_whole(path):
     workflow = read(path)
     view = workflow["extra"]["ds"]
@@ -215,16 +328,18 @@ def test_template_opens_readable_and_whole(path):
     assert min(x for x, _ in shown) >= LEFT and min(y for _, y in shown) >= TOP
     assert max(x for x, _ in shown_ends) <= WINDOW[0]
     assert max(y for _, y in shown_ends) <= WINDOW[1]
+    height = max(b[3] for b in every) - min(b[1] for b in every)
+    assert SHOWN * WINDOW[1] / height >= READABLE - 0.02
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+@of_each_template
 def test_template_nodes_do_not_overlap(path):
     found = boxes(read(path))
     pairs = [(a, b) for a in found for b in found if a < b]
     assert not [(a, b) for a, b in pairs if overlap(found[a], found[b])]
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+@of_each_template
 def test_each_template_node_is_in_one_titled_group(path):
     workflow = read(path)
     groups = group_boxes(workflow)
@@ -234,7 +349,7 @@ def test_each_template_node_is_in_one_titled_group(path):
         assert sum(holds(group, box) for group in groups) == 1
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+@of_each_template
 def test_template_note_shows_its_whole_text(path):
     """By a generous estimate of the page's letters: 6.5 wide in lines of 17, paragraphs 10 apart."""
     for note in [n for n in read(path)["nodes"] if n["type"] == "MarkdownNote"]:
