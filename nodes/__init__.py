@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import lora
 from .accelerate import Accelerator
+from .answer import DescribeImage, ReasonedEdit
 from .condition import ClassCondition, TextCondition
 from .folders import register_folders
 from .load import LoadHead, LoadMIGM
@@ -19,6 +20,8 @@ NODES: list[type[io.ComfyNode]] = [
     ClassCondition,
     TextCondition,
     MaskedSampler,
+    DescribeImage,
+    ReasonedEdit,
     TrainHead,
     SaveHead,
 ]

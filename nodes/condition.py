@@ -5,7 +5,7 @@ B  images    Y, X  rows and columns of a source image's codes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -136,17 +136,11 @@ class TextCondition(io.ComfyNode):
         masked_model = _taking("prompt", model)
         architecture = masked_model.checkpoint.architecture
         images = _wired(architecture.tasks, task, {"image": image, "style_image": style_image})
-        if images and not isinstance(vae, CodeVAE):
-            found = "not connected" if vae is None else f"a {type(vae).__name__}"
-            raise ValueError(f"vae is {found}, expected the vae of Load MIGM. Wire it.")
-        if images:
-            check_vq(vae.checkpoint, masked_model.checkpoint)
-        num_codes = masked_model.checkpoint.config.num_codes
         request = Request(
             prompt=text,
             # A model without tasks does what the usual one says.
             task=None if task == USUAL_TASK and not architecture.tasks else task,
-            sources=tuple(_encoded(vae, pixels, num_codes) for pixels in images),
+            sources=encoded(masked_model, vae, images) if images else (),
         )
         return io.NodeOutput(_conditioning(masked_model, request))
 
@@ -188,7 +182,14 @@ def _wired(tasks: Mapping[str, int], task: str, inputs: dict[str, Any]) -> list[
     return list(inputs.values())[:num_sources]
 
 
-def _encoded(vae: CodeVAE, pixels_BYXC: Tensor, num_codes: int) -> Tensor:
-    """Return the codes (B, Y, X) of IMAGEs."""
-    samples_B1YX = vae.encode(pixels_BYXC)
-    return codes_of(samples_B1YX, num_codes).unflatten(1, samples_B1YX.shape[2:])
+def encoded(model: MaskedImageModel, vae: Any, images: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the codes (B, Y, X) of each of some IMAGEs. Raise ValueError if the VAE is not the model's."""
+    if not isinstance(vae, CodeVAE):
+        found = "not connected" if vae is None else f"a {type(vae).__name__}"
+        raise ValueError(f"vae is {found}, expected the vae of Load MIGM. Wire it.")
+    check_vq(vae.checkpoint, model.checkpoint)
+    num_codes, found = model.checkpoint.config.num_codes, []
+    for pixels_BYXC in images:
+        samples_B1YX = vae.encode(pixels_BYXC)
+        found.append(codes_of(samples_B1YX, num_codes).unflatten(1, samples_B1YX.shape[2:]))
+    return tuple(found)
