@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import lora
 from .accelerate import Accelerator
 from .answer import DescribeImage, ReasonedEdit
+from .compare import SpeedQuality
 from .condition import ClassCondition, TextCondition
 from .folders import register_folders
 from .load import LoadHead, LoadMIGM
@@ -24,6 +25,7 @@ NODES: list[type[io.ComfyNode]] = [
     ReasonedEdit,
     TrainHead,
     SaveHead,
+    SpeedQuality,
 ]
 
 

@@ -28,7 +28,7 @@ from ..shortcut.models.text_rules import (
 )
 from ..shortcut.text import answer, in_parallel
 from ..shortcut.text_schedule import MAX_TEXT, ParallelSettings, TextSettings, text_plan
-from .condition import encoded
+from .condition import checked_vae, encoded
 from .host import NodeText, advice_on_memory
 from .latents import indices_of, latent_of, samples_of
 from .native import MARGIN, MaskedImageModel, build_head, model_of
@@ -148,10 +148,9 @@ class DescribeImage(io.ComfyNode):
         )
         num_passes = sum(len(block.steps) for block in text_plan(settings))
         masked_model, rules, node_text = _begun(model, UNDERSTAND, DESCRIBE)
-        request = Request(
-            prompt=question, task=UNDERSTAND, sources=encoded(masked_model, vae, [image])
-        )
-        masked_model.checkpoint.architecture.check(request)
+        checkpoint = masked_model.checkpoint
+        codes_BYX = encoded(checked_vae(vae, checkpoint), image, checkpoint.config.num_codes)
+        request = Request(prompt=question, task=UNDERSTAND, sources=(codes_BYX,))
         condition = masked_model.conditioner.conditions(request, len(image))[0]
         output = _text_output(masked_model)
         runs = rules.answer(masked_model.network, output.model, max_tokens, (0, 0))

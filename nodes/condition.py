@@ -5,13 +5,14 @@ B  images    Y, X  rows and columns of a source image's codes
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..shortcut import models
+from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.models.architecture import Conditioning, Request
 from ..shortcut.pipeline import check_vq
 from .latents import codes_of
@@ -136,11 +137,14 @@ class TextCondition(io.ComfyNode):
         masked_model = _taking("prompt", model)
         architecture = masked_model.checkpoint.architecture
         images = _wired(architecture.tasks, task, {"image": image, "style_image": style_image})
+        if images:
+            checked_vae(vae, masked_model.checkpoint)
+        num_codes = masked_model.checkpoint.config.num_codes
         request = Request(
             prompt=text,
             # A model without tasks does what the usual one says.
             task=None if task == USUAL_TASK and not architecture.tasks else task,
-            sources=encoded(masked_model, vae, images) if images else (),
+            sources=tuple(encoded(vae, pixels, num_codes) for pixels in images),
         )
         return io.NodeOutput(_conditioning(masked_model, request))
 
@@ -157,6 +161,15 @@ def _taking(field: str, patcher: Any) -> MaskedImageModel:
             + (advice if fitting else "Use the conditioning node that its author names.")
         )
     return model
+
+
+def checked_vae(vae: Any, model: Checkpoint) -> CodeVAE:
+    """Return a VAE that goes with a model. Raise ValueError if it does not."""
+    if not isinstance(vae, CodeVAE):
+        found = "not connected" if vae is None else f"a {type(vae).__name__}"
+        raise ValueError(f"vae is {found}, expected the vae of Load MIGM. Wire it.")
+    check_vq(vae.checkpoint, model)
+    return vae
 
 
 def _conditioning(model: MaskedImageModel, request: Request) -> Conditioning:
@@ -182,14 +195,7 @@ def _wired(tasks: Mapping[str, int], task: str, inputs: dict[str, Any]) -> list[
     return list(inputs.values())[:num_sources]
 
 
-def encoded(model: MaskedImageModel, vae: Any, images: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return the codes (B, Y, X) of each of some IMAGEs. Raise ValueError if the VAE is not the model's."""
-    if not isinstance(vae, CodeVAE):
-        found = "not connected" if vae is None else f"a {type(vae).__name__}"
-        raise ValueError(f"vae is {found}, expected the vae of Load MIGM. Wire it.")
-    check_vq(vae.checkpoint, model.checkpoint)
-    num_codes, found = model.checkpoint.config.num_codes, []
-    for pixels_BYXC in images:
-        samples_B1YX = vae.encode(pixels_BYXC)
-        found.append(codes_of(samples_B1YX, num_codes).unflatten(1, samples_B1YX.shape[2:]))
-    return tuple(found)
+def encoded(vae: CodeVAE, pixels_BYXC: Tensor, num_codes: int) -> Tensor:
+    """Return the codes (B, Y, X) of IMAGEs."""
+    samples_B1YX = vae.encode(pixels_BYXC)
+    return codes_of(samples_B1YX, num_codes).unflatten(1, samples_B1YX.shape[2:])

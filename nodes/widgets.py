@@ -76,7 +76,8 @@ def widgets() -> list[Any]:
             tooltip="How the number of tokens per step grows. All reveal few first and most last; "
             "in the order root, linear, arccos, cosine, square ever more come early. arccos is "
             "MaskGIT's. lumina is Lumina-DiMOO's: cosine, but by its own rounding, and steps that "
-            "reveal nothing are left out. No effect on speed.",
+            "reveal nothing are left out. amused is that of aMUSEd and Meissonic, amused-linear "
+            "theirs with a noise mask: with denoise below 1 they take as many fewer steps.",
         ),
         io.Float.Input(
             "temperature",
@@ -169,18 +170,23 @@ def later_widgets() -> list[Any]:
 
 
 def settings_of(
-    checkpoint: Checkpoint, num_guided: int, has_head: bool, values: dict[str, Any]
+    checkpoint: Checkpoint,
+    num_guided: int,
+    has_head: bool,
+    has_mask: bool,
+    values: dict[str, Any],
 ) -> Settings:
     """Return the settings of a run. A setting without a widget is as usual for the model.
 
     Args:
         num_guided: branches to guide away from; each gets a weight.
+        has_mask: True: a mask says which tokens are made.
         values: of the widgets.
 
     Raises:
         ValueError: one is out of range, or the model has no such preset.
     """
-    usual = usual_settings(checkpoint, num_guided=num_guided)
+    usual = usual_settings(checkpoint, num_guided=num_guided, has_mask=has_mask)
     if values["preset"] == CUSTOM:
         settings = replace(
             usual,

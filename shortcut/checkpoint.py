@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -26,8 +26,9 @@ from .files import (
 )
 from .guard import naming
 from .models.architecture import Architecture, Network
+from .models.key_table import checked
 from .models.layers import Attention, Bare, sdpa
-from .models.layout import TEXT_PREFIX, Kind, Layout, checked, configure
+from .models.layout import TEXT_PREFIX, Kind, Layout, configure
 from .recognition import VERSION, VERSION_KEY, bare, by_own_names, by_published_keys, our_layout
 from .unwrap import SAVED, saved_metadata
 from .values import check_finite, fingerprint
@@ -66,10 +67,19 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """The name for messages: the file's, or the folder's of a model in several files."""
+        """The name for messages: the file's, or the folder's of a model in several files or folders."""
         if self.path is None:
             return f"this {self.layout.title}"
-        return (self.path.parent if self.path.name.endswith(INDEX_SUFFIX) else self.path).name
+        is_folder = self.path.name.endswith(INDEX_SUFFIX) or self.folder != self.path.parent
+        return (self.folder if is_folder else self.path).name
+
+    @property
+    def folder(self) -> Path:
+        """The folder of all that was published with it: that of its file, or the one above a file in its subfolder."""
+        assert self.path is not None
+        subfolders = {PurePath(name).parent.name for name in self.layout.filenames} - {""}
+        parent = self.path.parent
+        return parent.parent if parent.name in subfolders else parent
 
     @property
     def dtype(self) -> torch.dtype:

@@ -75,7 +75,7 @@ def generate(
     for count in sorted(set(counts)):
         rows = [row for row, c in enumerate(counts) if c == count]
         rows_B = torch.tensor(rows, device=device)
-        steps = plan(settings, count, num_tokens, rules)
+        steps = plan(settings, count, num_tokens, rules, denoise)
         group_conditions = tuple(c.to(device)[rows_B] for c in conditions)
         denoiser = Denoiser(
             model, group_conditions, accelerator and accelerator(model, group_conditions)

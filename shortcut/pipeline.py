@@ -97,7 +97,7 @@ class Pipeline:
         found_device = checked_device(device)
         model_file = checkpoints.load(model, kind="model")
         assert model_file.path is not None
-        vq_file = checkpoints.load(vq or model_file.path.parent, kind="vq")
+        vq_file = checkpoints.load(vq or model_file.folder, kind="vq")
         check_vq(vq_file, model_file)
         head_file = None if head is None else checkpoints.load(head, kind="head", model=model_file)
         if head_file is not None and (doubt := check_head(head_file, model_file)):

@@ -15,12 +15,15 @@ USUAL_PRESET = "balanced"  # whose share of full steps a run with a head has
 USUAL_SHARE = 0.25  # the same of a model without presets
 
 
-def usual_settings(model: Checkpoint, *, num_guided: int | None = None) -> Settings:
+def usual_settings(
+    model: Checkpoint, *, num_guided: int | None = None, has_mask: bool = False
+) -> Settings:
     """Return the sampler settings that the model's file states; its original's for the rest.
 
     Args:
         num_guided: branches to guide away from, such as 2 for conditions with source images; None = as the settings
             have it.
+        has_mask: True: some tokens of a picture stay, where a mask says so.
 
     Raises:
         ValueError: the file states one that does not exist or is out of range.
@@ -31,6 +34,8 @@ def usual_settings(model: Checkpoint, *, num_guided: int | None = None) -> Setti
     with naming(model.path):
         try:
             found = replace(architecture.settings, **stated)
+            if has_mask and architecture.inpaint_schedule is not None:
+                found = replace(found, schedule=architecture.inpaint_schedule)
             if num_guided == 2 and source_guidance is not None:
                 found = replace(found, guidance=source_guidance)
             elif num_guided not in (None, len(found.guidance)):
@@ -53,6 +58,7 @@ def chosen_settings(
     full_steps: int | tuple[int, ...] | None = None,
     cfg: float | None = None,
     cfg_image: float | None = None,
+    has_mask: bool = False,
     **others: Any,
 ) -> Settings:
     """Return the model's settings with those that were given. None = not given.
@@ -62,13 +68,14 @@ def chosen_settings(
         preset: sets steps and full steps.
         accelerator: name of what answers steps that are not full passes; None = all are.
         full_steps: how many steps are full passes, or which; None = what is usual with the accelerator.
+        has_mask: as for `usual_settings`.
         cfg, cfg_image: guidance weights of the text or class, and of the source images.
         others: further fields of `Settings`.
 
     Raises:
         ValueError: one is out of range, or does not go with another.
     """
-    usual = usual_settings(model, num_guided=num_guided)
+    usual = usual_settings(model, num_guided=num_guided, has_mask=has_mask)
     given = {name: value for name, value in others.items() if value is not None}
     if preset is not None:
         if steps is not None or full_steps is not None:

@@ -18,8 +18,8 @@ from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import quantized
 from shortcut_pack.shortcut.checkpoint import Checkpoint
 from shortcut_pack.shortcut.files import read
+from shortcut_pack.shortcut.models.key_table import rename_keys
 from shortcut_pack.shortcut.models.layers import Bare
-from shortcut_pack.shortcut.models.layout import rename_keys
 from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
 from shortcut_pack.shortcut.pipeline import check_head, default_dtype
 from shortcut_pack.shortcut.quantized import MARK

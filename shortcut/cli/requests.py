@@ -73,6 +73,7 @@ class Job:
             self.grid,
             rules=pipeline.architecture.rules,
             num_to_make=self.num_to_make,
+            denoise=self.start["denoise"],
             accelerator=pipeline.accelerator_name,
         ).total
 
@@ -135,7 +136,8 @@ def job_of(pipeline: Pipeline, options: argparse.Namespace) -> Job:
             pipeline.model_file.name,
             ", ".join(unknown),
         )
-    settings = settings_of(pipeline, options, num_guided=len(branches) - 1)
+    has_mask = begin.is_editable_1hw is not None and not bool(begin.is_editable_1hw.all())
+    settings = settings_of(pipeline, options, num_guided=len(branches) - 1, has_mask=has_mask)
     conditions, guidance = needed_branches(branches, settings.guidance)
     settings = replace(settings, guidance=guidance)
     start = {
@@ -147,7 +149,8 @@ def job_of(pipeline: Pipeline, options: argparse.Namespace) -> Job:
     }
     num_tokens = begin.grid[0] * begin.grid[1]
     num_to_make = int(masked_at_start(num_tokens=num_tokens, **start)[0].sum())
-    steps = plan(settings, num_to_make, num_tokens, pipeline.architecture.rules)
+    rules = pipeline.architecture.rules
+    steps = plan(settings, num_to_make, num_tokens, rules, start["denoise"])
     if options.steps is not None and num_to_make < options.steps:
         logger.warning(
             "--steps %d is more than the tokens to make: it takes %d.", options.steps, len(steps)
@@ -202,7 +205,9 @@ def request_of(pipeline: Pipeline, options: argparse.Namespace) -> tuple[Start, 
     return begin, request
 
 
-def settings_of(pipeline: Pipeline, options: argparse.Namespace, *, num_guided: int) -> Settings:
+def settings_of(
+    pipeline: Pipeline, options: argparse.Namespace, *, num_guided: int, has_mask: bool = False
+) -> Settings:
     """Return the model's settings with the options that were given in their place.
 
     Raises:
@@ -216,6 +221,7 @@ def settings_of(pipeline: Pipeline, options: argparse.Namespace, *, num_guided: 
         num_guided=num_guided,
         accelerator=pipeline.accelerator_name,
         full_steps=full_steps,
+        has_mask=has_mask,
         **{name: getattr(options, name) for name in as_typed},
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import lumina_dimoo, maskgit
+from . import amused, lumina_dimoo, maskgit
 from .architecture import Architecture
 from .layout import Kind, Layout
 
@@ -12,6 +12,7 @@ ARCHITECTURES: list[Architecture] = [
     maskgit.ARCHITECTURE,
     lumina_dimoo.ARCHITECTURE,
     lumina_dimoo.MMADA_PARALLEL_A,
+    amused.ARCHITECTURE,
 ]
 
 

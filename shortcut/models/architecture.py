@@ -202,6 +202,9 @@ class Request:
 
 # ComfyUI's CONDITIONING: rows of (tensor, entries).
 Conditioning = list[list[Any]]
+# A node of a ComfyUI graph: its id and inputs. What Load MIGM gives is linked as LOADED_MODEL and LOADED_CLIP.
+GraphNode = tuple[str, dict[str, Any]]
+LOADED_MODEL, LOADED_CLIP = ["1", 0], ["1", 2]
 
 
 class Conditioner(Protocol):
@@ -233,8 +236,8 @@ class Conditioner(Protocol):
         """Return the request as a picture's settings name it; JSON."""
         ...
 
-    def graph_node(self, request: Request) -> tuple[str, dict[str, Any]]:
-        """Return the node id and widget values that make the request in ComfyUI."""
+    def graph_nodes(self, request: Request) -> Sequence[GraphNode]:
+        """Return the nodes that make the request in ComfyUI: what is wanted, then what to guide away from, if said."""
         ...
 
     def to_conditioning(self, request: Request) -> Conditioning:
@@ -317,7 +320,8 @@ class Architecture:
     # (configuration of the model, names of its classes, its file) -> conditioner
     conditioner: Callable[[Any, Sequence[str], Path | None], Conditioner]
     fixed_grid: Callable[[Any], Grid | None] = any_size  # of a model that makes images of one size
-    usual_grid: Grid | None = None  # of a model of any size: what most were trained on
+    # configuration of a model of any size -> what most of its kind were trained on
+    usual_grid: Callable[[Any], Grid | None] = any_size
     num_heads: Callable[[Any], int] = lambda config: (
         1
     )  # configuration of the model -> its attention heads
@@ -328,6 +332,10 @@ class Architecture:
     guided_kl: Callable[[Any, int], float] = lambda config, iterations: 0.3
     # (a model's file, new place of the weights) -> copies what belongs beside them, such as a tokenizer
     copy_companions: Callable[[Path, Path], None] | None = None
+    # configuration of the model -> widths of the states and of the projection of its CLIP text encoder, which ComfyUI's
+    # own nodes then run; None = it has none
+    clip: Callable[[Any], tuple[int, int]] | None = None
+    inpaint_schedule: str | None = None  # of a run with a mask, where it is not that of `settings`
     # A model's file -> {what: where it is, or what is missing}, for `info`
     companions: Callable[[Path], Mapping[str, str]] = lambda path: {}
 

@@ -10,15 +10,10 @@ from dataclasses import replace
 import torch
 
 from ...schedule import SamplerRules, Settings
-from ..architecture import (
-    Architecture,
-    Branches,
-    Download,
-    Preset,
-    PublishedSize,
-)
+from .. import amused_vq
+from ..architecture import Architecture, Branches, Download, Preset, PublishedSize
 from ..text_rules import REASONED_EDIT, UNDERSTAND, TextRules
-from . import head, mmada, transformer, vq
+from . import head, mmada, transformer
 from .answer import Answer
 from .conditioner import PromptConditioner
 from .prompts import TASKS
@@ -48,7 +43,6 @@ _HEAD = head.Config(
     has_time=True,
     sees_new=True,
 )
-_VQ = vq.Config((128, 256, 256, 512, 768), 2, 64, 8192, 32)
 _NO_PROMPT = 14  # tokens of the prompt that says nothing
 
 
@@ -73,7 +67,7 @@ ARCHITECTURE = Architecture(
     name="lumina-dimoo",
     title=transformer.LAYOUT.title,
     model=transformer.LAYOUT,
-    vqs=(vq.LAYOUT,),
+    vqs=(amused_vq.LAYOUT,),
     head=head.LAYOUT,
     settings=Settings(
         num_steps=64,
@@ -91,7 +85,9 @@ ARCHITECTURE = Architecture(
         "balanced": Preset(64, 11),  # 0.868, 4.9
         "fast": Preset(64, 9),  # 0.829, 5.8
     },
-    sizes={"lumina-dimoo": PublishedSize(_MODEL, _HEAD, _VQ, (64, 64), _conditions)},
+    sizes={
+        "lumina-dimoo": PublishedSize(_MODEL, _HEAD, amused_vq.PUBLISHED, (64, 64), _conditions)
+    },
     downloads={
         "lumina-dimoo": Download(
             "Alpha-VLLM/Lumina-DiMOO", _FILES, "migm/Lumina-DiMOO", is_tree=True
@@ -104,7 +100,7 @@ ARCHITECTURE = Architecture(
     tasks={name: task.num_sources for name, task in TASKS.items()},
     text=_TEXT,
     conditioner=PromptConditioner.of,
-    usual_grid=(64, 64),
+    usual_grid=lambda config: (64, 64),
     num_heads=lambda config: config.num_heads,
     new_head=head.new_head,
     copy_companions=copy_tokenizer_of,
@@ -117,7 +113,9 @@ MMADA_PARALLEL_A = replace(
     title=mmada.LAYOUT.title,
     model=mmada.LAYOUT,
     presets={},  # no head of it was ever measured
-    sizes={"mmada-parallel-a": PublishedSize(_MODEL, _HEAD, _VQ, (32, 32), _conditions)},
+    sizes={
+        "mmada-parallel-a": PublishedSize(_MODEL, _HEAD, amused_vq.PUBLISHED, (32, 32), _conditions)
+    },
     downloads={
         # The model card tells it apart.
         "mmada-parallel-a": Download(
@@ -126,5 +124,5 @@ MMADA_PARALLEL_A = replace(
     },
     tasks={name: TASKS[name].num_sources for name in mmada.TASKS},
     text=replace(_TEXT, tasks={UNDERSTAND: 1, REASONED_EDIT: 1}, branches=mmada.laid_over),
-    usual_grid=(32, 32),
+    usual_grid=lambda config: (32, 32),
 )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...containers import INDEX_SUFFIX
-from ..architecture import Branches, Conditioning, Request
+from ..architecture import LOADED_MODEL, Branches, Conditioning, GraphNode, Request
 from ..conditioning import only_row
 from .prompts import ALL_TASKS, TEXT, conditions, load_tokenizer, prompt_tokens, unknown_words
 from .tokenizer import tokenizer_folder
@@ -111,9 +111,13 @@ class PromptConditioner:
             "negative": request.negative or "",
         }
 
-    def graph_node(self, request: Request) -> tuple[str, dict[str, Any]]:
-        """Return ComfyUI's node of the prompt."""
-        return "ShortcutTextCondition", {"text": request.prompt or "", "task": _task(request)}
+    def graph_nodes(self, request: Request) -> Sequence[GraphNode]:
+        """Return ComfyUI's nodes of the prompt, and of what to guide away from if it says something."""
+        texts = [request.prompt or ""]
+        if request.negative is not None and request.negative.strip():
+            texts.append(request.negative)
+        inputs = {"model": LOADED_MODEL, "task": _task(request)}
+        return [("ShortcutTextCondition", {**inputs, "text": text}) for text in texts]
 
     def to_conditioning(self, request: Request) -> Conditioning:
         """Return the CONDITIONING of a prompt."""
