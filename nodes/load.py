@@ -112,7 +112,7 @@ class LoadMIGM(io.ComfyNode):
         elif model_name in shipped.CHOICES:
             vq_path = shipped.CHOICES[model_name]["vq"]
         else:
-            vq_path = checkpoint.path.parent
+            vq_path = checkpoint.folder
         vq = folders.load(vq_path, "vq")
         check_vq(vq, checkpoint)
         if weight_dtype == FLOAT8_E4M3 and not checkpoint.quantized:

@@ -24,7 +24,7 @@ from torch import Tensor
 from . import checkpoint as checkpoints
 from . import shipped
 from .accelerators import MakeAccelerator
-from .accelerators.choice import HEAD, kept_bytes, named, needs_head
+from .accelerators.choice import HEAD, PARTIAL, kept_bytes, named, needs_head
 from .checkpoint import Checkpoint
 from .companions import placed
 from .denoiser import Conditions
@@ -97,7 +97,7 @@ class Pipeline:
         found_device = checked_device(device)
         model_file = checkpoints.load(model, kind="model")
         assert model_file.path is not None
-        vq_file = checkpoints.load(vq or model_file.path.parent, kind="vq")
+        vq_file = checkpoints.load(vq or model_file.folder, kind="vq")
         check_vq(vq_file, model_file)
         head_file = None if head is None else checkpoints.load(head, kind="head", model=model_file)
         if head_file is not None and (doubt := check_head(head_file, model_file)):
@@ -123,6 +123,16 @@ class Pipeline:
         """Return the same networks with another accelerator. Raises ValueError as `accelerators.choice.named`."""
         named(name, self.head)
         return replace(self, accelerator_name=name)
+
+    def accelerated(self, name: str | None, *, is_faster: bool) -> Pipeline:
+        """Return the pipeline for a run with the accelerator `name`; None = its own.
+
+        Args:
+            is_faster: True: some steps shall not be full passes. Then partial passes answer them if nothing else does.
+        """
+        if name is None and self.accelerator_name is None and is_faster:
+            name = PARTIAL
+        return self if name is None else self.with_accelerator(name)
 
     @property
     def architecture(self) -> Architecture:
@@ -164,7 +174,8 @@ class Pipeline:
         Args:
             label: name or number of a class.
             width, height: pixels; None = those that the model was trained on.
-            accelerator: as for `load`; None = the pipeline's own.
+            accelerator: as for `load`; None = the pipeline's own, or partial passes if it has none and a preset or full
+                steps are given.
             settings: as for `chosen_settings`: preset, steps, full_steps, cfg, temperature, schedule ...
 
         Raises:
@@ -172,15 +183,15 @@ class Pipeline:
             RuntimeError: the device is out of memory.
         """
         check_whole("num_images", num_images, 1, MAX_IMAGES)
-        if accelerator is not None:
-            self = self.with_accelerator(accelerator)
+        is_faster = not {"preset", "full_steps"}.isdisjoint(settings)
+        self = self.accelerated(accelerator, is_faster=is_faster)
         request = Request(prompt=prompt, label=label, negative=negative)
         self.architecture.check(request)
         conditions = self.conditioner.conditions(request, num_images)
         chosen = chosen_settings(
             self.model_file,
             num_guided=len(conditions) - 1,
-            is_accelerated=self.accelerator_name is not None,
+            accelerator=self.accelerator_name,
             **settings,
         )
         grid = grid_of(self.model_file, self.downscale, width, height)

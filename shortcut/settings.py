@@ -5,21 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from .accelerators.choice import own_full_steps
 from .checkpoint import Checkpoint
 from .guard import naming
 from .models.architecture import Architecture
-from .schedule import Settings
+from .schedule import ORDERS, Settings
 
 USUAL_PRESET = "balanced"  # whose share of full steps a run with a head has
 USUAL_SHARE = 0.25  # the same of a model without presets
 
 
-def usual_settings(model: Checkpoint, *, num_guided: int | None = None) -> Settings:
+def usual_settings(
+    model: Checkpoint, *, num_guided: int | None = None, has_mask: bool = False
+) -> Settings:
     """Return the sampler settings that the model's file states; its original's for the rest.
 
     Args:
         num_guided: branches to guide away from, such as 2 for conditions with source images; None = as the settings
             have it.
+        has_mask: True: some tokens of a picture stay, where a mask says so.
 
     Raises:
         ValueError: the file states one that does not exist or is out of range.
@@ -30,6 +34,8 @@ def usual_settings(model: Checkpoint, *, num_guided: int | None = None) -> Setti
     with naming(model.path):
         try:
             found = replace(architecture.settings, **stated)
+            if has_mask and architecture.inpaint_schedule is not None:
+                found = replace(found, schedule=architecture.inpaint_schedule)
             if num_guided == 2 and source_guidance is not None:
                 found = replace(found, guidance=source_guidance)
             elif num_guided not in (None, len(found.guidance)):
@@ -46,12 +52,13 @@ def chosen_settings(
     model: Checkpoint,
     *,
     num_guided: int,
-    is_accelerated: bool,
+    accelerator: str | None,
     preset: str | None = None,
     steps: int | None = None,
     full_steps: int | tuple[int, ...] | None = None,
     cfg: float | None = None,
     cfg_image: float | None = None,
+    has_mask: bool = False,
     **others: Any,
 ) -> Settings:
     """Return the model's settings with those that were given. None = not given.
@@ -59,29 +66,25 @@ def chosen_settings(
     Args:
         num_guided: branches to guide away from.
         preset: sets steps and full steps.
-        is_accelerated: True: there is an accelerator for steps that are not full passes.
-        full_steps: how many steps are full passes, or which; None = a usual share with an accelerator, else all.
+        accelerator: name of what answers steps that are not full passes; None = all are.
+        full_steps: how many steps are full passes, or which; None = what is usual with the accelerator.
+        has_mask: as for `usual_settings`.
         cfg, cfg_image: guidance weights of the text or class, and of the source images.
         others: further fields of `Settings`.
 
     Raises:
         ValueError: one is out of range, or does not go with another.
     """
-    usual = usual_settings(model, num_guided=num_guided)
+    usual = usual_settings(model, num_guided=num_guided, has_mask=has_mask)
     given = {name: value for name, value in others.items() if value is not None}
     if preset is not None:
         if steps is not None or full_steps is not None:
             raise ValueError("--preset sets --steps and --full-steps. Leave them out, or --preset.")
         steps, full_steps = preset_of(model, preset)
-    if full_steps is not None and not is_accelerated:
-        used = "--full-steps" if preset is None else "--preset"
-        raise ValueError(
-            f"{used} needs a shortcut head or another accelerator: without one every step is full. Add --head FILE, or "
-            "--accelerator partial."
-        )
     num_steps = usual.num_steps if steps is None else steps
-    if is_accelerated and full_steps is None:
-        full_steps = usual_full_steps(model.architecture, num_steps)
+    if accelerator is not None and full_steps is None:
+        full_steps = own_full_steps(accelerator, num_steps)
+        full_steps = full_steps or usual_full_steps(model.architecture, num_steps)
     weights = (cfg, cfg_image)
     if cfg is not None and num_guided < 1:
         raise ValueError(f"a {model.layout.title} has no guidance. Leave --cfg out.")
@@ -98,9 +101,13 @@ def chosen_settings(
             usual, num_steps=num_steps, full_steps=full_steps, guidance=guidance, **given
         )
     except TypeError:
-        known = "preset, steps, full_steps, cfg, cfg_image, temperature, choice_temperature, schedule, spread"
+        known = "preset, steps, full_steps, cfg, cfg_image, temperature, choice_temperature, schedule, order, spread"
         raise ValueError(f"settings are {known}; got {', '.join(sorted(given))}.") from None
     settings.check()
+    if settings.order != ORDERS[0] and "choice_temperature" in given:
+        raise ValueError(
+            f"the order {settings.order} has no choice temperature. Leave it out, or the order."
+        )
     return settings
 
 

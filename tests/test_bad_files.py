@@ -89,7 +89,11 @@ def test_a_file_of_ours_is_as_strict(tmp_path: Path) -> None:
             r"'last_layer.0.bias' has shape \(5,\), expected \(32,",
         ),
         ("tok_emb.weight", torch.zeros(5), r"'token.weight' has shape \(5,\), expected 2 axes"),
-        ("pos_emb", torch.zeros(2, 17, 32), r"'pos_emb' has shape \(2, 17, 32\), expected \(1, "),
+        (
+            "pos_emb",
+            torch.zeros(2, 17, 32),
+            r"'pos_emb' has shape \(2, 17, 32\), expected 1 at axes",
+        ),
         ("pos_emb", torch.zeros(1, 18, 32), "18 positions, expected those of a square grid"),
         (
             "transformer.layers.0.0.fn.mha.in_proj_bias",

@@ -18,6 +18,7 @@ from shortcut_pack.shortcut.cli.requests import shipped_for
 from shortcut_pack.shortcut.models.maskgit import head as head_file
 from shortcut_pack.shortcut.models.maskgit import transformer as maskgit
 from shortcut_pack.shortcut.models.maskgit import vqgan as maskgit_vqgan
+from shortcut_pack.shortcut.models.token_head import TokenHead
 
 SIDE, CODES, CLASSES = 4, 16, 3
 
@@ -30,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         model = maskgit.MaskGIT(maskgit.Config(SIDE, 32, 2, 2, 64, CODES, CLASSES))
         vq = maskgit_vqgan.VQGAN(maskgit_vqgan.Config(32, (1, 1), 1, (), 32, 8, CODES))
-        head = head_file.MaskGITHead(head_file.Config(32, 16, 1, 2, True))
+        head = TokenHead(head_file.Config(32, 16, 1, 2, True))
     packed = checkpoints.pack(model, maskgit.LAYOUT, class_names=("red", "green", "dark blue"))
     checkpoints.save(folder / "model.safetensors", packed)
     checkpoints.save(folder / "vq.safetensors", checkpoints.pack(vq, maskgit_vqgan.LAYOUT))
@@ -113,6 +114,15 @@ def test_spread_changes_what_the_head_answers_and_the_picture_says_so(
     assert torch.equal(run("--head", "none", "--spread", "1")[1], vanilla)
 
 
+def test_the_order_changes_the_picture_which_says_so(run, tmp_path: Path) -> None:
+    usual = run()[1]
+    assert not torch.equal(run("--order", "halton")[1], usual)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert json.loads(picture.info["shortcut"])["order"] == "halton"
+    status, _, _, printed = run("--order", "halton", "--choice-temperature", "4")
+    assert status and "the order halton has no choice temperature" in printed
+
+
 def test_the_head_costs_less_than_the_passes_it_replaces(run, folder: Path) -> None:
     def flops(*arguments: str) -> float:
         return json.loads(run(*arguments, "--json")[2].splitlines()[-1])["flops"]
@@ -160,7 +170,6 @@ def test_without_a_head_partial_passes_answer_between_full_ones(run, tmp_path: P
     assert status == 0 and said["full_steps"] == 2
     with Image.open(tmp_path / "a.png") as picture:
         assert json.loads(picture.info["shortcut"])["accelerator"] == "partial"
-        assert "workflow" not in picture.info  # no node says it
     flops = {
         name: json.loads(run(*options, "--accelerator", name)[2].splitlines()[-1])["flops"]
         for name in ("reuse", "partial", "partial+neighbours")
@@ -169,6 +178,31 @@ def test_without_a_head_partial_passes_answer_between_full_ones(run, tmp_path: P
     assert flops["reuse"] < flops["partial"] == said["flops"] < flops["partial+neighbours"]
     assert flops["partial"] < vanilla
     assert torch.equal(run("--accelerator", "partial", "--full-steps", "6")[1], run()[1])
+
+
+def test_without_a_head_fewer_full_steps_are_answered_by_partial_passes(run, folder: Path) -> None:
+    by_name = run("--accelerator", "partial", "--full-steps", "2")[1]
+    status, codes, out, _ = run("--full-steps", "2", "--json")
+    assert status == 0 and torch.equal(codes, by_name)
+    assert json.loads(out.splitlines()[-1])["accelerator"] == "partial"
+    head = ("--head", str(folder / "head.safetensors"), "--full-steps", "2", "--json")
+    assert json.loads(run(*head)[2].splitlines()[-1])["accelerator"] == "head"
+    assert json.loads(run("--json")[2].splitlines()[-1])["accelerator"] is None
+
+
+def test_ml_cache_has_the_full_passes_of_its_own_rule(run) -> None:
+    said = json.loads(run("--accelerator", "ml-cache", "--steps", "12", "--json")[2])
+    assert said["full_steps"] == 5  # of 12: steps 0 to 3, which is 0.3 of them, and 8
+
+
+def test_flops_count_the_passes_of_the_model_and_of_the_head(run, folder: Path) -> None:
+    options = ("--head", str(folder / "head.safetensors"), "--full-steps", "2", "--json")
+    flops = {
+        name: json.loads(run(*options, "--accelerator", name)[2])["flops"]
+        for name in ("reuse", "head", "partial", "partial+head")
+    }
+    # The same passes of the head, and partial ones: logits of the tokens to reveal are made twice in both.
+    assert flops["partial+head"] - flops["partial"] == flops["head"] - flops["reuse"] > 0
 
 
 @pytest.mark.parametrize(
@@ -185,8 +219,6 @@ def test_without_a_head_partial_passes_answer_between_full_ones(run, tmp_path: P
         ),
         (("--head", "HEAD", "--full-steps", "1,2"), "must contain 0"),
         (("--head", "HEAD", "--full-steps", "many"), "must be a number or a list such as 0,4,9"),
-        (("--full-steps", "2"), "needs a shortcut head"),
-        (("--full-steps", "2"), "or --accelerator partial"),
         (("--accelerator", "head"), "the accelerator head needs a shortcut head"),
         (("--class", "3"), "class must be between 0 and 2, got 3"),
         (("--class", "mauve"), "Classes: red, green, dark blue"),

@@ -93,6 +93,23 @@ def test_a_line_makes_what_the_options_alone_make(run: Run, folder: Path, tmp_pa
     assert alone.read_bytes() == files(tmp_path)["trees.png"]
 
 
+def test_each_line_may_have_an_accelerator_of_its_own(run: Run, tmp_path: Path) -> None:
+    names = ("partial", "ml-cache", "partial+head", "taylor")
+    lines = [
+        {"prompt": "a red house", "name": name, "accelerator": name, "full_steps": 2}
+        for name in names
+    ]
+    status, outcome, error = run([*lines, {"prompt": "a red house", "name": "usual"}])
+    assert status == 1 and outcome["made"] == [1, 2, 4, 5]
+    assert "line 3: the accelerator partial+head needs a shortcut head" in error
+    assert inside(tmp_path, "usual.png").get("accelerator") is None
+    for name in ("partial", "ml-cache", "taylor"):
+        assert inside(tmp_path, f"{name}.png")["accelerator"] == name
+    assert run(lines[:2])[1]["skipped"] == [1, 2]
+    changed = [{**lines[0], "accelerator": "reuse"}]
+    assert "settings" in run(changed)[2]
+
+
 def test_what_is_finished_is_not_made_again(run: Run, tmp_path: Path) -> None:
     run(THREE)
     made = files(tmp_path)

@@ -75,6 +75,8 @@ def test_loads_under_any_folder_name(folder_name, tmp_path):
         "ShortcutClassCondition",
         "ShortcutTextCondition",
         "ShortcutMaskedSampler",
+        "ShortcutDescribeImage",
+        "ShortcutReasonedEdit",
         "ShortcutTrainHead",
         "ShortcutSaveHead",
         "ShortcutSpeedQuality",

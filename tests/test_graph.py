@@ -119,6 +119,7 @@ def codes_of(nodes, downscale):
         ("--seed", "5", "--batch-size", "2", "--negative", "snow", "--cfg", "1.5"),
         ("--cfg", "0", "--temperature", "0.5", "--choice-temperature", "3", "--schedule", "arccos"),
         ("--spread", "1"),
+        ("--accelerator", "partial+neighbours+float8", "--full-steps", "2"),
     ],
 )
 @pytest.mark.parametrize("has_head", [False, True])
@@ -131,6 +132,18 @@ def test_the_graph_makes_the_codes_of_the_run(text, files, arguments, has_head):
     changed = json.loads(json.dumps(nodes))
     changed["6"]["inputs"]["seed"] += 1
     assert not torch.equal(codes_of(changed, 2), codes)
+
+
+def test_the_graph_of_an_accelerator_that_asks_a_head_has_both(text, files):
+    head = ("--head", str(files / "migm_heads" / "mine" / "head.safetensors"))
+    codes, nodes = text(*PROMPT, *head, "--accelerator", "partial+head", "--full-steps", "2")
+    check(nodes)
+    assert nodes["9"]["inputs"] == {
+        "accelerator": "partial+head",
+        "keys_and_values": "as computed",
+        "head": ["2", 0],
+    }
+    assert torch.equal(codes_of(nodes, 2), codes)
 
 
 def test_shipped_models_go_by_the_names_that_the_nodes_list(files, monkeypatch):

@@ -9,8 +9,7 @@ import torch
 
 from ..denoiser import Accelerator, Conditions, PartialModel
 from ..models.architecture import GridModel, HeadNetwork
-from . import MakeAccelerator
-from .ml_cache import MLCache
+from . import MakeAccelerator, ml_cache
 from .partial import Partial
 from .reuse import Reuse
 from .shortcut_head import ShortcutHead
@@ -18,7 +17,8 @@ from .taylor import Taylor
 
 HEAD, PARTIAL = "head", "partial"
 WITH_HEAD = (HEAD, "partial+head", "partial+head+neighbours")
-KEEPING = (PARTIAL, "partial+neighbours", *WITH_HEAD[1:], "ml-cache")  # keys and values
+ML_CACHE = "ml-cache"
+KEEPING = (PARTIAL, "partial+neighbours", *WITH_HEAD[1:], ML_CACHE)  # keys and values
 FLOAT8 = "+float8"  # behind one of those: kept in half of bfloat16's memory
 NAMES = (HEAD, "reuse", "taylor", *KEEPING, *(name + FLOAT8 for name in KEEPING))
 
@@ -52,6 +52,12 @@ def keeps(name: str | None) -> bool:
     return name is not None and name.removesuffix(FLOAT8) in KEEPING
 
 
+def own_full_steps(name: str, num_steps: int) -> tuple[int, ...] | None:
+    """Return the full passes that the accelerator called `name` has by its own rule; None = it has none."""
+    is_ruled = name.removesuffix(FLOAT8) == ML_CACHE
+    return ml_cache.own_full_steps(num_steps) if is_ruled else None
+
+
 def kept_bytes(
     name: str | None, model: GridModel, num_images: int, lengths: Sequence[int]
 ) -> float:
@@ -82,8 +88,8 @@ def _made(
     if kind == "taylor":
         return Taylor()
     kept_dtype = _kept_dtype(name)
-    if kind == "ml-cache":
-        return MLCache(model, conditions, kept_dtype=kept_dtype)
+    if kind == ML_CACHE:
+        return ml_cache.MLCache(model, conditions, kept_dtype=kept_dtype)
     return Partial(
         model,
         conditions,

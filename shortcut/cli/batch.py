@@ -99,7 +99,7 @@ def make(pipeline: Pipeline, lines: Mapping[int, Line], folder: Path, *, is_show
                 outcome.skipped.append(number)
                 continue
             check_writable(out)  # a disk that has filled up costs no more pictures
-            codes_Bhw = job.run(pipeline).codes_BL.unflatten(1, job.grid)
+            codes_Bhw = job.run().codes_BL.unflatten(1, job.grid)
             write_pictures([out, *more], pipeline.decode(codes_Bhw), job.about, job.graph)
             outcome.made.append(number)
         except FAILURES as error:

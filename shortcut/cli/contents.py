@@ -28,7 +28,7 @@ def of_networks(pipeline: Pipeline) -> str:
     for file, network in (
         (pipeline.model_file, pipeline.model),
         (pipeline.vq_file, pipeline.vq),
-        (pipeline.head_file, pipeline.head),
+        (pipeline.head_file, pipeline.used_head),
     ):
         if file is None or network is None:
             continue

@@ -127,7 +127,7 @@ def describe(checkpoint: Checkpoint) -> str:
         "fingerprint": checkpoint.fingerprint,
     }
     if layout.quantizable and not quantized:
-        lines["as float8"] = f"{_megabytes(checkpoint.shapes(FLOAT8))} MB"
+        lines["as float8"] = f"{_megabytes(checkpoint.with_text().shapes(FLOAT8))} MB"
     if checkpoint.companions:
         lines["in the file"] = ", ".join(Path(name).name for name in checkpoint.companions)
     elif layout.kind == "model" and checkpoint.path is not None:

@@ -11,8 +11,16 @@ from tqdm import tqdm
 
 from ..generate import Result
 from ..sampler import Trace
-from . import batch
-from .options import add_files, add_how, add_what, add_where, check_outputs
+from . import answer, batch
+from .options import (
+    add_files,
+    add_how,
+    add_text,
+    add_what,
+    add_where,
+    check_no_text,
+    check_outputs,
+)
 from .output import paths_of, write_pictures, write_tokens
 from .requests import Job, job_of, load_pipeline
 
@@ -23,26 +31,30 @@ def add_parser(commands: Any) -> None:
     add_files(parser)
     add_what(parser)
     add_how(parser)
+    add_text(parser)
     add_where(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Make the pictures. Return the exit status; errors are exceptions whose text is for the user."""
+    if options.task in answer.RUNS:
+        return answer.RUNS[options.task](options)
+    check_no_text(options)
     check_outputs(options)
     if options.prompts is not None:
         return batch.run(options)
     pipeline = load_pipeline(options)
     job = job_of(pipeline, options)
     with tqdm(total=job.num_steps, unit="step", disable=None, file=sys.stderr) as bar:
-        result = job.run(pipeline, lambda trace: progress(bar, trace))
+        result = job.run(lambda trace: progress(bar, trace))
     codes_Bhw = result.codes_BL.unflatten(1, job.grid)
     paths = paths_of(options.out, job.num_images)
     write_pictures(paths, pipeline.decode(codes_Bhw), job.about, job.graph)
     if options.save_tokens is not None:
         write_tokens(options.save_tokens, codes_Bhw)
     if options.json:
-        print(json.dumps(report(job, result, job.flops(pipeline))))
+        print(json.dumps(report(job, result)))
     return 0
 
 
@@ -52,14 +64,15 @@ def progress(bar: Any, trace: Trace) -> None:
     bar.update()
 
 
-def report(job: Job, result: Result, flops: int) -> dict[str, Any]:
+def report(job: Job, result: Result) -> dict[str, Any]:
     """Return what the JSON line says."""
     seed = job.start["seed"]
     return {
         "seconds": round(result.seconds, 4),
         "steps": result.num_steps,
         "full_steps": result.num_full,
-        "flops": flops,
+        "accelerator": job.pipeline.accelerator_name,
+        "flops": job.flops(),
         "seed": seed,
         "seeds": [[seed, index] for index in job.start["image_indices"]],
     }
