@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
@@ -205,7 +206,7 @@ def _named(*heads: Any) -> dict[str, Any]:
             "Head or Accelerator."
         )
     given = map(Accelerated.of, wired)
-    names = [head_of(a.head)[1].name if a.name == HEAD else str(a.name) for a in given]
+    names = [Path(head_of(a.head)[1].name).stem if a.name == HEAD else str(a.name) for a in given]
     if len(set(names)) < len(names):
         names = [f"{name} ({number})" for number, name in enumerate(names, 1)]
     return dict(zip(names, wired, strict=True))
