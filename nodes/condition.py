@@ -144,7 +144,7 @@ class TextCondition(io.ComfyNode):
             prompt=text,
             # A model without tasks does what the usual one says.
             task=None if task == USUAL_TASK and not architecture.tasks else task,
-            sources=tuple(_encoded(vae, pixels, num_codes) for pixels in images),
+            sources=tuple(encoded(vae, pixels, num_codes) for pixels in images),
         )
         return io.NodeOutput(_conditioning(masked_model, request))
 
@@ -195,7 +195,7 @@ def _wired(tasks: Mapping[str, int], task: str, inputs: dict[str, Any]) -> list[
     return list(inputs.values())[:num_sources]
 
 
-def _encoded(vae: CodeVAE, pixels_BYXC: Tensor, num_codes: int) -> Tensor:
+def encoded(vae: CodeVAE, pixels_BYXC: Tensor, num_codes: int) -> Tensor:
     """Return the codes (B, Y, X) of IMAGEs."""
     samples_B1YX = vae.encode(pixels_BYXC)
     return codes_of(samples_B1YX, num_codes).unflatten(1, samples_B1YX.shape[2:])
