@@ -18,7 +18,7 @@ FRONTEND_ONLY = {"MarkdownNote"}
 WIDGETS = {"COMBO", "STRING", "INT", "FLOAT", "BOOLEAN"}
 LARGE = "needs_16_GB"  # in the names of templates with files that are not shipped
 APPS = {"01_text_to_image", "02_class_to_image"}
-WITHOUT_TEMPLATE = {"ShortcutSpeedQuality", "ShortcutDescribeImage", "ShortcutReasonedEdit"}
+WITHOUT_TEMPLATE = {"ShortcutDescribeImage", "ShortcutReasonedEdit"}
 SITE = "https://huggingface.co"
 DOWNLOADS = [download for a in ARCHITECTURES for download in a.downloads.values()]
 # What `download` brings, as the loaders list it: a folder or files.
