@@ -69,12 +69,10 @@ def _opened(path: Path) -> Image.Image:
 
 def _formatted(path: Path) -> Image.Image:
     """Open a picture. Of a file in memory a decoder gets no more than there is, however much it asks for."""
-    with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
+    if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES} bytes")
     try:
-        return Image.open(io.BytesIO(content), formats=FORMATS)
+        return Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ValueError("it is damaged or of another format") from error
 
