@@ -153,7 +153,7 @@ def test_a_folder_as_published_with_the_real_vocabulary(
     config = builders.published_text(published)
     (published / "README.md").write_text("# MMaDA-Parallel-A")
     words = real_words()
-    words |= {f"word{i}": i for i in range(1, 20_000) if i not in words.values()}
+    words |= {f"word{i}": i for i in range(1, 126_000) if i not in words.values()}
     save_tokenizer(published, words, tags_of(config))
     command = ["generate", "--model", str(published), "--image", str(folder / "picture.png")]
     command += ["--prompt", "an image", "--max-tokens", "40", "--text-steps", "4"]
