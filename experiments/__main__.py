@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from experiments import gallery
 from experiments.judges import attributes, reader
@@ -31,13 +30,12 @@ from experiments.tables import (
     text_quality,
     weight_types,
 )
-from experiments.training import base, heads, text_base, vq
+from experiments.training import base, heads, text_base, vq, world
+from experiments.training.files import code_colours, ship
 from shortcut import checkpoint as checkpoints
-from shortcut import colours, shipped
+from shortcut import shipped
 from shortcut.models import lumina_dimoo, maskgit
-from shortcut.models.layout import Layout
 from shortcut.models.lumina_dimoo.prompts import load_tokenizer
-from shortcut.models.maskgit.vqgan import VQGAN
 from shortcut.train.cpu import keep_memory
 
 NUM_TRAIN, NUM_FRESH, NUM_COLOURED = 40_000, 6_000, 2_000
@@ -99,6 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
         gallery,
         fuzz,
         soak,
+        world,
     ):
         table.add_parser(steps)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -139,13 +138,6 @@ def make_vq(options: argparse.Namespace) -> int:
     shown = code_colours(network, dataset.to_network(pixels[:NUM_COLOURED]))
     ship(network, shipped.VQ, maskgit.ARCHITECTURE.vqs[0], title=TITLE, code_colours=shown)
     return 0
-
-
-@torch.no_grad()
-def code_colours(network: VQGAN, pixels_BCYX: Tensor) -> str:
-    """Return the mean colour of each code in pictures, as files state it."""
-    codes_Bhw = torch.cat([network.encode(part) for part in pixels_BCYX.split(50)])
-    return colours.to_text(colours.measured(codes_Bhw, pixels_BCYX, network.config.num_codes))
 
 
 def shipped_vq() -> Any:
@@ -207,11 +199,6 @@ def make_text_judge(options: argparse.Namespace) -> int:
     """Train the network that reads the text model's pictures and write its file."""
     reader.make(options.dir, TEXT_JUDGE, shipped_vq())
     return 0
-
-
-def ship(network: Any, path: Path, layout: Layout, **metadata: Any) -> None:
-    """Write `network` in half precision to `path`."""
-    checkpoints.save(path, checkpoints.pack(network, layout, dtype=torch.float16, **metadata))
 
 
 Step = tuple[str, Callable[[argparse.Namespace], int], str]

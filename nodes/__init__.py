@@ -6,6 +6,8 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import lora
 from .accelerate import Accelerator
+from .answer import DescribeImage, ReasonedEdit
+from .compare import SpeedQuality
 from .condition import ClassCondition, TextCondition
 from .folders import register_folders
 from .load import LoadHead, LoadMIGM
@@ -19,8 +21,11 @@ NODES: list[type[io.ComfyNode]] = [
     ClassCondition,
     TextCondition,
     MaskedSampler,
+    DescribeImage,
+    ReasonedEdit,
     TrainHead,
     SaveHead,
+    SpeedQuality,
 ]
 
 

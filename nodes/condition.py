@@ -12,6 +12,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..shortcut import models
+from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.models.architecture import Conditioning, Request
 from ..shortcut.pipeline import check_vq
 from .latents import codes_of
@@ -136,17 +137,14 @@ class TextCondition(io.ComfyNode):
         masked_model = _taking("prompt", model)
         architecture = masked_model.checkpoint.architecture
         images = _wired(architecture.tasks, task, {"image": image, "style_image": style_image})
-        if images and not isinstance(vae, CodeVAE):
-            found = "not connected" if vae is None else f"a {type(vae).__name__}"
-            raise ValueError(f"vae is {found}, expected the vae of Load MIGM. Wire it.")
         if images:
-            check_vq(vae.checkpoint, masked_model.checkpoint)
+            checked_vae(vae, masked_model.checkpoint)
         num_codes = masked_model.checkpoint.config.num_codes
         request = Request(
             prompt=text,
             # A model without tasks does what the usual one says.
             task=None if task == USUAL_TASK and not architecture.tasks else task,
-            sources=tuple(_encoded(vae, pixels, num_codes) for pixels in images),
+            sources=tuple(encoded(vae, pixels, num_codes) for pixels in images),
         )
         return io.NodeOutput(_conditioning(masked_model, request))
 
@@ -163,6 +161,15 @@ def _taking(field: str, patcher: Any) -> MaskedImageModel:
             + (advice if fitting else "Use the conditioning node that its author names.")
         )
     return model
+
+
+def checked_vae(vae: Any, model: Checkpoint) -> CodeVAE:
+    """Return a VAE that goes with a model. Raise ValueError if it does not."""
+    if not isinstance(vae, CodeVAE):
+        found = "not connected" if vae is None else f"a {type(vae).__name__}"
+        raise ValueError(f"vae is {found}, expected the vae of Load MIGM. Wire it.")
+    check_vq(vae.checkpoint, model)
+    return vae
 
 
 def _conditioning(model: MaskedImageModel, request: Request) -> Conditioning:
@@ -188,7 +195,7 @@ def _wired(tasks: Mapping[str, int], task: str, inputs: dict[str, Any]) -> list[
     return list(inputs.values())[:num_sources]
 
 
-def _encoded(vae: CodeVAE, pixels_BYXC: Tensor, num_codes: int) -> Tensor:
+def encoded(vae: CodeVAE, pixels_BYXC: Tensor, num_codes: int) -> Tensor:
     """Return the codes (B, Y, X) of IMAGEs."""
     samples_B1YX = vae.encode(pixels_BYXC)
     return codes_of(samples_B1YX, num_codes).unflatten(1, samples_B1YX.shape[2:])

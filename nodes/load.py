@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import folder_paths
 import torch
 from comfy_api.latest import io
 
@@ -13,7 +15,7 @@ from ..shortcut.models.architecture import Network
 from ..shortcut.models.layout import Kind
 from ..shortcut.pipeline import check_vq, conditioner_of
 from ..shortcut.quantized import FLOAT8
-from . import folders, host
+from . import clip, folders, host
 from .folders import HEADS, MODELS
 from .host import NodeText
 from .native import CodeIds, CodeVAE, build_head, build_model
@@ -48,9 +50,9 @@ class LoadMIGM(io.ComfyNode):
             node_id="ShortcutLoadMIGM",
             display_name="Load MIGM",
             category="shortcut",
-            description="Loads a masked image generation model (Lumina-DiMOO or MaskGIT) and the "
-            "VQ model that turns its codes into pixels. Two small models of landscapes come with "
-            "the pack: one takes classes, one takes text.",
+            description="Loads a masked image generation model (Lumina-DiMOO, aMUSEd, Meissonic, "
+            "MaskGIT), the VQ model that turns its codes into pixels, and its text encoder. Two "
+            "small models of landscapes come with the pack: one takes classes, one takes text.",
             search_aliases=["maskgit", "lumina", "dimoo", "masked image", "load model", "loader"],
             inputs=[
                 io.Combo.Input(
@@ -75,6 +77,16 @@ class LoadMIGM(io.ComfyNode):
                     "that are too small otherwise; a little less exact. Files that are float8 "
                     "already stay so, whatever is chosen.",
                 ),
+                io.Combo.Input(
+                    "clip_name",
+                    options=[AUTO, *folder_paths.get_filename_list(clip.FOLDER)],
+                    default=AUTO,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The text encoder of aMUSEd, Meissonic and Monetico. auto: the one in "
+                    "the model's folder. Or a file in models/text_encoders of the same width, with "
+                    "its text projection. Other models have none.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -85,6 +97,12 @@ class LoadMIGM(io.ComfyNode):
                     display_name="vae",
                     tooltip="For VAE Decode and VAE Encode. Its latents are code ids, which "
                     "cannot be blended.",
+                ),
+                io.Clip.Output(
+                    "clip",
+                    display_name="clip",
+                    tooltip="For CLIP Text Encode, where the model reads text through CLIP: "
+                    "aMUSEd, Meissonic and Monetico. Others have Text or Class Condition.",
                 ),
             ],
         )
@@ -103,7 +121,9 @@ class LoadMIGM(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model_name: str, vq_name: str, weight_dtype: str) -> io.NodeOutput:
+    def execute(
+        cls, model_name: str, vq_name: str, weight_dtype: str, clip_name: str = AUTO
+    ) -> io.NodeOutput:
         checkpoint = folders.load(folders.path_of(MODELS, model_name, "model"), "model")
         assert checkpoint.path is not None
         conditioner = conditioner_of(checkpoint)
@@ -112,9 +132,13 @@ class LoadMIGM(io.ComfyNode):
         elif model_name in shipped.CHOICES:
             vq_path = shipped.CHOICES[model_name]["vq"]
         else:
-            vq_path = checkpoint.path.parent
+            vq_path = checkpoint.folder
         vq = folders.load(vq_path, "vq")
         check_vq(vq, checkpoint)
+        encoder = None
+        if clip_name != AUTO:
+            encoder = Path(folder_paths.get_full_path_or_raise(clip.FOLDER, clip_name))
+        text_encoder = clip.build_clip(checkpoint, encoder)
         if weight_dtype == FLOAT8_E4M3 and not checkpoint.quantized:
             checkpoint = cast(checkpoint, torch.float8_e4m3fn)
         vae = CodeVAE(vq)
@@ -122,7 +146,7 @@ class LoadMIGM(io.ComfyNode):
         model = build_model(checkpoint, weight_dtype, latent_format, conditioner)
         lines = [_loaded(checkpoint, model.model.network), _loaded(vq, vae.first_stage_model.vq)]
         NodeText().keep(lines)
-        return io.NodeOutput(model, vae)
+        return io.NodeOutput(model, vae, text_encoder)
 
 
 def _loaded(checkpoint: Checkpoint, network: Network) -> str:

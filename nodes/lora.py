@@ -14,7 +14,8 @@ from typing import Any
 
 import comfy.lora
 
-from ..shortcut.models.layout import Layout, published_key
+from ..shortcut.models.key_table import published_key
+from ..shortcut.models.layout import Layout
 from .native import MaskedImageModel
 
 PLACE = "diffusion_model."  # where the network is in a MODEL

@@ -31,8 +31,8 @@ MEMORY_ADVICE = (
     "weight_dtype of Load MIGM to bfloat16 or float8_e4m3fn, or set cfg to 0, which halves the "
     "work."
 )
-# (model, branches to guide away from, is there an accelerator) -> settings
-SettingsOf = Callable[[Checkpoint, int, bool], Settings]
+# (model, branches to guide away from, is there an accelerator, is there a mask) -> settings
+SettingsOf = Callable[[Checkpoint, int, bool, bool], Settings]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,8 @@ class Job:
         """The steps of all groups of images with as many tokens to make."""
         rules = model_of(self.model).checkpoint.architecture.rules
         counts, num_tokens = {*self.num_to_make}, self.start["num_tokens"]
-        return sum(len(plan(self.settings, count, num_tokens, rules)) for count in counts)
+        more = rules, self.start["denoise"]
+        return sum(len(plan(self.settings, count, num_tokens, *more)) for count in counts)
 
 
 def job_of(
@@ -86,13 +87,14 @@ def job_of(
     samples = samples_of(latent, model, only_grid)
     num_images, grid = len(samples), (samples.shape[2], samples.shape[3])
     branches = masked_model.conditioner.from_conditioning(positive, negative, num_images)
-    chosen = settings(checkpoint, len(branches) - 1, accelerated.name is not None)
+    has_mask = "noise_mask" in latent
+    chosen = settings(checkpoint, len(branches) - 1, accelerated.name is not None, has_mask)
     conditions, guidance = needed_branches(branches, chosen.guidance)
     known_codes_BL: Tensor | None = codes_of(samples, checkpoint.config.num_codes)
     is_editable_BL = None
-    if denoise == 1 and "noise_mask" not in latent:
+    if denoise == 1 and not has_mask:
         known_codes_BL = None  # all are made anew
-    if "noise_mask" in latent:
+    if has_mask:
         is_editable_BL = editable_of(latent["noise_mask"], num_images, grid)
     start = {
         "seed": seed % 2**64,  # a linked Int may be negative

@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..shortcut.models.architecture import Conditioning
+from ..shortcut.schedule import ORDERS
 from .host import NodeText
 from .latents import latent_of
 from .load import Head
@@ -76,9 +77,10 @@ class MaskedSampler(io.ComfyNode):
         preset: str = CUSTOM,
         cfg_image: float = 4.0,
         spread: int = 0,
+        order: str = ORDERS[0],
         **values: Any,
     ) -> io.NodeOutput:
-        values |= {"preset": preset, "cfg_image": cfg_image, "spread": spread}
+        values |= {"preset": preset, "cfg_image": cfg_image, "spread": spread, "order": order}
         job = job_of(
             model,
             positive,

@@ -68,6 +68,7 @@ class Speed(NamedTuple):
 
     ratio: float
     is_measured: bool  # True: a vanilla run of the same work was timed. False: estimated by the time of a full pass
+    seconds: float  # of the run, without what the first full pass took longer than the others
 
     def __str__(self) -> str:
         return f"{'' if self.is_measured else 'about '}{self.ratio:.1f}x vanilla"
@@ -96,5 +97,5 @@ def speed_of(clock: StepClock, work: Work, seen: Seen) -> Speed | None:
         seen.vanilla[work] = taken
     vanilla = seen.vanilla.get(work)
     if vanilla is None:
-        return Speed(full_pass * (len(full) + len(short)) / taken, is_measured=False)
-    return Speed(vanilla / taken, is_measured=True)
+        return Speed(full_pass * (len(full) + len(short)) / taken, False, taken)
+    return Speed(vanilla / taken, True, taken)

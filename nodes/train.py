@@ -16,11 +16,9 @@ from typing import Any, cast
 
 import comfy.model_management as mm
 import comfy.utils
-import numpy as np
 import torch
 from comfy_api.latest import io
 from PIL import Image
-from torch import Tensor
 
 from ..shortcut import checkpoint as checkpoints
 from ..shortcut.grid import usual_grid
@@ -33,6 +31,7 @@ from ..shortcut.train.log import Figures, read_log, time_left
 from ..shortcut.train.teacher import RUNS, Teacher, teacher_of
 from . import folders
 from .accelerate import Accelerated
+from .drawing import image_of
 from .host import NodeText, advice_on_memory
 from .load import Head
 from .native import MARGIN, MaskedImageModel, build_head, head_of, model_of
@@ -169,7 +168,7 @@ class TrainHead(io.ComfyNode):
                 )
         on_cpu = {name: tensor.cpu() for name, tensor in trained.tensors.items()}
         head = build_head(replace(trained, tensors=on_cpu), "default")
-        return io.NodeOutput(head, _image(report.chart()))
+        return io.NodeOutput(head, image_of(report.chart()))
 
 
 class SaveHead(io.ComfyNode):
@@ -367,8 +366,3 @@ def _gradients_pass(network: ModelNetwork) -> Iterator[None]:
     finally:
         for layer, functions in zip(layers, before, strict=True):
             layer.weight_function = functions
-
-
-def _image(picture: Image.Image) -> Tensor:
-    """Return IMAGE (1, Y, X, 3) in [0, 1]."""
-    return torch.from_numpy(np.asarray(picture.convert("RGB"), np.float32) / 255).unsqueeze(0)

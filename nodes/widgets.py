@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.models.architecture import PRESET_NAMES
-from ..shortcut.schedule import SCHEDULES, Settings
+from ..shortcut.schedule import ORDERS, SCHEDULES, Settings
 from ..shortcut.settings import preset_of, usual_settings
 
 CUSTOM = "custom"
@@ -76,7 +76,8 @@ def widgets() -> list[Any]:
             tooltip="How the number of tokens per step grows. All reveal few first and most last; "
             "in the order root, linear, arccos, cosine, square ever more come early. arccos is "
             "MaskGIT's. lumina is Lumina-DiMOO's: cosine, but by its own rounding, and steps that "
-            "reveal nothing are left out. No effect on speed.",
+            "reveal nothing are left out. amused is that of aMUSEd and Meissonic, amused-linear "
+            "theirs with a noise mask: with denoise below 1 they take as many fewer steps.",
         ),
         io.Float.Input(
             "temperature",
@@ -155,22 +156,37 @@ def later_widgets() -> list[Any]:
             "paper, untried on the published models. 0 = off. Typical: 1 for the shipped class "
             "model, 0 for others. No effect on speed, nor without a head.",
         ),
+        io.Combo.Input(
+            "order",
+            options=list(ORDERS),
+            default=ORDERS[0],
+            optional=True,
+            advanced=True,
+            tooltip="Which tokens are revealed first. confidence: those that the model is surest "
+            "of. halton: far from each other, by a fixed sequence; choice_temperature then has no "
+            "effect. No effect on speed.",
+        ),
     ]
 
 
 def settings_of(
-    checkpoint: Checkpoint, num_guided: int, has_head: bool, values: dict[str, Any]
+    checkpoint: Checkpoint,
+    num_guided: int,
+    has_head: bool,
+    has_mask: bool,
+    values: dict[str, Any],
 ) -> Settings:
     """Return the settings of a run. A setting without a widget is as usual for the model.
 
     Args:
         num_guided: branches to guide away from; each gets a weight.
+        has_mask: True: a mask says which tokens are made.
         values: of the widgets.
 
     Raises:
         ValueError: one is out of range, or the model has no such preset.
     """
-    usual = usual_settings(checkpoint, num_guided=num_guided)
+    usual = usual_settings(checkpoint, num_guided=num_guided, has_mask=has_mask)
     if values["preset"] == CUSTOM:
         settings = replace(
             usual,
@@ -182,6 +198,7 @@ def settings_of(
             temperature=values["temperature"],
             choice_temperature=values["choice_temperature"],
             spread=values["spread"],
+            order=values["order"],
         )
         if settings.schedule != usual.schedule:
             logging.warning(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -24,20 +24,18 @@ from .files import (
     read,
     write_safetensors,
 )
-from .guard import naming, shown
+from .guard import naming
 from .models.architecture import Architecture, Network
+from .models.key_table import checked
 from .models.layers import Attention, Bare, sdpa
-from .models.layout import Kind, Layout, checked, configure, first_five, own_names, recognise
-from .unwrap import SAVED, saved_metadata, unwrapped
+from .models.layout import TEXT_PREFIX, Kind, Layout, configure
+from .recognition import VERSION, VERSION_KEY, bare, by_own_names, by_published_keys, our_layout
+from .unwrap import SAVED, saved_metadata
 from .values import check_finite, fingerprint
 from .writing import written_whole
 
-PREFIX = "shortcut."
-VERSION_KEY = PREFIX + "version"
-VERSION = "1"  # raised when an older reader would misread a newer file
 KINDS: dict[Kind, str] = {"model": "model", "vq": "VQ model", "head": "shortcut head"}
 MAX_ENTRIES = 2**16  # of a file; Lumina-DiMOO has 292 tensors
-# Fields of a head's configuration that no tensor shows. The original takes them from the model's configuration.
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +57,8 @@ class Checkpoint:
     assumed: frozenset[str] = frozenset()
     # Of a model saved by ComfyUI: {name: content} of what belongs beside it; see `companions.py`
     companions: Mapping[str, bytes] = field(default_factory=dict)
+    # Of a model that answers in text: the tensors of `Layout.text_output`; empty = the file lacks them
+    text: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def architecture(self) -> Architecture:
@@ -67,10 +67,19 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """The name for messages: the file's, or the folder's of a model in several files."""
+        """The name for messages: the file's, or the folder's of a model in several files or folders."""
         if self.path is None:
             return f"this {self.layout.title}"
-        return (self.path.parent if self.path.name.endswith(INDEX_SUFFIX) else self.path).name
+        is_folder = self.path.name.endswith(INDEX_SUFFIX) or self.folder != self.path.parent
+        return (self.folder if is_folder else self.path).name
+
+    @property
+    def folder(self) -> Path:
+        """The folder of all that was published with it: that of its file, or the one above a file in its subfolder."""
+        assert self.path is not None
+        subfolders = {PurePath(name).parent.name for name in self.layout.filenames} - {""}
+        parent = self.path.parent
+        return parent.parent if parent.name in subfolders else parent
 
     @property
     def dtype(self) -> torch.dtype:
@@ -94,7 +103,25 @@ class Checkpoint:
 
     def without_tensors(self) -> Checkpoint:
         """Return the description alone, to keep beside a network."""
-        return replace(self, tensors={})
+        return replace(self, tensors={}, text={})
+
+    def with_text(self) -> Checkpoint:
+        """Return the checkpoint with the tensors of text among the others, as our files have them."""
+        text = {TEXT_PREFIX + name: tensor for name, tensor in self.text.items()}
+        return replace(self, tensors={**self.tensors, **text}, text={})
+
+    def text_part(self) -> Checkpoint:
+        """Return what only text needs of a model, as a checkpoint. Raises ValueError if there is nothing of it."""
+        network = self.layout.text_output
+        if network is None:
+            raise ValueError(f"{self.name} is a {self.layout.title}, which makes images only.")
+        if not self.text:
+            raise ValueError(
+                f"{self.name} makes images only: the part of its weights that makes text was left out of the file. "
+                "Use the published folder, or convert it again."
+            )
+        layout = replace(self.layout, network=network, quantizable=())
+        return replace(self, layout=layout, tensors=self.text, text={}, quantized={})
 
     def in_dtype(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, tensor) of all that `cast` gives, made one after the other.
@@ -191,17 +218,17 @@ def from_tensors(
         if len(raw) > MAX_ENTRIES:
             raise ValueError(f"it has {len(raw)} entries, expected at most {MAX_ENTRIES}.")
         unknown: list[str] = []
-        raw = _unwrapped(weight_formats.marked(raw, metadata), metadata, kind)
+        raw = bare(weight_formats.marked(raw, metadata), metadata, kind)
         if (saved := saved_metadata(raw)) is not None:
             metadata = saved
         files = companions.unpacked(raw)
         extra = {SAVED, *(companions.PREFIX + name for name in files)}
         raw = {key: value for key, value in raw.items() if key not in extra}
         weights, stored, formats = weight_formats.split(raw)
-        layout = _our_layout(metadata) if FORMAT_KEY in metadata else _by_own_names(weights)
+        layout = our_layout(metadata) if FORMAT_KEY in metadata else by_own_names(weights)
         is_published = layout is None
         if layout is None:
-            layout, tensors, unknown = _published(weights, path)
+            layout, tensors, unknown = by_published_keys(weights, path)
             stored, formats = weight_formats.renamed(layout.table, stored, formats)
         else:
             tensors = {key: checked(key, value) for key, value in weights.items()}
@@ -215,7 +242,7 @@ def from_tensors(
         if layout.read_beside is not None and path is not None and is_published:
             beside = layout.read_beside(path)
         inherited = _inherited(layout, model)
-        config, tensors = configure(
+        config, tensors, text = configure(
             layout,
             tensors,
             described=described.config,
@@ -231,7 +258,7 @@ def from_tensors(
             tensors, formats = weight_formats.settled(
                 network, tensors, stored, formats, quantizable
             )
-        check_finite(tensors)
+        check_finite({**tensors, **text})
         if layout.check_beside is not None and path is not None and is_published:
             layout.check_beside(path, config)
         num_names, num_classes = len(described.class_names), layout.num_classes(config)
@@ -249,6 +276,7 @@ def from_tensors(
         formats,
         frozenset(layout.from_model) - told,
         files,
+        text,
     )
 
 
@@ -337,6 +365,7 @@ def save(path: str | Path, checkpoint: Checkpoint, *, dtype: torch.dtype | None 
         raise ValueError(
             f"{path} has the suffix {path.suffix!r}, expected {OUR_SUFFIX}. Rename the output."
         )
+    checkpoint = checkpoint.with_text()
     tensors = checkpoint.tensors.items() if dtype is None else checkpoint.in_dtype(dtype)
     with written_whole(path) as partial:
         write_safetensors(partial, checkpoint.shapes(dtype), tensors, metadata_of(checkpoint))
@@ -346,45 +375,3 @@ def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the metadata that our file of a checkpoint has."""
     described = replace(checkpoint.metadata, config=asdict(checkpoint.config))
     return {FORMAT_KEY: checkpoint.layout.name, VERSION_KEY: VERSION, **described.dump()}
-
-
-def _published(
-    raw: Mapping[str, Any], path: Path | None
-) -> tuple[Layout, dict[str, Tensor], list[str]]:
-    """Return (layout, tensors under our names, unknown keys)."""
-    layouts = models.layouts()
-    recognised = recognise(layouts, raw, path)
-    if recognised is None:
-        raise ValueError(
-            f"it is no {' or '.join(layout.title for layout in layouts)}. Its {len(raw)} entries: {first_five(raw)}. "
-            "Choose another file."
-        )
-    return recognised
-
-
-def _unwrapped(
-    raw: Mapping[str, Any], metadata: Mapping[str, str], kind: Kind | None
-) -> Mapping[str, Any]:
-    """Return the tensors of a network under its own keys: of the wanted kind, else of any."""
-    if FORMAT_KEY in metadata:
-        return unwrapped(raw, [_our_layout(metadata)])
-    found = unwrapped(raw, models.layouts(kind))
-    return unwrapped(raw, models.layouts()) if found is raw else found
-
-
-def _by_own_names(tensors: Mapping[str, Any]) -> Layout | None:
-    """Return the layout whose names, as ours, a file without metadata has."""
-    found = (layout for layout in models.layouts() if own_names(layout) != layout.marks)
-    return next((layout for layout in found if tensors.keys() >= set(own_names(layout))), None)
-
-
-def _our_layout(metadata: Mapping[str, str]) -> Layout:
-    """Return the layout that one of our files says it has."""
-    layouts = {layout.name: layout for layout in models.layouts()}
-    name, version = metadata[FORMAT_KEY], metadata.get(VERSION_KEY)
-    if name not in layouts or version != VERSION:
-        raise ValueError(
-            f"it has format {name[:80]!r} version {shown(version)}, expected version {VERSION} of "
-            f"{', '.join(layouts)}. If a newer version of this project wrote it, update."
-        )
-    return layouts[name]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .models.layout import content
+from .models.key_table import content
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint

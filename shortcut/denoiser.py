@@ -36,7 +36,19 @@ class Conditions(Protocol):
     def __len__(self) -> int: ...
 
 
-class MaskedImageModel(Protocol):
+class ImageLogits(Protocol):
+    """How a model's features become logits of image tokens."""
+
+    def image_positions(self, index_BN: Tensor, length: int) -> Tensor:
+        """Return the positions of the image tokens `index_BN` in a sequence of `length` tokens."""
+        ...
+
+    def logits(self, features_BND: Tensor, index_BN: Tensor) -> Tensor:
+        """Return float32 logits (B, N, V), affine in the features of the image tokens `index_BN`."""
+        ...
+
+
+class MaskedImageModel(ImageLogits, Protocol):
     """What the sampler calls of a masked image model, for images of one size."""
 
     @property
@@ -57,14 +69,6 @@ class MaskedImageModel(Protocol):
             codes_BL: code ids; those at masked positions are ignored.
             step: for models that take a timestep.
         """
-        ...
-
-    def image_positions(self, index_BN: Tensor, length: int) -> Tensor:
-        """Return the positions of the image tokens `index_BN` in a sequence of `length` tokens."""
-        ...
-
-    def logits(self, features_BND: Tensor, index_BN: Tensor) -> Tensor:
-        """Return float32 logits (B, N, V), affine in the features of the image tokens `index_BN`."""
         ...
 
 
@@ -132,6 +136,23 @@ class Tokens:
     index_BN: Tensor  # of the masked ones, ascending
     # Guided logits (B, N, V) at `index_BN` -> the tokens (B, K) that the step reveals, ascending, by the run's noise.
     choose: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """Tokens that are made together: of a text, or of an image beside one."""
+
+    codes_BL: Tensor  # or token ids of a text; undefined where masked
+    is_masked_BL: Tensor
+
+    @classmethod
+    def empty(cls, num_images: int, num_tokens: int, device: torch.device | str) -> Canvas:
+        """Return tokens that are all masked."""
+        shape = (num_images, num_tokens)
+        return cls(
+            torch.zeros(shape, dtype=torch.long, device=device),
+            torch.ones(shape, dtype=torch.bool, device=device),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +301,7 @@ def count_near(is_counted_BL: Tensor, grid: tuple[int, int], radius: int) -> Ten
 
 
 def guided_logits(
-    model: MaskedImageModel, features: Features, weights: Sequence[float], index_BN: Tensor
+    model: ImageLogits, features: Features, weights: Sequence[float], index_BN: Tensor
 ) -> Tensor:
     """Return float32 logits (B, N, V) at image tokens: the first branch's, moved away from every other's.
 
@@ -298,6 +319,6 @@ def guided_logits(
     return model.logits(guided_BND.to(features[0].dtype), index_BN)
 
 
-def image_features(model: MaskedImageModel, features_BSD: Tensor, index_BN: Tensor) -> Tensor:
+def image_features(model: ImageLogits, features_BSD: Tensor, index_BN: Tensor) -> Tensor:
     """Return the features (B, N, D) of the image tokens `index_BN` of one branch."""
     return tokens_at(features_BSD, model.image_positions(index_BN, features_BSD.shape[1]))

@@ -70,6 +70,7 @@ def count_flops(
     *,
     rules: SamplerRules,
     num_to_make: int | None = None,
+    denoise: float = 1.0,
     accelerator: str | None = None,
 ) -> Flops:
     """Count the operations of a run.
@@ -80,6 +81,7 @@ def count_flops(
         conditions: of the run, one for each guidance branch; only their shapes matter. Rows = images.
         grid: rows and columns of the images' codes.
         num_to_make: tokens to make in each image; None = all.
+        denoise: share that they are of those that may be made.
         accelerator: name of what answers the other steps; None = the head, or full passes where there is none.
 
     Raises:
@@ -88,7 +90,8 @@ def count_flops(
     model = _on_meta(network).on_grid(*grid)
     conditions = [condition.to("meta") for condition in conditions]
     num_images, num_tokens = len(conditions[0]), grid[0] * grid[1]
-    steps = plan(settings, num_tokens if num_to_make is None else num_to_make, num_tokens, rules)
+    count = num_tokens if num_to_make is None else num_to_make
+    steps = plan(settings, count, num_tokens, rules, denoise)
     if not steps:
         return Flops(0, 0, 0, 0)
     codes_BL = _ids(num_images, num_tokens)

@@ -17,6 +17,7 @@ from .denoiser import Conditions, Denoiser
 from .guard import MAX_DRAWS, MAX_IMAGES, MAX_SEED, MAX_SIDE, check_whole
 from .models.architecture import Branches, GridModel
 from .noise import Noise, seeded
+from .orders import BY_NAME
 from .sampler import Trace, sample
 from .schedule import SamplerRules, Settings, Step, plan
 
@@ -69,11 +70,12 @@ def generate(
     if known_codes_BL is not None:
         codes_BL = known_codes_BL.to(device, torch.long, copy=True)
     begun, num_steps, num_full = time.perf_counter(), 0, 0
+    order = BY_NAME[settings.order](model.grid)
     counts = is_masked_BL.sum(1).tolist()
     for count in sorted(set(counts)):
         rows = [row for row, c in enumerate(counts) if c == count]
         rows_B = torch.tensor(rows, device=device)
-        steps = plan(settings, count, num_tokens, rules)
+        steps = plan(settings, count, num_tokens, rules, denoise)
         group_conditions = tuple(c.to(device)[rows_B] for c in conditions)
         denoiser = Denoiser(
             model, group_conditions, accelerator and accelerator(model, group_conditions)
@@ -86,7 +88,7 @@ def generate(
             seed, [image_indices[row] for row in rows], num_draws(steps), num_tokens, device
         )
         codes_BL[rows_B] = sample(
-            denoiser, codes_BL[rows_B], is_masked_BL[rows_B], steps, noise, counter
+            denoiser, codes_BL[rows_B], is_masked_BL[rows_B], steps, noise, counter, order
         )
         num_steps, num_full = max(num_steps, len(steps)), max(num_full, counter.num_full)
     return Result(codes_BL, num_steps, num_full, time.perf_counter() - begun)

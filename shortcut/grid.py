@@ -18,7 +18,7 @@ def usual_grid(model: Checkpoint) -> Grid:
     """
     if (fixed := model.architecture.fixed_grid(model.config)) is not None:
         return fixed
-    stated = model.metadata.grid or model.architecture.usual_grid
+    stated = model.metadata.grid or model.architecture.usual_grid(model.config)
     if stated is None or len(stated) != 2 or min(stated) < 1 or max(stated) > MAX_SIDE:
         raise ValueError(
             f"{model.name} states the grid {stated}, expected rows and columns, each at most {MAX_SIDE}."

@@ -80,7 +80,7 @@ def start_of(pipeline: Pipeline, given: Pictures, task: str | None) -> Start:
 
 def _source_pictures(pipeline: Pipeline, given: Pictures, task: str | None) -> Sequence[Path]:
     """Return the source images of a task, in its order."""
-    num_sources = 0 if task is None else pipeline.architecture.tasks[task]
+    num_sources = 0 if task is None else pipeline.architecture.all_tasks[task]
     named = (("--image", given.image), ("--style-image", given.style_image))
     found = []
     for flag, path in named[:num_sources]:

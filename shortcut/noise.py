@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def seeded(*seed: int) -> torch.Generator:
@@ -45,16 +49,27 @@ class Noise:
         num_steps: int,
         num_tokens: int,
         device: torch.device | str,
-    ) -> Noise:
-        """Draw the noise of the images at the places `image_indices` of their batch, from generators (seed, index)."""
+        stream: int = 0,
+    ) -> Self:
+        """Draw the noise of the images at the places `image_indices` of their batch.
+
+        The generators are (seed, place, stream).
+        """
         draws_B2TL = torch.stack(
-            [torch.rand(2, num_steps, num_tokens, generator=seeded(seed, i)) for i in image_indices]
+            [
+                torch.rand(2, num_steps, num_tokens, generator=seeded(seed, i, stream))
+                for i in image_indices
+            ]
         )
         # rand includes 0, whose logarithm would be infinite; half a unit in the last place is the centre of its bin.
         code_TBL, choice_TBL = (
             (draws_B2TL + 2**-25).clamp(max=1 - 2**-24).permute(1, 2, 0, 3).to(device)
         )
         return cls(code_TBL, choice_TBL)
+
+    def part(self, steps: slice, tokens: slice) -> Self:
+        """Return the noise of some steps and tokens."""
+        return type(self)(self.code_TBL[steps, :, tokens], self.choice_TBL[steps, :, tokens])
 
     def codes(self, step: int, index_BN: Tensor, logits_BNV: Tensor) -> Tensor:
         """Draw one code (B, N) per position from softmax(`logits_BNV`) by inverting its cumulative sum."""
@@ -63,6 +78,14 @@ class Noise:
         found_BN1 = torch.searchsorted(cdf_BNV, u_BN1 * cdf_BNV[..., -1:], right=True)
         return found_BN1.squeeze(-1).clamp(max=logits_BNV.shape[-1] - 1)
 
-    def choice_gumbel(self, step: int, index_BN: Tensor) -> Tensor:
+    def choice(self, step: int, index_BN: Tensor) -> Tensor:
         """Return standard Gumbel noise (B, N) for the choice of positions."""
         return -torch.log(-torch.log(self.choice_TBL[step].gather(1, index_BN)))
+
+
+class NormalNoise(Noise):
+    """Noise whose choice of positions is normal instead."""
+
+    def choice(self, step: int, index_BN: Tensor) -> Tensor:
+        """Return standard normal noise (B, N) for the choice of positions."""
+        return torch.special.ndtri(self.choice_TBL[step].gather(1, index_BN))

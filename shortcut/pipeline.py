@@ -97,7 +97,7 @@ class Pipeline:
         found_device = checked_device(device)
         model_file = checkpoints.load(model, kind="model")
         assert model_file.path is not None
-        vq_file = checkpoints.load(vq or model_file.path.parent, kind="vq")
+        vq_file = checkpoints.load(vq or model_file.folder, kind="vq")
         check_vq(vq_file, model_file)
         head_file = None if head is None else checkpoints.load(head, kind="head", model=model_file)
         if head_file is not None and (doubt := check_head(head_file, model_file)):
@@ -333,7 +333,7 @@ def checked_device(name: str) -> torch.device:
         device = torch.device(name)
         if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # which a device without values, meta, cannot do
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"device {name!r} cannot be used here ({error}). Use --device cpu."

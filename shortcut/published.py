@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .guard import naming
-from .models.layout import Row, Table, Tensors, Unbatched, origin
+from .models.key_table import Row, Table, Unbatched, origin
+from .models.layout import Tensors
 from .quantized import FLOAT8
 from .writing import written_whole
 
@@ -75,4 +76,4 @@ def publish(table: Table, tensors: Tensors) -> dict[str, Tensor]:
 def _joined(row: Row, tensors: list[Tensor]) -> Tensor:
     """Return a copy of the published tensor of a row of the table: torch.save would write all of a mapped file."""
     joined = torch.cat(tensors) if len(tensors) > 1 else tensors[0].clone()
-    return joined.unsqueeze(0) if isinstance(row, Unbatched) else joined
+    return row.published(joined) if isinstance(row, Unbatched) else joined

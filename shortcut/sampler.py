@@ -7,7 +7,6 @@ All counts come from the plan, so nothing in a step is copied to the host.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from .denoiser import Denoised, Revealed, Tokens, positions
 from .noise import Noise
+from .orders import Order, confidence
 from .schedule import Step
 
 
@@ -39,6 +39,7 @@ def sample(
     plan: Sequence[Step],
     noise: Noise,
     on_step: Callable[[Trace], None] | None = None,
+    order: Order = confidence,
 ) -> Tensor:
     """Fill the masked positions of `codes_BL`. Known codes never change. Returns code ids (B, L).
 
@@ -46,6 +47,7 @@ def sample(
         denoise: (step, tokens) -> logits at the masked positions.
         is_masked_BL: as many True in each image as `plan` has tokens to make.
         on_step: called after each step; an exception from it ends the run.
+        order: says which tokens come first.
 
     Raises:
         FloatingPointError: the model gave logits that are not finite.
@@ -53,25 +55,32 @@ def sample(
     is_finite = torch.ones((), dtype=torch.bool, device=codes_BL.device)
     for step in plan:
         index_BN = positions(is_masked_BL, step.num_masked)
-        choose = partial(choice, step=step, index_BN=index_BN, noise=noise)
+        choose = partial(choice, step=step, index_BN=index_BN, noise=noise, order=order)
         denoised = denoise(step, Tokens(codes_BL, is_masked_BL, index_BN, choose))
         # A logit that is not finite makes the sum so. The sum reads the logits once, isfinite().all() several times.
         is_finite &= denoised.logits_BNV.sum().isfinite()
-        revealed = decide(denoised, step, index_BN, noise)
+        revealed = decide(denoised, step, index_BN, noise, order)
         codes_BL = codes_BL.scatter(1, revealed.index_BK, revealed.codes_BK)
         is_masked_BL = is_masked_BL.scatter(1, revealed.index_BK, False)
         if on_step is not None:
             on_step(Trace(step, denoised, revealed, codes_BL, is_masked_BL))
         del denoised  # its logits are large, and the next step begins with a full pass
+    check_logits(is_finite)
+    return codes_BL
+
+
+def check_logits(is_finite: Tensor) -> None:
+    """Raise FloatingPointError if some logits of a run were not finite."""
     if not is_finite:
         raise FloatingPointError(
             "the model gave logits that are not finite (NaN or infinity). With float16 this is an overflow: "
             "use bfloat16 or float32. Otherwise the weights are damaged: check the file."
         )
-    return codes_BL
 
 
-def decide(denoised: Denoised, step: Step, index_BN: Tensor, noise: Noise) -> Revealed:
+def decide(
+    denoised: Denoised, step: Step, index_BN: Tensor, noise: Noise, order: Order = confidence
+) -> Revealed:
     """Choose the tokens that a step reveals and their codes, given the logits at all masked positions `index_BN`.
 
     Where the denoiser has chosen already, only codes are drawn, by the same noise.
@@ -79,15 +88,17 @@ def decide(denoised: Denoised, step: Step, index_BN: Tensor, noise: Noise) -> Re
     if (index_BK := denoised.chosen_BK) is not None:
         return Revealed(draw_codes(denoised.logits_BNV, step, index_BK, noise), index_BK)
     drawn_BN = draw_codes(denoised.logits_BNV, step, index_BN, noise)
-    score_BN = confidence(denoised.logits_BNV, drawn_BN, step, index_BN, noise)
+    score_BN = order(denoised.logits_BNV, drawn_BN, step, index_BN, noise)
     chosen_BK = foremost(score_BN, denoised.unseen_BN, step.num_revealed).sort().values
     return Revealed(drawn_BN.gather(1, chosen_BK), index_BN.gather(1, chosen_BK))
 
 
-def choice(logits_BNV: Tensor, step: Step, index_BN: Tensor, noise: Noise) -> Tensor:
+def choice(
+    logits_BNV: Tensor, step: Step, index_BN: Tensor, noise: Noise, order: Order = confidence
+) -> Tensor:
     """Choose the tokens (B, K) that a step reveals, ascending, as `decide` does without spread."""
     drawn_BN = draw_codes(logits_BNV, step, index_BN, noise)
-    score_BN = confidence(logits_BNV, drawn_BN, step, index_BN, noise)
+    score_BN = order(logits_BNV, drawn_BN, step, index_BN, noise)
     return index_BN.gather(1, score_BN.topk(step.num_revealed).indices.sort().values)
 
 
@@ -105,20 +116,3 @@ def draw_codes(logits_BNV: Tensor, step: Step, index_BN: Tensor, noise: Noise) -
     if step.temperature == 0:
         return logits_BNV.argmax(-1)
     return noise.codes(step.index, index_BN, logits_BNV / step.temperature)
-
-
-def confidence(
-    logits_BNV: Tensor, drawn_BN: Tensor, step: Step, index_BN: Tensor, noise: Noise
-) -> Tensor:
-    """Score the drawn codes (B, N), highest revealed first: log-probability plus tempered Gumbel noise.
-
-    Source: Chang et al. 2022, section 3.2; Besnier and Chen 2023, section 3.
-    Differs: Lumina-DiMOO takes probabilities below 1e-20 for 1e-20; here the logarithm is exact.
-    """
-    if math.isinf(step.choice_temperature):
-        return noise.choice_gumbel(step.index, index_BN)
-    logp_BNV = (logits_BNV / step.score_temperature).log_softmax(-1)
-    logp_BN = logp_BNV.gather(-1, drawn_BN.unsqueeze(-1)).squeeze(-1)
-    if step.choice_temperature == 0:
-        return logp_BN
-    return logp_BN + step.choice_temperature * noise.choice_gumbel(step.index, index_BN)

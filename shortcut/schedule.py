@@ -32,6 +32,7 @@ class Step:
         float  # of the Gumbel noise on the confidence; 0 = none, inf = positions by noise alone
     )
     spread: int = 0  # where there is no full pass: see `Settings`
+    steps_left: int = 0  # of the schedule after this one: what models that take a timestep are told
 
     @property
     def num_masked_after(self) -> int:
@@ -54,6 +55,8 @@ class Settings:
     schedule: str = "arccos"
     temperature: float = 1.0  # of the codes; 0 = the most likely code
     choice_temperature: float = 7.0  # of the first step; inf = random positions
+    # Which tokens come first: one of ORDERS. Only "confidence" has use for the choice temperature.
+    order: str = "confidence"
     # Not in the paper. In steps that are not full passes, positions within so many rows and columns of tokens that the
     # last full pass did not see come last: its features there are out of date. 0 = by confidence alone.
     spread: int = 0
@@ -65,6 +68,8 @@ class Settings:
             raise ValueError(
                 f"schedule must be one of {', '.join(SCHEDULES)}, got {shown(self.schedule)}."
             )
+        if self.order not in ORDERS:
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {shown(self.order)}.")
         for name, value in (
             ("temperature", self.temperature),
             *(("cfg", g) for g in self.guidance),
@@ -118,17 +123,28 @@ SHARES: dict[str, Callable[[float], float]] = {
     "root": lambda r: 1 - math.sqrt(r),
     "square": lambda r: 1 - r * r,
 }
-LUMINA = "lumina"
-SCHEDULES = (*SHARES, LUMINA)
+LUMINA, AMUSED, AMUSED_LINEAR = "lumina", "amused", "amused-linear"
+ROUNDED_DOWN = (LUMINA, AMUSED, AMUSED_LINEAR)  # what stays masked; by the model they are of
+SCHEDULES = (*SHARES, *ROUNDED_DOWN)
+ORDERS = ("confidence", "halton")  # see `orders.BY_NAME`
 
 
-def reveal_counts(schedule: str, num_steps: int, num_tokens: int) -> list[int]:
-    """Return the tokens to reveal in each step, `num_tokens` in all; at least 1 each but in "lumina".
+def reveal_counts(
+    schedule: str,
+    num_steps: int,
+    num_tokens: int,
+    image_tokens: int | None = None,
+    denoise: float = 1.0,
+) -> list[int]:
+    """Return the tokens to reveal in each step, `num_tokens` in all; at least 1 each but in those of `ROUNDED_DOWN`.
 
     Source: Besnier and Chen 2023, section 3; adap_sche as above: shares are rounded, zeros become 1, the last step
     takes the difference. For "lumina" see `lumina_counts`.
     Differs: where the difference would leave the last step without a token, the largest counts give some up; one
     step reveals everything.
+
+    Args:
+        image_tokens, denoise: as for `plan`, for `amused_counts`.
 
     Raises:
         ValueError: unknown schedule, no token, or more steps than tokens where each must reveal one.
@@ -137,6 +153,8 @@ def reveal_counts(schedule: str, num_steps: int, num_tokens: int) -> list[int]:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}.")
     if schedule == LUMINA:
         return lumina_counts(num_steps, num_tokens)
+    if schedule in ROUNDED_DOWN:
+        return amused_counts(schedule, num_steps, num_tokens, image_tokens or num_tokens, denoise)
     if not 1 <= num_steps <= num_tokens:
         raise ValueError(
             f"steps must be between 1 and the number of tokens to make ({num_tokens}), got {num_steps}."
@@ -166,20 +184,65 @@ def lumina_counts(num_steps: int, num_tokens: int) -> list[int]:
     Raises:
         ValueError: no step or no token.
     """
+    _check_counts(num_steps, num_tokens)
+    masked = [max(1, cosine_share(i / num_steps, num_tokens)) for i in range(1, num_steps)]
+    return [before - after for before, after in pairwise([num_tokens, *masked, 0])]
+
+
+def amused_counts(
+    schedule: str, num_steps: int, num_tokens: int, image_tokens: int, denoise: float
+) -> list[int]:
+    """Return the tokens to reveal in each step, `num_tokens` in all. A step may get 0.
+
+    Of the `image_tokens` tokens of an image, a share of `num_tokens` / `image_tokens` is to be made, and the share of
+    that which stays masked is rounded down; at least 1 until the last step, and at most all but one.
+
+    With `denoise` below 1 the tokens that stay count as those that the first steps would have revealed: these steps
+    reveal nothing, and a run is as much shorter.
+
+    Source: diffusers schedulers/scheduling_amused.py AmusedScheduler.step, in float32, which matters: of 48 tokens 31
+    stay after 4 of 12 linear steps; pipelines/deprecated/amused: "linear" for in-painting, image to image by strength.
+    Differs: where nothing is masked, or one token alone, the scheduler masks a known token or makes the same one again
+    and again; such steps reveal nothing here, and `plan` leaves them out. Image to image at strength s is `denoise` =
+    cos(pi / 2 * (1 - s)), the share that it masks on average, and here exactly; at strength 1 its index wraps around
+    and it masks nothing, where `denoise` = 1 makes everything anew. In-painting below strength 1 enters late, yet masks
+    all of the mask; here `denoise` is the share of the mask.
+
+    Raises:
+        ValueError: no step or no token.
+    """
+    _check_counts(num_steps, num_tokens)
+    made = float32(min(1.0, num_tokens / (denoise * image_tokens)))
+    masked = [num_tokens]
+    for i in range(1, num_steps):
+        ratio, stay = float32(i / num_steps), masked[-1]
+        share = float32(1 - ratio) if schedule == AMUSED_LINEAR else cosine(ratio)
+        if denoise == 1 or share < denoise - 1e-6:
+            stay = math.floor(float32(image_tokens * float32(made * share)))
+            stay = max(1, min(stay, masked[-1] - 1))
+        masked.append(stay)
+    return [before - after for before, after in pairwise([*masked, 0])]
+
+
+def _check_counts(num_steps: int, num_tokens: int) -> None:
+    """Raise ValueError if there is no step or no token."""
     if num_steps < 1 or num_tokens < 1:
         raise ValueError(
             f"steps and tokens to make must be at least 1, got {num_steps} and {num_tokens}."
         )
-    masked = [num_tokens]
-    for i in range(1, num_steps):
-        angle = _float32(_float32(math.pi / 2) * _float32(i / num_steps))
-        share = _float32(math.cos(angle))
-        masked.append(max(1, math.floor(_float32(num_tokens * share))))
-    masked.append(0)
-    return [before - after for before, after in pairwise(masked)]
 
 
-def _float32(number: float) -> float:
+def cosine_share(elapsed: float, num_tokens: int) -> int:
+    """Return floor(num_tokens * cos(pi / 2 * elapsed)) as float32 arithmetic gives it; -1 at the end."""
+    return math.floor(float32(num_tokens * cosine(float32(elapsed))))
+
+
+def cosine(ratio: float) -> float:
+    """Return cos(pi / 2 * ratio) of a float32 as float32 arithmetic gives it, but on every device."""
+    return float32(math.cos(float32(float32(math.pi / 2) * ratio)))
+
+
+def float32(number: float) -> float:
     """Return the nearest float32; of a product of two float32s that is what float32 arithmetic gives."""
     return struct.unpack("f", struct.pack("f", number))[0]
 
@@ -209,11 +272,15 @@ def plan(
     num_tokens: int,
     image_tokens: int,
     rules: SamplerRules = SamplerRules(),
+    denoise: float = 1.0,
 ) -> list[Step]:
     """Return the steps of a run that makes `num_tokens` of the `image_tokens` tokens of each image.
 
-    Every step reveals at least one token. A schedule may give a step none ("lumina" does): that step is left out, its
+    Every step reveals at least one token. A schedule may give a step none (`ROUNDED_DOWN`): that step is left out, its
     full pass goes to the next one, and the others keep their numbers. Nothing to make gives an empty plan.
+
+    Args:
+        denoise: share that `num_tokens` is of the tokens that may be made.
 
     Source: MIGM-Shortcut Trainer/vit.py sample_shortcut ("linear").
     Differs: the original spends a pass on steps that reveal nothing, which tells it nothing new.
@@ -225,14 +292,15 @@ def plan(
     if num_tokens == 0:
         return []
     num_steps = settings.num_steps
-    if settings.schedule != LUMINA:
+    if settings.schedule not in ROUNDED_DOWN:
         num_steps = min(num_steps, num_tokens)
     full = settings.full_indices(num_steps)
     score_temperature = rules.score_temperature or settings.temperature or 1.0
     whole = num_tokens if rules.ratio_of_made else image_tokens
     steps: list[Step] = []
     num_masked, is_full = num_tokens, False
-    for i, num_revealed in enumerate(reveal_counts(settings.schedule, num_steps, num_tokens)):
+    counts = reveal_counts(settings.schedule, num_steps, num_tokens, image_tokens, denoise)
+    for i, num_revealed in enumerate(counts):
         is_full |= i in full
         if num_revealed == 0:
             continue
@@ -255,6 +323,7 @@ def plan(
                 score_temperature=score_temperature,
                 choice_temperature=choice_temperature,
                 spread=settings.spread,
+                steps_left=num_steps - 1 - i,
             )
         )
         num_masked, is_full = num_masked - num_revealed, False

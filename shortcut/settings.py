@@ -7,20 +7,23 @@ from typing import Any
 
 from .accelerators.choice import own_full_steps
 from .checkpoint import Checkpoint
-from .guard import naming
+from .guard import MAX_STEPS, check_whole, naming
 from .models.architecture import Architecture
-from .schedule import Settings
+from .schedule import ORDERS, Settings
 
 USUAL_PRESET = "balanced"  # whose share of full steps a run with a head has
 USUAL_SHARE = 0.25  # the same of a model without presets
 
 
-def usual_settings(model: Checkpoint, *, num_guided: int | None = None) -> Settings:
+def usual_settings(
+    model: Checkpoint, *, num_guided: int | None = None, has_mask: bool = False
+) -> Settings:
     """Return the sampler settings that the model's file states; its original's for the rest.
 
     Args:
         num_guided: branches to guide away from, such as 2 for conditions with source images; None = as the settings
             have it.
+        has_mask: True: some tokens of a picture stay, where a mask says so.
 
     Raises:
         ValueError: the file states one that does not exist or is out of range.
@@ -31,6 +34,8 @@ def usual_settings(model: Checkpoint, *, num_guided: int | None = None) -> Setti
     with naming(model.path):
         try:
             found = replace(architecture.settings, **stated)
+            if has_mask and architecture.inpaint_schedule is not None:
+                found = replace(found, schedule=architecture.inpaint_schedule)
             if num_guided == 2 and source_guidance is not None:
                 found = replace(found, guidance=source_guidance)
             elif num_guided not in (None, len(found.guidance)):
@@ -53,6 +58,7 @@ def chosen_settings(
     full_steps: int | tuple[int, ...] | None = None,
     cfg: float | None = None,
     cfg_image: float | None = None,
+    has_mask: bool = False,
     **others: Any,
 ) -> Settings:
     """Return the model's settings with those that were given. None = not given.
@@ -62,13 +68,14 @@ def chosen_settings(
         preset: sets steps and full steps.
         accelerator: name of what answers steps that are not full passes; None = all are.
         full_steps: how many steps are full passes, or which; None = what is usual with the accelerator.
+        has_mask: as for `usual_settings`.
         cfg, cfg_image: guidance weights of the text or class, and of the source images.
         others: further fields of `Settings`.
 
     Raises:
         ValueError: one is out of range, or does not go with another.
     """
-    usual = usual_settings(model, num_guided=num_guided)
+    usual = usual_settings(model, num_guided=num_guided, has_mask=has_mask)
     given = {name: value for name, value in others.items() if value is not None}
     if preset is not None:
         if steps is not None or full_steps is not None:
@@ -94,9 +101,13 @@ def chosen_settings(
             usual, num_steps=num_steps, full_steps=full_steps, guidance=guidance, **given
         )
     except TypeError:
-        known = "preset, steps, full_steps, cfg, cfg_image, temperature, choice_temperature, schedule, spread"
+        known = "preset, steps, full_steps, cfg, cfg_image, temperature, choice_temperature, schedule, order, spread"
         raise ValueError(f"settings are {known}; got {', '.join(sorted(given))}.") from None
     settings.check()
+    if settings.order != ORDERS[0] and "choice_temperature" in given:
+        raise ValueError(
+            f"the order {settings.order} has no choice temperature. Leave it out, or the order."
+        )
     return settings
 
 
@@ -110,7 +121,12 @@ def preset_of(model: Checkpoint, name: str) -> tuple[int, int]:
 
 
 def usual_full_steps(architecture: Architecture, num_steps: int) -> int:
-    """Return the full steps of a run with a head: as large a share as in the usual preset."""
+    """Return the full steps of a run with a head: as large a share as in the usual preset.
+
+    Raises:
+        ValueError: the number of steps is out of range.
+    """
+    check_whole("steps", num_steps, 1, MAX_STEPS)
     share = USUAL_SHARE
     if (preset := architecture.presets.get(USUAL_PRESET)) is not None:
         return max(1, round(num_steps * preset.num_full / preset.num_steps))

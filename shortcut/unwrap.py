@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .models.layout import Layout, content, own_names
+from .models.key_table import content
+from .models.layout import Layout, own_names
 
 logger = logging.getLogger(__name__)
 

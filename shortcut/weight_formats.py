@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from .guard import parse_json, shown
 from .models.architecture import Network
-from .models.layout import Table, Tensors, content, dense, rename_keys
+from .models.key_table import Table, content, dense, rename_keys
+from .models.layout import Tensors
 from .quantized import (
     COMPUTED,
     EXTRAS,

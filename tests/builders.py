@@ -2,6 +2,7 @@
 
     model(), vq(), head()   -> Checkpoint; they fit each other: 4x4 codes of 16, 3 classes, width 32
     text_model(), text_head() -> the same of Lumina-DiMOO, for the same vq(), with the words of the scenes
+    answering_model()       -> a MMaDA-Parallel-A of these sizes, which makes text too
     write_text(folder)      -> model.safetensors with its tokenizer, vq.safetensors, head.safetensors
     published(checkpoint)   -> the dict that the published file of that format holds
     write(path, checkpoint) -> path, written as one of our files or, by suffix, as a published one
@@ -28,6 +29,7 @@ from shortcut_pack.shortcut.checkpoint import Metadata
 from shortcut_pack.shortcut.models.layers import Bare
 from shortcut_pack.shortcut.models.layout import Layout
 from shortcut_pack.shortcut.models.lumina_dimoo import head as lumina_head
+from shortcut_pack.shortcut.models.lumina_dimoo import mmada
 from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
 from shortcut_pack.shortcut.models.lumina_dimoo.tokenizer import copy_tokenizer
 from shortcut_pack.shortcut.models.maskgit import head as maskgit_head
@@ -113,6 +115,14 @@ def text_head(
     return random_checkpoint(lumina_head.LAYOUT, config, seed, **metadata)
 
 
+def answering_model(layout: Layout = mmada.LAYOUT, seed: int = 5) -> checkpoints.Checkpoint:
+    """A MMaDA-Parallel-A like `text_model()`, or a Lumina-DiMOO, with what makes text."""
+    model = random_checkpoint(layout, TEXT_CONFIG, seed, grid=(4, 4))
+    shape = (TEXT_CONFIG.num_text_ids, TEXT_CONFIG.width)
+    weight_VD = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return replace(model, text={"output.weight": weight_VD})
+
+
 def with_layout(monkeypatch: pytest.MonkeyPatch, changed: Layout) -> None:
     """Puts a changed layout in the place of the one of the same name."""
 
@@ -142,7 +152,8 @@ def published_text(folder: Path) -> lumina.Config:
     config = replace(TEXT_CONFIG, **sizes)
     tensors = publish(lumina.LAYOUT.table, text_model(config).tensors)
     output, embedding = "model.transformer.ff_out.weight", "model.transformer.wte.weight"
-    tensors[output] = torch.cat([torch.zeros(config.num_text_ids, 8), tensors[output]])
+    text_VD = torch.randn(config.num_text_ids, 8, generator=torch.Generator().manual_seed(0))
+    tensors[output] = torch.cat([text_VD, tensors[output]])
     assert tensors[output].shape == tensors[embedding].shape
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")

@@ -8,8 +8,8 @@ import builders
 import pytest
 import torch
 from shortcut_pack.shortcut import checkpoint as checkpoints
+from shortcut_pack.shortcut.models import amused_vq as lumina_vq
 from shortcut_pack.shortcut.models import bands, lumina_dimoo
-from shortcut_pack.shortcut.models.lumina_dimoo import vq as lumina_vq
 
 LUMINA = builders.random_checkpoint(
     lumina_dimoo.ARCHITECTURE.vqs[0], lumina_vq.Config((8, 16, 16), 2, 8, 32, 4), seed=5

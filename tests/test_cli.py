@@ -18,6 +18,7 @@ from shortcut_pack.shortcut.cli.requests import shipped_for
 from shortcut_pack.shortcut.models.maskgit import head as head_file
 from shortcut_pack.shortcut.models.maskgit import transformer as maskgit
 from shortcut_pack.shortcut.models.maskgit import vqgan as maskgit_vqgan
+from shortcut_pack.shortcut.models.token_head import TokenHead
 
 SIDE, CODES, CLASSES = 4, 16, 3
 
@@ -30,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         model = maskgit.MaskGIT(maskgit.Config(SIDE, 32, 2, 2, 64, CODES, CLASSES))
         vq = maskgit_vqgan.VQGAN(maskgit_vqgan.Config(32, (1, 1), 1, (), 32, 8, CODES))
-        head = head_file.MaskGITHead(head_file.Config(32, 16, 1, 2, True))
+        head = TokenHead(head_file.Config(32, 16, 1, 2, True))
     packed = checkpoints.pack(model, maskgit.LAYOUT, class_names=("red", "green", "dark blue"))
     checkpoints.save(folder / "model.safetensors", packed)
     checkpoints.save(folder / "vq.safetensors", checkpoints.pack(vq, maskgit_vqgan.LAYOUT))
@@ -111,6 +112,15 @@ def test_spread_changes_what_the_head_answers_and_the_picture_says_so(
         assert json.loads(picture.info["shortcut"])["spread"] == 1
     vanilla = run("--head", "none")[1]
     assert torch.equal(run("--head", "none", "--spread", "1")[1], vanilla)
+
+
+def test_the_order_changes_the_picture_which_says_so(run, tmp_path: Path) -> None:
+    usual = run()[1]
+    assert not torch.equal(run("--order", "halton")[1], usual)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert json.loads(picture.info["shortcut"])["order"] == "halton"
+    status, _, _, printed = run("--order", "halton", "--choice-temperature", "4")
+    assert status and "the order halton has no choice temperature" in printed
 
 
 def test_the_head_costs_less_than_the_passes_it_replaces(run, folder: Path) -> None:

@@ -87,6 +87,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     fake = Hub(
         {
             "Alpha-VLLM/Lumina-DiMOO": LUMINA,
+            "tyfeld/MMaDA-Parallel-A": LUMINA,
             "llvictorll/Maskgit-pytorch": MASKGIT,
             "Kaiwen-Zhu/MIGM-Shortcut": HEADS,
         }
@@ -122,6 +123,14 @@ def files_below(folder: Path) -> dict[str, int]:
                 if name not in ("README.md", "modeling_llada.py")
             ],
         ),
+        (
+            "mmada-parallel-a",
+            [
+                f"migm/MMaDA-Parallel-A/{name}"
+                for name in sorted(LUMINA)
+                if name != "modeling_llada.py"
+            ],
+        ),
     ],
 )
 def test_files_come_to_where_the_loaders_look(
@@ -129,7 +138,8 @@ def test_files_come_to_where_the_loaders_look(
 ) -> None:
     assert run(what, tmp_path, "--yes") == 0
     assert sorted(files_below(tmp_path)) == sorted(expected)
-    sizes = {f"Lumina-DiMOO/{name}": size for name, size in LUMINA.items()}
+    folders = ("Lumina-DiMOO", "MMaDA-Parallel-A")
+    sizes = {f"{folder}/{name}": size for folder in folders for name, size in LUMINA.items()}
     sizes |= {Path(name).name: size for name, size in (MASKGIT | HEADS).items()}
     for name, size in files_below(tmp_path).items():
         assert size == sizes[name.split("/", 1)[1]], name

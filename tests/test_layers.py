@@ -86,7 +86,7 @@ def test_imports_inside_the_core_are_relative(path):
             assert not is_within(node.module or "", "shortcut")
 
 
-SHARED = ("architecture", "conditioning", "layers", "layout", "vq_layers")
+SHARED = tuple(path.stem for path in (CORE / "models").glob("*.py") if path.stem != "__init__")
 
 
 @pytest.mark.parametrize(
@@ -99,6 +99,7 @@ def test_an_architecture_imports_no_other_and_nothing_above_it(path):
         f"shortcut.models.{path.parent.name}",
         *(f"shortcut.models.{shared}" for shared in SHARED),
         "shortcut.schedule",
+        "shortcut.text_schedule",
         "shortcut.denoiser",
         "shortcut.gather",
         "shortcut.containers",
@@ -118,7 +119,20 @@ def test_an_architecture_imports_no_other_and_nothing_above_it(path):
         ("noise", set()),
         ("gather", set()),
         ("denoiser", {"shortcut.gather", "shortcut.schedule"}),
-        ("sampler", {"shortcut.denoiser", "shortcut.noise", "shortcut.schedule"}),
+        ("orders", {"shortcut.noise", "shortcut.schedule"}),
+        ("sampler", {f"shortcut.{n}" for n in ("denoiser", "noise", "orders", "schedule")}),
+        ("text_schedule", {"shortcut.guard", "shortcut.schedule"}),
+        (
+            "text",
+            {
+                "shortcut.denoiser",
+                "shortcut.guard",
+                "shortcut.noise",
+                "shortcut.sampler",
+                "shortcut.schedule",
+                "shortcut.text_schedule",
+            },
+        ),
     ],
 )
 def test_the_sampling_core_imports_no_model(module, allowed):

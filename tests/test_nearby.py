@@ -12,8 +12,8 @@ from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.denoiser import Revealed
 from shortcut_pack.shortcut.gather import tokens_at
 from shortcut_pack.shortcut.models.maskgit.head import LAYOUT
-from shortcut_pack.shortcut.models.maskgit.nearby import Nearby
 from shortcut_pack.shortcut.models.maskgit.transformer import MaskGIT
+from shortcut_pack.shortcut.models.nearby import Nearby
 from shortcut_pack.shortcut.train.head import fit_to_embeddings, initialised
 from shortcut_pack.shortcut.train.learn import head_config
 from torch import nn

@@ -53,14 +53,14 @@ def shown(monkeypatch):
 
 def test_the_first_full_pass_counts_as_the_others_do():
     speed = speed_of(clock(True, False, True, False, False, False), WORK, Seen())
-    assert speed == Speed(6 * 4 / (2 * 4 + 4 * 1), is_measured=False)
+    assert speed == Speed(24 / 12, is_measured=False, seconds=12)
 
 
 def test_without_a_full_pass_but_the_first_no_ratio_is_claimed():
     seen, short = Seen(), clock(True, False, False, False, False, False)
     assert speed_of(short, WORK, seen) is None
     speed_of(clock(True, True, False, False, False, False), WORK, seen)
-    assert speed_of(short, WORK, seen) == Speed(6 * 4 / (4 + 5 * 1), is_measured=False)
+    assert speed_of(short, WORK, seen) == Speed(24 / 9, is_measured=False, seconds=9)
     larger = WORK._replace(of_a_pass="16 x 16")
     assert speed_of(short, larger, seen) is None, "a full pass of another size says nothing"
 
@@ -75,10 +75,10 @@ class SlowClock(ScriptedClock):
 
 def test_where_a_vanilla_run_was_seen_the_ratio_is_measured():
     seen, fast = Seen(), clock(True, False, True, False, False, False)
-    assert speed_of(clock(*[True] * 6, made=SlowClock), WORK, seen) == Speed(1.0, is_measured=True)
-    assert speed_of(fast, WORK, seen) == Speed(6 * 5 / (2 * 4 + 4 * 1), is_measured=True)
+    assert speed_of(clock(*[True] * 6, made=SlowClock), WORK, seen) == Speed(1.0, True, 30)
+    assert speed_of(fast, WORK, seen) == Speed(30 / 12, True, 12)
     for other in (WORK._replace(num_steps=8), WORK._replace(num_to_make=(16, 16))):
-        assert speed_of(fast, other, seen) == Speed(2.0, is_measured=False)
+        assert speed_of(fast, other, seen) == Speed(2.0, False, 12)
 
 
 def test_a_run_that_made_nothing_has_no_speed():

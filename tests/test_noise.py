@@ -63,9 +63,7 @@ def test_uniforms_stay_inside_their_open_interval():
 
 def test_choice_noise_is_standard_gumbel():
     num_draws = 100_000
-    gumbel_L = Noise.draw(0, [0], 1, num_draws, "cpu").choice_gumbel(
-        0, torch.arange(num_draws)[None]
-    )[0]
+    gumbel_L = Noise.draw(0, [0], 1, num_draws, "cpu").choice(0, torch.arange(num_draws)[None])[0]
     assert abs(gumbel_L.mean() - 0.5772) < 0.02
     assert abs(gumbel_L.var() - math.pi**2 / 6) < 0.04
     assert gumbel_L.isfinite().all()
@@ -73,14 +71,14 @@ def test_choice_noise_is_standard_gumbel():
 
 def test_choice_noise_is_finite_at_the_ends():
     extremes_TBL = torch.tensor([[[SMALLEST, LARGEST]]])
-    gumbel_L = Noise(extremes_TBL, extremes_TBL).choice_gumbel(0, torch.tensor([[0, 1]]))
+    gumbel_L = Noise(extremes_TBL, extremes_TBL).choice(0, torch.tensor([[0, 1]]))
     assert gumbel_L.isfinite().all()
 
 
 def test_draws_belong_to_positions_not_to_their_rank():
     noise = Noise.draw(0, [0], 2, 10, "cpu")
-    everywhere = noise.choice_gumbel(1, torch.arange(10)[None])
-    assert torch.equal(noise.choice_gumbel(1, torch.tensor([[2, 7]])), everywhere[:, [2, 7]])
+    everywhere = noise.choice(1, torch.arange(10)[None])
+    assert torch.equal(noise.choice(1, torch.tensor([[2, 7]])), everywhere[:, [2, 7]])
 
 
 def test_an_image_has_the_same_noise_in_any_batch():

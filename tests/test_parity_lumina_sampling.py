@@ -65,7 +65,7 @@ class Replay:
     def codes(self, step: int, index_BN: Tensor, logits_BNV: Tensor) -> Tensor:
         return (logits_BNV + gumbel(self.codes_TN[step])).argmax(-1)
 
-    def choice_gumbel(self, step: int, index_BN: Tensor) -> Tensor:
+    def choice(self, step: int, index_BN: Tensor) -> Tensor:
         return gumbel(self.choice_TN[step])
 
 

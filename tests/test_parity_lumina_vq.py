@@ -1,4 +1,4 @@
-"""The VQ model of Lumina-DiMOO against what the original computed, and the files it comes in."""
+"""The VQ model of aMUSEd and Lumina-DiMOO against what the original computed, and the files it comes in."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.image import covered, to_pictures, to_pixels
+from shortcut_pack.shortcut.models import amused_vq as lumina_vq
 from shortcut_pack.shortcut.models.layers import Bare
-from shortcut_pack.shortcut.models.lumina_dimoo import vq as lumina_vq
 from torch import Tensor
 
 NUM_GROUPS = 8
@@ -146,7 +146,7 @@ def test_an_image_has_the_same_codes_alone_and_in_a_batch() -> None:
 
 def test_every_weight_sits_in_a_layer_of_the_host() -> None:
     config = lumina_vq.Config((16, 32), 1, 8, 64, NUM_GROUPS)
-    vq = lumina_vq.LuminaVQ(config, device="meta", operations=Bare)
+    vq = lumina_vq.AmusedVQ(config, device="meta", operations=Bare)
     layers = (Bare.Conv2d, Bare.GroupNorm, Bare.Embedding)
     for name, module in vq.named_modules():
         has_own = any(True for _ in (*module.parameters(False), *module.buffers(False)))
@@ -211,6 +211,6 @@ def test_unknown_and_missing_keys_are_named() -> None:
 
 def test_the_published_sizes_need_no_config() -> None:
     config = lumina_vq.Config((128, 256, 256, 512, 768), 2, 64, 8192, 32)
-    vq = lumina_vq.LuminaVQ(config, device="meta")
+    vq = lumina_vq.AmusedVQ(config, device="meta")
     names = {name: tensor for name, tensor in vq.state_dict().items()}
     assert lumina_vq.read_config(names, {}) == config

@@ -40,7 +40,7 @@ class Replay:
     def codes(self, step: int, index_BN: Tensor, logits_BNV: Tensor) -> Tensor:
         return self.codes_TBL[step].gather(1, index_BN)
 
-    def choice_gumbel(self, step: int, index_BN: Tensor) -> Tensor:
+    def choice(self, step: int, index_BN: Tensor) -> Tensor:
         assert self.choice_TBL is not None, "this run draws no noise on the confidence"
         return self.choice_TBL[step].gather(1, index_BN)
 

@@ -39,7 +39,7 @@ class Replay:
     def codes(self, step: int, index_BN: Tensor, logits_BNV: Tensor) -> Tensor:
         return self.codes_by_step[step].gather(1, index_BN)
 
-    def choice_gumbel(self, step: int, index_BN: Tensor) -> Tensor:
+    def choice(self, step: int, index_BN: Tensor) -> Tensor:
         return self.gumbel_by_step[step].gather(1, index_BN)
 
 

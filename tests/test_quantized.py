@@ -18,8 +18,8 @@ from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import quantized
 from shortcut_pack.shortcut.checkpoint import Checkpoint
 from shortcut_pack.shortcut.files import read
+from shortcut_pack.shortcut.models.key_table import rename_keys
 from shortcut_pack.shortcut.models.layers import Bare
-from shortcut_pack.shortcut.models.layout import rename_keys
 from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
 from shortcut_pack.shortcut.pipeline import check_head, default_dtype
 from shortcut_pack.shortcut.quantized import MARK
@@ -112,10 +112,11 @@ def test_the_linear_weights_of_the_blocks_are_stored_as_comfyui_reads_them(path:
         mark = raw.pop(f"{layer}.comfy_quant")
         assert mark.dtype == torch.uint8
         assert json.loads(mark.numpy().tobytes())["format"] == "float8_e4m3fn"
-    assert raw.keys() == source.tensors.keys()
+    whole = source.with_text().tensors
+    assert raw.keys() == whole.keys()
     for name, tensor in raw.items():
         if name.removesuffix(".weight") not in layers:
-            assert torch.equal(tensor, source.tensors[name]), name
+            assert torch.equal(tensor, whole[name]), name
 
 
 def test_activations_are_not_quantized_by_comfyui() -> None:
@@ -129,7 +130,7 @@ def test_a_file_is_a_checkpoint_of_the_same_model(path: Path) -> None:
     assert found.fingerprint == source.fingerprint
     assert found.dtype == torch.bfloat16
     assert set(found.quantized.values()) == {"float8_e4m3fn"} and len(found.quantized) == 21
-    assert found.tensors.keys() == load_file(path).keys()
+    assert found.with_text().tensors.keys() == load_file(path).keys()
 
 
 def test_a_cast_in_memory_is_what_a_file_holds(path: Path) -> None:
@@ -284,6 +285,11 @@ def test_scales_of_activations_are_left_to_comfyui(path: Path) -> None:
             {"weight_scale": torch.zeros(160, 2, dtype=torch.uint8)},
         ),
         (
+            "mxfp8",
+            torch.zeros(160, 64, dtype=FLOAT8),
+            {"weight_scale": torch.ones(160, 2).to(torch.float8_e8m0fnu)},
+        ),
+        (
             "asym_w4a8_int8",
             torch.zeros(160, 32, dtype=torch.int8),
             {
@@ -306,13 +312,18 @@ def test_scales_of_activations_are_left_to_comfyui(path: Path) -> None:
     ],
 )
 def test_other_quantized_layers_load_for_comfyui_alone(
-    format: str, stored: Tensor, scales: dict[str, Any], path: Path
+    format: str, stored: Tensor, scales: dict[str, Any], path: Path, tmp_path: Path
 ) -> None:
     raw, metadata = changed(
         path, weight=stored, comfy_quant=mark(json.dumps({"format": format})), **scales
     )
     found = checkpoints.from_tensors(raw, metadata)
     assert found.num_parameters == tiny().num_parameters
+    checkpoints.save(tmp_path / "again.safetensors", found)
+    again = checkpoints.load(tmp_path / "again.safetensors")
+    assert {k: v.dtype for k, v in again.tensors.items()} == {
+        k: v.dtype for k, v in found.tensors.items()
+    }
     kept = found.tensors[f"{LAYER}.weight"]
     assert kept.dtype == stored.dtype and torch.equal(kept.float(), stored.float())
     for refused in (checkpoints.build, lambda found: checkpoints.cast(found, torch.float32)):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from golden_sets import load
+from shortcut_pack.shortcut import schedule
 from shortcut_pack.shortcut.models.lumina_dimoo import ARCHITECTURE
 from shortcut_pack.shortcut.schedule import (
+    AMUSED,
+    AMUSED_LINEAR,
     LUMINA,
+    ROUNDED_DOWN,
     SCHEDULES,
     SHARES,
     SamplerRules,
@@ -19,6 +24,8 @@ from shortcut_pack.shortcut.schedule import (
     plan,
     reveal_counts,
 )
+
+AMUSED_SETTINGS = Settings(num_steps=12, choice_temperature=2.0, schedule=AMUSED)
 
 
 def recorded_tables() -> dict[tuple[str, int, int], list[int]]:
@@ -47,7 +54,11 @@ WELL_DEFINED = [case for case, counts in TABLES.items() if min(counts) >= 1 and 
 
 
 def test_the_record_covers_every_schedule_and_the_cases_where_the_original_fails():
-    assert {schedule for schedule, *_ in WELL_DEFINED} == set(SHARES) == set(SCHEDULES) - {LUMINA}
+    assert (
+        {schedule for schedule, *_ in WELL_DEFINED}
+        == set(SHARES)
+        == set(SCHEDULES) - set(ROUNDED_DOWN)
+    )
     assert len(WELL_DEFINED) >= 40
     assert len(WELL_DEFINED) < len(TABLES)
 
@@ -114,6 +125,50 @@ def test_lumina_counts_equal_the_original(case):
     num_tokens, num_steps = case
     counts = reveal_counts(LUMINA, num_steps, num_tokens)
     assert masked_after(counts, num_tokens) == LUMINA_TABLES[case]
+
+
+AMUSED_TABLES = load("masking_schedules").info["tables"]
+AMUSED_NAMES = {"cosine": AMUSED, "linear": AMUSED_LINEAR}
+
+
+def test_amused_counts_equal_the_original():
+    assert len(AMUSED_TABLES) == 170
+    for row in AMUSED_TABLES:
+        num_tokens = row["masked_at_start"]
+        counts = reveal_counts(AMUSED_NAMES[row["schedule"]], row["N"], num_tokens, row["L"])
+        expected = row.get("masked_after", [*row["mask_len"], 0])
+        assert masked_after(counts, num_tokens) == expected, row
+
+
+def test_control_amused_counts_in_double_precision_are_told_apart(monkeypatch):
+    monkeypatch.setattr(schedule, "float32", float)
+    with pytest.raises(AssertionError):
+        test_amused_counts_equal_the_original()
+
+
+def test_amused_temperatures_equal_the_original():
+    golden = load("masking_schedules")
+    settings = replace(AMUSED_SETTINGS, schedule=AMUSED)
+    for num_steps in (2, 12, 48, 64):
+        steps = plan(replace(settings, num_steps=num_steps), 4096, 4096)
+        expected = golden[f"temperatures/{num_steps}/2_0"]
+        found = torch.tensor([step.choice_temperature for step in steps])
+        torch.testing.assert_close(found, expected)
+        assert [step.steps_left for step in steps] == list(range(num_steps))[::-1]
+
+
+def test_a_run_of_a_share_of_the_tokens_enters_the_amused_schedule_late():
+    """As image to image by strength 0.5 does: half of the steps make cos(pi / 4) of the tokens."""
+    settings = replace(AMUSED_SETTINGS, num_steps=12, full_steps=(0, 3, 6))
+    whole = plan(settings, 48, 48)
+    late = plan(settings, math.ceil(48 * math.cos(math.pi / 4)), 48, denoise=math.cos(math.pi / 4))
+    assert [step.index for step in late] == [6, 7, 8, 9, 10, 11]
+    assert [step.num_masked_after for step in late] == [s.num_masked_after for s in whole[6:]]
+    assert [step.is_full for step in late] == [True] + [False] * 5
+    (only,) = plan(settings, 1, 48, denoise=0.01)
+    assert (only.num_revealed, only.is_full) == (1, True)
+    with_mask = plan(settings, 12, 48)
+    assert [step.index for step in with_mask] == list(range(12)), "a mask takes all steps"
 
 
 def test_control_lumina_counts_in_double_precision_are_told_apart():

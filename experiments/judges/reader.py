@@ -9,7 +9,7 @@ Counts, kinds, colours and positions follow, as `Facts`, on which the claims of 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 TRAIN_FOLDER = "text-train"  # of pictures of the varied scenes 0, 1, 2 ...
 WIDTHS = (24, 48, 64, 96, 96)
 STRIDES = ((2, 2), (2, 2), (2, 1), (2, 1), (2, 1))  # 96 x 96 pixels -> 3 rows, 24 columns
-NUM_COLUMNS = 24
 NUM_FEATURES = 128
 RECIPE = Recipe(
     iterations=1200, lr=2e-3, warmup=100, weight_decay=0.02, ema=0.995, checkpoint_every=250
@@ -41,35 +40,54 @@ RECIPE = Recipe(
 BATCH_SIZE = 64
 NUM_TEST = 2000
 UNSURE = -100  # a column that may say nothing or the kind beside it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """What can be read from pictures of a kind."""
+
+    classes: Mapping[str, tuple[str, ...]]  # field of `Facts` -> what it can be, of a whole picture
+    groups: Mapping[str, tuple[str, ...]]  # as `facts.GROUPS`
+    num_columns: int
+    peak_window: int  # columns; two things of a group are farther apart than half of it
+
+
 # Things of one group stand at least 4 columns apart (scenes._spread); sun, moon and clouds 5.
-PEAK_WINDOW = 5
+SCENES = Sight(
+    classes={"time": TIMES, "biome": BIOMES}, groups=GROUPS, num_columns=24, peak_window=5
+)
 
 
 class Reader(nn.Module):
-    """Pictures of 96 x 96 -> logits of time, biome and, for each group, of what stands in each column."""
+    """Pictures, a quarter as many columns -> logits of the classes and, for each group, of what stands where."""
 
-    def __init__(self, widths: Widths = WIDTHS):
+    def __init__(self, widths: Widths = WIDTHS, sight: Sight = SCENES):
         super().__init__()
         self.widths = tuple(widths)
         steps = zip(pairwise((3, *widths)), STRIDES, strict=True)
         self.levels = nn.Sequential(*(Level(a, b, stride) for (a, b), stride in steps))
         self.columns = nn.Conv2d(widths[-1], NUM_FEATURES, (3, 5), padding=(0, 2))
-        self.time = nn.Linear(NUM_FEATURES, len(TIMES))
-        self.biome = nn.Linear(NUM_FEATURES, len(BIOMES))
+        for name, values in sight.classes.items():
+            self.add_module(name, nn.Linear(NUM_FEATURES, len(values)))
+        self.classes = tuple(sight.classes)
         self.groups = nn.ModuleDict(
             {
                 group: nn.Conv1d(NUM_FEATURES, 1 + len(kinds), 3, padding=1)
-                for group, kinds in GROUPS.items()
+                for group, kinds in sight.groups.items()
             }
         )
 
     def forward(self, pixels_BCYX: Tensor) -> dict[str, Tensor]:
-        """Return logits "time" and "biome" (B, 4) and of each group (B, K, W), for RGB pixels in [-1, 1]."""
-        x = self.levels(pixels_BCYX.contiguous(memory_format=torch.channels_last))
-        x_BCW = F.gelu(self.columns(x)).squeeze(2)
+        """Return logits (B, K) of each class and (B, K, W) of each group, for RGB pixels in [-1, 1]."""
+        x_BCW = self.seen(pixels_BCYX)
         pooled_BC = x_BCW.mean(-1)
-        found = {"time": self.time(pooled_BC), "biome": self.biome(pooled_BC)}
+        found = {name: self.get_submodule(name)(pooled_BC) for name in self.classes}
         return found | {group: head(x_BCW) for group, head in self.groups.items()}
+
+    def seen(self, pixels_BCYX: Tensor) -> Tensor:
+        """Return features (B, C, W) of the columns."""
+        x = self.levels(pixels_BCYX.contiguous(memory_format=torch.channels_last))
+        return F.gelu(self.columns(x)).mean(2)
 
 
 FILE = JudgeFile("shortcut scene reader", "text-judge", "groups", GROUPS, Reader)
@@ -83,22 +101,22 @@ class Batch:
     wanted: dict[str, Tensor]
 
 
-def targets(facts: Iterable[Facts]) -> dict[str, Tensor]:
-    """Return what `Reader` should say: classes "time" and "biome" (B,), and of each group (B, W), or UNSURE."""
-    facts = list(facts)
+def targets(facts: Iterable[Facts], sight: Sight = SCENES) -> dict[str, Tensor]:
+    """Return what `Reader` should say: the number (B,) of each class, and of each group (B, W), or UNSURE."""
+    facts, size = list(facts), sight.num_columns
     wanted = {
-        "time": torch.tensor([TIMES.index(fact.time) for fact in facts]),
-        "biome": torch.tensor([BIOMES.index(fact.biome) for fact in facts]),
+        name: torch.tensor([values.index(getattr(fact, name)) for fact in facts])
+        for name, values in sight.classes.items()
     }
-    for group, kinds in GROUPS.items():
-        classes_BW = torch.zeros(len(facts), NUM_COLUMNS, dtype=torch.long)
+    for group, kinds in sight.groups.items():
+        classes_BW = torch.zeros(len(facts), size, dtype=torch.long)
         for row_W, fact in zip(classes_BW, facts, strict=True):
             for thing in fact.things[group]:
-                place = thing.x * NUM_COLUMNS
-                column = min(int(place), NUM_COLUMNS - 1)
+                place = thing.x * size
+                column = min(int(place), size - 1)
                 # At the border of two columns nobody can tell them apart.
                 beside = column + (1 if place - column > 0.5 else -1)
-                if 0 <= beside < NUM_COLUMNS:
+                if 0 <= beside < size:
                     row_W[beside] = UNSURE
                 row_W[column] = 1 + kinds.index(thing.kind)
         wanted[group] = classes_BW
@@ -157,32 +175,41 @@ def make(directory: Path, path: Path, vq: Any) -> None:
 
 
 @torch.no_grad()
-def read(reader: Reader, pixels_BCYX: Tensor, batch_size: int = 50) -> list[Facts]:
-    """Return what pictures show, given RGB pixels in [-1, 1] of 96 x 96."""
+def read(
+    reader: Reader, pixels_BCYX: Tensor, batch_size: int = 50, sight: Sight = SCENES
+) -> list[Facts]:
+    """Return what pictures show, given RGB pixels in [-1, 1] of the size that the reader knows."""
     found: list[Facts] = []
     for part in pixels_BCYX.split(batch_size):
         logits = {name: values.float().cpu() for name, values in reader(part.clamp(-1, 1)).items()}
-        times, biomes = logits["time"].argmax(-1).tolist(), logits["biome"].argmax(-1).tolist()
-        things = {group: _things(logits[group], kinds) for group, kinds in GROUPS.items()}
+        classes = {
+            name: [values[n] for n in logits[name].argmax(-1).tolist()]
+            for name, values in sight.classes.items()
+        }
+        things = {group: _things(logits[group], group, sight) for group in sight.groups}
         found += [
-            Facts(TIMES[time], BIOMES[biome], {group: things[group][i] for group in GROUPS})
-            for i, (time, biome) in enumerate(zip(times, biomes, strict=True))
+            Facts(
+                things={group: things[group][i] for group in sight.groups},
+                **{name: values[i] for name, values in classes.items()},
+            )
+            for i in range(len(part))
         ]
     return found
 
 
-def _things(logits_BKW: Tensor, kinds: tuple[str, ...]) -> list[tuple[Thing, ...]]:
+def _things(logits_BKW: Tensor, group: str, sight: Sight) -> list[tuple[Thing, ...]]:
     """Return the things of one group on each picture, from left to right."""
+    kinds, size, window = sight.groups[group], sight.num_columns, sight.peak_window
     # How much more likely something is than nothing; a thing is where that is highest.
     score_BW = logits_BKW[:, 1:].logsumexp(1) - logits_BKW[:, 0]
-    highest_BW = F.max_pool1d(score_BW, PEAK_WINDOW, stride=1, padding=PEAK_WINDOW // 2)
+    highest_BW = F.max_pool1d(score_BW, window, stride=1, padding=window // 2)
     is_thing_BW = (score_BW > 0) & (score_BW == highest_BW)
     kind_BW = logits_BKW[:, 1:].argmax(1)
     # Its centre lies between columns that both see it.
     weight_BW = F.pad(score_BW.sigmoid(), (1, 1))
-    left_BW, at_BW, right_BW = (weight_BW[:, i : i + NUM_COLUMNS] for i in range(3))
+    left_BW, at_BW, right_BW = (weight_BW[:, i : i + size] for i in range(3))
     offset_BW = (right_BW - left_BW) / (left_BW + at_BW + right_BW)
-    x_BW = (torch.arange(NUM_COLUMNS) + 0.5 + offset_BW) / NUM_COLUMNS
+    x_BW = (torch.arange(size) + 0.5 + offset_BW) / size
     return [
         tuple(Thing(kinds[kind], x) for is_thing, kind, x in zip(*row, strict=True) if is_thing)
         for row in zip(is_thing_BW.tolist(), kind_BW.tolist(), x_BW.tolist(), strict=True)

@@ -22,11 +22,11 @@ from shortcut import checkpoint as checkpoints
 from shortcut import shipped
 from shortcut.checkpoint import Checkpoint
 from shortcut.files import Metadata
+from shortcut.models import amused_vq as lumina_vq
 from shortcut.models.layers import Bare
 from shortcut.models.layout import Layout
 from shortcut.models.lumina_dimoo import head as lumina_head
 from shortcut.models.lumina_dimoo import transformer as lumina
-from shortcut.models.lumina_dimoo import vq as lumina_vq
 from shortcut.models.lumina_dimoo.tokenizer import copy_tokenizer
 from shortcut.models.maskgit import head as maskgit_head
 from shortcut.models.maskgit import transformer as maskgit

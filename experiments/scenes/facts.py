@@ -41,6 +41,8 @@ class Facts:
     time: str
     biome: str
     things: Mapping[str, tuple[Thing, ...]]  # group -> its things from left to right
+    weather: str = "clear"
+    style: str = "flat"
 
     def kinds(self, group: str) -> list[str]:
         return [thing.kind for thing in self.things[group]]
@@ -56,6 +58,8 @@ class Claim:
     what       of                value
     time                         one of TIMES
     biome                        one of BIOMES
+    weather                      as in `world.scene`
+    style                        likewise
     count      group             how many
     several    group             None: at least two
     all        group             kinds: it has things, all of them of one of these
@@ -65,7 +69,19 @@ class Claim:
     between    two groups        None: the first stands between two things of the second
     """
 
-    what: Literal["time", "biome", "count", "several", "all", "each", "place", "left of", "between"]
+    what: Literal[
+        "time",
+        "biome",
+        "weather",
+        "style",
+        "count",
+        "several",
+        "all",
+        "each",
+        "place",
+        "left of",
+        "between",
+    ]
     of: tuple[str, ...] = ()
     value: Any = None
 
@@ -73,7 +89,7 @@ class Claim:
     def label(self) -> str:
         """Return its subject, for tables: "count trees", "colour houses", "place", "order"."""
         match self.what:
-            case "time" | "biome":
+            case "time" | "biome" | "weather" | "style":
                 return self.what
             case "count" | "several":
                 return f"count {self.of[0]}"
@@ -118,6 +134,10 @@ def holds(claim: Claim, facts: Facts, tolerance: float = TOLERANCE) -> bool:
             return facts.time == claim.value
         case "biome":
             return facts.biome == claim.value
+        case "weather":
+            return facts.weather == claim.value
+        case "style":
+            return facts.style == claim.value
         case "count":
             return len(xs[0]) == claim.value
         case "several":

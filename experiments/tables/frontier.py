@@ -125,7 +125,9 @@ def run(options: argparse.Namespace) -> int:
     measured_rows(options.work, setup, [Row("vq")], REFERENCE_SEEDS, measure_row)
     pieces = measured_rows(options.work, setup, rows, options.seeds, measure_row)
     found = rows_of(pieces, subject)
-    flops = next((row.flops for row in found if (row.kind, row.num_steps) == BASELINE), 0)
+    flops = next(
+        (row.flops for row in found if (row.kind, row.num_steps) == BASELINE and not row.order), 0
+    )
     print(table(COLUMNS, [row.cells(flops or 1) for row in found]))
     print(
         f"\nDistance: Frechet distance in the judge's features from {len(REFERENCE_SEEDS) * options.num} fresh scenes "

@@ -27,8 +27,8 @@ from experiments.tables.report import table
 from shortcut import checkpoint as checkpoints
 from shortcut.checkpoint import Checkpoint
 from shortcut.files import write_safetensors
+from shortcut.models.key_table import published_key
 from shortcut.models.layers import Bare
-from shortcut.models.layout import published_key
 from shortcut.models.lumina_dimoo import ARCHITECTURE
 
 REAL = ARCHITECTURE.sizes["lumina-dimoo"].model

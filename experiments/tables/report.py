@@ -36,6 +36,7 @@ class Cost:
     flops: int
     flops_full: int
     flops_head: int
+    order: str = ""  # of revealing; "" = the usual one
 
     @property
     def cost_cells(self) -> tuple[str, ...]:
@@ -43,7 +44,12 @@ class Cost:
         if not self.num_steps:
             return (TITLES[self.kind], "", "", "", "")
         steps = str(self.num_steps), str(self.num_full)
-        return (self.kind, *steps, f"{self.seconds:.3f}", f"{self.flops / 1e9:.2f}")
+        return (
+            ", ".join(filter(None, (self.kind, self.order))),
+            *steps,
+            f"{self.seconds:.3f}",
+            f"{self.flops / 1e9:.2f}",
+        )
 
     @property
     def head_share(self) -> float:
@@ -96,12 +102,14 @@ def draw_chart(path: Path, rows: Sequence[Any], panels: Sequence[Panel]) -> None
 
 
 def _draw_panel(axes: Any, rows: Sequence[Any], quality: Callable[[Any], Sequence[float]]) -> None:
-    for kind in dict.fromkeys(row.kind for row in rows if row.num_steps):
-        shown = sorted((row for row in rows if row.kind == kind), key=lambda row: row.flops)
+    for kind, order in dict.fromkeys((row.kind, row.order) for row in rows if row.num_steps):
+        shown = [row for row in rows if (row.kind, row.order) == (kind, order)]
+        shown.sort(key=lambda row: row.flops)
         x, y = [row.flops / 1e9 for row in shown], [mean(quality(row)) for row in shown]
         low = [m - min(quality(row)) for m, row in zip(y, shown, strict=True)]
         high = [max(quality(row)) - m for m, row in zip(y, shown, strict=True)]
-        axes.errorbar(x, y, (low, high), fmt="o-", color=COLOURS.get(kind, "0.3"), label=kind)
+        name, form = (f"{kind}, {order}", "s:") if order else (kind, "o-")
+        axes.errorbar(x, y, (low, high), fmt=form, color=COLOURS.get(kind, "0.3"), label=name)
         for row, point in zip(shown, zip(x, y, strict=True), strict=True):
             text = f"{row.num_steps}" + (f"/{row.num_full}" if kind != "vanilla" else "")
             axes.annotate(text, point, (6, 6), textcoords="offset points", fontsize=8)

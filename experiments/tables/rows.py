@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KINDS = {"real": 0, "vq": 0, "vanilla": 1, **dict.fromkeys(NAMES, 2)}  # numbers in a row's name
+ORDERS: dict[str, dict[str, Any]] = {"halton": {"order": "halton"}, "spread": {"spread": 1}}
 Figures = dict[str, Any]  # of a row and seed, as JSON; "seconds" is per image
 
 
@@ -47,24 +48,27 @@ class Row:
     kind: str  # one of KINDS
     num_steps: int = 0
     full_steps: int = 0
+    order: str = ""  # one of ORDERS; "" = as the settings have it
 
     @classmethod
     def parse(cls, name: str) -> Row:
         """Return the row of a name. Raises ValueError for an unknown one."""
-        kind, *numbers = re.split(r"-(?=\d)", name)  # an accelerator's name may have a dash
-        if KINDS.get(kind) != len(numbers) or not all(number.isdecimal() for number in numbers):
+        way, _, order = name.partition("@")
+        kind, *numbers = re.split(r"-(?=\d)", way)  # an accelerator's name may have a dash
+        is_known = KINDS.get(kind) == len(numbers) and order in ("", *ORDERS)
+        if not is_known or not all(number.isdecimal() for number in numbers):
             raise ValueError(
                 f"there is no row {name!r}. Expected real, vq, vanilla-STEPS or ACCELERATOR-STEPS-FULL, such as "
-                f"head-32-8. Accelerators: {', '.join(NAMES)}."
+                f"head-32-8 or head-32-8@halton. Accelerators: {', '.join(NAMES)}. Orders: {', '.join(ORDERS)}."
             )
         sizes = [int(number) for number in numbers]
-        return cls(kind, *(sizes if len(sizes) != 1 else 2 * sizes))
+        return cls(kind, *(sizes if len(sizes) != 1 else 2 * sizes), order=order)
 
     @property
     def name(self) -> str:
         """Return the name on the command line."""
         numbers = (self.num_steps, self.full_steps)[: KINDS[self.kind]]
-        return "-".join(map(str, (self.kind, *numbers)))
+        return "@".join(filter(None, ("-".join(map(str, (self.kind, *numbers))), self.order)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,8 @@ class Subject:
     def settings_of(self, row: Row) -> Settings:
         """Return the sampler settings of a row."""
         full_steps = None if row.kind == "vanilla" else row.full_steps
-        return replace(self.settings, num_steps=row.num_steps, full_steps=full_steps)
+        settings = replace(self.settings, num_steps=row.num_steps, full_steps=full_steps)
+        return replace(settings, **ORDERS[row.order]) if row.order else settings
 
     def accelerator(self, row: Row) -> MakeAccelerator | None:
         """Return what makes the accelerator of a row's runs."""
@@ -130,6 +135,7 @@ class Subject:
             )
         return {
             "kind": row.kind,
+            "order": row.order,
             "num_steps": row.num_steps,
             "num_full": row.full_steps,
             "seconds": seconds,

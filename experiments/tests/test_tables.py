@@ -22,7 +22,7 @@ from shortcut import Pipeline, checkpoint
 from shortcut.schedule import Settings
 
 ROWS = ("real", "vq", "vanilla-2", "head-4-2", "reuse-4-2")
-CLASS_ROWS = ("vanilla-4", "head-4-2", "partial+neighbours-4-2")
+CLASS_ROWS = ("vanilla-4", "head-4-2", "partial+neighbours-4-2@halton")
 
 
 def parsed(module: Any, *arguments: str) -> argparse.Namespace:
@@ -48,12 +48,14 @@ def test_fewer_vectors_than_dimensions_are_measured_and_nan_is_refused() -> None
         Gaussian.of(np.array([[0.0, 1.0], [np.nan, 0.0]]))
 
 
-@pytest.mark.parametrize("name", [*frontier.ROWS, *text_quality.ROWS])
+@pytest.mark.parametrize("name", [*frontier.ROWS, *text_quality.ROWS, "head-32-8@spread"])
 def test_a_row_is_known_by_its_name(name: str) -> None:
     assert Row.parse(name).name == name
 
 
-@pytest.mark.parametrize("name", ["", "vanila-8", "vanilla-8-8", "head-32", "head-a-8"])
+@pytest.mark.parametrize(
+    "name", ["", "vanila-8", "vanilla-8-8", "head-32", "head-a-8", "head-32-8@up"]
+)
 def test_a_row_that_does_not_exist_is_named(name: str) -> None:
     with pytest.raises(ValueError, match=f"no row '{name}'"):
         Row.parse(name)

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.scenes.dataset import load, to_network
-from experiments.scenes.kinds import kinds_of
 from experiments.scenes.scene import compose
+from experiments.training.pictures import SCENES, Pictures
 from experiments.training.readers import KINDS_WEIGHT, Readers
 from shortcut.checkpoint import fingerprint
 from shortcut.models.maskgit.transformer import Config, MaskGIT
@@ -41,6 +41,7 @@ RECIPE = Recipe(
     autocast=torch.bfloat16,
     checkpoint_every=250,
 )
+PICTURES = replace(SCENES, compose=compose)
 # The original has its loss on known codes too: so the last features tell a head which tokens stand around.
 KNOWN_WEIGHT = 0.3
 DROP_CLASS = 0.1
@@ -104,10 +105,10 @@ def encode_all(vqgan: VQGAN, directory: Path, batch_size: int = 25) -> tuple[Ten
 class Training(nn.Module):
     """A MaskGIT in training with readers of its last features, which are not kept."""
 
-    def __init__(self, network: MaskGIT):
+    def __init__(self, network: MaskGIT, num_kinds: int):
         super().__init__()
-        self.network = network
-        self.readers = Readers(network.config.width, (network.config.grid, network.config.grid))
+        self.network, grid = network, network.config.grid
+        self.readers = Readers(network.config.width, (grid, grid), num_kinds)
 
 
 def loss_of(
@@ -146,7 +147,7 @@ def draw_masks(num_images: int, num_tokens: int, generator: torch.Generator) -> 
     return order_BL < (ratio_B1 * num_tokens).ceil().clamp(min=1)
 
 
-def initialised(config: Config, seed: int) -> Training:
+def initialised(config: Config, seed: int, num_kinds: int = SCENES.num_labels) -> Training:
     """Return a network with normal weights of deviation 0.02, zero biases; the global random state is left alone."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -157,7 +158,7 @@ def initialised(config: Config, seed: int) -> Training:
             if isinstance(module, torch.nn.Linear):
                 torch.nn.init.zeros_(module.bias)
         torch.nn.init.zeros_(network.output_bias.weight)
-        return Training(network)
+        return Training(network, num_kinds)
 
 
 def train(directory: Path, vqgan: VQGAN) -> MaskGIT:
@@ -167,9 +168,14 @@ def train(directory: Path, vqgan: VQGAN) -> MaskGIT:
 
 
 def learn(
-    codes: Tensor, classes: Tensor, config: Config, stages: Sequence[Stage], directory: Path
+    codes: Tensor,
+    classes: Tensor,
+    config: Config,
+    stages: Sequence[Stage],
+    directory: Path,
+    pictures: Pictures = PICTURES,
 ) -> MaskGIT:
-    """Train on codes (B, L) and classes (B,) of the scenes 0, 1, 2 ..., with checkpoints in `directory`."""
+    """Train on codes (B, L) and classes (B,) of the pictures 0, 1, 2 ..., with checkpoints in `directory`."""
 
     def draw(generator: torch.Generator, size: int) -> Batch:
         seed_B = torch.randint(len(codes), (size,), generator=generator)
@@ -179,10 +185,10 @@ def learn(
             codes[seed_B].long(),
             classes[seed_B].masked_fill(is_dropped_B, config.num_classes),
             draw_masks(size, config.num_tokens, generator),
-            torch.stack([kinds_of(compose(seed), grid) for seed in seed_B.tolist()]),
+            torch.stack([pictures.labels(pictures.compose(s), grid) for s in seed_B.tolist()]),
         )
 
-    training = initialised(config, stages[0].recipe.seed)
+    training = initialised(config, stages[0].recipe.seed, pictures.num_labels)
     for stage in stages:
         training = fit(
             training.train(),

@@ -23,11 +23,11 @@ POSITION_WEIGHT, KINDS_WEIGHT = 0.3, 2.0
 class Readers(nn.Module):
     """Linear readers of each position's row, column and kind of thing; they are not kept."""
 
-    def __init__(self, width: int, grid: Grid):
+    def __init__(self, width: int, grid: Grid, num_kinds: int = len(KINDS)):
         super().__init__()
         self.grid = grid
         self.position = nn.Linear(width, sum(grid))
-        self.kind = nn.Linear(width, len(KINDS))
+        self.kind = nn.Linear(width, num_kinds)
 
     def loss(
         self, features_BLD: Tensor, kind_BL: Tensor, kinds_weight: float

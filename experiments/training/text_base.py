@@ -26,15 +26,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.judges.reader import TRAIN_FOLDER
-from experiments.scenes.captions import caption
-from experiments.scenes.edits import altered, instruction
-from experiments.scenes.facts import facts_of
-from experiments.scenes.kinds import kinds_of
 from experiments.scenes.prompts import FIRST_PROMPT_SEED
-from experiments.scenes.scene import Scene, compose_varied
 from experiments.scenes.tokenizer import END_OF_TEXT_ID, NUM_TEXT_IDS
 from experiments.training.base import RECIPE as BASE_RECIPE
 from experiments.training.base import codes_loss, encode_all
+from experiments.training.pictures import SCENES, Pictures
 from experiments.training.readers import KINDS_WEIGHT, Readers
 from shortcut.grid import Grid
 from shortcut.models.lumina_dimoo.prompts import conditions
@@ -107,7 +103,7 @@ class Batch:
 class _Sample(NamedTuple):
     prompt_1P: Tensor
     codes_L: Tensor
-    scene: Scene  # of the codes
+    scene: Any  # of the codes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +117,7 @@ class TrainingData:
     grid: Grid
     num_pictures: int  # of a batch
     num_edits: int  # likewise
+    pictures: Pictures = SCENES
 
     def draw(self, generator: torch.Generator) -> Batch:
         """Draw a batch that follows from the generator alone."""
@@ -133,14 +130,14 @@ class TrainingData:
             with_unknown_words(sample.prompt_1P, self.config, generator) for sample in samples
         ]
         codes_BL = torch.stack([sample.codes_L for sample in samples]).long()
-        kind_BL = torch.stack([kinds_of(sample.scene, self.grid) for sample in samples])
+        kind_BL = torch.stack([self.pictures.labels(sample.scene, self.grid) for sample in samples])
         return Batch(prompts, codes_BL, draw_masks(has_region_B, self.grid, generator), kind_BL)
 
     def _picture(self, rng: random.Random) -> _Sample:
         """Draw a picture behind a caption or behind the unconditional prompt."""
         seed = rng.randrange(len(self.codes))
-        scene = compose_varied(seed)
-        text = caption(scene, rng.randrange(FIRST_PROMPT_SEED))
+        scene = self.pictures.compose(seed)
+        text = self.pictures.caption(scene, rng.randrange(FIRST_PROMPT_SEED))
         wanted, unwanted = conditions(self.tokenizer, self.config, "text_to_image", text)
         prompt_1P = unwanted if rng.random() < SHARE_UNCONDITIONAL else wanted
         return _Sample(prompt_1P, self.codes[seed], scene)
@@ -148,11 +145,12 @@ class TrainingData:
     def _edit(self, rng: random.Random) -> _Sample:
         """Draw a result behind an instruction and its source image, or without one of them."""
         seed = rng.randrange(len(self.altered))
-        scenes = compose_varied(seed), altered(seed)
+        scenes = self.pictures.compose(seed), self.pictures.altered(seed)
         codes = self.codes[seed], self.altered[seed]
         before, after = rng.sample((0, 1), 2)
-        asked = instruction(
-            facts_of(scenes[before]), facts_of(scenes[after]), rng.randrange(FIRST_PROMPT_SEED)
+        facts = [self.pictures.facts(scene) for scene in scenes]
+        asked = self.pictures.instruction(
+            facts[before], facts[after], rng.randrange(FIRST_PROMPT_SEED)
         )
         source_1YX = codes[before].long().view(1, *self.grid)
         branches = conditions(
@@ -216,10 +214,10 @@ def _between(low_B: Tensor, high_B: Tensor, size: int) -> Tensor:
 class Training(nn.Module):
     """The network in training, with readers of its last features, which are not kept."""
 
-    def __init__(self, network: LuminaDiMOO, grid: Grid):
+    def __init__(self, network: LuminaDiMOO, grid: Grid, num_kinds: int):
         super().__init__()
         self.network, self.grid = network, grid
-        self.readers = Readers(network.config.width, grid)
+        self.readers = Readers(network.config.width, grid, num_kinds)
 
     def image_features(self, batch: Batch) -> Tensor:
         """Return the last features (B, L, D) of the image tokens of all samples."""
@@ -245,7 +243,9 @@ def loss_of(
     return loss + read, figures | read_figures
 
 
-def initialised(config: Config, grid: Grid, seed: int) -> Training:
+def initialised(
+    config: Config, grid: Grid, seed: int, num_kinds: int = SCENES.num_labels
+) -> Training:
     """Return a network with normal weights of deviation 0.02; the global random state is left alone."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -253,7 +253,7 @@ def initialised(config: Config, grid: Grid, seed: int) -> Training:
         for module in network.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-        return Training(network, grid)
+        return Training(network, grid, num_kinds)
 
 
 def learn(
@@ -269,7 +269,7 @@ def learn(
         start: network to go on with; None = a new one.
         kinds_weight: of the loss on the kinds of things.
     """
-    training = start or initialised(data.config, data.grid, recipe.seed)
+    training = start or initialised(data.config, data.grid, recipe.seed, data.pictures.num_labels)
     loss = partial(loss_of, kinds_weight=kinds_weight)
     return fit(training, data.draw, loss, recipe, checkpoint=checkpoint)
 

@@ -11,8 +11,16 @@ from tqdm import tqdm
 
 from ..generate import Result
 from ..sampler import Trace
-from . import batch
-from .options import add_files, add_how, add_what, add_where, check_outputs
+from . import answer, batch
+from .options import (
+    add_files,
+    add_how,
+    add_text,
+    add_what,
+    add_where,
+    check_no_text,
+    check_outputs,
+)
 from .output import paths_of, write_pictures, write_tokens
 from .requests import Job, job_of, load_pipeline
 
@@ -23,12 +31,16 @@ def add_parser(commands: Any) -> None:
     add_files(parser)
     add_what(parser)
     add_how(parser)
+    add_text(parser)
     add_where(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Make the pictures. Return the exit status; errors are exceptions whose text is for the user."""
+    if options.task in answer.RUNS:
+        return answer.RUNS[options.task](options)
+    check_no_text(options)
     check_outputs(options)
     if options.prompts is not None:
         return batch.run(options)

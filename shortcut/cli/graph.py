@@ -11,7 +11,6 @@ full steps that are listed; values that a widget cannot hold; a text that the pa
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
@@ -20,7 +19,7 @@ from ..accelerators.choice import FLOAT8, HEAD
 from ..checkpoint import Checkpoint
 from ..containers import INDEX_SUFFIX
 from ..grid import Grid
-from ..models.architecture import Conditioner, Request
+from ..models.architecture import Request
 from ..pipeline import Pipeline
 from ..schedule import Settings
 
@@ -77,8 +76,8 @@ def graph_of(
         "choice_temperature": settings.choice_temperature,
         "spread": settings.spread,
     }
-    wanted, unwanted = _conditions(pipeline.conditioner, request)
-    texts = [value for node in (wanted, unwanted) if node for value in node["inputs"].values()]
+    nodes = [_node(name, **inputs) for name, inputs in pipeline.conditioner.graph_nodes(request)]
+    texts = [value for node in nodes for value in node["inputs"].values()]
     if not all(map(_fits, {**size, **widgets}.items())) or any(map(_is_rewritten, texts)):
         return None
     dtype = str(pipeline.model.dtype).removeprefix("torch.")
@@ -89,7 +88,7 @@ def graph_of(
             vq_name=_choice(pipeline.vq_file, MODELS) if is_vq_chosen else "auto",
             weight_dtype=dtype,
         ),
-        "3": wanted,
+        "3": nodes[0],
     }
     sampler = {
         "model": ["1", 0],
@@ -98,6 +97,7 @@ def graph_of(
         **widgets,
         "cfg_ramp": settings.guidance_ramp,
         "schedule": settings.schedule,
+        "order": settings.order,
         "denoise": 1.0,
         "preset": "custom",
     }
@@ -117,8 +117,8 @@ def graph_of(
             **({"head": sampler["head"]} if "head" in sampler else {}),
         )
         sampler["head"] = ["9", 0]
-    if unwanted is not None:
-        graph["4"] = unwanted
+    if len(nodes) > 1:
+        graph["4"] = nodes[1]
         sampler["negative"] = ["4", 0]
     return graph | {
         "5": _node("EmptyLatentImage", **size),
@@ -126,19 +126,6 @@ def graph_of(
         "7": _node("VAEDecode", samples=["6", 0], vae=["1", 1]),
         "8": _node("SaveImage", images=["7", 0], filename_prefix="shortcut"),
     }
-
-
-def _conditions(conditioner: Conditioner, request: Request) -> tuple[Node, Node | None]:
-    """Return the nodes of what a request wants and of what it guides away from, if it says that."""
-    negative = (request.negative or "").strip()
-    requests = [replace(request, negative=None)]
-    if negative:
-        requests.append(replace(request, prompt=request.negative, negative=None))
-    nodes = []
-    for one in requests:
-        name, widgets = conditioner.graph_node(one)
-        nodes.append(_node(name, model=["1", 0], **widgets))
-    return nodes[0], nodes[1] if negative else None
 
 
 def _node(name: str, **inputs: Any) -> Node:
@@ -153,8 +140,9 @@ def _choice(checkpoint: Checkpoint, folder: str) -> str:
         file = files[checkpoint.layout.kind]
         if path.resolve() in (file, *file.glob("*.safetensors")):
             return name
-    if path.name.endswith(INDEX_SUFFIX) and path.parent.name != folder:
-        path = path.parent
+    has_parts = path.name.endswith(INDEX_SUFFIX) or checkpoint.folder != path.parent
+    if has_parts and checkpoint.folder.name != folder:
+        path = checkpoint.folder
     return _inside(path.absolute(), folder)
 
 

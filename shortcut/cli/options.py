@@ -6,15 +6,15 @@ Which options say what to make depends on the model's architecture (`Architectur
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ..accelerators.choice import NAMES as ACCELERATORS
 from ..guard import MAX_IMAGES, check_whole, parse_json
-from ..models import tasks
+from ..models import tasks, text_tasks
 from ..models.architecture import PRESET_NAMES, Architecture
-from ..schedule import SCHEDULES
+from ..schedule import ORDERS, SCHEDULES
 from ..writing import check_name, check_writable
 from .output import paths_of
 
@@ -68,8 +68,9 @@ def add_what(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--negative", metavar="TEXT", help="what to guide away from")
     what.add_argument(
         "--task",
-        choices=list(tasks()),
-        help="what a text model is asked to do; all but text_to_image, the default, start from --image",
+        choices=[*tasks(), *text_tasks()],
+        help="what a text model is asked to do; all but text_to_image, the default, start from --image. understand: "
+        "answer --prompt about it. reasoned_edit: edit it, and say why",
     )
     what.add_argument("--seed", type=int, default=0)
     what.add_argument("--batch-size", type=int, default=1, help="number of images")
@@ -131,11 +132,29 @@ def add_how(parser: argparse.ArgumentParser) -> None:
         "--cfg-image", type=float, help="the same with the images that a task starts from"
     )
     how.add_argument(
+        "--order",
+        choices=ORDERS,
+        help="which tokens come first: those the model is surest of, or by a Halton sequence, far from each other",
+    )
+    how.add_argument(
         "--spread",
         type=int,
         help="between full passes, keep so many codes away from tokens that the last one did not see; 0 = no",
     )
     add_draws(how)
+
+
+def add_text(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the tasks whose answer has a text."""
+    text = parser.add_argument_group("text, of the tasks understand and reasoned_edit")
+    text.add_argument("--max-tokens", type=int, help="most tokens of the text; default: 128, 256")
+    text.add_argument("--text-steps", type=int, help="passes that make the text; default: 128")
+    text.add_argument(
+        "--block-length", type=int, help="of understand: tokens made together; default: 32"
+    )
+    text.add_argument(
+        "--text-temperature", type=float, help="of the words; 0, the default, = the most likely"
+    )
 
 
 def add_draws(group: Any) -> None:
@@ -169,6 +188,28 @@ def add_where(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="one JSON line last: seconds, steps, FLOPs, seeds; with --prompts: what was made and what failed",
     )
+
+
+TEXT_OPTIONS = ("max_tokens", "text_steps", "block_length", "text_temperature")
+
+
+def check_no_text(options: argparse.Namespace) -> None:
+    """Raise ValueError for an option of text, which the task has none of."""
+    for name in TEXT_OPTIONS:
+        if getattr(options, name) is not None:
+            raise ValueError(
+                f"{flag(name)} is for {' and '.join(f'--task {task}' for task in text_tasks())}. Leave it out."
+            )
+
+
+def check_effect(options: argparse.Namespace, names: Collection[str], what: str) -> None:
+    """Raise ValueError for an option that was given and is not among `names`, those that have an effect with `what`."""
+    parser = argparse.ArgumentParser(add_help=False)
+    for add in (add_files, add_what, add_how, add_text):
+        add(parser)
+    for action in parser._actions:
+        if action.dest not in names and getattr(options, action.dest) != action.default:
+            raise ValueError(f"{flag(action.dest)} has no effect with {what}. Leave it out.")
 
 
 def check_outputs(options: argparse.Namespace) -> None:
@@ -221,10 +262,7 @@ def check_taken(options: argparse.Namespace, architecture: Architecture) -> None
         if field not in architecture.takes and getattr(options, name) is not None:
             taken = ", ".join(flag(n) for n, f in FIELDS.items() if f in architecture.takes)
             raise ValueError(f"{flag(name)} is not for a {title}. It takes {taken}.")
-    if options.task is not None and options.task not in architecture.tasks:
-        raise ValueError(
-            f"a {title} does not know the task {options.task!r}. It knows {', '.join(architecture.tasks)}."
-        )
+    architecture.check_task(options.task)
 
 
 def flag(name: str) -> str:

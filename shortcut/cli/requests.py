@@ -22,7 +22,7 @@ from ..flops import count_flops
 from ..generate import Result, masked_at_start, needed_branches
 from ..grid import Grid
 from ..guard import MAX_IMAGES, MAX_SEED, check_whole
-from ..init_image import Pictures, start_of
+from ..init_image import Pictures, Start, start_of
 from ..models.architecture import Architecture, Branches, Request
 from ..pipeline import Pipeline, chosen_settings
 from ..sampler import Trace
@@ -73,6 +73,7 @@ class Job:
             self.grid,
             rules=pipeline.architecture.rules,
             num_to_make=self.num_to_make,
+            denoise=self.start["denoise"],
             accelerator=pipeline.accelerator_name,
         ).total
 
@@ -120,19 +121,14 @@ def job_of(pipeline: Pipeline, options: argparse.Namespace) -> Job:
     is_faster = options.preset is not None or options.full_steps is not None
     pipeline = pipeline.accelerated(options.accelerator, is_faster=is_faster)
     num_images = options.batch_size
-    check_whole("batch size", num_images, 1, MAX_IMAGES)
-    check_whole("seed", options.seed, 0, MAX_SEED)
+    check_numbers(options)
     check_taken(options, pipeline.architecture)
+    if options.task in models.text_tasks():
+        raise ValueError(
+            f"the task {options.task!r} has a text for an answer, which --prompts has no place for. Run it alone."
+        )
     hashes = hashes_of(options)
-    pictures = Pictures(**{item.name: getattr(options, item.name) for item in fields(Pictures)})
-    begin = start_of(pipeline, pictures, options.task)
-    request = Request(
-        label=options.class_,
-        prompt=options.prompt,
-        negative=options.negative,
-        task=options.task,
-        sources=begin.sources,
-    )
+    begin, request = request_of(pipeline, options)
     branches = pipeline.conditioner.conditions(request, num_images)
     if unknown := pipeline.conditioner.unknown_words(request):
         logger.warning(
@@ -140,7 +136,8 @@ def job_of(pipeline: Pipeline, options: argparse.Namespace) -> Job:
             pipeline.model_file.name,
             ", ".join(unknown),
         )
-    settings = settings_of(pipeline, options, num_guided=len(branches) - 1)
+    has_mask = begin.is_editable_1hw is not None and not bool(begin.is_editable_1hw.all())
+    settings = settings_of(pipeline, options, num_guided=len(branches) - 1, has_mask=has_mask)
     conditions, guidance = needed_branches(branches, settings.guidance)
     settings = replace(settings, guidance=guidance)
     start = {
@@ -152,7 +149,8 @@ def job_of(pipeline: Pipeline, options: argparse.Namespace) -> Job:
     }
     num_tokens = begin.grid[0] * begin.grid[1]
     num_to_make = int(masked_at_start(num_tokens=num_tokens, **start)[0].sum())
-    steps = plan(settings, num_to_make, num_tokens, pipeline.architecture.rules)
+    rules = pipeline.architecture.rules
+    steps = plan(settings, num_to_make, num_tokens, rules, start["denoise"])
     if options.steps is not None and num_to_make < options.steps:
         logger.warning(
             "--steps %d is more than the tokens to make: it takes %d.", options.steps, len(steps)
@@ -177,7 +175,9 @@ def job_of(pipeline: Pipeline, options: argparse.Namespace) -> Job:
         num_to_make=num_to_make,
         num_steps=len(steps),
         about={
-            **_about(pipeline, options, request, settings, begin.grid),
+            **about_of(pipeline, options, request, begin.grid),
+            **asdict(settings),
+            **asdict(pipeline.architecture.rules),
             "conditions": contents.of_conditions(conditions),
             **hashes,
         },
@@ -185,20 +185,43 @@ def job_of(pipeline: Pipeline, options: argparse.Namespace) -> Job:
     )
 
 
-def settings_of(pipeline: Pipeline, options: argparse.Namespace, *, num_guided: int) -> Settings:
+def check_numbers(options: argparse.Namespace) -> None:
+    """Raise ValueError if the number of images or the seed is out of range."""
+    check_whole("batch size", options.batch_size, 1, MAX_IMAGES)
+    check_whole("seed", options.seed, 0, MAX_SEED)
+
+
+def request_of(pipeline: Pipeline, options: argparse.Namespace) -> tuple[Start, Request]:
+    """Return where a run starts from, and what it is asked for. Raises ValueError, OSError as `start_of`."""
+    pictures = Pictures(**{item.name: getattr(options, item.name) for item in fields(Pictures)})
+    begin = start_of(pipeline, pictures, options.task)
+    request = Request(
+        label=options.class_,
+        prompt=options.prompt,
+        negative=options.negative,
+        task=options.task,
+        sources=begin.sources,
+    )
+    return begin, request
+
+
+def settings_of(
+    pipeline: Pipeline, options: argparse.Namespace, *, num_guided: int, has_mask: bool = False
+) -> Settings:
     """Return the model's settings with the options that were given in their place.
 
     Raises:
         ValueError: one is out of range, or does not go with another.
     """
     full_steps = None if options.full_steps is None else full_steps_of(options.full_steps)
-    as_typed = ("preset", "steps", "cfg", "cfg_image", "spread")
+    as_typed = ("preset", "steps", "cfg", "cfg_image", "order", "spread")
     as_typed += ("temperature", "choice_temperature", "schedule")
     return chosen_settings(
         pipeline.model_file,
         num_guided=num_guided,
         accelerator=pipeline.accelerator_name,
         full_steps=full_steps,
+        has_mask=has_mask,
         **{name: getattr(options, name) for name in as_typed},
     )
 
@@ -226,14 +249,10 @@ def hashes_of(options: argparse.Namespace) -> dict[str, str]:
     }
 
 
-def _about(
-    pipeline: Pipeline,
-    options: argparse.Namespace,
-    request: Request,
-    settings: Settings,
-    grid: Grid,
+def about_of(
+    pipeline: Pipeline, options: argparse.Namespace, request: Request, grid: Grid
 ) -> dict[str, Any]:
-    """Return what pictures say about themselves."""
+    """Return what pictures say about themselves, without the sampler's settings."""
     model, vq, head = pipeline.model_file, pipeline.vq_file, pipeline.head_file
     other: dict[str, Any] = {}
     if pipeline.accelerator_name not in (None, HEAD):
@@ -258,8 +277,6 @@ def _about(
         "width": grid[1] * pipeline.downscale,
         "height": grid[0] * pipeline.downscale,
         "seed": options.seed,
-        **asdict(settings),
-        **asdict(pipeline.architecture.rules),
     }
 
 

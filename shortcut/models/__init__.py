@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import lumina_dimoo, maskgit
+from . import amused, lumina_dimoo, maskgit, meissonic
 from .architecture import Architecture
 from .layout import Kind, Layout
 
 ARCHITECTURES: list[Architecture] = [
     maskgit.ARCHITECTURE,
     lumina_dimoo.ARCHITECTURE,
+    lumina_dimoo.MMADA_PARALLEL_A,
+    amused.ARCHITECTURE,
+    meissonic.ARCHITECTURE,
 ]
 
 
@@ -30,5 +33,11 @@ def architecture_of(layout: Layout) -> Architecture:
 
 
 def tasks() -> Sequence[str]:
-    """Return the tasks that some architecture knows."""
+    """Return the tasks that some architecture makes an image alone for."""
     return list(dict.fromkeys(task for a in ARCHITECTURES for task in a.tasks))
+
+
+def text_tasks() -> Sequence[str]:
+    """Return the tasks whose answer has a text, for some architecture."""
+    rules = (a.text for a in ARCHITECTURES if a.text is not None)
+    return list(dict.fromkeys(task for text in rules for task in text.tasks))

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from ..denoiser import Conditions, Features, MaskedImageModel, Revealed
 from ..schedule import SamplerRules, Settings
 from .layout import Layout
+from .text_rules import Branches, TextRules
 
 Grid = tuple[int, int]  # rows, columns of codes
-Branches = tuple[Conditions, ...]  # the wanted condition, then what to guide away from
 PRESET_NAMES = ("quality", "balanced", "fast")
 
 
@@ -202,6 +202,9 @@ class Request:
 
 # ComfyUI's CONDITIONING: rows of (tensor, entries).
 Conditioning = list[list[Any]]
+# A node of a ComfyUI graph: its id and inputs. What Load MIGM gives is linked as LOADED_MODEL and LOADED_CLIP.
+GraphNode = tuple[str, dict[str, Any]]
+LOADED_MODEL, LOADED_CLIP = ["1", 0], ["1", 2]
 
 
 class Conditioner(Protocol):
@@ -233,8 +236,8 @@ class Conditioner(Protocol):
         """Return the request as a picture's settings name it; JSON."""
         ...
 
-    def graph_node(self, request: Request) -> tuple[str, dict[str, Any]]:
-        """Return the node id and widget values that make the request in ComfyUI."""
+    def graph_nodes(self, request: Request) -> Sequence[GraphNode]:
+        """Return the nodes that make the request in ComfyUI: what is wanted, then what to guide away from, if said."""
         ...
 
     def to_conditioning(self, request: Request) -> Conditioning:
@@ -311,10 +314,14 @@ class Architecture:
     downloads: Mapping[str, Download] = field(default_factory=dict)  # by name on the command line
     takes: frozenset[str] = frozenset()  # fields of `Request`
     tasks: Mapping[str, int] = field(default_factory=dict)  # task -> number of source images
+    text: TextRules | None = (
+        None  # of models that answer in text; their conditioner is a `TextConditioner`
+    )
     # (configuration of the model, names of its classes, its file) -> conditioner
     conditioner: Callable[[Any, Sequence[str], Path | None], Conditioner]
     fixed_grid: Callable[[Any], Grid | None] = any_size  # of a model that makes images of one size
-    usual_grid: Grid | None = None  # of a model of any size: what most were trained on
+    # configuration of a model of any size -> what most of its kind were trained on
+    usual_grid: Callable[[Any], Grid | None] = any_size
     num_heads: Callable[[Any], int] = lambda config: (
         1
     )  # configuration of the model -> its attention heads
@@ -325,12 +332,29 @@ class Architecture:
     guided_kl: Callable[[Any, int], float] = lambda config, iterations: 0.3
     # (a model's file, new place of the weights) -> copies what belongs beside them, such as a tokenizer
     copy_companions: Callable[[Path, Path], None] | None = None
+    # configuration of the model -> widths of the states and of the projection of its CLIP text encoder, which ComfyUI's
+    # own nodes then run; None = it has none
+    clip: Callable[[Any], tuple[int, int]] | None = None
+    inpaint_schedule: str | None = None  # of a run with a mask, where it is not that of `settings`
     # A model's file -> {what: where it is, or what is missing}, for `info`
     companions: Callable[[Path], Mapping[str, str]] = lambda path: {}
 
+    @property
+    def all_tasks(self) -> Mapping[str, int]:
+        """Return all tasks, with and without a text, and their numbers of source images."""
+        return {**self.tasks, **({} if self.text is None else self.text.tasks)}
+
+    def check_task(self, task: str | None) -> None:
+        """Raise ValueError if the models do not know a task; None = none is given."""
+        if task is not None and task not in self.all_tasks:
+            raise ValueError(
+                f"a {self.title} does not know the task {task!r}. It knows {', '.join(self.all_tasks)}."
+            )
+
     def check(self, request: Request) -> None:
-        """Raise ValueError if the request has a field that these models do not read."""
+        """Raise ValueError if the request has a field or a task that these models do not read."""
         for name in sorted(request.given - self.takes):
             raise ValueError(
                 f"{name} is not for a {self.title}. It takes {', '.join(sorted(self.takes))}."
             )
+        self.check_task(request.task)

@@ -50,6 +50,10 @@ class Bare:
         def reset_parameters(self) -> None:
             pass
 
+    class ConvTranspose2d(nn.ConvTranspose2d):
+        def reset_parameters(self) -> None:
+            pass
+
     class LayerNorm(nn.LayerNorm):
         def reset_parameters(self) -> None:
             pass
@@ -134,18 +138,25 @@ class KeyValues:
 
 
 class MultiHeadAttention(nn.Module):
-    """Attention with biased projections; queries, keys and values come as given (no norm inside).
+    """Attention with its projections, with biases or without; queries, keys and values come as given (no norm inside).
 
     Source: the arithmetic of torch.nn.MultiheadAttention with the packed projection split in three.
     """
 
     def __init__(
-        self, width: int, num_heads: int, operations: Any, attention: Attention, **tensor: Any
+        self,
+        width: int,
+        num_heads: int,
+        operations: Any,
+        attention: Attention,
+        *,
+        bias: bool = True,
+        **tensor: Any,
     ):
         super().__init__()
         self.num_heads, self.attention = num_heads, attention
         self.query, self.key, self.value, self.out = (
-            operations.Linear(width, width, **tensor) for _ in range(4)
+            operations.Linear(width, width, bias=bias, **tensor) for _ in range(4)
         )
 
     def forward(

@@ -1,21 +1,13 @@
 """The layout of a kind of checkpoint file: how its tensors are recognised, renamed and checked.
 
 The layouts themselves stand beside their networks. Nothing here reads a file.
-
-A key table is data: {"their key": our key}. In keys `{}` stands for a number and a final `*` for
-any rest; both are carried over in order. Our key may also be
-    None                 dropped on purpose,
-    a tuple of names     their tensor is these tensors of ours, packed along the first axis,
-    Unbatched("name")    their tensor has a leading axis of length 1 that ours has not.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..guard import check_whole, shown
+from .key_table import Table, published_key, rename, rename_keys
 from .layers import Bare
 
 if TYPE_CHECKING:
@@ -32,15 +25,7 @@ Kind = Literal["model", "vq", "head"]
 Tensors = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class Unbatched:
-    """Our key of a tensor that is published as (1, ...)."""
-
-    name: str
-
-
-Row = str | tuple[str, ...] | Unbatched | None
-Table = Mapping[str, Row]
+TEXT_PREFIX = "text_output."  # of our names of tensors that only text needs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +57,8 @@ class Layout:
     # (published tensors under our names, config) -> those that the network keeps. Views only: the
     # tensors are mapped from the file, and what is not kept is never read.
     narrow: Callable[[Tensors, Any], Tensors] | None = None
+    # Of a model that answers in text: the network of the tensors TEXT_PREFIX*, which images do without
+    text_output: Callable[..., Network] | None = None
     num_classes: Callable[[Any], int] = lambda config: (
         0
     )  # configuration -> classes that metadata may name
@@ -176,39 +163,6 @@ def recognise(
     return None
 
 
-def checked(key: str, value: Any) -> Tensor:
-    """Return `value` detached. Raises ValueError if it is not a dense tensor of floating point numbers."""
-    if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
-        found = value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise ValueError(f"entry {key!r} is {found}, expected a floating point tensor.")
-    return dense(key, value)
-
-
-def dense(key: str, value: Any) -> Tensor:
-    """Return `value` detached. Raises ValueError if it is not a dense tensor."""
-    if not isinstance(value, Tensor):
-        raise ValueError(f"entry {key!r} is a {type(value).__name__}, expected a tensor.")
-    plain = Tensor.detach(value)  # a pickle may have given `value` attributes that hide its methods
-    # A sparse tensor, or one expanded from a few stored values, can claim any size.
-    if plain.layout is not torch.strided or plain.untyped_storage().nbytes() < plain.nbytes:
-        raise ValueError(f"tensor {key!r} does not store all its values, expected a dense one.")
-    return plain
-
-
-def content(key: str, value: Any, limit: int = 2**20) -> bytes:
-    """Return the bytes that a tensor holds.
-
-    Raises:
-        ValueError: it is none of bytes, or longer than `limit`.
-    """
-    tensor = dense(key, value)
-    if tensor.dtype != torch.uint8 or tensor.ndim != 1 or len(tensor) > limit:
-        raise ValueError(
-            f"it is {tensor.dtype} {tuple(tensor.shape)}, expected at most {limit} bytes"
-        )
-    return tensor.cpu().numpy().tobytes()
-
-
 def configure(
     layout: Layout,
     tensors: Tensors,
@@ -219,8 +173,8 @@ def configure(
     inherited: Mapping[str, Any],
     unknown: list[str],
     is_published: bool,
-) -> tuple[Any, Tensors]:
-    """Return the configuration of our tensors, and those that it needs, checked to be exactly these.
+) -> tuple[Any, Tensors, Tensors]:
+    """Return the configuration of our tensors, those that it needs, checked to be exactly these, and those of text.
 
     Args:
         described: the configuration that the file states; may be empty.
@@ -257,8 +211,11 @@ def configure(
                 raise ValueError(f"{name} is {found}, but {source} {shown(value)}.")
     if is_published and layout.narrow is not None:
         tensors = layout.narrow(tensors, config)
-    network = layout.network(config, device="meta", operations=Bare)
-    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    text = {name: tensor for name, tensor in tensors.items() if name.startswith(TEXT_PREFIX)}
+    shapes = _shapes(layout.network(config, device="meta", operations=Bare))
+    if text and layout.text_output is not None:
+        output = layout.text_output(config, device="meta", operations=Bare)
+        shapes |= {TEXT_PREFIX + name: shape for name, shape in _shapes(output).items()}
     unknown = unknown + _unique(key_of(name) for name in tensors if name not in shapes)
     absent = _unique(key_of(name) for name in shapes if name not in tensors)
     if unknown or absent:
@@ -267,7 +224,12 @@ def configure(
         if tensors[name].shape != shape:
             actual, expected = tuple(tensors[name].shape), tuple(shape)
             raise ValueError(f"tensor {key_of(name)!r} has shape {actual}, expected {expected}.")
-    return config, tensors
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in text}
+    return config, tensors, {n.removeprefix(TEXT_PREFIX): tensor for n, tensor in text.items()}
+
+
+def _shapes(network: Network) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in network.state_dict().items()}
 
 
 def _mismatch(layout: Layout, unknown: list[str], missing: list[str]) -> str:
@@ -293,97 +255,6 @@ def first_five(keys: Iterable[Any]) -> str:
     return first if len(keys) <= 5 else f"{first} and {len(keys) - 5} more"
 
 
-def rename(table: Table, published: Mapping[Any, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """Return our tensors (views) of published ones, and the keys that the table does not know.
-
-    Raises:
-        ValueError: an entry that is not dropped is no tensor, or cannot be split as the table says.
-    """
-    ours: dict[str, Tensor] = {}
-    unknown = []
-    for key, value in published.items():
-        if (found := _row(table, str(key))) is None:
-            unknown.append(str(key))
-            continue
-        row, match = found
-        if row is not None:
-            names = [_fill(name, match.groups()) for name in _names(row)]
-            ours.update(zip(names, _unpack(row, key, checked(key, value)), strict=True))
-    return ours, unknown
-
-
 def own_names(layout: Layout) -> tuple[str, ...]:
     """Return our names of the tensors that recognise a published file, where all are numbered as there."""
     return tuple(rename_keys(layout.table, layout.marks))
-
-
-def rename_keys(table: Table, keys: Iterable[str]) -> dict[str, str]:
-    """Return {our name: published key} of keys that the table knows and keeps."""
-    return {
-        _fill(name, match.groups()): key
-        for key in keys
-        if (found := _row(table, key)) is not None
-        for row, match in (found,)
-        for name in _names(row)
-    }
-
-
-def _row(table: Table, key: str) -> tuple[Row, re.Match[str]] | None:
-    """Return the first row for a published key."""
-    return next(((row, m) for theirs, row in table.items() if (m := _match(theirs, key))), None)
-
-
-def published_key(table: Table, name: str) -> str:
-    """Return the published key that our tensor `name` comes from."""
-    return origin(table, name)[0]
-
-
-def origin(table: Table, name: str) -> tuple[str, Row, int]:
-    """Return (published key, row, place among the row's names) of our tensor `name`."""
-    for theirs, row in table.items():
-        for index, ours in enumerate(_names(row)):
-            if match := _match(ours, name):
-                return _fill(theirs, match.groups()), row, index
-    raise ValueError(f"tensor {name!r} has no key in the published layout.")
-
-
-def _names(row: Row) -> tuple[str, ...]:
-    match row:
-        case None:
-            return ()
-        case str():
-            return (row,)
-        case Unbatched(name):
-            return (name,)
-        case _:
-            return row
-
-
-def _unpack(row: Row, key: str, tensor: Tensor) -> Iterator[Tensor]:
-    shape = tuple(tensor.shape)
-    if isinstance(row, Unbatched):
-        if len(shape) < 2 or shape[0] != 1:
-            raise ValueError(f"tensor {key!r} has shape {shape}, expected (1, ...).")
-        yield tensor[0]
-    elif isinstance(row, tuple):
-        if len(shape) < 1 or shape[0] % len(row):
-            raise ValueError(
-                f"tensor {key!r} has shape {shape}, expected a first axis of {len(row)} parts."
-            )
-        yield from tensor.chunk(len(row))
-    else:
-        yield tensor
-
-
-def _match(pattern: str, key: str) -> re.Match[str] | None:
-    return _regex(pattern).fullmatch(key)
-
-
-@cache
-def _regex(pattern: str) -> re.Pattern[str]:
-    return re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)").replace(r"\*", "(.+)"))
-
-
-def _fill(pattern: str, values: tuple[str, ...]) -> str:
-    left = iter(values)
-    return re.sub(r"\{\}|\*", lambda _: next(left), pattern)

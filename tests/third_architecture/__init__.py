@@ -23,7 +23,7 @@ ARCHITECTURE = Architecture(
     settings=Settings(num_steps=8, guidance=(1.5,), guidance_ramp=False, choice_temperature=2.0),
     takes=frozenset({"prompt", "negative"}),
     conditioner=MoodConditioner.of,
-    usual_grid=(4, 4),
+    usual_grid=lambda config: (4, 4),
     new_head=head.new_head,
     sizes={
         "mood": PublishedSize(

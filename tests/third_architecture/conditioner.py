@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shortcut_pack.shortcut.models.architecture import Branches, Conditioning, Request
+from shortcut_pack.shortcut.models.architecture import (
+    LOADED_MODEL,
+    Branches,
+    Conditioning,
+    GraphNode,
+    Request,
+)
 from shortcut_pack.shortcut.models.conditioning import only_row
 
 from .transformer import Config, Mood
@@ -48,8 +54,9 @@ class MoodConditioner:
     def described(self, request: Request) -> dict[str, Any]:
         return {"prompt": request.prompt or "", "negative": request.negative or ""}
 
-    def graph_node(self, request: Request) -> tuple[str, dict[str, Any]]:
-        return "ShortcutTextCondition", {"text": request.prompt or ""}
+    def graph_nodes(self, request: Request) -> Sequence[GraphNode]:
+        texts = [text for text in (request.prompt or "", request.negative) if text is not None]
+        return [("ShortcutTextCondition", {"model": LOADED_MODEL, "text": text}) for text in texts]
 
     def to_conditioning(self, request: Request) -> Conditioning:
         mood = self._mood(request.prompt)

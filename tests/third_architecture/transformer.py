@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from shortcut_pack.shortcut.denoiser import Conditions
+from shortcut_pack.shortcut.models.key_table import Unbatched
 from shortcut_pack.shortcut.models.layers import (
     Attention,
     BaseNetwork,
@@ -18,7 +19,7 @@ from shortcut_pack.shortcut.models.layers import (
     MultiHeadAttention,
     transformer_bytes,
 )
-from shortcut_pack.shortcut.models.layout import Layout, Tensors, Unbatched, sizes
+from shortcut_pack.shortcut.models.layout import Layout, Tensors, sizes
 from shortcut_pack.shortcut.schedule import Step
 from torch import Tensor, nn
 

@@ -1,15 +1,20 @@
-"""Lumina-DiMOO: text and source images -> images of any size.
+"""Lumina-DiMOO and MMaDA-Parallel-A: text and source images -> images of any size, and text.
 
-Source: Xin et al. 2025 (arXiv 2510.06308); arXiv 2602.23996 for the head.
+Source: Xin et al. 2025 (arXiv 2510.06308); arXiv 2602.23996 for the head; `mmada.py` for MMaDA-Parallel-A.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ...schedule import SamplerRules, Settings
+from .. import amused_vq
 from ..architecture import Architecture, Branches, Download, Preset, PublishedSize
-from . import head, transformer, vq
+from ..text_rules import REASONED_EDIT, UNDERSTAND, TextRules
+from . import head, mmada, transformer
+from .answer import Answer
 from .conditioner import PromptConditioner
 from .prompts import TASKS
 from .tokenizer import copy_tokenizer_of, tokenizer_or_advice
@@ -38,7 +43,6 @@ _HEAD = head.Config(
     has_time=True,
     sees_new=True,
 )
-_VQ = vq.Config((128, 256, 256, 512, 768), 2, 64, 8192, 32)
 _NO_PROMPT = 14  # tokens of the prompt that says nothing
 
 
@@ -48,11 +52,22 @@ def _conditions(num_prompt_tokens: int) -> Branches:
     return tuple(torch.zeros(1, n, dtype=torch.long, device="meta") for n in lengths)
 
 
+_FILES = (
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vqvae/config.json",
+    "vqvae/*.safetensors",
+)
+_TEXT = TextRules(answer=Answer.of, tasks={UNDERSTAND: 1})
+
 ARCHITECTURE = Architecture(
     name="lumina-dimoo",
     title=transformer.LAYOUT.title,
     model=transformer.LAYOUT,
-    vqs=(vq.LAYOUT,),
+    vqs=(amused_vq.LAYOUT,),
     head=head.LAYOUT,
     settings=Settings(
         num_steps=64,
@@ -70,21 +85,12 @@ ARCHITECTURE = Architecture(
         "balanced": Preset(64, 11),  # 0.868, 4.9
         "fast": Preset(64, 9),  # 0.829, 5.8
     },
-    sizes={"lumina-dimoo": PublishedSize(_MODEL, _HEAD, _VQ, (64, 64), _conditions)},
+    sizes={
+        "lumina-dimoo": PublishedSize(_MODEL, _HEAD, amused_vq.PUBLISHED, (64, 64), _conditions)
+    },
     downloads={
         "lumina-dimoo": Download(
-            "Alpha-VLLM/Lumina-DiMOO",
-            (
-                "config.json",
-                "model*.safetensors",
-                "model.safetensors.index.json",
-                "tokenizer.json",
-                "tokenizer_config.json",
-                "vqvae/config.json",
-                "vqvae/*.safetensors",
-            ),
-            "migm/Lumina-DiMOO",
-            is_tree=True,
+            "Alpha-VLLM/Lumina-DiMOO", _FILES, "migm/Lumina-DiMOO", is_tree=True
         ),
         "dimoo-head": Download(
             "Kaiwen-Zhu/MIGM-Shortcut", ("DiMOO-Shortcut/dimoo-shortcut.pth",), "migm_heads"
@@ -92,10 +98,31 @@ ARCHITECTURE = Architecture(
     },
     takes=frozenset({"prompt", "negative", "task", "sources"}),
     tasks={name: task.num_sources for name, task in TASKS.items()},
+    text=_TEXT,
     conditioner=PromptConditioner.of,
-    usual_grid=(64, 64),
+    usual_grid=lambda config: (64, 64),
     num_heads=lambda config: config.num_heads,
     new_head=head.new_head,
     copy_companions=copy_tokenizer_of,
     companions=tokenizer_or_advice,
+)
+
+MMADA_PARALLEL_A = replace(
+    ARCHITECTURE,
+    name="mmada-parallel-a",
+    title=mmada.LAYOUT.title,
+    model=mmada.LAYOUT,
+    presets={},  # no head of it was ever measured
+    sizes={
+        "mmada-parallel-a": PublishedSize(_MODEL, _HEAD, amused_vq.PUBLISHED, (32, 32), _conditions)
+    },
+    downloads={
+        # The model card tells it apart.
+        "mmada-parallel-a": Download(
+            "tyfeld/MMaDA-Parallel-A", ("README.md", *_FILES), "migm/MMaDA-Parallel-A", is_tree=True
+        ),
+    },
+    tasks={name: TASKS[name].num_sources for name in mmada.TASKS},
+    text=replace(_TEXT, tasks={UNDERSTAND: 1, REASONED_EDIT: 1}, branches=mmada.laid_over),
+    usual_grid=lambda config: (32, 32),
 )

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ...containers import INDEX_SUFFIX
-from ..architecture import Branches, Conditioning, Request
+from ..architecture import LOADED_MODEL, Branches, Conditioning, GraphNode, Request
 from ..conditioning import only_row
-from .prompts import TASKS, TEXT, conditions, load_tokenizer, prompt_tokens, unknown_words
+from .prompts import ALL_TASKS, TEXT, conditions, load_tokenizer, prompt_tokens, unknown_words
 from .tokenizer import tokenizer_folder
 from .transformer import Config
 
@@ -66,7 +66,7 @@ class PromptConditioner:
             ValueError: as `conditions`; the task needs a prompt, and there is none.
         """
         task = _task(request)
-        if request.prompt is None and task in TASKS and TEXT in TASKS[task].user:
+        if request.prompt is None and task in ALL_TASKS and TEXT in ALL_TASKS[task].user:
             raise ValueError(f"the task {task!r} needs --prompt TEXT; '' stands for anything.")
         return self._branches(request, num_images)
 
@@ -99,7 +99,7 @@ class PromptConditioner:
 
     def unknown_words(self, request: Request) -> tuple[str, ...]:
         """Return the words of both prompts that the model never saw, where its tokenizer lists those it saw."""
-        reads_prompt = TEXT in TASKS[_task(request)].user
+        reads_prompt = TEXT in ALL_TASKS[_task(request)].user
         texts = (request.prompt if reads_prompt else "", request.negative)
         return unknown_words(self.tokenizer, " ".join(text or "" for text in texts))
 
@@ -111,9 +111,13 @@ class PromptConditioner:
             "negative": request.negative or "",
         }
 
-    def graph_node(self, request: Request) -> tuple[str, dict[str, Any]]:
-        """Return ComfyUI's node of the prompt."""
-        return "ShortcutTextCondition", {"text": request.prompt or "", "task": _task(request)}
+    def graph_nodes(self, request: Request) -> Sequence[GraphNode]:
+        """Return ComfyUI's nodes of the prompt, and of what to guide away from if it says something."""
+        texts = [request.prompt or ""]
+        if request.negative is not None and request.negative.strip():
+            texts.append(request.negative)
+        inputs = {"model": LOADED_MODEL, "task": _task(request)}
+        return [("ShortcutTextCondition", {**inputs, "text": text}) for text in texts]
 
     def to_conditioning(self, request: Request) -> Conditioning:
         """Return the CONDITIONING of a prompt."""
@@ -140,6 +144,18 @@ class PromptConditioner:
             prompt=wanted.text, negative=unwanted, task=wanted.task, sources=wanted.sources
         )
         return self._branches(request, num_images)
+
+    @property
+    def end(self) -> int | None:
+        """The token that ends a text."""
+        return self.tokenizer.eos_token_id
+
+    def words(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, up to the first that ends it, without special tokens."""
+        ids = list(ids)
+        if self.end in ids:
+            ids = ids[: ids.index(self.end)]
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def _branches(self, request: Request, num_images: int) -> tuple[Tensor, ...]:
         return conditions(

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...guard import read_json, shown
-from ..layout import Tensors
+from ...guard import read_json, read_text, shown
+from ..layout import TEXT_PREFIX, Tensors
 
 # Their name -> the field of our Config. What is null there follows from other entries.
 FIELDS = {
@@ -38,7 +38,26 @@ EXPECTED = {
 }
 
 
+# MMaDA-Parallel-A has the same tensors, sizes, config.json and tokenizer. Its model card names it.
+CARD, CARD_NAMES = "README.md", "MMaDA-Parallel"
+
+
 def denies(file: Path) -> str | None:
+    """Return why a file beside the published `file` says that it is not Lumina-DiMOO, or None."""
+    if has_card(file):
+        return f"{file.with_name(CARD)} beside it says that it is {CARD_NAMES}, not Lumina-DiMOO."
+    return denies_network(file)
+
+
+def has_card(file: Path) -> bool:
+    """Return whether the model card beside the published `file` is that of MMaDA-Parallel-A."""
+    try:
+        return CARD_NAMES in read_text(file.with_name(CARD))
+    except (OSError, ValueError):  # there is none, or it is somebody's notes
+        return False
+
+
+def denies_network(file: Path) -> str | None:
     """Return why the config.json beside the published `file` says that it is another network, or None.
 
     Other models, such as MMaDA, have tensors of the same names.
@@ -104,12 +123,16 @@ def check_vocabulary(num_rows: int, known: Mapping[str, Any]) -> None:
         )
 
 
-def codebook_rows(tensors: Tensors, config: Any) -> Tensors:
-    """Return the tensors with only the codebook rows of the output matrix, which are its last."""
+def split_output(tensors: Tensors, config: Any) -> Tensors:
+    """Return the tensors with the output matrix cut in two: the rows of text ids, and those of codes, its last."""
     output_VD = tensors["code_output.weight"]
     if len(output_VD) != config.vocabulary:
         raise ValueError(
             f"its output matrix has {len(output_VD)} rows, expected those of its embedding, {config.vocabulary}. The "
             "files are of different models: download them again into an empty folder."
         )
-    return {**tensors, "code_output.weight": output_VD[-config.num_codes :]}
+    return {
+        **tensors,
+        f"{TEXT_PREFIX}output.weight": output_VD[: -config.num_codes],
+        "code_output.weight": output_VD[-config.num_codes :],
+    }

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ...guard import guarded, naming
+from ..text_rules import REASONED_EDIT, UNDERSTAND
 from .tokenizer import check_tokenizer_files
 from .transformer import Config, image_tokens
 
@@ -102,6 +103,17 @@ TASKS = {
     "other": Task("Generate an image according to the prompt and image.", 1),
 }
 
+# Tasks whose answer has a text. Source: as above, and tyfeld/MMaDA-Parallel MMaDA-Parallel-A/inference.py.
+TEXT_TASKS = {
+    UNDERSTAND: Task(
+        "You are a multimodal model that can process both text and images. Answer the following question based on the "
+        "provided images. Analyze each image and combine relevant details to answer.",
+        1,
+    ),
+    REASONED_EDIT: TASKS["edit"],
+}
+ALL_TASKS = {**TASKS, **TEXT_TASKS}
+
 
 def prompt_string(task: str, text: str = "", *, negative: bool = False) -> str:
     """Return the prompt as text. An empty or blank text becomes `<uncondition>`.
@@ -112,11 +124,13 @@ def prompt_string(task: str, text: str = "", *, negative: bool = False) -> str:
     Raises:
         ValueError: there is no such task, or it needs a text.
     """
-    if task not in TASKS:
-        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
-    system, user = TASKS[task].system, TASKS[task].user
+    if task not in ALL_TASKS:
+        raise ValueError(f"task must be one of {', '.join(ALL_TASKS)}, got {task!r}.")
+    system, user = ALL_TASKS[task].system, ALL_TASKS[task].user
     said = text if text.strip() else UNCONDITION
     if not negative:
+        if task == UNDERSTAND and not text.strip():
+            raise ValueError("the question is empty. Ask one, such as 'Describe this image.'")
         if user not in (TEXT, user.replace(TEXT, "")) and not text.strip():
             raise ValueError(f"the task {task!r} says {user!r} and needs a text for it, got none.")
         said = user.replace(TEXT, said)
@@ -151,7 +165,7 @@ def conditions(
     """
     wanted = prompt_tokens(tokenizer, task, text)
     unwanted = prompt_tokens(tokenizer, task, negative, negative=True)
-    num_sources = TASKS[task].num_sources
+    num_sources = ALL_TASKS[task].num_sources
     if len(sources) != num_sources:
         raise ValueError(
             f"the task {task!r} takes {num_sources} source images, got {len(sources)}. "

@@ -2,8 +2,9 @@
 
 Source: Xin et al. 2025 (arXiv 2510.06308), Alpha-VLLM/Lumina-DiMOO model/modeling_llada.py; Nie et al. 2025, LLaDA
 (arXiv 2502.09992); facts of the published files in golden/README.md sections 3 and 5.
-Differs: of the output matrix only the codebook rows are kept, and logits are made at the positions asked for; all
-guidance branches go through one pass; a batch may hold several images; rounding in bfloat16 (`lumina_block`).
+Differs: the output matrix is cut in two, for images and for text (`TextOutput`), and logits are made at the positions
+asked for; all guidance branches go through one pass; a batch may hold several images; rounding in bfloat16
+(`lumina_block`).
 
 Token ids: text 0 .. num_text_ids - 1, the last of them special (`SPECIAL_IDS`), code c at num_text_ids + c.
 Sequence: prompt, BOA, BOI, for each row its codes and a newline, EOI, EOA.
@@ -28,7 +29,7 @@ from ...schedule import Step
 from ..layers import Attention, BaseNetwork, KeyValues, key_value_bytes, transformer_bytes
 from ..layout import Layout, Tensors, check_heads, count, given, sizes
 from .block import Block, Part, SequencePositions, block_table, kv_heads
-from .config import check_vocabulary, codebook_rows, denies, read_beside
+from .config import check_vocabulary, denies, read_beside, split_output
 
 # Token -> its id, counted from the end of the text ids.
 SPECIAL_IDS = {
@@ -130,6 +131,21 @@ class LuminaDiMOO(BaseNetwork):
     def layers_to_logits(self) -> Sequence[nn.Module]:
         """Return the layers that gradients pass from logits to features."""
         return (self.code_output,)
+
+
+class TextOutput(BaseNetwork):
+    """The rows of the output matrix for text ids, which images do without."""
+
+    config: Config
+
+    def build(
+        self, config: Config, operations: Any, attention: Attention, tensor: dict[str, Any]
+    ) -> None:
+        self.output = operations.Linear(config.width, config.num_text_ids, bias=False, **tensor)
+
+    def forward(self, features_BND: Tensor) -> Tensor:
+        """Return logits (B, N, num_text_ids)."""
+        return self.output(features_BND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,19 +297,22 @@ class OnGrid:
 
     def target_tokens(self, codes_BL: Tensor, is_masked_BL: Tensor) -> Tensor:
         """Return the tokens (B, S) from BOA to EOA."""
+        return between("boa", self.image_part(codes_BL, is_masked_BL), "eoa", self.config)
+
+    def image_part(self, codes_BL: Tensor, is_masked_BL: Tensor) -> Tensor:
+        """Return the tokens (B, S) from BOI to EOI."""
         tokens_BL = codes_BL + self.config.num_text_ids
         tokens_BL = tokens_BL.masked_fill(is_masked_BL, self.config.special_id("mask"))
-        image_BS = image_tokens(tokens_BL.unflatten(1, (self.rows, self.columns)), self.config)
-        return _between("boa", image_BS, "eoa", self.config)
+        return image_tokens(tokens_BL.unflatten(1, (self.rows, self.columns)), self.config)
 
 
 def image_tokens(tokens_BYX: Tensor, config: Config) -> Tensor:
     """Return an image in a sequence (B, S): BOI, each row of its tokens with a newline behind it, EOI."""
     rows_BYX = F.pad(tokens_BYX, (0, 1), value=config.special_id("newline"))
-    return _between("boi", rows_BYX.flatten(1), "eoi", config)
+    return between("boi", rows_BYX.flatten(1), "eoi", config)
 
 
-def _between(first: str, tokens_BS: Tensor, last: str, config: Config) -> Tensor:
+def between(first: str, tokens_BS: Tensor, last: str, config: Config) -> Tensor:
     """Return the tokens with a special one on either side."""
     column = (len(tokens_BS), 1)
     first_B1 = tokens_BS.new_full(column, config.special_id(first))
@@ -366,6 +385,7 @@ LAYOUT = Layout(
     network=LuminaDiMOO,
     denies=denies,
     read_beside=read_beside,
-    narrow=codebook_rows,
+    narrow=split_output,
+    text_output=TextOutput,
     quantizable=("blocks.",),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from ...schedule import Settings
+from .. import token_head
 from ..architecture import Architecture, Branches, Download, Preset, PublishedSize
 from . import head, transformer, vqgan
 from .classes import ClassConditioner
@@ -18,7 +19,7 @@ _VQGAN = tuple(f"pretrained_maskgit/VQGAN/{name}" for name in ("last.ckpt", "mod
 _MODEL = transformer.Config(
     grid=32, width=768, depth=24, num_heads=16, mlp_width=3072, num_codes=1024, num_classes=1000
 )
-_HEAD = head.Config(model_width=768, width=384, num_blocks=2, num_heads=16, has_time=True)
+_HEAD = token_head.Config(model_width=768, width=384, num_blocks=2, num_heads=16, has_time=True)
 _VQ = vqgan.Config(128, (1, 1, 2, 2, 4), 2, (4,), 256, 256, 1024)
 
 
@@ -58,6 +59,6 @@ ARCHITECTURE = Architecture(
     conditioner=ClassConditioner.of,
     fixed_grid=lambda config: (config.grid, config.grid),
     num_heads=lambda config: config.num_heads,
-    new_head=head.new_head,
-    guided_kl=head.guided_kl,
+    new_head=token_head.new_head,
+    guided_kl=token_head.guided_kl,
 )

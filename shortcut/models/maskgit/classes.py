@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..architecture import Branches, Conditioning, Request
+from ..architecture import LOADED_MODEL, Branches, Conditioning, GraphNode, Request
 from ..conditioning import only_row
 from .transformer import Config
 
@@ -60,9 +60,9 @@ class ClassConditioner:
         """Return the class as a picture's settings name it."""
         return {"class": _label(request)}
 
-    def graph_node(self, request: Request) -> tuple[str, dict[str, Any]]:
+    def graph_nodes(self, request: Request) -> Sequence[GraphNode]:
         """Return ComfyUI's node of the class."""
-        return "ShortcutClassCondition", {"class_name": _label(request)}
+        return [("ShortcutClassCondition", {"model": LOADED_MODEL, "class_name": _label(request)})]
 
     def to_conditioning(self, request: Request) -> Conditioning:
         """Return the CONDITIONING of the class."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ...denoiser import Conditions, Features, Kept
 from ...schedule import Step
+from ..key_table import Unbatched
 from ..layers import (
     Attention,
     BaseNetwork,
@@ -32,7 +33,7 @@ from ..layers import (
     key_value_bytes,
     transformer_bytes,
 )
-from ..layout import Layout, Tensors, Unbatched, check_heads, count, given, sizes
+from ..layout import Layout, Tensors, check_heads, count, given, sizes
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...gather import tokens_at
-from ..layout import Tensors, sizes
+from ..gather import tokens_at
+from .layout import Tensors, sizes
 
 
 class Around(nn.Module):

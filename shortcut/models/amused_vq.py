@@ -1,6 +1,6 @@
-"""The VQ model of Lumina-DiMOO: pixels -> code ids -> pixels.
+"""The VQ model of aMUSEd, which other models have too: pixels -> code ids -> pixels.
 
-It is the VQModel of aMUSEd: a VQGAN without attention, with as many blocks in its middle.
+It is a VQGAN without attention, with as many blocks in its middle.
 
 Source: Patil et al. 2024 (aMUSEd, arXiv 2401.01808), section 3; diffusers VQModel, whose config.json and keys the
 published folder has; facts.md section 5.1; golden/README.md section 7.
@@ -21,10 +21,10 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...guard import read_json, shown
-from ..layers import Attention, BaseNetwork
-from ..layout import Layout, Tensors, count, sizes
-from ..vq_layers import (
+from .beside import check_expected, stated_beside
+from .layers import Attention, BaseNetwork
+from .layout import Layout, Tensors, count, sizes
+from .vq_layers import (
     Codebook,
     Downsample,
     Host,
@@ -54,7 +54,10 @@ class Config:
         return 2 ** (len(self.widths) - 1)
 
 
-class LuminaVQ(BaseNetwork):
+PUBLISHED = Config((128, 256, 256, 512, 768), 2, 64, 8192, 32)
+
+
+class AmusedVQ(BaseNetwork):
     """Encoder, codebook and decoder, without attention."""
 
     config: Config
@@ -204,28 +207,17 @@ def read_beside(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: it cannot be read, or describes another network than this one.
     """
-    description = file.with_name("config.json")
-    if not description.is_file():
-        return {}
-    try:
-        stated = dict(read_json(description))
-        num_levels = len(stated.get("block_out_channels", ()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{description} beside it is not a config.json of diffusers ({error}). Download it again."
-        ) from error
-    allowed = {
+    stated = stated_beside(file)
+    levels = stated.get("block_out_channels", [])
+    num_levels = len(levels) if isinstance(levels, list) else 0
+    expected = {
         **EXPECTED,
         "down_block_types": (["DownEncoderBlock2D"] * num_levels,),
         "up_block_types": (["UpDecoderBlock2D"] * num_levels,),
         "vq_embed_dim": (None, stated.get("latent_channels")),
     }
-    for name, values in allowed.items():
-        if name in stated and stated[name] not in values:
-            raise ValueError(
-                f"{description} beside it says {name} = {shown(stated[name])}, expected {values[0]!r}: it is another "
-                "network than the VQ model of Lumina-DiMOO. Choose its vqvae folder."
-            )
+    advice = "Choose the vqvae folder of the model."
+    check_expected(file, stated, expected, "the VQ model of aMUSEd", advice)
     return {ours: stated[theirs] for theirs, ours in STATED.items() if theirs in stated}
 
 
@@ -252,9 +244,9 @@ TABLE = {
 }
 
 LAYOUT = Layout(
-    name="lumina-vq",
+    name="lumina-vq",  # by the model whose files were read first
     kind="vq",
-    title="VQ model of Lumina-DiMOO",
+    title="aMUSEd VQ model",
     filenames=("diffusion_pytorch_model.safetensors",),
     marks=(
         "quantize.embedding.weight",
@@ -264,7 +256,7 @@ LAYOUT = Layout(
     table=TABLE,
     config=Config,
     read_config=read_config,
-    network=LuminaVQ,
+    network=AmusedVQ,
     read_beside=read_beside,
     codebook="quantize.embedding.weight",
 )

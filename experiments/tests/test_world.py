@@ -1,0 +1,138 @@
+"""The pictures of the second base: scenes, captions, edits, their judge, and the stages that train on them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from experiments import __main__ as commands
+from experiments.judges import reader, world_reader
+from experiments.scenes.facts import Claim, holds
+from experiments.training import world, world_base, world_vq
+from experiments.world.captions import describe
+from experiments.world.drawing import draw
+from experiments.world.edits import altered, instruction, kept
+from experiments.world.facts import LABELS, facts_of, labels_of, seen_facts, visible_groups
+from experiments.world.kinds import KINDS
+from experiments.world.scene import CLASSES, SKY_KINDS, compose
+from shortcut import checkpoint
+from shortcut.models.maskgit.vqgan import VQGAN
+
+SCENES = [compose(seed) for seed in range(300)]
+
+
+def test_a_scene_follows_from_its_seed_and_shows_what_it_holds() -> None:
+    assert SCENES[7] == compose(7) and {s.class_id for s in SCENES} == set(range(len(CLASSES)))
+    assert {thing.kind for scene in SCENES for thing in scene.things} == set(KINDS)
+    for scene in SCENES:
+        standing = [thing for thing in scene.front if thing.kind != "fence"]
+        for left, right in pairwise(standing):
+            assert right.x - left.x > 0.4 * (left.width + right.width)
+
+
+def test_a_lake_mirrors_what_stands_behind_it() -> None:
+    lake = next(s for s in SCENES if s.place == "lake" and not s.water and s.back)
+    whole, bare = (np.asarray(draw(s)).astype(int) for s in (lake, replace(lake, back=())))
+    assert whole.shape == (128, 128, 3)
+    changed = (whole != bare).any(2)
+    shore = 80
+    assert changed[shore + 1 : shore + 8].any() and changed[shore - 8 : shore - 1].any()
+    assert not changed[:, ~changed[:shore].any(0)].any(), "only below what stands there"
+
+
+def test_all_that_a_caption_says_is_true() -> None:
+    said: list[Claim] = []
+    for seed, scene in enumerate(SCENES):
+        claims = describe(scene, seed).claims
+        for facts in (facts_of(scene), seen_facts(scene)):
+            assert all(holds(claim, facts) for claim in claims), describe(scene, seed).text
+        said += claims
+    wanted = {"time", "biome", "weather", "style", "count", "each", "place", "left of"}
+    assert wanted <= {claim.what for claim in said}
+    assert {group for claim in said for group in claim.of} == set(KINDS)
+
+
+def test_an_edit_changes_one_thing_and_its_words_are_true_of_the_result() -> None:
+    tasks = set()
+    for seed in range(200):
+        before, after = facts_of(compose(seed)), facts_of(altered(seed))
+        asked = instruction(before, after, seed)
+        tasks.add(asked.task)
+        assert all(holds(claim, after) for claim in asked.words.claims)
+        assert not all(holds(claim, before) for claim in asked.words.claims)
+        assert len(kept(before, after)) >= len(KINDS) + 4 - 3  # the hour may take sun or moon along
+    assert tasks == {"time of day", "remove", "colour", "style"}
+
+
+def test_tokens_are_labelled_by_what_stands_on_them() -> None:
+    for scene in SCENES[:40]:
+        if not scene.front:
+            continue
+        thing = scene.front[-1]
+        label_YX = labels_of(scene, (16, 16)).view(16, 16)
+        row, column = int((thing.base - thing.height / 2) * 16), min(15, int(thing.x * 16))
+        assert LABELS[int(label_YX[row, column])] == (thing.kind, thing.colour)
+
+
+def test_right_answers_of_the_judge_give_the_facts_back() -> None:
+    facts = [seen_facts(scene) for scene in SCENES[:60]]
+
+    def oracle(pixels_BCYX: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = {}
+        for name, wanted in reader.targets(facts, world_reader.SIGHT).items():
+            size = len(world_reader.FILE.reads[name]) + (wanted.ndim - 1)
+            known = wanted.clamp(min=0)
+            found[name] = torch.nn.functional.one_hot(known, size).float().movedim(-1, 1) * 9
+        return found
+
+    read = reader.read(oracle, torch.zeros(60, 3, 8, 8), 60, world_reader.SIGHT)  # pyright: ignore
+    for scene, found, wanted in zip(SCENES, read, facts, strict=False):
+        assert (found.weather, found.style) == (wanted.weather, wanted.style)
+        for group in set(visible_groups(scene)) - set(SKY_KINDS):
+            assert found.kinds(group) == wanted.kinds(group)
+
+
+def test_crops_lie_on_the_grid_of_codes() -> None:
+    part = world_vq.crops(3, 64, torch.Generator().manual_seed(0))
+    again = world_vq.crops(3, 64, torch.Generator().manual_seed(0))
+    assert part.shape == (3, 3, 64, 64) and torch.equal(part, again)
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+def test_the_stages_leave_models_that_load_and_are_not_run_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+
+    def vq(directory: Path) -> VQGAN:
+        with torch.random.fork_rng():
+            return VQGAN(tiny.VQ)
+
+    monkeypatch.setattr(world_vq, "train", vq)
+    small = {"width": 32, "depth": 1, "num_heads": 2, "num_codes": 16}
+    sizes = {
+        "CONFIG": replace(world_base.CONFIG, mlp_width=32, **small),
+        "TEXT_CONFIG": replace(world_base.TEXT_CONFIG, mlp_width=32, num_kv_heads=2, **small),
+        "RECIPE": replace(world_base.RECIPE, iterations=2),
+        "STAGE": replace(world_base.STAGE, recipe=replace(world_base.RECIPE, iterations=2)),
+        **{"NUM_PICTURES": 8, "NUM_EDITS": 4, "CHUNK": 4},
+    }
+    for name, value in sizes.items():
+        monkeypatch.setattr(world_base, name, value)
+    for name, value in {"NUM_COLOURED": 4, "NUM_CAPTIONS": 300}.items():
+        monkeypatch.setattr(world, name, value)
+    stages = ("vq", "codes", "class-model", "text-model")
+    command = ["world", "--work", str(tmp_path), "--stage", *stages]
+    assert commands.main(command) == 0
+    made = {name: world.file_of(tmp_path, name) for name in (world.MODEL, world.TEXT_MODEL)}
+    model_file, text_file = (checkpoint.load(path, kind="model") for path in made.values())
+    assert len(model_file.metadata.class_names) == 24 and text_file.metadata.grid == (16, 16)
+    assert world_base.load_codes(tmp_path, "pictures").shape == (8, 256)
+    monkeypatch.setattr(world_vq, "train", None)
+    assert commands.main(command) == 0

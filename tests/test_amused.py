@@ -1,0 +1,190 @@
+"""aMUSEd and Meissonic from a folder as published: pictures, sizes, pictures to change, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import builders
+import pytest
+import torch
+import uvit_folder
+from PIL import Image
+from shortcut_pack.shortcut import checkpoint as checkpoints
+from shortcut_pack.shortcut import models
+from shortcut_pack.shortcut.__main__ import main
+from shortcut_pack.shortcut.generate import generate
+from shortcut_pack.shortcut.models import meissonic
+from shortcut_pack.shortcut.models.amused import ARCHITECTURE
+from shortcut_pack.shortcut.models.architecture import Request
+from shortcut_pack.shortcut.models.uvit import TextCondition, micro_conditions
+from shortcut_pack.shortcut.pipeline import Pipeline, conditioner_of
+from shortcut_pack.shortcut.schedule import plan
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small pixels: 4 to a code."""
+    return uvit_folder.write(tmp_path_factory.mktemp("published") / "amused-tiny")
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder: Path) -> Pipeline:
+    return Pipeline.load(folder)
+
+
+def test_a_published_folder_is_a_model(folder: Path, tmp_path: Path) -> None:
+    whole = checkpoints.load(folder, kind="model")
+    assert (whole.architecture, whole.name) == (ARCHITECTURE, "amused-tiny")
+    in_parts = uvit_folder.write(tmp_path / "in-parts", shards=3, has_text=False)
+    shards = checkpoints.load(in_parts, kind="model")
+    assert (shards.fingerprint, shards.name) == (whole.fingerprint, "in-parts")
+
+
+@pytest.mark.parametrize("name", ["meissonic_sampling_wide", "meissonic_sampling_512"])
+def test_a_published_meissonic_makes_pictures(name: str, tmp_path: Path, capsys) -> None:
+    folder = uvit_folder.write(tmp_path / "Meissonic", name, shards=2)
+    pipeline = Pipeline.load(folder)
+    assert pipeline.architecture is meissonic.ARCHITECTURE
+    for width, height in ((24, 40), (32, 8)):
+        (picture,) = pipeline.generate("a fox", seed=1, steps=4, width=width, height=height)
+        assert picture.size == (width, height)
+    out = tmp_path / "a.png"
+    made(folder, out, "--steps", "4", "--width", "24", "--height", "24")
+    about = json.loads(Image.open(out).text["shortcut"])
+    assert about["negative"] == meissonic.NEGATIVE
+    graph = json.loads(Image.open(out).text["prompt"])
+    assert graph["4"]["inputs"] == {"clip": ["1", 2], "text": meissonic.NEGATIVE}
+    assert graph["1"]["inputs"]["model_name"] == "Meissonic"
+
+
+@pytest.mark.parametrize("size", ["amused-512", "meissonic-1024"])
+def test_one_layer_at_the_published_width_makes_a_picture(size: str, tmp_path: Path) -> None:
+    architecture = next(a for a in models.ARCHITECTURES if size in a.sizes)
+    config = architecture.sizes[size].model
+    less = {name: 1 for name in ("depth", "single_depth") if hasattr(config, name)}
+    small = builders.random_checkpoint(architecture.model, replace(config, **less), seed=0)
+    folder = tmp_path / "published"
+    uvit_folder.write_weights(folder / "transformer", builders.published(small), 2)
+    found = checkpoints.load(folder, kind="model")
+    assert found.config == small.config
+    network = checkpoints.build(found).on_grid(2, 4)
+    text = TextCondition(
+        torch.randn(1, 77, config.text_width, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(1, config.pooled_width),
+        micro_conditions(),
+    )
+    settings = replace(architecture.settings, num_steps=2)
+    result = generate(
+        network,
+        (text, text[torch.tensor([0])]),
+        settings,
+        architecture.rules,
+        seed=0,
+        image_indices=[0],
+        num_tokens=8,
+    )
+    assert result.num_full == 2
+    assert 0 <= int(result.codes_BL.min()) <= int(result.codes_BL.max()) < config.num_codes
+
+
+def test_pictures_of_any_size_that_can_be_halved(pipeline: Pipeline) -> None:
+    (tall,) = pipeline.generate("a fox", seed=1, width=24, height=40)
+    assert tall.size == (24, 40)
+    two = pipeline.generate("a fox", seed=1, width=24, height=40, num_images=2)
+    assert two[0].tobytes() == tall.tobytes() != two[1].tobytes()
+    for change in ({"prompt": "a cat"}, {"negative": "blurry"}, {"cfg": 2.0}):
+        given = {"prompt": "a fox", **change}
+        (other,) = pipeline.generate(seed=1, width=24, height=40, **given)
+        assert other.tobytes() != tall.tobytes(), change
+    with pytest.raises(ValueError, match=r"multiples of 32 pixels, got 80 x 96\. .* 96 x 96"):
+        pipeline.generate("a fox", width=20, height=24)
+
+
+def test_one_branch_at_a_time_gives_the_same_picture(folder: Path, pipeline: Pipeline) -> None:
+    request = Request(prompt="a fox")
+    conditions = pipeline.conditioner.conditions(request, 2)
+    codes_BL = torch.arange(48).repeat(2, 1)
+    is_masked_BL = codes_BL % 2 == 0
+    step = plan(ARCHITECTURE.settings, 48, 48)[0]
+    views = [pipeline.model.on_grid(6, 8, is_sequential=value) for value in (False, True)]
+    together, in_turn = (view.features(codes_BL, is_masked_BL, conditions, step) for view in views)
+    for one, other in zip(together, in_turn, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def made(folder: Path, out: Path, *options: str) -> Image.Image:
+    command = ["generate", "--model", str(folder), "--prompt", "a fox", "--seed", "1"]
+    assert main([*command, "--out", str(out), *options]) == 0
+    return Image.open(out).convert("RGB")
+
+
+def test_a_share_of_a_picture_takes_as_large_a_share_of_the_schedule(
+    folder: Path, tmp_path: Path, capsys
+) -> None:
+    first = tmp_path / "first.png"
+    made(folder, first, "--width", "32", "--height", "24")
+    for denoise, num_steps in (("1", 12), ("0.7", 6), ("0.2", 2)):
+        capsys.readouterr()
+        made(folder, tmp_path / "b.png", "--image", str(first), "--denoise", denoise, "--json")
+        assert json.loads(capsys.readouterr().out)["steps"] == num_steps
+
+
+def test_painting_keeps_what_is_not_masked_and_takes_the_linear_schedule(
+    folder: Path, pipeline: Pipeline, tmp_path: Path
+) -> None:
+    first = tmp_path / "first.png"
+    made(folder, first, "--width", "32", "--height", "24")
+    mask = Image.new("L", (32, 24))
+    mask.paste(255, (0, 0, 16, 24))
+    mask.save(tmp_path / "mask.png")
+    options = ("--image", str(first), "--mask", str(tmp_path / "mask.png"))
+    painted = made(folder, tmp_path / "a.png", *options)
+    assert "amused-linear" in Image.open(tmp_path / "a.png").text["shortcut"]
+    chosen = made(folder, tmp_path / "b.png", *options, "--schedule", "amused")
+    assert painted.tobytes() != chosen.tobytes()
+    linear = made(folder, tmp_path / "c.png", *options, "--schedule", "amused-linear")
+    assert painted.tobytes() == linear.tobytes()
+
+
+def test_a_missing_text_encoder_is_named_with_its_place(folder: Path, tmp_path: Path) -> None:
+    bare = uvit_folder.write(tmp_path / "bare", has_text=False)
+    conditioner = conditioner_of(checkpoints.load(bare, kind="model"))
+    with pytest.raises(FileNotFoundError) as told:
+        conditioner.conditions(Request(prompt="a fox"), 1)
+    assert "text_encoder/model.safetensors" in str(told.value)
+    assert str(bare) in str(told.value)
+    uvit_folder.write_text_encoder(bare, 28, 20)
+    (bare / "tokenizer" / "merges.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"merges\.txt is missing"):
+        conditioner.conditions(Request(prompt="a fox"), 1)
+
+
+def test_a_text_encoder_of_another_width_is_refused(tmp_path: Path) -> None:
+    folder = uvit_folder.write(tmp_path / "other", has_text=False)
+    uvit_folder.write_text_encoder(folder, 16, 20)
+    conditioner = conditioner_of(checkpoints.load(folder, kind="model"))
+    with pytest.raises(ValueError, match=r"width 16 with 20 .* needs 28 with 20"):
+        conditioner.conditions(Request(prompt="a fox"), 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("transformer/config.json", {"use_bias": True}, "use_bias = True, expected False"),
+        ("transformer/config.json", {"_class_name": "Other"}, "another network than aMUSEd"),
+        ("transformer/config.json", {"num_attention_heads": 5}, "divisor of the width 48"),
+        ("transformer/config.json", {"cond_embed_dim": 19}, "pooled_width is 20"),
+        ("transformer/config.json", {"upsample": False}, "upsample = False, expected True"),
+        ("scheduler/scheduler_config.json", {"mask_token_id": 60}, "mask_id is 63"),
+    ],
+)
+def test_files_that_contradict_each_other_are_refused(
+    file: str, change: dict, message: str, tmp_path: Path
+) -> None:
+    folder = uvit_folder.write(tmp_path / "changed", has_text=False)
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        checkpoints.load(folder, kind="model")
