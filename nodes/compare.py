@@ -216,12 +216,13 @@ def _settings(
     checkpoint: Checkpoint,
     num_guided: int,
     has_head: bool,
+    has_mask: bool,
     *,
     num_steps: int,
     full_steps: int | None,
 ) -> Settings:
     """Return the model's usual settings with as many full passes. Raise ValueError if there are more than steps."""
-    usual = usual_settings(checkpoint, num_guided=num_guided)
+    usual = usual_settings(checkpoint, num_guided=num_guided, has_mask=has_mask)
     settings = replace(usual, num_steps=num_steps or usual.num_steps, full_steps=full_steps)
     settings.check()
     return settings
