@@ -29,6 +29,7 @@ SAFETENSORS_DTYPES = {
     torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
+    **({torch.float8_e8m0fnu: "F8_E8M0"} if hasattr(torch, "float8_e8m0fnu") else {}),
     torch.int64: "I64",
     torch.int32: "I32",
     torch.int16: "I16",
@@ -201,10 +202,19 @@ def _check_zip(path: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a dict or a tensor without the attributes that a pickle may have put over its methods."""
+    """Return a dict or a tensor without the attributes that a pickle may have put over its methods.
+
+    Raises:
+        ValueError: a tensor has no values.
+    """
     if isinstance(value, dict):
         return dict(dict.items(value))
-    return Tensor.detach(value) if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    tensor = Tensor.detach(value)
+    if tensor.is_meta:
+        raise ValueError("it holds a tensor without values")
+    return tensor.resolve_neg()
 
 
 def _refusal(path: Path, message: str) -> str:

@@ -48,9 +48,10 @@ def line_of(figures: Figures) -> str:
 
 
 def _lines(checkpoint: Path) -> list[bytes]:
+    log = log_of(checkpoint)
     try:
-        return log_of(checkpoint).read_bytes().split(b"\n")
-    except OSError:  # none, or a folder
+        return log.read_bytes().split(b"\n") if log.is_file() else []
+    except OSError:
         return []
 
 
