@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 MODELS, HEADS = "migm", "migm_heads"  # in ComfyUI's models folder, as the folders of `Download`
 EXTENSIONS = (".safetensors", ".pth", ".ckpt", ".pt")
+WHOLE = "model_index.json"  # lies in a folder whose subfolders are one model
 TRAININGS = "shortcut_training"  # in the output folder, which outlives a restart as temp does not
 
 
@@ -44,16 +45,19 @@ def choices(category: str) -> list[str]:
     What lies in hidden folders is left out: a download in progress.
     """
     names = [
-        _shown(name)
+        _shown(category, name)
         for name in folder_paths.get_filename_list(category)
         if not any(part.startswith(".") for part in PurePath(name).parts)
     ]
     return [*shipped.CHOICES, *dict.fromkeys(names)]
 
 
-def _shown(name: str) -> str:
+def _shown(category: str, name: str) -> str:
     """Return the choice that stands for a file: for a part of a model its folder, or the index beside it."""
     path = PurePath(name)
+    outer = path.parent.parent
+    if outer.name and folder_paths.get_full_path(category, str(outer / WHOLE)):
+        return str(outer)
     if not path.match(SHARD_PATTERN):
         return name
     if len(path.parts) > 1:
@@ -131,7 +135,7 @@ def stamp(category: str, name: str, kind: Kind) -> str:
         path = path_of(category, name, kind)
     except FileNotFoundError:
         return "missing"
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
     found = [(file, file.stat()) for file in files if not file.is_dir()]
     return " ".join(f"{file} {status.st_size} {status.st_mtime_ns}" for file, status in found)
 

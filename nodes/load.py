@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import folder_paths
 import torch
 from comfy_api.latest import io
 
@@ -12,7 +14,7 @@ from ..shortcut.checkpoint import Checkpoint, cast
 from ..shortcut.models.architecture import Network
 from ..shortcut.pipeline import check_vq, conditioner_of
 from ..shortcut.quantized import FLOAT8
-from . import folders, host
+from . import clip, folders, host
 from .folders import HEADS, MODELS
 from .host import NodeText
 from .native import CodeIds, CodeVAE, build_head, build_model
@@ -47,9 +49,9 @@ class LoadMIGM(io.ComfyNode):
             node_id="ShortcutLoadMIGM",
             display_name="Load Masked Image Model (MIGM)",
             category="shortcut",
-            description="Loads a masked image generation model (Lumina-DiMOO or MaskGIT) and the "
-            "VQ model that turns its codes into pixels. Two small models of landscapes come with "
-            "the pack: one takes classes, one takes text.",
+            description="Loads a masked image generation model (Lumina-DiMOO, aMUSEd, Meissonic, "
+            "MaskGIT), the VQ model that turns its codes into pixels, and its text encoder. Two "
+            "small models of landscapes come with the pack: one takes classes, one takes text.",
             search_aliases=[
                 "migm",
                 "maskgit",
@@ -85,6 +87,16 @@ class LoadMIGM(io.ComfyNode):
                     "that are too small otherwise; a little less exact. Files that are float8 "
                     "already stay so, whatever is chosen.",
                 ),
+                io.Combo.Input(
+                    "clip_name",
+                    options=[AUTO, *folder_paths.get_filename_list(clip.FOLDER)],
+                    default=AUTO,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The text encoder of aMUSEd, Meissonic and Monetico. auto: the one in "
+                    "the model's folder. Or a file in models/text_encoders of the same width, with "
+                    "its text projection. Other models have none.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -95,6 +107,12 @@ class LoadMIGM(io.ComfyNode):
                     display_name="VAE",
                     tooltip="For VAE Decode and VAE Encode. Its latents are code ids, which "
                     "cannot be blended.",
+                ),
+                io.Clip.Output(
+                    "clip",
+                    display_name="CLIP",
+                    tooltip="For CLIP Text Encode, where the model reads text through CLIP: "
+                    "aMUSEd, Meissonic and Monetico. Others have Text or Class Condition.",
                 ),
             ],
         )
@@ -112,7 +130,9 @@ class LoadMIGM(io.ComfyNode):
         return " ".join(stamps)
 
     @classmethod
-    def execute(cls, model_name: str, vq_name: str, weight_dtype: str) -> io.NodeOutput:
+    def execute(
+        cls, model_name: str, vq_name: str, weight_dtype: str, clip_name: str = AUTO
+    ) -> io.NodeOutput:
         checkpoint = folders.load(folders.path_of(MODELS, model_name, "model"), "model")
         assert checkpoint.path is not None
         conditioner = conditioner_of(checkpoint)
@@ -124,6 +144,10 @@ class LoadMIGM(io.ComfyNode):
             vq_path = checkpoint.folder
         vq = folders.load(vq_path, "vq")
         check_vq(vq, checkpoint)
+        encoder = None
+        if clip_name != AUTO:
+            encoder = Path(folder_paths.get_full_path_or_raise(clip.FOLDER, clip_name))
+        text_encoder = clip.build_clip(checkpoint, encoder)
         if weight_dtype == FLOAT8_E4M3 and not checkpoint.quantized:
             checkpoint = cast(checkpoint, torch.float8_e4m3fn)
         vae = CodeVAE(vq)
@@ -131,7 +155,7 @@ class LoadMIGM(io.ComfyNode):
         model = build_model(checkpoint, weight_dtype, latent_format, conditioner)
         lines = [_loaded(checkpoint, model.model.network), _loaded(vq, vae.first_stage_model.vq)]
         NodeText().keep(lines)
-        return io.NodeOutput(model, vae)
+        return io.NodeOutput(model, vae, text_encoder)
 
 
 def _loaded(checkpoint: Checkpoint, network: Network) -> str:

@@ -138,7 +138,7 @@ def read_pytorch(path: Path, *, is_zip: bool) -> dict[str, Any]:
     try:
         with guarded(path, DAMAGED_PYTORCH, AGAIN):
             if is_zip:
-                _check_zip(path)
+                check_archive(path)
             else:
                 with path.open("rb") as file:
                     pickles.check(file, path.stat().st_size, pickles.IN_LEGACY)
@@ -183,7 +183,7 @@ def _loaded(path: Path, *, is_zip: bool) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _check_zip(path: Path) -> None:
+def check_archive(path: Path) -> None:
     """Raise ValueError if an archive unpacks to more than the file, or its pickle stands for more than tensors."""
     num_bytes = path.stat().st_size
     with zipfile.ZipFile(path) as archive:

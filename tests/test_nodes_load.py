@@ -109,7 +109,7 @@ def test_a_published_folder_is_read_as_comfyui_reads(files, monkeypatch):
 
 def test_load_migm_brings_the_tokenizer_and_a_vae_that_fits(files):
     put(files)
-    model, vae = LoadMIGM.execute("tiny.safetensors", "auto", "float32").result
+    model, vae, _ = LoadMIGM.execute("tiny.safetensors", "auto", "float32").result
     picture = vae.decode(run(model)["samples"])
     assert picture.shape == (1, *PIXELS, 3)
 
