@@ -21,6 +21,7 @@ import comfy.model_management as mm
 from shortcut_pack.nodes import folders, native
 from shortcut_pack.nodes.answer import DescribeImage, ReasonedEdit
 from shortcut_pack.shortcut import answers, shipped
+from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.models.architecture import Request
 from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
 from shortcut_pack.shortcut.models.lumina_dimoo.tokenizer import copy_tokenizer
@@ -152,6 +153,15 @@ def test_the_size_of_the_image_counts_and_the_sampler_takes_the_same_condition(m
 @needs_comfy
 def test_half_precision(files, vae):
     assert ask(loaded(files, weight_dtype="bfloat16"), vae, temperature=0.0)[0]
+
+
+@needs_comfy
+def test_float8_weights_are_text_too(files, vae):
+    checkpoint = folders.load(files / "mmada.safetensors", "model")
+    checkpoint = checkpoints.cast(checkpoint, torch.float8_e4m3fn)
+    latent_format = native.CodeIds(2, torch.zeros(16, 3))
+    model = native.build_model(checkpoint, "default", latent_format, conditioner_of(checkpoint))
+    assert ask(model, vae)[0] and edit(model, vae)[1][0]
 
 
 def test_each_pass_moves_the_bar_and_can_be_interrupted(model, vae, monkeypatch):
