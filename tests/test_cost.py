@@ -134,3 +134,20 @@ def test_an_image_of_one_token(capsys: pytest.CaptureFixture[str]):
 def test_a_size_off_the_grid(capsys: pytest.CaptureFixture[str]):
     assert main(["cost", "lumina-dimoo", "--width", "1000"]) == 1
     assert "The nearest sizes are 992 or 1008 wide and 1024 high" in capsys.readouterr().err
+
+
+def test_what_accelerators_keep_and_read_is_in_the_table(capsys: pytest.CaptureFixture[str]):
+    small = ["--width", "64", "--height", "32", "--steps", "4", "--full-steps", "2"]
+    names = ("reuse", "partial", "partial+float8")
+    assert main(["cost", "lumina-dimoo", *small, "--accelerator", *names]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 4 | 2 ")]
+    rows = {cells[2]: cells for cells in (line.strip("| ").split(" | ") for line in lines)}
+    assert tuple(rows) == names
+    # Keys and values of two branches: prompts of 60 and 14 tokens, 2 rows of 4 codes and a newline, 4 around them.
+    kept = 2 * (60 + 14 + 2 * 14) * SIZE.model.depth * SIZE.model.width * 2 / 1e9
+    assert [rows[name][9] for name in names] == ["0.00", f"{kept:.2f}", f"{kept / 2:.2f}"]
+    # Two passes of the model's weights, which are those of its blocks and of the codes; partial ones read them too.
+    blocks = SIZE.model.depth * (4 * SIZE.model.width + 3 * SIZE.model.mlp_width)
+    weights = 2 * (blocks + SIZE.model.num_codes) * SIZE.model.width / 1e12
+    assert rows["reuse"][10] == f"{2 * weights:.2f}"
+    assert rows["partial"][10] == f"{4 * weights + 2 * kept / 1e3:.2f}"

@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import models
+from ..accelerators.choice import HEAD, NAMES, PARTIAL, keeps, kept_bytes, needs_head
 from ..accelerators.shortcut_head import ShortcutHead
 from ..denoiser import Accelerator, Denoiser
 from ..flops import LiveTensors, count_flops, fused
@@ -29,6 +30,7 @@ from ..models.architecture import (
     GridModel,
     HeadNetwork,
     ModelNetwork,
+    Network,
     PublishedSize,
     VQNetwork,
 )
@@ -91,7 +93,14 @@ def add_parser(commands: Any) -> None:
         "--full-steps",
         type=int,
         nargs="+",
-        help="full passes with a head; a row for each; default: those of the presets",
+        help="full passes; rows for each; default: those of the presets",
+    )
+    parser.add_argument(
+        "--accelerator",
+        choices=NAMES,
+        nargs="+",
+        metavar="NAME",
+        help="rows of the other steps: %(choices)s; default: head, if one is published, else partial",
     )
     parser.add_argument(
         "--prompt-tokens", type=int, default=60, help="with the system prompt; default: %(default)s"
@@ -116,7 +125,8 @@ def run(options: argparse.Namespace) -> int:
     if full_steps is None:
         full_steps = [preset.num_full for preset in published.architecture.presets.values()]
     print(f"{options.size}, one image of {width} x {height} pixels with guidance.\n")
-    for line in flops_table(published, grid, conditions, num_steps, full_steps):
+    names = options.accelerator or [PARTIAL if published.head is None else HEAD]
+    for line in flops_table(published, grid, conditions, num_steps, full_steps, names):
         print(line, flush=True)
     print()
     for line in memory_table(published, grid, conditions):
@@ -130,25 +140,49 @@ def flops_table(
     conditions: Branches,
     num_steps: int,
     full_steps: Sequence[int],
+    names: Sequence[str],
 ) -> Iterator[str]:
-    """Yield a Markdown table: vanilla, then a row for each number of full passes. In 10^12 FLOPs."""
-    yield "| steps | full | full passes | head | logits | rest | total, TFLOP | of vanilla |"
-    yield "|--:|--:|--:|--:|--:|--:|--:|--:|"
-    vanilla = 0
-    for num_full in (num_steps, *(() if published.head is None else full_steps)):
+    """Yield a Markdown table: vanilla, then the accelerators at each number of full passes. In 10^12 FLOPs.
+
+    Kept: keys and values. Read: weights of matrix products by each pass of model and head, and what is kept by each
+    partial pass.
+    """
+    yield (
+        "| steps | full | accelerator | full passes | partial | head | logits | rest | total, TFLOP | kept, GB | "
+        "read, TB | of vanilla |"
+    )
+    yield f"|--:|--:|---|{9 * '--:|'}"
+    vanilla, model = 0, published.model.on_grid(*grid)
+    lengths = [model.sequence_length(condition) for condition in conditions]
+    ways = [(num_steps, None), *((full, name) for full in full_steps for name in names)]
+    for num_full, name in ways:
         found = count_flops(
             published.model,
-            published.head if num_full < num_steps else None,
+            published.head if needs_head(name) else None,
             replace(published.settings, num_steps=num_steps, full_steps=num_full),
             conditions,
             grid,
             rules=published.architecture.rules,
+            accelerator=name,
         )
+        kept = kept_bytes(name, model, 1, lengths)
+        read = num_full * _product_bytes(published.model)
+        if keeps(name):
+            read += (num_steps - num_full) * (_product_bytes(published.model) + kept)
+        if needs_head(name) and published.head is not None:
+            read += (num_steps - num_full) * _product_bytes(published.head)
         total = found.total + found.rest
         vanilla = vanilla or total
-        parts = (found.full, found.head, found.logits, found.rest, total)
+        parts = (found.full, found.partial, found.head, found.logits, found.rest, total)
         figures = " | ".join(f"{part / T:.1f}" for part in parts)
+        figures = f"{name or 'vanilla'} | {figures} | {kept / GB:.2f} | {read / T:.2f}"
         yield f"| {num_steps} | {num_full} | {figures} | {100 * total / vanilla:.1f} % |"
+
+
+def _product_bytes(network: Network) -> int:
+    """Return the bytes of the weights that a pass multiplies by."""
+    layers = (layer for _, layer in network.named_modules() if isinstance(layer, nn.Linear))
+    return sum(layer.weight.nbytes for layer in layers)
 
 
 def memory_table(published: Published, grid: Grid, conditions: Branches) -> Iterator[str]:
