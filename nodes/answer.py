@@ -262,7 +262,7 @@ class ReasonedEdit(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Latent.Output("latent", display_name="latent", tooltip="For VAE Decode."),
+                io.Latent.Output("latent", display_name="LATENT", tooltip="For VAE Decode."),
                 io.String.Output(
                     "text",
                     display_name="text",
