@@ -66,7 +66,11 @@ def _shown(category: str, name: str) -> str:
 
 
 def path_of(category: str, name: str, kind: Kind) -> Path:
-    """Return the file or folder that a choice stands for. Raise FileNotFoundError if there is none."""
+    """Return the file or folder that a choice stands for.
+
+    Raises:
+        FileNotFoundError: there is none; the message is a line with what to do.
+    """
     if name in shipped.CHOICES:
         return shipped.CHOICES[name][kind]
     # A workflow keeps the separators of the system that it was saved on.
@@ -79,16 +83,7 @@ def path_of(category: str, name: str, kind: Kind) -> Path:
                 return Path(folder, inside)
         with contextlib.suppress(FileNotFoundError):
             return Path(folder_paths.get_full_path_or_raise(category, spelling))
-    raise FileNotFoundError(f"models/{category} holds no {name}.")
-
-
-def check_choice(category: str, name: str, kind: Kind) -> str | None:
-    """Return what to put where, if there is no file for the choice; None if there is."""
-    try:
-        path_of(category, name, kind)
-    except FileNotFoundError:
-        return f"models/{category} holds no {name}. {_advice(category, name)}"
-    return None
+    raise FileNotFoundError(f"models/{category} holds no {name}. {_advice(category, name)}")
 
 
 def _advice(category: str, name: str) -> str:
@@ -96,11 +91,9 @@ def _advice(category: str, name: str) -> str:
     for what, source in downloads:
         is_file = source.folder == category and name in {PurePath(f).name for f in source.files}
         if is_file or source.folder == f"{category}/{name}":
-            place = os.path.join(folder_paths.models_dir, *source.folder.split("/"))
             return (
-                f"In the folder of this pack run: python -m shortcut download {what} --models-dir "
-                f'"{folder_paths.models_dir}", or put {", ".join(source.files)} of '
-                f"huggingface.co/{source.repository} into {place}. Then press R."
+                "In the folder of this pack run, then press R: python -m shortcut download "
+                f'{what} --models-dir "{folder_paths.models_dir}"'
             )
     return "Choose a file that is there, or put it there and press R."
 
@@ -136,8 +129,12 @@ def new_head_file(prefix: str) -> Path:
     return Path(folder, f"{name}_{number:05}_.safetensors")
 
 
-def stamp(path: Path) -> str:
-    """Return a text that changes when the file, or one in the folder, is replaced."""
+def stamp(category: str, name: str, kind: Kind) -> str:
+    """Return a text that changes when the file of a choice, or one in its folder, is replaced, brought or removed."""
+    try:
+        path = path_of(category, name, kind)
+    except FileNotFoundError:
+        return "missing"
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     found = [(file, file.stat()) for file in files if not file.is_dir()]
     return " ".join(f"{file} {status.st_size} {status.st_mtime_ns}" for file, status in found)

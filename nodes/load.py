@@ -12,7 +12,6 @@ from comfy_api.latest import io
 from ..shortcut import shipped
 from ..shortcut.checkpoint import Checkpoint, cast
 from ..shortcut.models.architecture import Network
-from ..shortcut.models.layout import Kind
 from ..shortcut.pipeline import check_vq, conditioner_of
 from ..shortcut.quantized import FLOAT8
 from . import clip, folders, host
@@ -48,12 +47,23 @@ class LoadMIGM(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ShortcutLoadMIGM",
-            display_name="Load MIGM",
+            display_name="Load Masked Image Model (MIGM)",
             category="shortcut",
             description="Loads a masked image generation model (Lumina-DiMOO, aMUSEd, Meissonic, "
             "MaskGIT), the VQ model that turns its codes into pixels, and its text encoder. Two "
             "small models of landscapes come with the pack: one takes classes, one takes text.",
-            search_aliases=["maskgit", "lumina", "dimoo", "masked image", "load model", "loader"],
+            search_aliases=[
+                "migm",
+                "maskgit",
+                "lumina",
+                "dimoo",
+                "lumina-dimoo",
+                "amused",
+                "meissonic",
+                "load migm",
+                "load model",
+                "checkpoint loader",
+            ],
             inputs=[
                 io.Combo.Input(
                     "model_name",
@@ -90,17 +100,17 @@ class LoadMIGM(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(
-                    "model", display_name="model", tooltip="For the Shortcut Masked Sampler."
+                    "model", display_name="MODEL", tooltip="For the Shortcut Masked Sampler."
                 ),
                 io.Vae.Output(
                     "vae",
-                    display_name="vae",
+                    display_name="VAE",
                     tooltip="For VAE Decode and VAE Encode. Its latents are code ids, which "
                     "cannot be blended.",
                 ),
                 io.Clip.Output(
                     "clip",
-                    display_name="clip",
+                    display_name="CLIP",
                     tooltip="For CLIP Text Encode, where the model reads text through CLIP: "
                     "aMUSEd, Meissonic and Monetico. Others have Text or Class Condition.",
                 ),
@@ -108,17 +118,16 @@ class LoadMIGM(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model_name: str, vq_name: str) -> bool | str:
-        chosen = _chosen(model_name, vq_name)
-        problems = [folders.check_choice(MODELS, name, kind) for kind, name in chosen.items()]
-        return next(filter(None, problems), True)
+    def validate_inputs(cls, model_name: str, vq_name: str) -> bool:
+        """Keep ComfyUI from refusing a file that is not in its list: `execute` says how to get it."""
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str, vq_name: str, **_: Any) -> str:
-        chosen = _chosen(model_name, vq_name)
-        return " ".join(
-            folders.stamp(folders.path_of(MODELS, name, kind)) for kind, name in chosen.items()
-        )
+        stamps = [folders.stamp(MODELS, model_name, "model")]
+        if vq_name != AUTO:
+            stamps.append(folders.stamp(MODELS, vq_name, "vq"))
+        return " ".join(stamps)
 
     @classmethod
     def execute(
@@ -159,11 +168,6 @@ def _loaded(checkpoint: Checkpoint, network: Network) -> str:
     )
 
 
-def _chosen(model_name: str, vq_name: str) -> dict[Kind, str]:
-    """Return the chosen name of each kind of file."""
-    return {"model": model_name} if vq_name == AUTO else {"model": model_name, "vq": vq_name}
-
-
 class LoadHead(io.ComfyNode):
     """A shortcut head."""
 
@@ -194,12 +198,13 @@ class LoadHead(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, head_name: str) -> bool | str:
-        return folders.check_choice(HEADS, head_name, "head") or True
+    def validate_inputs(cls, head_name: str) -> bool:
+        """As for Load MIGM."""
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, head_name: str, **_: Any) -> str:
-        return folders.stamp(folders.path_of(HEADS, head_name, "head"))
+        return folders.stamp(HEADS, head_name, "head")
 
     @classmethod
     def execute(cls, head_name: str, weight_dtype: str) -> io.NodeOutput:

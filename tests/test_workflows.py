@@ -182,7 +182,8 @@ def test_template_sockets_are_those_of_the_nodes(path):
         }
         assert required <= wired
         outputs = [(item["name"], item["type"]) for item in interface["outputs"]]
-        assert [(o["name"], o["type"]) for o in node["outputs"]] == outputs
+        found = [(output["name"], output["type"]) for output in node["outputs"]]
+        assert found == outputs[: len(found)], "an output that came later is missing in older files"
 
 
 @of_each_file
