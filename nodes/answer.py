@@ -52,6 +52,31 @@ def _seed() -> Any:
     )
 
 
+def _count(name: str, default: int, tooltip: str, advanced: bool | None = None) -> Any:
+    return io.Int.Input(
+        name, default=default, min=1, max=MAX_TEXT, tooltip=tooltip, advanced=advanced
+    )
+
+
+def _weight(name: str, default: float, tooltip: str) -> Any:
+    return io.Float.Input(
+        name, default=default, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip
+    )
+
+
+def _temperature(name: str, default: float, tooltip: str) -> Any:
+    return io.Float.Input(
+        name,
+        default=default,
+        min=0.0,
+        max=10.0,
+        step=0.05,
+        round=0.01,
+        tooltip=tooltip,
+        advanced=True,
+    )
+
+
 class DescribeImage(io.ComfyNode):
     """An answer to a question about an image."""
 
@@ -81,39 +106,28 @@ class DescribeImage(io.ComfyNode):
                     tooltip="What to answer. At most 1024 tokens with the system prompt.",
                 ),
                 _seed(),
-                io.Int.Input(
+                _count(
                     "max_tokens",
-                    default=ASKED.max_tokens,
-                    min=1,
-                    max=MAX_TEXT,
+                    ASKED.max_tokens,
                     tooltip="Most tokens of the answer, about 4 for 3 words. An answer may end "
                     "earlier.",
                 ),
-                io.Int.Input(
+                _count(
                     "steps",
-                    default=ASKED.num_steps,
-                    min=1,
-                    max=MAX_TEXT,
+                    ASKED.num_steps,
                     tooltip="Passes of the model. Equal to max_tokens: one token a pass, the most "
                     "careful. Half: twice as fast.",
                 ),
-                io.Int.Input(
+                _count(
                     "block_length",
-                    default=ASKED.block_length,
-                    min=1,
-                    max=MAX_TEXT,
+                    ASKED.block_length,
                     advanced=True,
                     tooltip="Tokens that are made together, block after block. Smaller: nearer to "
                     "writing from left to right.",
                 ),
-                io.Float.Input(
+                _temperature(
                     "temperature",
-                    default=ASKED.temperature,
-                    min=0.0,
-                    max=10.0,
-                    step=0.05,
-                    round=0.01,
-                    advanced=True,
+                    ASKED.temperature,
                     tooltip="Randomness of the words. 0: always the most likely one.",
                 ),
             ],
@@ -197,67 +211,43 @@ class ReasonedEdit(io.ComfyNode):
                     "pixels, best near 512 x 512. Without a noise mask.",
                 ),
                 _seed(),
-                io.Int.Input(
+                _count(
                     "steps",
-                    default=REASONED.num_steps,
-                    min=1,
-                    max=MAX_TEXT,
+                    REASONED.num_steps,
                     tooltip="Steps of the whole run; each reveals some of the text. Fewer: faster.",
                 ),
-                io.Int.Input(
+                _count(
                     "image_steps",
-                    default=REASONED.image_steps,
-                    min=1,
-                    max=MAX_TEXT,
+                    REASONED.image_steps,
                     tooltip="Of the steps, those that reveal some of the image too, from a quarter "
                     "of the run on. At most steps. With guidance each has more passes.",
                 ),
-                io.Int.Input(
+                _count(
                     "max_tokens",
-                    default=REASONED.max_tokens,
-                    min=1,
-                    max=MAX_TEXT,
+                    REASONED.max_tokens,
                     tooltip="Most tokens of the text, about 4 for 3 words.",
                 ),
-                io.Float.Input(
+                _weight(
                     "cfg",
-                    default=REASONED.guidance[0],
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
+                    REASONED.guidance[0],
                     tooltip="Guidance of the image towards the instruction. 0: off, a pass less in "
                     "each image step. The model's authors use 0 or 2.5.",
                 ),
-                io.Float.Input(
+                _weight(
                     "cfg_image",
-                    default=REASONED.guidance[1],
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
+                    REASONED.guidance[1],
                     tooltip="Guidance towards the source image, as in the original: its effect is "
                     "small. 0: off, a pass less in each image step.",
                 ),
-                io.Float.Input(
+                _temperature(
                     "temperature",
-                    default=REASONED.temperature,
-                    min=0.0,
-                    max=10.0,
-                    step=0.05,
-                    round=0.01,
-                    advanced=True,
+                    REASONED.temperature,
                     tooltip="Randomness of where the image is revealed, falling to 0. At 0 its "
                     "codes are the most likely ones too.",
                 ),
-                io.Float.Input(
+                _temperature(
                     "text_temperature",
-                    default=REASONED.text_temperature,
-                    min=0.0,
-                    max=10.0,
-                    step=0.05,
-                    round=0.01,
-                    advanced=True,
+                    REASONED.text_temperature,
                     tooltip="Randomness of the words. 0: always the most likely one.",
                 ),
             ],

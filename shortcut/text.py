@@ -143,6 +143,7 @@ def in_parallel(
     image = Canvas.empty(num_rows, num_codes, device)
     text = Canvas.empty(num_rows, settings.max_tokens, device)
     text_noise = _text_noise(seed, image_indices, len(plan), settings.max_tokens, device)
+    check_whole("steps x codes x images", len(plan) * num_codes * num_rows, 0, MAX_DRAWS)
     image_noise = NormalNoise.draw(seed, image_indices, len(plan), num_codes, device)
     is_finite = torch.ones((), dtype=torch.bool, device=device)
     for step in plan:

@@ -188,3 +188,24 @@ def test_files_that_contradict_each_other_are_refused(
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=message):
         checkpoints.load(folder, kind="model")
+
+
+def test_a_head_that_is_trained_for_it_lowers_the_divergence(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "amused-small"
+    uvit_folder.write_small(folder)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a fox\na cat\nb d\n")
+    out = tmp_path / "head.safetensors"
+    command = ["train", "--model", str(folder), "--prompts", str(prompts), "--out", str(out)]
+    assert main([*command, "--iterations", "60", "--steps", "4", "--grid", "4x4"]) == 0
+    trained = checkpoints.load(out)
+    assert trained.layout == ARCHITECTURE.head
+    first, *_ = trained.metadata.trained["held_out"]["4 steps"]
+    assert first["kl"] < first["kl_reuse"]  # of features kept as they are
+    fast = Pipeline.load(folder, head=out)
+    (picture,) = fast.generate("a fox", steps=4, full_steps=2, width=24, height=16)
+    (vanilla,) = fast.generate("a fox", steps=4, full_steps=4, width=24, height=16)
+    assert picture.tobytes() != vanilla.tobytes()
+    other = uvit_folder.write(tmp_path / "Meissonic", "meissonic_sampling_512", has_text=False)
+    with pytest.raises(ValueError, match="does not go with a Meissonic transformer"):
+        Pipeline.load(other, head=out)

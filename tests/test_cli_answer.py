@@ -34,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("bare", builders.text_model()),
     ):
         copy_tokenizer(shipped.TEXT_FOLDER, builders.write(folder / f"{name}.safetensors", model))
+    builders.write(folder / "alone.safetensors", builders.answering_model())
     builders.write(folder / "vq.safetensors", builders.vq())
     builders.write(folder / "classes.safetensors", builders.model())
     picture(folder / "picture.png", 12, 8)
@@ -111,6 +112,9 @@ def test_the_plain_edit_of_the_same_model_has_no_text(run: Run, tmp_path: Path) 
         (QUESTION[:2] + QUESTION[4:], "mmada", "the task 'understand' needs --prompt TEXT"),
         (QUESTION, "bare", "bare.safetensors makes images only: the part of its weights that"),
         (QUESTION, "classes", "is not for a MaskGIT"),
+        (QUESTION, "alone", "alone.safetensors has no tokenizer: there is no tokenizer.json in"),
+        (QUESTION, "absent", "absent.safetensors"),
+        ((*QUESTION, "--prompt", "a " * 1100), "mmada", "expected at most 1024"),
         ((*QUESTION, "--out", "/tmp/a.png"), "mmada", "--out has no effect with --task understand"),
         ((*QUESTION, "--cfg", "3"), "mmada", "--cfg has no effect with --task understand"),
         ((*QUESTION, "--max-tokens", "0"), "mmada", "max tokens must be a whole number of at"),
