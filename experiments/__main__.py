@@ -63,7 +63,7 @@ ALL = (
     "base --dir {dir}",
     "head --dir {dir} --device {device}",
     "judge --dir {dir}",
-    "frontier --chart docs/quality.png --work {dir}/frontier",
+    "frontier --chart docs/frontier.png --work {dir}/frontier",
     "text-data --dir {dir}",
     "tokenizer --dir {dir}",
     "text-base --dir {dir}",

@@ -1,8 +1,12 @@
-"""Draw the README's pictures: every class of the shipped class model, prompts of the shipped text model."""
+"""Draw the README's pictures: every class of the shipped class model, prompts of the shipped text model.
+
+Each PNG holds a template of the pack: dropped on ComfyUI's page, the picture opens it.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +14,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from experiments.scenes.scene import CLASS_NAMES
 from shortcut import Pipeline
@@ -19,6 +24,7 @@ from shortcut.models.architecture import Request
 from shortcut.settings import usual_settings
 from shortcut.writing import written_whole
 
+TEMPLATES = Path(__file__).resolve().parents[1] / "workflows"
 SCALE, GAP, BACKGROUND = 2, 6, (255, 255, 255)
 FULL_STEPS = 8  # of the class model's 32
 TEXT_FULL_STEPS = 14  # of the text model's 64: the preset "quality"
@@ -45,14 +51,14 @@ def run(options: argparse.Namespace) -> int:
     scenes = Pipeline.load("scenes")
     classes = [Request(label=name) for name in CLASS_NAMES]
     every = pictures(scenes, classes, FULL_STEPS, options.seed)
-    save(every, 8, options.out / "scenes.png")
+    save(every, 8, options.out / "scenes.png", "02_class_to_image")
     few = [classes[number] for number in SIDE_BY_SIDE]
     both = [p for full in (None, FULL_STEPS) for p in pictures(scenes, few, full, options.seed)]
-    save(both, len(few), options.out / "side_by_side.png")
+    save(both, len(few), options.out / "side_by_side.png", "04_vanilla_against_shortcut")
     text, prompts = Pipeline.load("scenes text"), [Request(prompt=text) for text in PROMPTS]
     counts, seed = (None, TEXT_FULL_STEPS), options.text_seed
     both = [p for full in counts for p in pictures(text, prompts, full, seed)]
-    save(both, len(prompts), options.out / "text.png")
+    save(both, len(prompts), options.out / "text.png", "01_text_to_image")
     return 0
 
 
@@ -75,8 +81,11 @@ def pictures(
     return to_pictures(pipeline.decode(torch.cat(codes_1L).unflatten(1, grid)))
 
 
-def save(images: list[Image.Image], columns: int, path: Path) -> None:
-    """Write the images in rows of `columns`, enlarged, as one PNG."""
+def save(images: list[Image.Image], columns: int, path: Path, template: str) -> None:
+    """Write the images in rows of `columns`, enlarged, as one PNG that holds a template."""
+    workflow = json.loads((TEMPLATES / f"{template}.json").read_text(encoding="utf-8"))
+    chunks = PngInfo()
+    chunks.add_text("workflow", json.dumps(workflow))
     side = SCALE * images[0].width
     rows = -(-len(images) // columns)
     size = (columns * (side + GAP) - GAP, rows * (side + GAP) - GAP)
@@ -86,4 +95,4 @@ def save(images: list[Image.Image], columns: int, path: Path) -> None:
         enlarged = image.resize((side, side), Image.Resampling.LANCZOS)
         canvas.paste(enlarged, (column * (side + GAP), row * (side + GAP)))
     with written_whole(path) as partial_path:
-        canvas.save(partial_path, format="PNG", optimize=True)
+        canvas.save(partial_path, format="PNG", optimize=True, pnginfo=chunks)

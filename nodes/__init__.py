@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import lora
 from .accelerate import Accelerator
+from .answer import DescribeImage, ReasonedEdit
 from .compare import SpeedQuality
 from .condition import ClassCondition, TextCondition
 from .folders import register_folders
@@ -20,6 +21,8 @@ NODES: list[type[io.ComfyNode]] = [
     ClassCondition,
     TextCondition,
     MaskedSampler,
+    DescribeImage,
+    ReasonedEdit,
     TrainHead,
     SaveHead,
     SpeedQuality,

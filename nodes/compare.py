@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
@@ -205,7 +206,7 @@ def _named(*heads: Any) -> dict[str, Any]:
             "Head or Accelerator."
         )
     given = map(Accelerated.of, wired)
-    names = [head_of(a.head)[1].name if a.name == HEAD else str(a.name) for a in given]
+    names = [Path(head_of(a.head)[1].name).stem if a.name == HEAD else str(a.name) for a in given]
     if len(set(names)) < len(names):
         names = [f"{name} ({number})" for number, name in enumerate(names, 1)]
     return dict(zip(names, wired, strict=True))
@@ -215,12 +216,13 @@ def _settings(
     checkpoint: Checkpoint,
     num_guided: int,
     has_head: bool,
+    has_mask: bool,
     *,
     num_steps: int,
     full_steps: int | None,
 ) -> Settings:
     """Return the model's usual settings with as many full passes. Raise ValueError if there are more than steps."""
-    usual = usual_settings(checkpoint, num_guided=num_guided)
+    usual = usual_settings(checkpoint, num_guided=num_guided, has_mask=has_mask)
     settings = replace(usual, num_steps=num_steps or usual.num_steps, full_steps=full_steps)
     settings.check()
     return settings

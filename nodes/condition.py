@@ -5,6 +5,8 @@ B  images    Y, X  rows and columns of a source image's codes
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,10 +17,12 @@ from ..shortcut import models
 from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.models.architecture import Conditioning, Request
 from ..shortcut.pipeline import check_vq
+from .host import NodeText
 from .latents import codes_of
 from .native import CodeVAE, MaskedImageModel, model_of
 
 NODES = {"label": "Class Condition", "prompt": "Text Condition"}  # by the field of a request
+WEIGHT = re.compile(r"\([^()]*:\s*-?\d*\.?\d+\s*\)")  # (word:1.5) of other models
 USUAL_TASK = "text_to_image"  # which needs no source image
 
 
@@ -51,7 +55,7 @@ class ClassCondition(io.ComfyNode):
             outputs=[
                 io.Conditioning.Output(
                     "conditioning",
-                    display_name="conditioning",
+                    display_name="CONDITIONING",
                     tooltip="For positive (or negative) of the Shortcut Masked Sampler.",
                 )
             ],
@@ -117,7 +121,7 @@ class TextCondition(io.ComfyNode):
             outputs=[
                 io.Conditioning.Output(
                     "conditioning",
-                    display_name="conditioning",
+                    display_name="CONDITIONING",
                     tooltip="For positive of the Shortcut Masked Sampler; for negative only the "
                     "text counts.",
                 )
@@ -144,7 +148,7 @@ class TextCondition(io.ComfyNode):
             prompt=text,
             # A model without tasks does what the usual one says.
             task=None if task == USUAL_TASK and not architecture.tasks else task,
-            sources=tuple(_encoded(vae, pixels, num_codes) for pixels in images),
+            sources=tuple(encoded(vae, pixels, num_codes) for pixels in images),
         )
         return io.NodeOutput(_conditioning(masked_model, request))
 
@@ -173,8 +177,21 @@ def checked_vae(vae: Any, model: Checkpoint) -> CodeVAE:
 
 
 def _conditioning(model: MaskedImageModel, request: Request) -> Conditioning:
-    """Return the CONDITIONING of a request. Raise ValueError if the model does not know what it says."""
+    """Return the CONDITIONING of a request, and say on the node which of its words the model never saw.
+
+    Raises:
+        ValueError: the model does not know what it says, or it gives a word a weight.
+    """
     model.checkpoint.architecture.check(request)
+    if found := WEIGHT.search(request.prompt or ""):
+        raise ValueError(
+            f"text holds the weight {found[0]}, which this model would read letter by letter. Write the words alone; "
+            "cfg of the sampler says how closely the whole text is followed."
+        )
+    if unknown := model.conditioner.unknown_words(request):
+        line = f"{model.checkpoint.name} never saw these words, which say nothing to it: {', '.join(unknown)}"
+        NodeText().keep([line])
+        logging.warning("%s: %s", NODES["prompt"], line)
     return model.conditioner.to_conditioning(request)
 
 
@@ -195,7 +212,7 @@ def _wired(tasks: Mapping[str, int], task: str, inputs: dict[str, Any]) -> list[
     return list(inputs.values())[:num_sources]
 
 
-def _encoded(vae: CodeVAE, pixels_BYXC: Tensor, num_codes: int) -> Tensor:
+def encoded(vae: CodeVAE, pixels_BYXC: Tensor, num_codes: int) -> Tensor:
     """Return the codes (B, Y, X) of IMAGEs."""
     samples_B1YX = vae.encode(pixels_BYXC)
     return codes_of(samples_B1YX, num_codes).unflatten(1, samples_B1YX.shape[2:])

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 MODELS, HEADS = "migm", "migm_heads"  # in ComfyUI's models folder, as the folders of `Download`
 EXTENSIONS = (".safetensors", ".pth", ".ckpt", ".pt")
+WHOLE = "model_index.json"  # lies in a folder whose subfolders are one model
 TRAININGS = "shortcut_training"  # in the output folder, which outlives a restart as temp does not
 
 
@@ -44,16 +45,19 @@ def choices(category: str) -> list[str]:
     What lies in hidden folders is left out: a download in progress.
     """
     names = [
-        _shown(name)
+        _shown(category, name)
         for name in folder_paths.get_filename_list(category)
         if not any(part.startswith(".") for part in PurePath(name).parts)
     ]
     return [*shipped.CHOICES, *dict.fromkeys(names)]
 
 
-def _shown(name: str) -> str:
+def _shown(category: str, name: str) -> str:
     """Return the choice that stands for a file: for a part of a model its folder, or the index beside it."""
     path = PurePath(name)
+    outer = path.parent.parent
+    if outer.name and folder_paths.get_full_path(category, str(outer / WHOLE)):
+        return str(outer)
     if not path.match(SHARD_PATTERN):
         return name
     if len(path.parts) > 1:
@@ -62,7 +66,11 @@ def _shown(name: str) -> str:
 
 
 def path_of(category: str, name: str, kind: Kind) -> Path:
-    """Return the file or folder that a choice stands for. Raise FileNotFoundError if there is none."""
+    """Return the file or folder that a choice stands for.
+
+    Raises:
+        FileNotFoundError: there is none; the message is a line with what to do.
+    """
     if name in shipped.CHOICES:
         return shipped.CHOICES[name][kind]
     # A workflow keeps the separators of the system that it was saved on.
@@ -75,16 +83,7 @@ def path_of(category: str, name: str, kind: Kind) -> Path:
                 return Path(folder, inside)
         with contextlib.suppress(FileNotFoundError):
             return Path(folder_paths.get_full_path_or_raise(category, spelling))
-    raise FileNotFoundError(f"models/{category} holds no {name}.")
-
-
-def check_choice(category: str, name: str, kind: Kind) -> str | None:
-    """Return what to put where, if there is no file for the choice; None if there is."""
-    try:
-        path_of(category, name, kind)
-    except FileNotFoundError:
-        return f"models/{category} holds no {name}. {_advice(category, name)}"
-    return None
+    raise FileNotFoundError(f"models/{category} holds no {name}. {_advice(category, name)}")
 
 
 def _advice(category: str, name: str) -> str:
@@ -92,11 +91,9 @@ def _advice(category: str, name: str) -> str:
     for what, source in downloads:
         is_file = source.folder == category and name in {PurePath(f).name for f in source.files}
         if is_file or source.folder == f"{category}/{name}":
-            place = os.path.join(folder_paths.models_dir, *source.folder.split("/"))
             return (
-                f"In the folder of this pack run: python -m shortcut download {what} --models-dir "
-                f'"{folder_paths.models_dir}", or put {", ".join(source.files)} of '
-                f"huggingface.co/{source.repository} into {place}. Then press R."
+                "In the folder of this pack run, then press R: python -m shortcut download "
+                f'{what} --models-dir "{folder_paths.models_dir}"'
             )
     return "Choose a file that is there, or put it there and press R."
 
@@ -132,9 +129,13 @@ def new_head_file(prefix: str) -> Path:
     return Path(folder, f"{name}_{number:05}_.safetensors")
 
 
-def stamp(path: Path) -> str:
-    """Return a text that changes when the file, or one in the folder, is replaced."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+def stamp(category: str, name: str, kind: Kind) -> str:
+    """Return a text that changes when the file of a choice, or one in its folder, is replaced, brought or removed."""
+    try:
+        path = path_of(category, name, kind)
+    except FileNotFoundError:
+        return "missing"
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
     found = [(file, file.stat()) for file in files if not file.is_dir()]
     return " ".join(f"{file} {status.st_size} {status.st_mtime_ns}" for file, status in found)
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import folder_paths
 import torch
 from comfy_api.latest import io
 
 from ..shortcut import shipped
 from ..shortcut.checkpoint import Checkpoint, cast
 from ..shortcut.models.architecture import Network
-from ..shortcut.models.layout import Kind
 from ..shortcut.pipeline import check_vq, conditioner_of
 from ..shortcut.quantized import FLOAT8
-from . import folders, host
+from . import clip, folders, host
 from .folders import HEADS, MODELS
 from .host import NodeText
 from .native import CodeIds, CodeVAE, build_head, build_model
@@ -46,12 +47,23 @@ class LoadMIGM(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ShortcutLoadMIGM",
-            display_name="Load MIGM",
+            display_name="Load Masked Image Model (MIGM)",
             category="shortcut",
-            description="Loads a masked image generation model (Lumina-DiMOO or MaskGIT) and the "
-            "VQ model that turns its codes into pixels. Two small models of landscapes come with "
-            "the pack: one takes classes, one takes text.",
-            search_aliases=["maskgit", "lumina", "dimoo", "masked image", "load model", "loader"],
+            description="Loads a masked image generation model (Lumina-DiMOO, aMUSEd, Meissonic, "
+            "MaskGIT), the VQ model that turns its codes into pixels, and its text encoder. Two "
+            "small models of landscapes come with the pack: one takes classes, one takes text.",
+            search_aliases=[
+                "migm",
+                "maskgit",
+                "lumina",
+                "dimoo",
+                "lumina-dimoo",
+                "amused",
+                "meissonic",
+                "load migm",
+                "load model",
+                "checkpoint loader",
+            ],
             inputs=[
                 io.Combo.Input(
                     "model_name",
@@ -75,35 +87,52 @@ class LoadMIGM(io.ComfyNode):
                     "that are too small otherwise; a little less exact. Files that are float8 "
                     "already stay so, whatever is chosen.",
                 ),
+                io.Combo.Input(
+                    "clip_name",
+                    options=[AUTO, *folder_paths.get_filename_list(clip.FOLDER)],
+                    default=AUTO,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The text encoder of aMUSEd, Meissonic and Monetico. auto: the one in "
+                    "the model's folder. Or a file in models/text_encoders of the same width, with "
+                    "its text projection. Other models have none.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
-                    "model", display_name="model", tooltip="For the Shortcut Masked Sampler."
+                    "model", display_name="MODEL", tooltip="For the Shortcut Masked Sampler."
                 ),
                 io.Vae.Output(
                     "vae",
-                    display_name="vae",
+                    display_name="VAE",
                     tooltip="For VAE Decode and VAE Encode. Its latents are code ids, which "
                     "cannot be blended.",
+                ),
+                io.Clip.Output(
+                    "clip",
+                    display_name="CLIP",
+                    tooltip="For CLIP Text Encode, where the model reads text through CLIP: "
+                    "aMUSEd, Meissonic and Monetico. Others have Text or Class Condition.",
                 ),
             ],
         )
 
     @classmethod
-    def validate_inputs(cls, model_name: str, vq_name: str) -> bool | str:
-        chosen = _chosen(model_name, vq_name)
-        problems = [folders.check_choice(MODELS, name, kind) for kind, name in chosen.items()]
-        return next(filter(None, problems), True)
+    def validate_inputs(cls, model_name: str, vq_name: str) -> bool:
+        """Keep ComfyUI from refusing a file that is not in its list: `execute` says how to get it."""
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str, vq_name: str, **_: Any) -> str:
-        chosen = _chosen(model_name, vq_name)
-        return " ".join(
-            folders.stamp(folders.path_of(MODELS, name, kind)) for kind, name in chosen.items()
-        )
+        stamps = [folders.stamp(MODELS, model_name, "model")]
+        if vq_name != AUTO:
+            stamps.append(folders.stamp(MODELS, vq_name, "vq"))
+        return " ".join(stamps)
 
     @classmethod
-    def execute(cls, model_name: str, vq_name: str, weight_dtype: str) -> io.NodeOutput:
+    def execute(
+        cls, model_name: str, vq_name: str, weight_dtype: str, clip_name: str = AUTO
+    ) -> io.NodeOutput:
         checkpoint = folders.load(folders.path_of(MODELS, model_name, "model"), "model")
         assert checkpoint.path is not None
         conditioner = conditioner_of(checkpoint)
@@ -115,6 +144,10 @@ class LoadMIGM(io.ComfyNode):
             vq_path = checkpoint.folder
         vq = folders.load(vq_path, "vq")
         check_vq(vq, checkpoint)
+        encoder = None
+        if clip_name != AUTO:
+            encoder = Path(folder_paths.get_full_path_or_raise(clip.FOLDER, clip_name))
+        text_encoder = clip.build_clip(checkpoint, encoder)
         if weight_dtype == FLOAT8_E4M3 and not checkpoint.quantized:
             checkpoint = cast(checkpoint, torch.float8_e4m3fn)
         vae = CodeVAE(vq)
@@ -122,7 +155,7 @@ class LoadMIGM(io.ComfyNode):
         model = build_model(checkpoint, weight_dtype, latent_format, conditioner)
         lines = [_loaded(checkpoint, model.model.network), _loaded(vq, vae.first_stage_model.vq)]
         NodeText().keep(lines)
-        return io.NodeOutput(model, vae)
+        return io.NodeOutput(model, vae, text_encoder)
 
 
 def _loaded(checkpoint: Checkpoint, network: Network) -> str:
@@ -133,11 +166,6 @@ def _loaded(checkpoint: Checkpoint, network: Network) -> str:
         f"{checkpoint.layout.title}: {checkpoint.num_parameters / 1e6:,.1f} million parameters, "
         f"{' and '.join(sorted(stored))}, {sum(tensor.nbytes for tensor in tensors) / 1e9:.2f} GB"
     )
-
-
-def _chosen(model_name: str, vq_name: str) -> dict[Kind, str]:
-    """Return the chosen name of each kind of file."""
-    return {"model": model_name} if vq_name == AUTO else {"model": model_name, "vq": vq_name}
 
 
 class LoadHead(io.ComfyNode):
@@ -170,12 +198,13 @@ class LoadHead(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, head_name: str) -> bool | str:
-        return folders.check_choice(HEADS, head_name, "head") or True
+    def validate_inputs(cls, head_name: str) -> bool:
+        """As for Load MIGM."""
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, head_name: str, **_: Any) -> str:
-        return folders.stamp(folders.path_of(HEADS, head_name, "head"))
+        return folders.stamp(HEADS, head_name, "head")
 
     @classmethod
     def execute(cls, head_name: str, weight_dtype: str) -> io.NodeOutput:

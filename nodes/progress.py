@@ -11,6 +11,7 @@ from comfy.cli_args import LatentPreviewMethod, args
 from PIL import Image
 from torch import Tensor
 
+from ..shortcut.denoiser import Canvas
 from ..shortcut.grid import Grid
 from ..shortcut.image import preview
 from ..shortcut.sampler import Trace
@@ -34,7 +35,7 @@ class Preview:
         self.begun = self.shown_at = time.perf_counter()
         self.spent, self.cost = 0.0, PREVIEW_COST
 
-    def of(self, trace: Trace) -> tuple[str, Image.Image, int] | None:
+    def of(self, trace: Trace | Canvas) -> tuple[str, Image.Image, int] | None:
         """Return what ComfyUI's bar takes; None if no preview is wanted, or it would come too soon or cost too much."""
         now = time.perf_counter()
         is_due = now - self.shown_at >= PREVIEW_INTERVAL
@@ -98,3 +99,25 @@ class StepReport:
                 f"{self.prefix}step {self.num_done} of {self.num_steps}, {self.num_full} full, "
                 f"{now - self.begun:.1f} s"
             )
+
+
+class PassReport:
+    """The hook of a run that makes text: interruption, progress bar, line of text, preview of an image beside it."""
+
+    def __init__(self, num_passes: int, text: NodeText, preview: Preview | None = None):
+        self.num_passes, self.text, self.preview = num_passes, text, preview
+        self.bar = comfy.utils.ProgressBar(num_passes)
+        self.begun, self.num_done = time.perf_counter(), 0
+
+    def __call__(self, image: Canvas | None = None) -> None:
+        mm.throw_exception_if_processing_interrupted()
+        self.num_done += 1
+        shown = None if self.preview is None or image is None else self.preview.of(image)
+        self.bar.update_absolute(self.num_done, self.num_passes, shown)
+        self.text.show(self.took())
+
+    def took(self) -> str:
+        """Return how far the run is, or what it took."""
+        return (
+            f"pass {self.num_done} of {self.num_passes}, {time.perf_counter() - self.begun:.1f} s"
+        )

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..shortcut.accelerators.choice import kept_bytes
 from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.generate import Result, generate, masked_at_start, needed_branches
+from ..shortcut.grid import usual_grid
 from ..shortcut.models.architecture import Branches, Conditioning, Grid
 from ..shortcut.pipeline import check_head
 from ..shortcut.schedule import Settings, plan
@@ -31,6 +32,7 @@ MEMORY_ADVICE = (
     "weight_dtype of Load MIGM to bfloat16 or float8_e4m3fn, or set cfg to 0, which halves the "
     "work."
 )
+FAR = 2  # times as long or short as a side that the model was trained on
 # (model, branches to guide away from, is there an accelerator, is there a mask) -> settings
 SettingsOf = Callable[[Checkpoint, int, bool, bool], Settings]
 
@@ -132,6 +134,10 @@ def run(job: Job, text: NodeText, node: str, **progress: Any) -> tuple[Result, S
     needed = masked_model.run_bytes(job.grid, num_images, conditions)
     needed += kept_bytes(job.accelerated.name, on_grid, num_images, lengths)
     head = job.accelerated.head
+    downscale = job.model.get_model_object("latent_format").spacial_downscale_ratio
+    if doubt := doubt_of_size(masked_model.checkpoint, job.grid, downscale):
+        text.keep([doubt])
+        logging.warning("%s: %s", node, doubt)
     loaded = [job.model] if head is None else [job.model, head]
     mm.load_models_gpu(loaded, memory_required=needed)
     is_sequential = len(conditions) > 1 and job.model.get_free_memory(device) < needed
@@ -171,3 +177,17 @@ def in_words(result: Result, speed: Speed | None) -> str:
     if result.num_full == result.num_steps:
         return f"{took} (vanilla)"
     return took if speed is None else f"{took}, {speed}"
+
+
+def doubt_of_size(model: Checkpoint, grid: Grid, downscale: int) -> str | None:
+    """Return what to say of a size far from what the model was trained on; None if it is near."""
+    usual = usual_grid(model)
+    sides = [side / trained for side, trained in zip(grid, usual, strict=True)]
+    if max(sides) <= FAR and min(sides) >= 1 / FAR:
+        return None
+    found, trained = (
+        f"{columns * downscale} x {rows * downscale}" for rows, columns in (grid, usual)
+    )
+    line = f"{found} pixels is far from the {trained} that {model.name} was trained on: the picture may fall apart"
+    times = sides[0] * sides[1]
+    return line if times < FAR else f"{line}, and a step works on {times:.0f} times as many tokens"

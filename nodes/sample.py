@@ -14,7 +14,7 @@ from .latents import latent_of
 from .load import Head
 from .patches import lines_without_effect
 from .run import job_of, run
-from .widgets import CUSTOM, later_widgets, settings_of, widgets
+from .widgets import CUSTOM, later_widgets, preset_in_words, settings_of, widgets
 
 NAME = "Shortcut Masked Sampler"
 
@@ -61,7 +61,7 @@ class MaskedSampler(io.ComfyNode):
                 ),
                 *later_widgets(),
             ],
-            outputs=[io.Latent.Output("latent", display_name="latent", tooltip="For VAE Decode.")],
+            outputs=[io.Latent.Output("latent", display_name="LATENT", tooltip="For VAE Decode.")],
         )
 
     @classmethod
@@ -93,5 +93,7 @@ class MaskedSampler(io.ComfyNode):
         )
         text = NodeText()
         text.keep(lines_without_effect(model, NAME))
+        if preset != CUSTOM:
+            text.keep([preset_in_words(preset, job.settings)])
         result, _ = run(job, text, NAME)
         return io.NodeOutput(latent_of(result.codes_BL, job.grid, latent_image))

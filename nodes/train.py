@@ -200,8 +200,11 @@ class SaveHead(io.ComfyNode):
     def validate_inputs(cls, filename_prefix: str) -> bool | str:
         try:
             folders.checked_name(filename_prefix)
-        except ValueError as error:  # told before hours of training, not after
-            return str(error)
+        except ValueError:  # told before hours of training, in words without what the page escapes
+            return (
+                "filename_prefix is no name for a file. Give one such as my_head, without a dot in "
+                "front and inside of its folder."
+            )
         return True
 
     @classmethod

@@ -215,3 +215,20 @@ def settings_of(
         settings = replace(settings, full_steps=None)
     settings.check()
     return settings
+
+
+def preset_in_words(preset: str, settings: Settings) -> str:
+    """Return what a preset has set in place of the widgets, by their names."""
+    values = {
+        "steps": settings.num_steps,
+        "full_steps": settings.num_steps if settings.full_steps is None else settings.full_steps,
+        "cfg": " and ".join(f"{weight:g}" for weight in settings.guidance) or "0",
+        "cfg_ramp": "on" if settings.guidance_ramp else "off",
+        "schedule": settings.schedule,
+        "temperature": f"{settings.temperature:g}",
+        "choice_temperature": f"{settings.choice_temperature:g}",
+        "spread": settings.spread,
+        "order": settings.order,
+    }
+    said = ", ".join(f"{name} {value}" for name, value in values.items())
+    return f"preset {preset} has set {said}; the widgets of these names are not read"

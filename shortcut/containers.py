@@ -29,6 +29,7 @@ SAFETENSORS_DTYPES = {
     torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
+    **({torch.float8_e8m0fnu: "F8_E8M0"} if hasattr(torch, "float8_e8m0fnu") else {}),
     torch.int64: "I64",
     torch.int32: "I32",
     torch.int16: "I16",
@@ -137,7 +138,7 @@ def read_pytorch(path: Path, *, is_zip: bool) -> dict[str, Any]:
     try:
         with guarded(path, DAMAGED_PYTORCH, AGAIN):
             if is_zip:
-                _check_zip(path)
+                check_archive(path)
             else:
                 with path.open("rb") as file:
                     pickles.check(file, path.stat().st_size, pickles.IN_LEGACY)
@@ -182,7 +183,7 @@ def _loaded(path: Path, *, is_zip: bool) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _check_zip(path: Path) -> None:
+def check_archive(path: Path) -> None:
     """Raise ValueError if an archive unpacks to more than the file, or its pickle stands for more than tensors."""
     num_bytes = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
@@ -201,10 +202,19 @@ def _check_zip(path: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a dict or a tensor without the attributes that a pickle may have put over its methods."""
+    """Return a dict or a tensor without the attributes that a pickle may have put over its methods.
+
+    Raises:
+        ValueError: a tensor has no values.
+    """
     if isinstance(value, dict):
         return dict(dict.items(value))
-    return Tensor.detach(value) if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    tensor = Tensor.detach(value)
+    if tensor.is_meta:
+        raise ValueError("it holds a tensor without values")
+    return tensor.resolve_neg()
 
 
 def _refusal(path: Path, message: str) -> str:

@@ -142,7 +142,7 @@ class Tokens:
 class Canvas:
     """Tokens that are made together: of a text, or of an image beside one."""
 
-    ids_BL: Tensor  # undefined where masked
+    codes_BL: Tensor  # or token ids of a text; undefined where masked
     is_masked_BL: Tensor
 
     @classmethod

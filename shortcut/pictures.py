@@ -7,15 +7,17 @@ alpha   of a picture: it lies on white; of a mask: what is transparent is not pa
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .guard import MAX_PIXELS, guarded
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+MAX_BYTES = 2**29  # of a file
 SIGNED, BITS, SAMPLE_FORMAT = 2, 258, 339  # tags of TIFF
 RANGES = (1.0, 255.0, 65535.0, 2.0**31 - 1, 2.0**32 - 1)  # largest values of usual types
 ADVICE = "Give a PNG, JPEG, WebP, BMP, TIFF or GIF file, saved anew if it is damaged."
@@ -54,7 +56,7 @@ def _opened(path: Path) -> Image.Image:
         raise FileNotFoundError(f"{path} is not there or is not a file. Give a picture.")
     with (
         guarded(path, "cannot be read as a picture", ADVICE),
-        Image.open(path, formats=FORMATS) as picture,
+        _formatted(path) as picture,
     ):
         width, height = picture.size
         if width * height > MAX_PIXELS:
@@ -63,6 +65,16 @@ def _opened(path: Path) -> Image.Image:
         if picture.mode.startswith(("I", "F")):
             return _in_8_bits(_values(picture, upright), _largest(picture))
         return upright
+
+
+def _formatted(path: Path) -> Image.Image:
+    """Open a picture. Of a file in memory a decoder gets no more than there is, however much it asks for."""
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES} bytes")
+    try:
+        return Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError("it is damaged or of another format") from error
 
 
 def _values(picture: Any, upright: Image.Image) -> np.ndarray:

@@ -333,7 +333,7 @@ def checked_device(name: str) -> torch.device:
         device = torch.device(name)
         if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # which a device without values, meta, cannot do
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"device {name!r} cannot be used here ({error}). Use --device cpu."

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import models
 from .files import FORMAT_KEY, METADATA_PREFIX
-from .guard import shown
+from .guard import SHOWN
 from .models.layout import Kind, Layout, first_five, own_names, recognise
 from .unwrap import unwrapped
 
@@ -54,7 +54,7 @@ def our_layout(metadata: Mapping[str, str]) -> Layout:
     name, version = metadata[FORMAT_KEY], metadata.get(VERSION_KEY)
     if name not in layouts or version != VERSION:
         raise ValueError(
-            f"it has format {name[:80]!r} version {shown(version)}, expected version {VERSION} of "
+            f"it has format {name[:80]!r} version {(version or 'none')[:SHOWN]}, expected version {VERSION} of "
             f"{', '.join(layouts)}. If a newer version of this project wrote it, update."
         )
     return layouts[name]

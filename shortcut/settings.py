@@ -7,7 +7,7 @@ from typing import Any
 
 from .accelerators.choice import own_full_steps
 from .checkpoint import Checkpoint
-from .guard import naming
+from .guard import MAX_STEPS, check_whole, naming
 from .models.architecture import Architecture
 from .schedule import ORDERS, Settings
 
@@ -121,7 +121,12 @@ def preset_of(model: Checkpoint, name: str) -> tuple[int, int]:
 
 
 def usual_full_steps(architecture: Architecture, num_steps: int) -> int:
-    """Return the full steps of a run with a head: as large a share as in the usual preset."""
+    """Return the full steps of a run with a head: as large a share as in the usual preset.
+
+    Raises:
+        ValueError: the number of steps is out of range.
+    """
+    check_whole("steps", num_steps, 1, MAX_STEPS)
     share = USUAL_SHARE
     if (preset := architecture.presets.get(USUAL_PRESET)) is not None:
         return max(1, round(num_steps * preset.num_full / preset.num_steps))

@@ -87,7 +87,10 @@ def answer(
         span = slice(block.start, block.end)
 
         def denoise(step: Step, tokens: Tokens, span: slice = span) -> Denoised:
-            text.ids_BL[:, span], text.is_masked_BL[:, span] = tokens.codes_BL, tokens.is_masked_BL
+            text.codes_BL[:, span], text.is_masked_BL[:, span] = (
+                tokens.codes_BL,
+                tokens.is_masked_BL,
+            )
             features = model.features([condition], text)
             index_BN = span.start + tokens.index_BN
             return Denoised(model.text_logits(features[0], index_BN), features, True)
@@ -96,19 +99,19 @@ def answer(
             if on_pass is not None:
                 on_pass()
 
-        text.ids_BL[:, span] = sample(
+        text.codes_BL[:, span] = sample(
             denoise,
-            text.ids_BL[:, span],
+            text.codes_BL[:, span],
             text.is_masked_BL[:, span],
             block.steps,
             noise.part(slice(None), span),
             passed,
         )
         text.is_masked_BL[:, span] = False
-        made_BT = text.ids_BL[:, : block.end]
+        made_BT = text.codes_BL[:, : block.end]
         if end is not None and (made_BT == end).any(1).all():
             return made_BT
-    return text.ids_BL
+    return text.codes_BL
 
 
 @torch.no_grad()
@@ -140,6 +143,7 @@ def in_parallel(
     image = Canvas.empty(num_rows, num_codes, device)
     text = Canvas.empty(num_rows, settings.max_tokens, device)
     text_noise = _text_noise(seed, image_indices, len(plan), settings.max_tokens, device)
+    check_whole("steps x codes x images", len(plan) * num_codes * num_rows, 0, MAX_DRAWS)
     image_noise = NormalNoise.draw(seed, image_indices, len(plan), num_codes, device)
     is_finite = torch.ones((), dtype=torch.bool, device=device)
     for step in plan:
@@ -159,7 +163,7 @@ def in_parallel(
         if on_pass is not None:
             on_pass(image)
     check_logits(is_finite)
-    return image.ids_BL, text.ids_BL
+    return image.codes_BL, text.codes_BL
 
 
 def revealed(
@@ -168,7 +172,7 @@ def revealed(
     """Return the tokens after a step, given the logits at all masked ones."""
     new = decide(Denoised(logits_BNV, (), True), step, index_BN, noise)
     return Canvas(
-        canvas.ids_BL.scatter(1, new.index_BK, new.codes_BK),
+        canvas.codes_BL.scatter(1, new.index_BK, new.codes_BK),
         canvas.is_masked_BL.scatter(1, new.index_BK, False),
     )
 

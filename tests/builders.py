@@ -152,7 +152,8 @@ def published_text(folder: Path) -> lumina.Config:
     config = replace(TEXT_CONFIG, **sizes)
     tensors = publish(lumina.LAYOUT.table, text_model(config).tensors)
     output, embedding = "model.transformer.ff_out.weight", "model.transformer.wte.weight"
-    tensors[output] = torch.cat([torch.zeros(config.num_text_ids, 8), tensors[output]])
+    text_VD = torch.randn(config.num_text_ids, 8, generator=torch.Generator().manual_seed(0))
+    tensors[output] = torch.cat([text_VD, tensors[output]])
     assert tensors[output].shape == tensors[embedding].shape
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")

@@ -40,6 +40,7 @@ MODULES = (
     "comfy.quant_ops",
     "comfy.sample",
     "comfy.sd",
+    "comfy.sd1_clip",
     "comfy.supported_models_base",
     "comfy.utils",
     "comfy_api",
@@ -93,6 +94,23 @@ def io_type(io_type: str, **constructors: str) -> Any:
     """A type of sockets or widgets."""
     made = {name: partial(Field, io_type, found) for name, found in constructors.items()}
     return types.SimpleNamespace(io_type=io_type, **made)
+
+
+class CLIP:
+    """Keeps what it is made of."""
+
+    def __init__(self, target: Any, embedding_directory: Any, parameters: int, state_dict: Any):
+        self.target, self.parameters, (self.tensors,) = target, parameters, state_dict
+
+
+class SDTokenizer:
+    """Knows no words."""
+
+    start_token, end_token = 0, 1
+    tokenizer = types.SimpleNamespace(pad_token_id=1)
+
+    def __init__(self, **options: Any):
+        self.options = options
 
 
 class Schema(types.SimpleNamespace):
@@ -252,7 +270,11 @@ def _contents() -> dict[str, dict[str, Any]]:
         "comfy.quant_ops": {"QUANT_ALGOS": dict.fromkeys(QUANT_ALGOS)},
         "comfy.ops": {"manual_cast": _operations(), "pick_operations": _pick_operations},
         "comfy.sample": {"fix_empty_latent_channels": lambda model, samples, _: samples},
-        "comfy.sd": {"VAE": VAE},
+        "comfy.sd": {"VAE": VAE, "CLIP": CLIP},
+        "comfy.sd1_clip": {
+            **dict.fromkeys(("SDClipModel", "SD1ClipModel", "SD1Tokenizer"), object),
+            "SDTokenizer": SDTokenizer,
+        },
         "comfy.supported_models_base": {"BASE": ModelConfig},
         "comfy.utils": {
             "ProgressBar": ProgressBar,
@@ -270,6 +292,7 @@ def _contents() -> dict[str, dict[str, Any]]:
             "add_model_folder_path": _add_model_folder_path,
             "get_filename_list": lambda category: [],
             "get_folder_paths": _get_folder_paths,
+            "get_full_path": lambda category, name: None,
             "get_full_path_or_raise": lambda category, name: str(Path(models_dir, category, name)),
         },
     }

@@ -1,18 +1,24 @@
-"""aMUSEd from a folder as published: pictures, sizes, pictures to change, and what is refused."""
+"""aMUSEd and Meissonic from a folder as published: pictures, sizes, pictures to change, and what is refused."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import builders
 import pytest
 import torch
 import uvit_folder
 from PIL import Image
 from shortcut_pack.shortcut import checkpoint as checkpoints
+from shortcut_pack.shortcut import models
 from shortcut_pack.shortcut.__main__ import main
+from shortcut_pack.shortcut.generate import generate
+from shortcut_pack.shortcut.models import meissonic
 from shortcut_pack.shortcut.models.amused import ARCHITECTURE
 from shortcut_pack.shortcut.models.architecture import Request
+from shortcut_pack.shortcut.models.uvit import TextCondition, micro_conditions
 from shortcut_pack.shortcut.pipeline import Pipeline, conditioner_of
 from shortcut_pack.shortcut.schedule import plan
 
@@ -34,6 +40,53 @@ def test_a_published_folder_is_a_model(folder: Path, tmp_path: Path) -> None:
     in_parts = uvit_folder.write(tmp_path / "in-parts", shards=3, has_text=False)
     shards = checkpoints.load(in_parts, kind="model")
     assert (shards.fingerprint, shards.name) == (whole.fingerprint, "in-parts")
+
+
+@pytest.mark.parametrize("name", ["meissonic_sampling_wide", "meissonic_sampling_512"])
+def test_a_published_meissonic_makes_pictures(name: str, tmp_path: Path, capsys) -> None:
+    folder = uvit_folder.write(tmp_path / "Meissonic", name, shards=2)
+    pipeline = Pipeline.load(folder)
+    assert pipeline.architecture is meissonic.ARCHITECTURE
+    for width, height in ((24, 40), (32, 8)):
+        (picture,) = pipeline.generate("a fox", seed=1, steps=4, width=width, height=height)
+        assert picture.size == (width, height)
+    out = tmp_path / "a.png"
+    made(folder, out, "--steps", "4", "--width", "24", "--height", "24")
+    about = json.loads(Image.open(out).text["shortcut"])
+    assert about["negative"] == meissonic.NEGATIVE
+    graph = json.loads(Image.open(out).text["prompt"])
+    assert graph["4"]["inputs"] == {"clip": ["1", 2], "text": meissonic.NEGATIVE}
+    assert graph["1"]["inputs"]["model_name"] == "Meissonic"
+
+
+@pytest.mark.parametrize("size", ["amused-512", "meissonic-1024"])
+def test_one_layer_at_the_published_width_makes_a_picture(size: str, tmp_path: Path) -> None:
+    architecture = next(a for a in models.ARCHITECTURES if size in a.sizes)
+    config = architecture.sizes[size].model
+    less = {name: 1 for name in ("depth", "single_depth") if hasattr(config, name)}
+    small = builders.random_checkpoint(architecture.model, replace(config, **less), seed=0)
+    folder = tmp_path / "published"
+    uvit_folder.write_weights(folder / "transformer", builders.published(small), 2)
+    found = checkpoints.load(folder, kind="model")
+    assert found.config == small.config
+    network = checkpoints.build(found).on_grid(2, 4)
+    text = TextCondition(
+        torch.randn(1, 77, config.text_width, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(1, config.pooled_width),
+        micro_conditions(),
+    )
+    settings = replace(architecture.settings, num_steps=2)
+    result = generate(
+        network,
+        (text, text[torch.tensor([0])]),
+        settings,
+        architecture.rules,
+        seed=0,
+        image_indices=[0],
+        num_tokens=8,
+    )
+    assert result.num_full == 2
+    assert 0 <= int(result.codes_BL.min()) <= int(result.codes_BL.max()) < config.num_codes
 
 
 def test_pictures_of_any_size_that_can_be_halved(pipeline: Pipeline) -> None:

@@ -19,6 +19,7 @@ from builders import KINDS, assert_same
 from safetensors.torch import load_file, save_file
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import values
+from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.files import read
 
 
@@ -213,6 +214,52 @@ class Hostile:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, (f"echo 1 > {self.mark}",)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (
+            lambda t: t.to(torch.float8_e4m3fnuz),
+            "'tok_emb.weight' is torch.float8_e4m3fnuz. Have its author",
+        ),
+        (lambda t: t.to(torch.complex64), "'tok_emb.weight' is torch.complex64"),
+        (lambda t: t.to("meta"), "a tensor without values"),
+        (lambda t: t.to_sparse(), "'tok_emb.weight' does not store all its values"),
+    ],
+)
+def test_a_tensor_of_a_kind_that_no_weights_have(
+    change: Any, match: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw, path = builders.published(builders.model()), tmp_path / "a.pth"
+    weights = raw["model_state_dict"]
+    weights["tok_emb.weight"] = change(weights["tok_emb.weight"])
+    torch.save(raw, path)
+    out = str(tmp_path / "b.safetensors")
+    assert main(["convert", str(path), out, "--num-heads", "4", "--num-codes", "16"]) == 1
+    said = capsys.readouterr().err
+    assert match in said and "a.pth" in said
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes among the files")
+@pytest.mark.parametrize(
+    ("pipe", "command"),
+    [
+        ("p.jsonl", "generate --class 0 --prompts p.jsonl --out-dir o"),
+        ("p.txt", "train --out h.safetensors --prompts p.txt"),
+        ("h.jsonl", "train --out h.safetensors"),
+        ("m.pth", "info m.pth"),
+        ("i.png", "generate --class 0 --image i.png --denoise 0.5 --out o.png"),
+    ],
+)
+def test_a_pipe_in_the_place_of_a_file(
+    pipe: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Else the command waits for ever."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo(pipe)
+    assert main(command.split()) == 1
+    assert f"error: {pipe} " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("is_zip", [True, False])

@@ -16,6 +16,7 @@ from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
 from shortcut_pack.shortcut.models.lumina_dimoo.tokenizer import copy_tokenizer
 from test_cli_text import mask, picture
+from test_lumina_prompts import real_words, save_tokenizer, tags_of
 
 Run = Callable[..., tuple[int, str, str]]
 QUESTION = ("--task", "understand", "--prompt", "what is it", "--image", "picture.png")
@@ -33,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("bare", builders.text_model()),
     ):
         copy_tokenizer(shipped.TEXT_FOLDER, builders.write(folder / f"{name}.safetensors", model))
+    builders.write(folder / "alone.safetensors", builders.answering_model())
     builders.write(folder / "vq.safetensors", builders.vq())
     builders.write(folder / "classes.safetensors", builders.model())
     picture(folder / "picture.png", 12, 8)
@@ -110,6 +112,9 @@ def test_the_plain_edit_of_the_same_model_has_no_text(run: Run, tmp_path: Path) 
         (QUESTION[:2] + QUESTION[4:], "mmada", "the task 'understand' needs --prompt TEXT"),
         (QUESTION, "bare", "bare.safetensors makes images only: the part of its weights that"),
         (QUESTION, "classes", "is not for a MaskGIT"),
+        (QUESTION, "alone", "alone.safetensors has no tokenizer: there is no tokenizer.json in"),
+        (QUESTION, "absent", "absent.safetensors"),
+        ((*QUESTION, "--prompt", "a " * 1100), "mmada", "expected at most 1024"),
         ((*QUESTION, "--out", "/tmp/a.png"), "mmada", "--out has no effect with --task understand"),
         ((*QUESTION, "--cfg", "3"), "mmada", "--cfg has no effect with --task understand"),
         ((*QUESTION, "--max-tokens", "0"), "mmada", "max tokens must be a whole number of at"),
@@ -143,6 +148,25 @@ def test_an_edit_that_cannot_be_is_refused(
     status, _, error = run(*EDIT, "--out", str(tmp_path / "a.png"), *more, model=model)
     assert status == 1 and not (tmp_path / "a.png").exists()
     assert message in error
+
+
+def test_a_folder_as_published_with_the_real_vocabulary(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = tmp_path / "published"
+    config = builders.published_text(published)
+    (published / "README.md").write_text("# MMaDA-Parallel-A")
+    words = real_words()
+    words |= {f"word{i}": i for i in range(1, 126_000) if i not in words.values()}
+    save_tokenizer(published, words, tags_of(config))
+    command = ["generate", "--model", str(published), "--image", str(folder / "picture.png")]
+    command += ["--prompt", "an image", "--max-tokens", "40", "--text-steps", "4"]
+    assert main([*command, "--task", "understand"]) == 0
+    assert "word" in capsys.readouterr().out
+    out = str(tmp_path / "a.png")
+    command += ["--task", "reasoned_edit", "--steps", "2", "--out", out, "--json"]
+    assert main(command) == 0
+    assert "word" in json.loads(capsys.readouterr().out)["texts"][0]
 
 
 def test_a_file_of_prompts_has_no_place_for_texts(run: Run, tmp_path: Path, folder: Path) -> None:

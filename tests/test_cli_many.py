@@ -156,6 +156,7 @@ def test_several_images_of_a_line(run: Run, tmp_path: Path) -> None:
         ),
         ({"prompt": "a", "model": "x"}, "it has 'model', which is no option"),
         ({"prompt": "a", "width": "wide"}, "argument --width: invalid int value: 'wide'"),
+        ({"prompt": "a", "batch-size": 10**9}, "batch size must be at most 4096"),
         ({"prompt": "a", "batch-size": 1, "batch_size": 2}, "it says an option twice"),
         ('{"prompt": "a", "seed": 1e999}', "the number 1e999 is too large"),
         ('{"prompt": "a", "cfg": 1' + "0" * 400 + "}", "has 401 digits"),

@@ -75,8 +75,11 @@ def test_loads_under_any_folder_name(folder_name, tmp_path):
         "ShortcutClassCondition",
         "ShortcutTextCondition",
         "ShortcutMaskedSampler",
+        "ShortcutDescribeImage",
+        "ShortcutReasonedEdit",
         "ShortcutTrainHead",
         "ShortcutSaveHead",
+        "ShortcutSpeedQuality",
     ]
     assert found["at_import"] == [], "importing the pack must not import its nodes"
     assert found["loaded_twice"] == []

@@ -62,7 +62,7 @@ def test_the_command_compares_with_vanilla_and_with_kept_features(folder: Path, 
     assert main(command(folder, "--full-steps", "2", "3", "--json")) == 0
     found = json.loads(capsys.readouterr().out)
     names = [(row["name"], row["num_full"]) for row in found["cost"]]
-    others = [(name, n) for n in (2, 3) for name in ("features kept", "head")]
+    others = [(name, n) for n in (2, 3) for name in ("reuse", "head")]
     assert names == [("vanilla", 6), *others]
     vanilla, kept, head, *_ = (row["flops"] for row in found["cost"])
     assert vanilla > head > kept > vanilla / 3
@@ -85,6 +85,21 @@ def test_the_command_compares_with_vanilla_and_with_kept_features(folder: Path, 
 def test_what_cannot_work_is_refused(folder: Path, capsys, options, message) -> None:
     assert main(command(folder, *options)) == 1
     assert message in capsys.readouterr().err
+
+
+def test_accelerators_without_a_head_have_rows_of_their_own(folder: Path, capsys) -> None:
+    names = ("reuse", "partial", "partial+neighbours")
+    how = ["--steps", "6", "--full-steps", "2", "6", "--num", "4", "--accelerator", *names]
+    assert main(["evaluate", "--model", str(folder / "model.safetensors"), *how, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["following"] == []
+    vanilla, *rows = found["cost"]
+    assert [(row["name"], row["num_full"]) for row in rows] == [
+        (n, f) for f in (2, 6) for n in names
+    ]
+    assert vanilla["nats"] == 0
+    assert all(row["nats"] > row["nats_error"] > 0 for row in rows[:3])
+    assert all(row["nats"] == row["nats_error"] == 0 for row in rows[3:])  # all steps are full
 
 
 def test_a_head_is_needed(folder: Path, capsys) -> None:

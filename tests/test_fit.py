@@ -213,8 +213,11 @@ def killed_log(tmp_path: Path) -> Path:
     return tmp_path / "n.jsonl"
 
 
+HUGE_ITERATION = b'{"loss": 1, "seconds_per_iteration": 1, "iteration": 1' + b"0" * 400 + b"}"
+
+
 @pytest.mark.parametrize(
-    "damage", [b"\xff", b"\0\0\0", b'{"iteration": "x"}', b"[" * 100_000, b"5"]
+    "damage", [b"\xff", b"\0\0\0", b'{"iteration": "x"}', b"[" * 100_000, b"5", HUGE_ITERATION]
 )
 def test_a_damaged_line_of_the_log_costs_that_line_and_no_more(
     tmp_path: Path, damage: bytes

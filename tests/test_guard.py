@@ -28,8 +28,10 @@ from shortcut_pack.shortcut.grid import grid_of
 from shortcut_pack.shortcut.guard import guarded, naming, parse_json, read_yaml
 from shortcut_pack.shortcut.models.layout import check_sizes
 from shortcut_pack.shortcut.schedule import Settings
+from shortcut_pack.shortcut.settings import chosen_settings
 from shortcut_pack.shortcut.train.fit import Recipe
 from shortcut_pack.shortcut.train.head import RolloutConfig
+from shortcut_pack.shortcut.train.state_file import StateFile
 
 
 @contextmanager
@@ -210,6 +212,13 @@ def test_a_pickle_that_stands_for_more_than_the_file(
         checkpoints.load(path)
 
 
+def test_a_state_of_a_training_that_is_a_bomb(tmp_path: Path) -> None:
+    for kind in ("tuples in tuples", "many bytes"):
+        path = zipped(tmp_path / "n.ckpt", b"\x80\x02" + BOMBS[kind][0])
+        with within(1), pytest.raises(ValueError, match=r"n\.ckpt is no checkpoint of a training"):
+            StateFile(path, {}, True).read()
+
+
 def test_what_pickles_of_trainings_share_is_read(tmp_path: Path) -> None:
     """Tied weights, and numbers of an optimizer that several of its groups have."""
     network = torch.nn.utils.skip_init(torch.nn.Linear, 3, 3)
@@ -328,6 +337,11 @@ HUGE = 10**400
 def test_settings_have_upper_bounds(change: dict[str, Any]) -> None:
     with within(1), pytest.raises(ValueError):
         Settings(**change).check()
+
+
+def test_the_share_of_full_steps_of_a_huge_number() -> None:
+    with pytest.raises(ValueError, match="steps must be at most"):
+        chosen_settings(builders.model(), num_guided=1, accelerator="head", steps=HUGE)
 
 
 def test_numbers_of_a_training_have_upper_bounds() -> None:

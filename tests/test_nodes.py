@@ -184,7 +184,7 @@ def test_folders_are_registered_beside_those_of_extra_model_paths(tmp_path, monk
 
 
 def test_load_migm_gives_a_model_and_a_vae_that_fit_each_other(files):
-    model, vae = LoadMIGM.execute(shipped.NAME, "auto", "float32").result
+    model, vae, _ = LoadMIGM.execute(shipped.NAME, "auto", "float32").result
     latent_format = model.get_model_object("latent_format")
     assert latent_format.spacial_downscale_ratio == 2
     assert latent_format.colours_V3.shape == (NUM_CODES, 3)
@@ -194,7 +194,7 @@ def test_load_migm_gives_a_model_and_a_vae_that_fit_each_other(files):
 
 
 def test_vae_gives_code_ids_as_float32_also_when_tiled(files):
-    _, vae = LoadMIGM.execute(shipped.NAME, "auto", "default").result
+    _, vae, _ = LoadMIGM.execute(shipped.NAME, "auto", "default").result
     pixels = torch.rand(2, 8, 8, 3, generator=torch.Generator().manual_seed(0))
     ids = vae.encode(pixels)
     assert ids.shape == (2, 1, GRID, GRID) and ids.dtype == torch.float32
@@ -216,7 +216,7 @@ NO_CODES = {
 
 @pytest.mark.parametrize("what", NO_CODES)
 def test_what_is_no_code_is_not_decoded(files, what):
-    _, vae = LoadMIGM.execute(shipped.NAME, "auto", "default").result
+    _, vae, _ = LoadMIGM.execute(shipped.NAME, "auto", "default").result
     samples, message = NO_CODES[what]
     with pytest.raises(ValueError, match=message):
         vae.decode(samples)
@@ -225,7 +225,7 @@ def test_what_is_no_code_is_not_decoded(files, what):
 @needs_comfy
 @pytest.mark.parametrize("what", NO_CODES)
 def test_what_is_no_code_is_not_decoded_in_tiles_either(files, what):
-    _, vae = LoadMIGM.execute(shipped.NAME, "auto", "default").result
+    _, vae, _ = LoadMIGM.execute(shipped.NAME, "auto", "default").result
     samples, message = NO_CODES[what]
     with pytest.raises(ValueError, match=message):
         vae.decode_tiled(samples, tile_x=4, tile_y=4, overlap=1)
@@ -266,7 +266,7 @@ def test_auto_finds_the_vq_beside_a_users_model(files, monkeypatch):
     monkeypatch.setattr(
         folder_paths, "get_full_path_or_raise", lambda category, name: str(folder / name)
     )
-    model, _ = LoadMIGM.execute("model.safetensors", "auto", "default").result
+    model, _, _ = LoadMIGM.execute("model.safetensors", "auto", "default").result
     assert model.model.checkpoint.fingerprint == builders.model(seed=7).fingerprint
 
 

@@ -29,7 +29,7 @@ LEFT, TOP, SIDE, STEP_X = 96, 52, 192, 200  # pixels of the grid
 def wired(files, monkeypatch):
     """The inputs of the node, as ComfyUI hands them over again while nothing before it changes."""
     monkeypatch.setattr(compare, "SHEETS", {})
-    model, vae = LoadMIGM.execute(shipped.NAME, "auto", "float32").result
+    model, vae, _ = LoadMIGM.execute(shipped.NAME, "auto", "float32").result
     fingerprint = model.model.checkpoint.fingerprint
     head = native.build_head(builders.head(model_fingerprint=fingerprint), "float32")
     return {

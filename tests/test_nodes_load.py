@@ -68,9 +68,9 @@ def test_a_model_in_several_files_is_one_choice(files):
     ]
     folder = folders.path_of("migm", "Lumina-DiMOO", "model")
     assert folder == files / "migm" / "Lumina-DiMOO"
-    before = folders.stamp(folder)
+    before = folders.stamp("migm", "Lumina-DiMOO", "model")
     lumina_folder.rewrite_json(folder / "config.json", n_layers=3)
-    assert folders.stamp(folder) != before
+    assert folders.stamp("migm", "Lumina-DiMOO", "model") != before
 
 
 def test_a_download_in_progress_is_no_choice(files):
@@ -109,7 +109,7 @@ def test_a_published_folder_is_read_as_comfyui_reads(files, monkeypatch):
 
 def test_load_migm_brings_the_tokenizer_and_a_vae_that_fits(files):
     put(files)
-    model, vae = LoadMIGM.execute("tiny.safetensors", "auto", "float32").result
+    model, vae, _ = LoadMIGM.execute("tiny.safetensors", "auto", "float32").result
     picture = vae.decode(run(model)["samples"])
     assert picture.shape == (1, *PIXELS, 3)
 
@@ -123,23 +123,25 @@ def test_a_model_without_its_tokenizer_is_refused_by_the_loader(files):
 @pytest.mark.parametrize(
     ("category", "name", "what"),
     [
-        ("migm", "Lumina-DiMOO", "download lumina-dimoo .*Alpha-VLLM/Lumina-DiMOO into"),
-        ("migm_heads", "dimoo-shortcut.pth", "download dimoo-head .*Kaiwen-Zhu/MIGM-Shortcut"),
+        (
+            "migm",
+            "Lumina-DiMOO",
+            r"press R: python -m shortcut download lumina-dimoo --models-dir \"\S+\"$",
+        ),
+        ("migm_heads", "dimoo-shortcut.pth", "python -m shortcut download dimoo-head --models-dir"),
         ("migm", "other.safetensors", "Choose a file that is there"),
     ],
 )
 def test_a_file_that_is_not_there_is_asked_for_by_name(files, category, name, what):
     node, kind = {"migm": (LoadMIGM, "model"), "migm_heads": (LoadHead, "head")}[category]
     given = {"model_name": name, "vq_name": "auto"} if kind == "model" else {"head_name": name}
-    message = node.validate_inputs(**given)
-    assert isinstance(message, str) and message.startswith(f"models/{category} holds no {name}.")
+    assert node.validate_inputs(**given) is True, "the page would escape what is said there"
+    assert node.fingerprint_inputs(**given) == "missing"
+    with pytest.raises(FileNotFoundError) as raised:
+        node.execute(**given, weight_dtype="default")
+    message = str(raised.value)
+    assert message.startswith(f"models/{category} holds no {name}.") and "\n" not in message
     assert re.search(what, message)
-
-
-def test_files_that_are_there_pass(files):
-    put(files)
-    assert LoadMIGM.validate_inputs("tiny.safetensors", "auto") is True
-    assert LoadHead.validate_inputs(shipped.NAME) is True
 
 
 # ------------------------------------------------------------------------------------------- float8

@@ -14,11 +14,14 @@ import pytest
 import torch
 
 comfy_stubs.install()
+import text_nodes
 from shortcut_pack.nodes import host, progress
+from shortcut_pack.nodes.condition import TextCondition
 from shortcut_pack.nodes.load import LoadHead, LoadMIGM
 from shortcut_pack.nodes.timing import Seen, Speed, StepClock, Work, speed_of
 from shortcut_pack.shortcut import shipped
 from test_nodes import empty, files, head, model, run  # noqa: F401
+from text_nodes import conditioner  # noqa: F401
 
 WORK = Work(of_a_pass="8 x 8", num_steps=6, num_to_make=(16,))
 CPU = torch.device("cpu")
@@ -46,6 +49,11 @@ def shown(monkeypatch):
     lines = []
     monkeypatch.setattr(host, "show_on_node", lines.append)
     return lines
+
+
+@pytest.fixture
+def text_model(conditioner):
+    return text_nodes.build(conditioner)
 
 
 # ------------------------------------------------------------------------------------------- compared with vanilla
@@ -110,6 +118,36 @@ def test_the_sampler_says_how_far_it_is_and_what_it_took(model, head, shown, cap
     assert shown[-1].endswith(" s, 1.6x vanilla"), "now a vanilla run was measured"
     run(model, empty(2), head=head, full_steps=3)
     assert "about" in shown[-1], "of another batch"
+
+
+def test_a_preset_says_what_it_set_in_place_of_the_widgets(model, head, shown):
+    run(model, head=head, preset="fast", steps=5, cfg=0.5)
+    assert shown[0].startswith("preset fast has set steps 32, full_steps 8, cfg 2.8, cfg_ramp on, ")
+    assert shown[0].endswith("the widgets of these names are not read")
+    assert all(line.startswith(shown[0]) for line in shown)
+
+
+def test_a_size_far_from_the_models_own_is_said_before_the_run(text_model, shown, caplog):
+    text_nodes.run(text_model, text_nodes.empty())
+    assert not any("far from" in line for line in shown)
+    shown.clear()
+    text_nodes.run(text_model, {"samples": torch.zeros(1, 1, 20, 20)}, steps=1, full_steps=1)
+    assert shown[0].startswith("40 x 40 pixels is far from the 8 x 8 that ")
+    assert "25 times as many tokens" in shown[0] and shown[0] in caplog.text
+
+
+def test_words_that_the_model_never_saw_are_named(text_model, shown, monkeypatch):
+    asked = text_model.model.conditioner
+    monkeypatch.setattr(type(asked), "unknown_words", lambda self, request: ("cat", "chair"))
+    TextCondition.execute(text_model, "a cat on a chair", "text_to_image")
+    assert shown[0].endswith("never saw these words, which say nothing to it: cat, chair")
+
+
+@pytest.mark.parametrize("text", ["a (red:1.5) house", "(a red house: .8)", "a (moon:-1) house"])
+def test_weights_of_words_are_refused_not_read_as_text(text_model, text):
+    with pytest.raises(ValueError, match=r"text holds the weight \(.*Write the words alone"):
+        TextCondition.execute(text_model, text, "text_to_image")
+    TextCondition.execute(text_model, "a house (red: and blue) at 12:30", "text_to_image")
 
 
 def test_the_loaders_say_what_they_loaded(files, shown):

@@ -257,7 +257,7 @@ def test_presets_of_editing_have_its_guidance(model, vae, asked):
 
 
 def test_presets_of_a_model_of_classes_are_its_own(class_model):
-    settings = settings_of(class_model.model.checkpoint, 1, True, {"preset": "balanced"})
+    settings = settings_of(class_model.model.checkpoint, 1, True, False, {"preset": "balanced"})
     assert (settings.num_steps, settings.full_steps) == (32, 9)
     assert (settings.guidance, settings.guidance_ramp) == ((2.8,), True)
     assert settings.schedule == "arccos"
@@ -269,7 +269,7 @@ def test_a_preset_spreads_as_the_models_file_says_and_custom_as_the_widget(model
     assert [call.settings.spread for call in asked] == [0, 2]
     checkpoint = model.model.checkpoint
     stated = replace(checkpoint.metadata, defaults={"spread": 1})
-    settings = settings_of(replace(checkpoint, metadata=stated), 1, True, {"preset": "fast"})
+    settings = settings_of(replace(checkpoint, metadata=stated), 1, True, False, {"preset": "fast"})
     assert settings.spread == 1
 
 

@@ -48,7 +48,7 @@ def loaded(files):
     fits = {"model_fingerprint": model.fingerprint}
     head = builders.random_checkpoint(mood_head.LAYOUT, SIZES.head, seed=5, **fits)
     builders.write(files / "migm_heads" / "mood.safetensors", head)
-    return *LoadMIGM.execute(NAME, "auto", "float32").result, load_head("mood.safetensors")
+    return *LoadMIGM.execute(NAME, "auto", "float32").result[:2], load_head("mood.safetensors")
 
 
 def load_head(name):

@@ -376,6 +376,7 @@ def test_no_name_leads_out_of_the_folder(model, files, output, name, slash):
         train_head(model, checkpoint_name=name)
     message = SaveHead.validate_inputs(name)
     assert isinstance(message, str) and "is no name for a file" in message
+    assert not {*message} & {*"'\"&<>/"}, "the page would escape them, three times"
     with pytest.raises(ValueError, match="is no name for a file"):
         SaveHead.execute(None, name)
     assert not output.exists()

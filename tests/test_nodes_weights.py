@@ -185,7 +185,7 @@ def test_what_save_checkpoint_writes_holds_both(files, saved, vae):
     model = LoadMIGM.execute("tiny.safetensors", "auto", "float32").result[0]
     path = files / "migm" / "both.safetensors"
     comfy.sd.save_checkpoint(str(path), model, vae=vae, metadata={"prompt": "{}"})
-    found, its_vae = LoadMIGM.execute("both.safetensors", "both.safetensors", "float32").result
+    found, its_vae, _ = LoadMIGM.execute("both.safetensors", "both.safetensors", "float32").result
     assert torch.equal(run(found)["samples"], run(model)["samples"])
     assert its_vae.checkpoint.fingerprint == vae.checkpoint.fingerprint
 

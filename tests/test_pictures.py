@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -134,3 +135,18 @@ def test_very_large_and_damaged_pictures_are_refused(
     monkeypatch.setattr(pictures, "MAX_PIXELS", 6000)
     with pytest.raises(ValueError, match=r"a.png .*it has 80 x 80 pixels, more than 6000"):
         open_picture(tmp_path / "a.png")
+
+
+def test_a_picture_that_asks_for_more_than_there_is(tmp_path: Path) -> None:
+    """A chunk of 4 GB by its own words, of which the file has 100 bytes."""
+    path = tmp_path / "a.png"
+    Image.effect_noise((64, 64), 50).save(path)
+    content = path.read_bytes()
+    at = content.index(b"IDAT")
+    path.write_bytes(content[: at - 4] + b"\xff\xff\xff\xff" + content[at : at + 12])
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"a\.png cannot be read as a picture"):
+        open_picture(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**26

@@ -285,6 +285,11 @@ def test_scales_of_activations_are_left_to_comfyui(path: Path) -> None:
             {"weight_scale": torch.zeros(160, 2, dtype=torch.uint8)},
         ),
         (
+            "mxfp8",
+            torch.zeros(160, 64, dtype=FLOAT8),
+            {"weight_scale": torch.ones(160, 2).to(torch.float8_e8m0fnu)},
+        ),
+        (
             "asym_w4a8_int8",
             torch.zeros(160, 32, dtype=torch.int8),
             {
@@ -307,13 +312,18 @@ def test_scales_of_activations_are_left_to_comfyui(path: Path) -> None:
     ],
 )
 def test_other_quantized_layers_load_for_comfyui_alone(
-    format: str, stored: Tensor, scales: dict[str, Any], path: Path
+    format: str, stored: Tensor, scales: dict[str, Any], path: Path, tmp_path: Path
 ) -> None:
     raw, metadata = changed(
         path, weight=stored, comfy_quant=mark(json.dumps({"format": format})), **scales
     )
     found = checkpoints.from_tensors(raw, metadata)
     assert found.num_parameters == tiny().num_parameters
+    checkpoints.save(tmp_path / "again.safetensors", found)
+    again = checkpoints.load(tmp_path / "again.safetensors")
+    assert {k: v.dtype for k, v in again.tensors.items()} == {
+        k: v.dtype for k, v in found.tensors.items()
+    }
     kept = found.tensors[f"{LAYER}.weight"]
     assert kept.dtype == stored.dtype and torch.equal(kept.float(), stored.float())
     for refused in (checkpoints.build, lambda found: checkpoints.cast(found, torch.float32)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,6 +54,11 @@ def test_the_front_page_is_short():
 def test_the_address_is_filled_in_everywhere(page):
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     (address,) = re.findall(r'^Repository = "(https://\S+)"$', project, re.MULTILINE)
+    for name in re.findall(r"/main/(docs/\w+\.png)", project):
+        assert (ROOT / name).exists()
+    assert set(re.findall(r"github(?:usercontent)?\.com/(\w+)/", project)) == {
+        address.split("/")[3]
+    }
     text = page.read_text(encoding="utf-8")
     assert "<this " + "repository>" not in text
     clones = re.findall(r"^git clone (\S+)", text, re.MULTILINE)
@@ -73,6 +80,14 @@ def test_pictures_come_with_the_pack():
     assert pictures
     for picture in pictures:
         assert not any(fnmatch(picture, rule + "*") for rule in left_out), picture
+
+
+@pytest.mark.parametrize("name", ["scenes", "side_by_side", "text"])
+def test_pictures_of_the_model_open_as_a_template_when_dropped_on_the_page(name):
+    with Image.open(ROOT / "docs" / f"{name}.png") as picture:
+        found = json.loads(picture.text["workflow"])["id"]
+    templates = [json.loads(path.read_text("utf-8")) for path in ROOT.glob("workflows/*.json")]
+    assert found in [template["id"] for template in templates]
 
 
 def test_the_two_commands_are_there_once():

@@ -18,7 +18,6 @@ FRONTEND_ONLY = {"MarkdownNote"}
 WIDGETS = {"COMBO", "STRING", "INT", "FLOAT", "BOOLEAN"}
 LARGE = "needs_16_GB"  # in the names of templates with files that are not shipped
 APPS = {"01_text_to_image", "02_class_to_image"}
-WITHOUT_TEMPLATE = {"ShortcutSpeedQuality"}
 SITE = "https://huggingface.co"
 DOWNLOADS = [download for a in ARCHITECTURES for download in a.downloads.values()]
 # What `download` brings, as the loaders list it: a folder or files.
@@ -92,18 +91,18 @@ def test_there_are_templates_for_what_a_user_does_first():
     assert names >= {"class_to_image", "vanilla_against_shortcut", "text_to_image"}
     assert names >= {"speed_against_quality", "text_inpainting", "class_inpainting"}
     assert names >= {"text_outpainting", "edit_by_instruction", "train_a_head"}
-    assert len([name for name in names if name.endswith(LARGE)]) == 2
+    assert len([name for name in names if name.endswith(LARGE)]) == 4
 
 
 def test_templates_are_listed_in_the_order_of_use():
     numbers = [path.stem.partition("_")[0] for path in TEMPLATES]
     assert numbers == [f"{number:02}" for number in range(1, len(TEMPLATES) + 1)]
-    assert all(LARGE in path.stem for path in TEMPLATES[-2:])
+    assert all(LARGE in path.stem for path in TEMPLATES[-4:])
 
 
 def test_every_node_is_in_a_template():
     used = {node["type"] for path in TEMPLATES for node in ours(read(path))}
-    assert used | WITHOUT_TEMPLATE == set(INTERFACE)
+    assert used == set(INTERFACE)
 
 
 @of_each_template
@@ -142,7 +141,9 @@ def test_template_links_to_published_files_are_those_of_download(path):
         for f in d.files
     }
     links = [x for node in ours(read(path)) for x in node["properties"].get("models", [])]
-    assert links and {(x["name"], x["url"], x["directory"]) for x in links} <= known
+    has_head = any(node["type"] == "ShortcutLoadHead" for node in ours(read(path)))
+    assert bool(links) == has_head  # a model is a folder, which the page cannot fetch
+    assert {(x["name"], x["url"], x["directory"]) for x in links} <= known
 
 
 @of_each_file
@@ -160,7 +161,7 @@ def test_template_links_join_sockets_of_one_type(path):
             output = nodes[source]["outputs"][source_slot]
             socket = nodes[target]["inputs"][target_slot]
             assert link in output["links"] and socket["link"] == link
-            assert output["type"] == socket["type"] == kind
+            assert output["type"] == kind and socket["type"] in (kind, "*")
             seen.add(link)
         for node in nodes.values():
             assert {i["link"] for i in node.get("inputs", [])} - {None} <= seen
@@ -181,7 +182,8 @@ def test_template_sockets_are_those_of_the_nodes(path):
         }
         assert required <= wired
         outputs = [(item["name"], item["type"]) for item in interface["outputs"]]
-        assert [(o["name"], o["type"]) for o in node["outputs"]] == outputs
+        found = [(output["name"], output["type"]) for output in node["outputs"]]
+        assert found == outputs[: len(found)], "an output that came later is missing in older files"
 
 
 @of_each_file

@@ -56,18 +56,25 @@ def write_weights(folder: Path, tensors: dict[str, Tensor], shards: int) -> None
     write_json(folder / f"{stem}.safetensors.index.json", index)
 
 
-def write_text_encoder(folder: Path, width: int, pooled: int, num_heads: int = 2) -> None:
+def write_text_encoder(
+    folder: Path,
+    width: int,
+    pooled: int,
+    *,
+    vocabulary: int = len(VOCABULARY),
+    length: int = LENGTH,
+) -> None:
     """Writes a random text encoder, and a tokenizer of letters."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
         hidden_size=width,
         intermediate_size=2 * width,
-        num_attention_heads=num_heads,
+        num_attention_heads=2,
         num_hidden_layers=3,
         projection_dim=pooled,
-        vocab_size=len(VOCABULARY),
-        max_position_embeddings=LENGTH,
+        vocab_size=vocabulary,
+        max_position_embeddings=length,
         bos_token_id=0,
         eos_token_id=1,
         hidden_act="quick_gelu",
@@ -79,7 +86,7 @@ def write_text_encoder(folder: Path, width: int, pooled: int, num_heads: int = 2
     write_json(tokenizer / "vocab.json", {word: i for i, word in enumerate(VOCABULARY)})
     (tokenizer / "merges.txt").write_text("#version: 0.2\n")
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
-    stated = {"model_max_length": LENGTH, "tokenizer_class": "CLIPTokenizer", **special}
+    stated = {"model_max_length": length, "tokenizer_class": "CLIPTokenizer", **special}
     write_json(tokenizer / "tokenizer_config.json", stated)
 
 

@@ -182,10 +182,10 @@ def wrong(random: Random) -> Graph:
         kinds[kind]()
     else:
         is_text = not is_text  # the condition of the other kind of model
-    if kind == 3 and is_text:  # Empty Latent Image itself rounds sizes: a latent of another model
+    if kind == 3 and is_text:  # Empty Latent Image itself rounds sizes: a latent of a video model
         nodes.graph[latent[0]] = {
-            "class_type": "EmptySD3LatentImage",
-            "inputs": {"width": 64, "height": 64, "batch_size": 1},
+            "class_type": "EmptyHunyuanLatentVideo",
+            "inputs": {"width": 64, "height": 64, "length": 5, "batch_size": 1},
         }
     positive = nodes.condition(
         model, is_text, "no such class" if not is_text and kind > 3 else said

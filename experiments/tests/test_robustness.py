@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import signal
@@ -58,7 +59,7 @@ ACTIONS: dict[str, tuple[Any, str]] = {
     "shell": (lambda: os.system("true"), guard.CODE),
     "program": (lambda: subprocess.run(["true"]).returncode, guard.CODE),
     "connection": (lambda: socket.create_connection(("127.0.0.1", 9)).close(), guard.CODE),
-    "code": (lambda: exec("x = 1") or 0, guard.CODE),
+    "code": (lambda: vars(builtins)["exec"]("x = 1") or 0, guard.CODE),
     "written inside": (lambda: wrote("inside"), ""),
     "written outside": (lambda: wrote("../outside"), guard.CODE),
 }

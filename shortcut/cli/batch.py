@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..distributed import Ranks, process_group
-from ..guard import message_of
+from ..guard import MAX_IMAGES, check_whole, message_of
 from ..pipeline import Pipeline
 from ..writing import check_writable
 from . import texts
@@ -69,6 +69,7 @@ def read_lines(options: argparse.Namespace) -> dict[int, Line]:
         try:
             line = with_line(options, text)
             line.name = line.name or f"{number:05}"
+            check_whole("batch size", line.batch_size, 1, MAX_IMAGES)
             files = {_folded(path.name) for path in line_paths(options.out_dir, line)}
             if files & taken:
                 raise ValueError(
@@ -111,7 +112,7 @@ def make(pipeline: Pipeline, lines: Mapping[int, Line], folder: Path, *, is_show
 
 def line_paths(folder: Path, line: argparse.Namespace) -> list[Path]:
     """Return where the pictures of a line go."""
-    return paths_of(folder / f"{line.name}.png", max(1, line.batch_size))
+    return paths_of(folder / f"{line.name}.png", line.batch_size)
 
 
 def _folded(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The command `evaluate`: how near a shortcut head keeps to its model, and what it saves."""
+"""The command `evaluate`: how near a shortcut head and other accelerators keep to their model, and what they save."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import argparse
 import json
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+
 from .. import checkpoint as checkpoints
 from .. import shipped
-from ..accelerators.choice import HEAD, named
+from ..accelerators.choice import HEAD, NAMES, named, needs_head
 from ..checkpoint import Checkpoint
 from ..flops import count_flops
 from ..generate import generate
@@ -21,7 +23,7 @@ from ..models.architecture import HeadNetwork, ModelNetwork
 from ..models.layers import Bare
 from ..pipeline import advice_on_memory, check_head
 from ..settings import usual_full_steps
-from ..train.evaluate import HELD_OUT, evaluate, held_out_runs
+from ..train.evaluate import HELD_OUT, divergence_of_run, evaluate, held_out_runs
 from ..train.teacher import Teacher
 from .train_options import add_model, add_sampling, add_where, load_teacher
 
@@ -31,7 +33,7 @@ logger = logging.getLogger(__name__)
 def add_parser(commands: Any) -> None:
     """Add `evaluate` to the command line."""
     parser = commands.add_parser(
-        "evaluate", help="how near a shortcut head keeps to its model", description=__doc__
+        "evaluate", help="how near an accelerator keeps to its model", description=__doc__
     )
     parser.add_argument("--head", type=Path, help="default: the shipped head of the shipped model")
     parser.add_argument(
@@ -40,6 +42,13 @@ def add_parser(commands: Any) -> None:
         nargs="+",
         metavar="N",
         help="numbers of full passes, a row for each; default: a share as of the preset balanced",
+    )
+    parser.add_argument(
+        "--accelerator",
+        choices=NAMES,
+        nargs="+",
+        metavar="NAME",
+        help="rows beside vanilla: %(choices)s; default: reuse head",
     )
     parser.add_argument("--num", type=int, default=16, metavar="N", help="images; default: 16")
     parser.add_argument("--seed", type=int, default=0, help="other than that of the training")
@@ -62,6 +71,8 @@ class Row:
     num_full: int
     flops: int
     seconds: float
+    nats: float  # divergence of the codes from the model's own, mean over images
+    nats_error: float  # its standard error; NaN for one image
 
 
 def run(options: argparse.Namespace) -> int:
@@ -79,33 +90,32 @@ def run(options: argparse.Namespace) -> int:
     ]
     for num_full in full_steps:
         replace(settings, full_steps=num_full).check()
-    head = load_head(options, teacher, model_file)
+    names, following = options.accelerator or ("reuse", HEAD), []
+    head = load_head(options, teacher, model_file) if any(map(needs_head, names)) else None
     with advice_on_memory():
-        (trajectories,) = held_out_runs(teacher, (settings,), options.num, options.seed)
-        chain = min(options.chain, len(trajectories.steps) - 1)
-        following = evaluate(head, teacher.model, trajectories, chain)
-        rows = list(costs(options, teacher, model_file, head, full_steps))
+        if head is not None:
+            (trajectories,) = held_out_runs(teacher, (settings,), options.num, options.seed)
+            chain = min(options.chain, len(trajectories.steps) - 1)
+            following = evaluate(head, teacher.model, trajectories, chain)
+        rows = list(costs(options, teacher, model_file, head, names, full_steps))
     if options.json:
         print(json.dumps({"following": following, "cost": [asdict(row) for row in rows]}))
         return 0
-    print(
-        f"On {options.num} runs of {model_file.name} that the head never saw, where tokens are still masked: squared "
-        "error as a share of the error of keeping the features, cosine with the model's features, divergence of the "
-        "guided codes.\n"
-    )
-    names = ("steps in a row", "error", "cosine", "divergence", "divergence of keeping")
-    print(table(names, (tuple(entry.values()) for entry in following)))
-    vanilla = rows[0]
-    print()
-    print(
-        table(
-            ("", "steps", "full", "GFLOP / image", "of vanilla", "s / image"),
-            (
-                (r.name, r.num_steps, r.num_full, r.flops / 1e9, r.flops / vanilla.flops, r.seconds)
-                for r in rows
-            ),
+    if following:
+        print(
+            f"On {options.num} runs of {model_file.name} that the head never saw, where tokens are still masked: "
+            "squared error as a share of the error of keeping the features, cosine with the model's features, "
+            "divergence of the guided codes.\n"
         )
+        header = ("steps in a row", "error", "cosine", "divergence", "divergence of keeping")
+        print(table(header, (tuple(entry.values()) for entry in following)) + "\n")
+    print(
+        f"{options.num} images of {model_file.name}. nats: divergence of an image's codes from what the model itself "
+        "says of the same tokens, with its standard error.\n"
     )
+    header = ("", "steps", "full", "GFLOP / image", "s / image", "nats", "+-", "of vanilla's FLOPs")
+    cells = ((*astuple(row), row.flops / rows[0].flops) for row in rows)
+    print(table(header, ((*c[:3], c[3] / 1e9, *c[4:]) for c in cells)))
     return 0
 
 
@@ -135,16 +145,16 @@ def costs(
     options: argparse.Namespace,
     teacher: Teacher,
     model_file: Checkpoint,
-    head: HeadNetwork,
+    head: HeadNetwork | None,
+    names: Sequence[str],
     full_steps: Sequence[int],
 ) -> Iterable[Row]:
-    """Yield vanilla, then kept features and the head at each number of full passes, all with the same images."""
-    ways: list[tuple[str, int | None, str | None]] = [("vanilla", None, None)]
-    for num_full in full_steps:
-        ways += [("features kept", num_full, "reuse"), (HEAD, num_full, HEAD)]
+    """Yield vanilla, then the accelerators of these names at each number of full passes, all with the same images."""
+    ways: list[tuple[str | None, int | None]] = [(None, None)]
+    ways += [(name, num_full) for num_full in full_steps for name in names]
     built = model_file.layout.network(model_file.config, device="meta", operations=Bare)
     network = cast(ModelNetwork, built)
-    for name, num_full, accelerator in ways:
+    for name, num_full in ways:
         settings = replace(teacher.settings, full_steps=num_full)
         seed = (options.seed, HELD_OUT, 0)
         _, conditions, noise_seed = teacher.draw((settings,), options.num, seed)
@@ -155,8 +165,9 @@ def costs(
             [c[:1] for c in conditions],
             teacher.model.grid,
             rules=teacher.rules,
-            accelerator=accelerator,
+            accelerator=name,
         )
+        make = None if name is None else named(name, head)
         result = generate(
             teacher.model,
             conditions,
@@ -165,11 +176,21 @@ def costs(
             seed=noise_seed,
             image_indices=range(options.num),
             num_tokens=teacher.num_tokens,
-            accelerator=None if accelerator is None else named(accelerator, head),
+            accelerator=make,
             device=teacher.device,
         )
-        seconds = result.seconds / options.num
-        yield Row(name, result.num_steps, result.num_full, flops.total, seconds)
+        nats_B = torch.zeros(options.num)
+        if make is not None:
+            nats_B = divergence_of_run(teacher, make, settings, conditions, noise_seed)
+        yield Row(
+            name or "vanilla",
+            result.num_steps,
+            result.num_full,
+            flops.total,
+            result.seconds / options.num,
+            nats_B.mean().item(),
+            nats_B.std().item() / options.num**0.5,
+        )
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

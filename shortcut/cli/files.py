@@ -126,6 +126,8 @@ def describe(checkpoint: Checkpoint) -> str:
         "sizes": ", ".join(f"{name} {value}" for name, value in asdict(checkpoint.config).items()),
         "fingerprint": checkpoint.fingerprint,
     }
+    if checkpoint.text:
+        lines["for text"] = f"{_megabytes(checkpoint.text)} MB more in the file"
     if layout.quantizable and not quantized:
         lines["as float8"] = f"{_megabytes(checkpoint.with_text().shapes(FLOAT8))} MB"
     if checkpoint.companions:

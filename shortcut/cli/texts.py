@@ -26,6 +26,8 @@ def read_lines(path: Path) -> list[str]:
         OSError: it cannot be read.
         ValueError: it is in another encoding.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there or is not a file. Give a text file.")
     content = path.read_bytes()
     mark, encoding = next(
         ((mark, name) for mark, name in MARKS.items() if content.startswith(mark)), (b"", "utf-8")

@@ -29,7 +29,7 @@ from ..train.chart import loss_chart
 from ..train.cpu import keep_memory
 from ..train.fit import LossError
 from ..train.learn import GB, HeadPlan, head_config, head_layout, learn, recipe_for, rollouts_for
-from ..train.log import Figures, check_log, read_log
+from ..train.log import Figures, check_log, log_of, read_log
 from ..train.loss import Objective
 from ..train.progress import progress_bar
 from ..train.teacher import Teacher
@@ -185,7 +185,7 @@ def check_out(out: Path) -> None:
     """
     if out.suffix.lower() != OUR_SUFFIX:
         raise ValueError(f"{out} has the suffix {out.suffix!r}, expected {OUR_SUFFIX}.")
-    for path in (out, checkpoint_of(out), chart_of(out)):
+    for path in (out, checkpoint_of(out), log_of(checkpoint_of(out)), chart_of(out)):
         check_writable(path)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import amused, lumina_dimoo, maskgit
+from . import amused, lumina_dimoo, maskgit, meissonic
 from .architecture import Architecture
 from .layout import Kind, Layout
 
@@ -13,6 +13,7 @@ ARCHITECTURES: list[Architecture] = [
     lumina_dimoo.ARCHITECTURE,
     lumina_dimoo.MMADA_PARALLEL_A,
     amused.ARCHITECTURE,
+    meissonic.ARCHITECTURE,
 ]
 
 

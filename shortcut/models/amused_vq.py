@@ -21,6 +21,7 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..guard import shown
 from .beside import check_expected, stated_beside
 from .layers import Attention, BaseNetwork
 from .layout import Layout, Tensors, count, sizes
@@ -209,7 +210,12 @@ def read_beside(file: Path) -> dict[str, Any]:
     """
     stated = stated_beside(file)
     levels = stated.get("block_out_channels", [])
-    num_levels = len(levels) if isinstance(levels, list) else 0
+    if not isinstance(levels, list):
+        raise ValueError(
+            f"{file.with_name('config.json')} beside it says block_out_channels = {shown(levels)}, expected a list. "
+            "Download it again."
+        )
+    num_levels = len(levels)
     expected = {
         **EXPECTED,
         "down_block_types": (["DownEncoderBlock2D"] * num_levels,),

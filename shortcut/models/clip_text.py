@@ -11,7 +11,7 @@ Source: Radford et al. 2021 (CLIP); facts of the text encoders in golden2/README
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,13 +23,18 @@ from torch import Tensor
 from ..containers import INDEX_SUFFIX
 from ..guard import check_number
 from .architecture import LOADED_CLIP, Branches, Conditioning, GraphNode, Request
+from .beside import stated_beside
 from .conditioning import only_row
+from .layout import count
 from .uvit import AESTHETIC, TextCondition, micro_conditions
 
 logger = logging.getLogger(__name__)
 
 ENCODER, TOKENIZER = "text_encoder", "tokenizer"  # folders of a published model
-WEIGHTS = "model.safetensors"
+WEIGHTS, HALF = "model.safetensors", "model.fp16.safetensors"
+EMBEDDING = "text_model.embeddings.token_embedding.weight"
+POSITIONS = "text_model.embeddings.position_embedding.weight"
+LAYERS = "text_model.encoder.layers."
 NEEDED = {  # folder -> files
     ENCODER: ("config.json", WEIGHTS),
     TOKENIZER: ("vocab.json", "merges.txt", "tokenizer_config.json"),
@@ -190,7 +195,7 @@ class ClipTextEncoder:
         from transformers.utils import logging as progress
 
         place = folder / ENCODER
-        variant = None if (place / WEIGHTS).is_file() else "fp16"
+        variant = None if encoder_file(folder).name == WEIGHTS else "fp16"
         had_bars = progress.is_progress_bar_enabled()
         progress.disable_progress_bar()
         try:
@@ -264,12 +269,58 @@ def encoder_folder(path: Path) -> Path:
     for part, names in NEEDED.items():
         for name in names:
             file = folder / part / name
-            half = file.with_name("model.fp16.safetensors") if name == WEIGHTS else file
-            if not file.is_file() and not half.is_file():
+            if not (encoder_file(folder) if name == WEIGHTS else file).is_file():
                 raise FileNotFoundError(
                     f"{file} is missing. Download it from the published model into that folder."
                 )
     return folder
+
+
+def encoder_file(folder: Path) -> Path:
+    """Return the weights of the text encoder in the folder of a model: in half precision where there are no others."""
+    file = folder / ENCODER / WEIGHTS
+    half = file.with_name(HALF)
+    return half if half.is_file() and not file.is_file() else file
+
+
+def stated_encoder(file: Path, tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Any]:
+    """Return the configuration of the text encoder in a file, as a config.json of transformers says it.
+
+    Sizes are those of the tensors. What these do not show is in the config.json beside the file, or in the one of the
+    model's `folder`; without any it is as of OpenAI's encoder, which is said.
+
+    Raises:
+        ValueError: it is no text encoder of CLIP, or has no projection.
+    """
+    embedding, projection = tensors.get(EMBEDDING), tensors.get("text_projection.weight")
+    if embedding is None or embedding.ndim != 2:
+        raise ValueError(
+            f"{file} is no text encoder of CLIP: it has no {EMBEDDING}. Choose another."
+        )
+    if projection is None or projection.ndim != 2:
+        raise ValueError(
+            f"{file} has no text_projection.weight, which this model needs. Choose the text encoder of the model's own "
+            "folder."
+        )
+    width = embedding.shape[1]
+    stated = stated_beside(file)
+    if "hidden_act" not in stated:
+        stated = stated_beside(folder / ENCODER / WEIGHTS)
+    if "hidden_act" not in stated:
+        logger.warning(
+            "%s comes without config.json: it is taken to compute as OpenAI's encoder does (quick_gelu, heads of 64).",
+            file.name,
+        )
+    return {
+        "hidden_act": stated.get("hidden_act", "quick_gelu"),
+        "num_attention_heads": stated.get("num_attention_heads", max(1, width // 64)),
+        "eos_token_id": stated.get("eos_token_id", 49_407),
+        "hidden_size": width,
+        "projection_dim": projection.shape[0],
+        "intermediate_size": tensors[f"{LAYERS}0.mlp.fc1.weight"].shape[0],
+        "num_hidden_layers": count(tensors, LAYERS),
+        "max_position_embeddings": tensors[POSITIONS].shape[0],
+    }
 
 
 def encoder_or_advice(path: Path) -> dict[str, str]:

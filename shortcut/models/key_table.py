@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..containers import SAFETENSORS_DTYPES
+
 
 @dataclass(frozen=True, slots=True)
 class Unbatched:
@@ -44,10 +46,12 @@ Table = Mapping[str, Row]
 
 
 def checked(key: str, value: Any) -> Tensor:
-    """Return `value` detached. Raises ValueError if it is not a dense tensor of floating point numbers."""
+    """Return `value` detached. Raises ValueError if it is not a dense tensor of floats that files of ours can have."""
+    found = value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
     if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
-        found = value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise ValueError(f"entry {key!r} is {found}, expected a floating point tensor.")
+    if value.dtype not in SAFETENSORS_DTYPES:
+        raise ValueError(f"entry {key!r} is {found}. Have its author save it in bfloat16.")
     return dense(key, value)
 
 

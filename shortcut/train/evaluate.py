@@ -1,4 +1,4 @@
-"""Measure how well a shortcut head follows its teacher, on runs that it never saw.
+"""Measure how well a shortcut head or another accelerator follows its teacher, on runs that it never saw.
 
 B  images    N  positions still masked    C  numbers of steps in a row
 """
@@ -10,8 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..denoiser import Features, guided_logits, image_features
+from ..accelerators import MakeAccelerator
+from ..denoiser import Conditions, Features, guided_logits, image_features
+from ..generate import generate
 from ..models.architecture import GridModel, HeadNetwork
+from ..sampler import Trace
 from ..schedule import Settings
 from .loss import Window, divergence, feature_mse, mean, predict, window
 from .record import Trajectories
@@ -52,6 +55,55 @@ def evaluate(
         row = {"error": error / reuse, "cosine": cosine / count}
         table.append({"chain": chain, **row, "kl": kl / count, "kl_reuse": kl_reuse / count})
     return table
+
+
+@torch.no_grad()
+def divergence_of_run(
+    teacher: Teacher,
+    make: MakeAccelerator,
+    settings: Settings,
+    conditions: Sequence[Conditions],
+    seed: int,
+) -> Tensor:
+    """Return how far the codes of a run are drawn from the model's own distributions: nats of each image (B,).
+
+    Summed over the tokens that steps reveal without a full pass: the divergence after guidance from what a full pass of
+    the same tokens says.
+
+    Args:
+        conditions: of the images, one for each guidance branch.
+        seed: of the noise.
+    """
+    model, given = teacher.model, [condition.to(teacher.device) for condition in conditions]
+    before: list[Trace] = []
+    nats_B = torch.zeros(len(given[0]), device=teacher.device)
+
+    def compare(trace: Trace) -> None:
+        nonlocal nats_B
+        if not trace.denoised.was_full:
+            state = before[0].codes_BL, before[0].is_masked_BL
+            own = model.features(*state, given, trace.step)
+            used, wanted = (
+                guided_logits(model, f, trace.step.guidance, trace.revealed.index_BK)
+                for f in (trace.denoised.features, own)
+            )
+            logp, wanted = (x.log_softmax(-1) for x in (used, wanted))
+            nats_B = nats_B + (wanted.exp() * (wanted - logp)).sum((1, 2))
+        before[:] = [trace]
+
+    generate(
+        model,
+        given,
+        settings,
+        teacher.rules,
+        seed=seed,
+        image_indices=range(len(nats_B)),
+        num_tokens=teacher.num_tokens,
+        accelerator=make,
+        device=teacher.device,
+        on_step=compare,
+    )
+    return nats_B.cpu()
 
 
 def _compare(model: GridModel, part: Window, chain: int, estimate: Features) -> Tensor:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import checkpoint as checkpoints
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, cast
 from ..distributed import ALONE, Ranks, from_first
 from ..grid import usual_grid
 from ..models.architecture import Architecture, Grid, HeadConfig, HeadNetwork, HeadSize
@@ -248,14 +248,15 @@ def learn(
     held_out = {}
     if is_judged:
         held_out = from_first(ranks, lambda: _held_out(trained, teacher, plan, ranks))
-    return checkpoints.pack(
+    packed = checkpoints.pack(
         trained,
         plan.layout,
-        dtype=torch.bfloat16 if teacher.model.dtype == torch.bfloat16 else torch.float16,
         title=model_file.metadata.title,
         model_fingerprint=model_file.fingerprint,
         trained=_described(plan, logged, held_out),
     )
+    dtype = torch.bfloat16 if teacher.model.dtype == torch.bfloat16 else torch.float16
+    return replace(cast(replace(packed, path=checkpoint), dtype), path=None)  # for messages
 
 
 def untrained(plan: HeadPlan, teacher: Teacher) -> HeadNetwork:

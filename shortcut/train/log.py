@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ..guard import parse_json
+
 Figures = dict[str, float]
 START = b'{"loss": '  # of each line
 
@@ -48,17 +50,18 @@ def line_of(figures: Figures) -> str:
 
 
 def _lines(checkpoint: Path) -> list[bytes]:
+    log = log_of(checkpoint)
     try:
-        return log_of(checkpoint).read_bytes().split(b"\n")
-    except OSError:  # none, or a folder
+        return log.read_bytes().split(b"\n") if log.is_file() else []
+    except OSError:
         return []
 
 
 def _figures(line: bytes) -> Figures | None:
     """Return what a line of a log holds; None = it is no such line, or not whole."""
     try:
-        found: Any = json.loads(line.decode())
-    except (ValueError, RecursionError):
+        found: Any = parse_json(line)
+    except ValueError:
         return None
     is_sound = isinstance(found, dict) and _is_count(found.get("iteration"))
     if not is_sound or not all(_is_number(value) for value in found.values()):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..containers import check_torch
+from ..containers import check_archive, check_torch
 from ..writing import WriteError, locked, written_whole
 from .log import Figures, add_to_log, check_log, line_of, log_of, read_log
 
@@ -73,6 +73,7 @@ class StateFile:
             return None
         with self.read_by():
             check_torch(self.path)
+            check_archive(self.path)
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             found = json.loads(state["recipe"])
             done, num_iterations = state["iteration"], int(found["iterations"])

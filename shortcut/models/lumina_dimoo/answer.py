@@ -51,9 +51,9 @@ class Answer:
     ) -> Features:
         """Run one full pass for each of the prompts (B, P), one after the other."""
         config = self._model.config
-        parts = [text.ids_BL.masked_fill(text.is_masked_BL, config.special_id("mask"))]
+        parts = [text.codes_BL.masked_fill(text.is_masked_BL, config.special_id("mask"))]
         if image is not None:
-            parts.insert(0, self.grid.image_part(image.ids_BL, image.is_masked_BL))
+            parts.insert(0, self.grid.image_part(image.codes_BL, image.is_masked_BL))
         answer_BS = between("boa", torch.cat(parts, 1), "eoa", config)
         prompts = cast(Sequence[Tensor], conditions)
         return tuple(f for p_BP in prompts for f in self._model([torch.cat([p_BP, answer_BS], 1)]))

@@ -129,6 +129,8 @@ def prompt_string(task: str, text: str = "", *, negative: bool = False) -> str:
     system, user = ALL_TASKS[task].system, ALL_TASKS[task].user
     said = text if text.strip() else UNCONDITION
     if not negative:
+        if task == UNDERSTAND and not text.strip():
+            raise ValueError("the question is empty. Ask one, such as 'Describe this image.'")
         if user not in (TEXT, user.replace(TEXT, "")) and not text.strip():
             raise ValueError(f"the task {task!r} says {user!r} and needs a text for it, got none.")
         said = user.replace(TEXT, said)

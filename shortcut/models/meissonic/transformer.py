@@ -1,0 +1,265 @@
+"""Meissonic: image codes and a text attend to each other in a transformer of joint and of single blocks.
+
+Source: Bai et al. 2024 (arXiv 2410.08261); viiika/Meissonic src/transformer.py; facts in golden2/README.md.
+Differs: rotary positions are those of the trunk's own grid, at any size. The original counts half the rows and columns
+at height 1024 and all of them at any other, so that a network that halves the sides runs at that height only, and one
+that does not at any other only.
+
+Token ids: codes 0 .. V-1, then ids without use, the last of all the mask.
+Sequence of the trunk: the text, then the image at its full resolution, or at half of it.
+
+    B  images    h, w  rows, columns    L  image positions of the trunk    P  text tokens    S  text and image
+    D  width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..architecture import Grid
+from ..beside import check_expected, stated_beside
+from ..layers import Attention
+from ..layout import Layout, Tensors, check_heads, count, given, sizes
+from ..uvit import (
+    EPS,
+    INPUT_TABLE,
+    NUM_MICRO,
+    CodeOutput,
+    Downsample,
+    MicroConditions,
+    TextCondition,
+    TokenInput,
+    TwoLayers,
+    Upsample,
+    UVit,
+    mask_beside,
+    renamed,
+    sinusoids,
+)
+from .block import JointBlock, SingleBlock, Turn
+
+NUM_WAVES = 256  # of the timestep, and of each micro-condition
+TIME_SCALE = 1000.0  # of the timestep, which counts the steps left
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Sizes of a Meissonic. All but heads and rotary axes can be read from its tensors."""
+
+    width: int
+    depth: int  # joint blocks
+    single_depth: int
+    num_heads: int
+    rope_axes: tuple[int, ...]  # values of a head that turn with nothing, the row, the column
+    num_codes: int
+    vocabulary: int
+    text_width: int
+    pooled_width: int
+    downsamples: bool  # True: the trunk has half the rows and columns
+
+    @property
+    def mask_id(self) -> int:
+        return self.vocabulary - 1
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.num_heads
+
+
+class Meissonic(UVit):
+    """The network."""
+
+    config: Config
+
+    def build(
+        self, config: Config, operations: Any, attention: Attention, tensor: dict[str, Any]
+    ) -> None:
+        width = config.width
+
+        def norm() -> nn.Module:
+            return operations.RMSNorm(width, eps=EPS, **tensor)
+
+        def linear() -> nn.Module:
+            return operations.Linear(width, width, bias=False, **tensor)
+
+        self.text_in = operations.Linear(config.text_width, width, **tensor)
+        self.text_norm = norm()
+        self.micro = MicroConditions(config.pooled_width, NUM_WAVES, width, operations, **tensor)
+        self.time = TwoLayers(NUM_WAVES, width, operations, bias=True, **tensor)
+        self.vector = TwoLayers(width, width, operations, bias=True, **tensor)
+        self.embed = TokenInput(config.vocabulary, width, width, operations, **tensor)
+        self.downsample = self.upsample = None
+        if config.downsamples:
+            self.downsample = Downsample(width, operations, **tensor)
+            self.upsample = Upsample(width, operations, **tensor)
+        self.to_trunk_norm, self.to_trunk = norm(), linear()
+        parts = (config, operations, attention, tensor)
+        self.blocks = nn.ModuleList(JointBlock(*parts) for _ in range(config.depth))
+        self.single_blocks = nn.ModuleList(SingleBlock(*parts) for _ in range(config.single_depth))
+        self.from_trunk_norm, self.from_trunk = norm(), linear()
+        self.output = CodeOutput(width, width, config.num_codes, operations, **tensor)
+
+    def run(self, tokens_Bhw: Tensor, condition: TextCondition, steps_left: int) -> Tensor:
+        """Return what `output` gets: (B, h, w, D)."""
+        dtype = self.compute_dtype
+        text_BPD = self.text_norm(self.text_in(condition.states_BPC.to(dtype)))
+        time_B = torch.full((len(text_BPD),), steps_left * TIME_SCALE, device=text_BPD.device)
+        vector_BD = self.time(sinusoids(time_B, NUM_WAVES).to(dtype))
+        vector_BD = F.silu(vector_BD + self.vector(self.micro.of(condition, dtype)))
+        x = self.embed(tokens_Bhw, dtype)
+        if self.downsample is not None:
+            x = self.downsample(x)
+        grid = x.shape[1], x.shape[2]
+        turn = Turn.on_grid(*grid, self.config.rope_axes, x.device)
+        image_BLD = self.to_trunk(self.to_trunk_norm(x)).flatten(1, 2)
+        for block in self.blocks:
+            text_BPD, image_BLD = block(text_BPD, image_BLD, vector_BD, turn)
+        x_BSD, length = torch.cat([text_BPD, image_BLD], 1), text_BPD.shape[1]
+        for block in self.single_blocks:
+            x_BSD = block(x_BSD, vector_BD, turn)
+        image_BLD = self.from_trunk_norm(x_BSD[:, length:])
+        x = self.from_trunk(image_BLD).unflatten(1, grid)
+        return x if self.upsample is None else self.upsample(x)
+
+    def pass_values(self, num_tokens: int) -> float:
+        """Return how many values are alive at the peak of a pass, for one image of one branch."""
+        length = (num_tokens // 4 if self.config.downsamples else num_tokens) + NUM_TEXT_TOKENS
+        return self.config.width * max(16 * length, 3 * num_tokens)
+
+
+NUM_TEXT_TOKENS = 77
+NUM_HEADS = {1024: 8}  # of the published model, by width
+ROPE_AXES = (16, 56, 56)  # of the published model
+
+
+def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
+    """Return sizes from our tensors; what they do not show from `known` or else by preset."""
+    vocabulary, width = sizes(tensors, "embed.embeddings.weight", 2)
+    _, text_width = sizes(tensors, "text_in.weight", 2)
+    _, num_in = sizes(tensors, "micro.linear_1.weight", 2)
+    num_codes, _ = sizes(tensors, "output.conv2.weight", 2)
+    num_heads = check_heads(given(known, "num_heads", NUM_HEADS, width), width)
+    axes, head_width = known.get("rope_axes", ROPE_AXES), width // num_heads
+    if not isinstance(axes, list | tuple) or len(axes) != 3 or sum(axes) != head_width:
+        raise ValueError(f"rope_axes is {axes!r}, expected three numbers of sum {head_width}.")
+    if any(not isinstance(axis, int) or axis < 2 or axis % 2 for axis in axes):
+        raise ValueError(f"rope_axes is {axes!r}, expected even numbers from 2 up.")
+    pooled_width = num_in - NUM_MICRO * NUM_WAVES
+    if num_codes >= vocabulary or pooled_width < 1:
+        raise ValueError(
+            f"it has {vocabulary} token ids for {num_codes} codes, and {num_in} values of pooled text and "
+            f"micro-conditions, expected more ids than codes and more than {NUM_MICRO} x {NUM_WAVES} values."
+        )
+    return Config(
+        width=width,
+        depth=count(tensors, "blocks."),
+        single_depth=count(tensors, "single_blocks."),
+        num_heads=num_heads,
+        rope_axes=tuple(axes),
+        num_codes=num_codes,
+        vocabulary=vocabulary,
+        text_width=text_width,
+        pooled_width=pooled_width,
+        downsamples="downsample.norm.weight" in tensors,
+    )
+
+
+def usual_grid(config: Config) -> Grid:
+    """Return the grid of 1024 x 1024 pixels for a network that halves it, else that of 512 x 512."""
+    return (64, 64) if config.downsamples else (32, 32)
+
+
+STATED = {  # config.json -> our config
+    "num_attention_heads": "num_heads",
+    "axes_dims_rope": "rope_axes",
+    "num_layers": "depth",
+    "num_single_layers": "single_depth",
+    "joint_attention_dim": "text_width",
+    "pooled_projection_dim": "pooled_width",
+    "vocab_size": "vocabulary",
+    "codebook_size": "num_codes",
+    "downsample": "downsamples",
+    "upsample": "downsamples",
+}
+# What the network is built for; what is not stated is so.
+EXPECTED = {
+    "_class_name": ("Transformer2DModel",),
+    "guidance_embeds": (False,),
+    "patch_size": (1,),
+}
+
+
+def read_beside(file: Path) -> dict[str, Any]:
+    """Return the config fields that the files beside the published `file` state; empty if there are none.
+
+    Raises:
+        ValueError: one cannot be read, or describes another network than this one.
+    """
+    stated = stated_beside(file)
+    same = {"upsample": (stated.get("downsample", False),)}
+    check_expected(file, stated, EXPECTED | same, "Meissonic", "Choose the folder of Meissonic.")
+    return renamed(stated, STATED) | mask_beside(file)
+
+
+def _projections(theirs: str, ours: str, names: tuple[str, ...]) -> dict[str, str]:
+    mine = ("query", "key", "value", "query_norm", "key_norm")
+    return {f"{theirs}.attn.{t}.*": f"{ours}.attn.{o}.*" for t, o in zip(names, mine, strict=True)}
+
+
+def _stream(ours: str, norm: str, names: tuple[str, ...], out: str, ff: str) -> dict[str, str]:
+    """Return rows of the key table for one stream of a joint block."""
+    theirs, mine = "transformer_blocks.{}", f"blocks.{{}}.{ours}"
+    return {
+        f"{theirs}.{norm}.linear.*": f"{mine}.modulation.*",
+        **_projections(theirs, mine, names),
+        f"{theirs}.attn.{out}.*": f"{mine}.out.*",
+        f"{theirs}.{ff}.net.0.proj.*": f"{mine}.up.*",
+        f"{theirs}.{ff}.net.2.*": f"{mine}.down.*",
+    }
+
+
+_OWN = ("to_q", "to_k", "to_v", "norm_q", "norm_k")
+_ADDED = ("add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k")
+
+TABLE = {
+    **INPUT_TABLE,
+    "context_embedder.*": "text_in.*",
+    "time_text_embed.timestep_embedder.*": "time.*",
+    "time_text_embed.text_embedder.*": "vector.*",
+    "down_block.downsample.*": "downsample.*",
+    "up_block.upsample.*": "upsample.*",
+    **_stream("image", "norm1", _OWN, "to_out.0", "ff"),
+    **_stream("text", "norm1_context", _ADDED, "to_add_out", "ff_context"),
+    "single_transformer_blocks.{}.norm.linear.*": "single_blocks.{}.modulation.*",
+    **_projections("single_transformer_blocks.{}", "single_blocks.{}", _OWN),
+    "single_transformer_blocks.{}.proj_mlp.*": "single_blocks.{}.up.*",
+    "single_transformer_blocks.{}.proj_out.*": "single_blocks.{}.out.*",
+}
+
+LAYOUT = Layout(
+    name="meissonic",
+    kind="model",
+    title="Meissonic transformer",
+    filenames=(
+        "transformer/diffusion_pytorch_model.safetensors",
+        "transformer/diffusion_pytorch_model.safetensors.index.json",
+    ),
+    marks=(
+        "time_text_embed.timestep_embedder.linear_1.weight",
+        "single_transformer_blocks.0.proj_mlp.weight",
+        "mlm_layer.conv2.weight",
+    ),
+    table=TABLE,
+    config=Config,
+    read_config=read_config,
+    network=Meissonic,
+    read_beside=read_beside,
+    quantizable=("blocks.", "single_blocks."),
+)
