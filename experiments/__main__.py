@@ -29,6 +29,7 @@ from experiments.tables import (
     real_sizes,
     text_quality,
     weight_types,
+    world_quality,
 )
 from experiments.training import base, heads, text_base, vq, world
 from experiments.training.files import code_colours, ship
@@ -98,6 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
         fuzz,
         soak,
         world,
+        world_quality,
     ):
         table.add_parser(steps)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

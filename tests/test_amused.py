@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import builders
+import golden_sets
 import pytest
 import torch
 import uvit_folder
+import uvit_sets
 from PIL import Image
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import models
@@ -18,6 +20,7 @@ from shortcut_pack.shortcut.generate import generate
 from shortcut_pack.shortcut.models import meissonic
 from shortcut_pack.shortcut.models.amused import ARCHITECTURE
 from shortcut_pack.shortcut.models.architecture import Request
+from shortcut_pack.shortcut.models.layers import Bare
 from shortcut_pack.shortcut.models.uvit import TextCondition, micro_conditions
 from shortcut_pack.shortcut.pipeline import Pipeline, conditioner_of
 from shortcut_pack.shortcut.schedule import plan
@@ -188,3 +191,50 @@ def test_files_that_contradict_each_other_are_refused(
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=message):
         checkpoints.load(folder, kind="model")
+
+
+def test_a_head_that_is_trained_for_it_lowers_the_divergence(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "amused-small"
+    uvit_folder.write_small(folder)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a fox\na cat\nb d\n")
+    out = tmp_path / "head.safetensors"
+    command = ["train", "--model", str(folder), "--prompts", str(prompts), "--out", str(out)]
+    assert main([*command, "--iterations", "60", "--steps", "4", "--grid", "4x4"]) == 0
+    trained = checkpoints.load(out)
+    assert trained.layout == ARCHITECTURE.head
+    first, *_ = trained.metadata.trained["held_out"]["4 steps"]
+    assert first["kl"] < first["kl_reuse"]  # of features kept as they are
+    fast = Pipeline.load(folder, head=out)
+    (picture,) = fast.generate("a fox", steps=4, full_steps=2, width=24, height=16)
+    (vanilla,) = fast.generate("a fox", steps=4, full_steps=4, width=24, height=16)
+    assert picture.tobytes() != vanilla.tobytes()
+    other = uvit_folder.write(tmp_path / "Meissonic", "meissonic_sampling_512", has_text=False)
+    with pytest.raises(ValueError, match="does not go with a Meissonic transformer"):
+        Pipeline.load(other, head=out)
+
+
+@pytest.mark.parametrize("name", ["amused_sampling_cfg", "meissonic_sampling_1024"])
+def test_a_host_can_move_and_cast_every_weight(name: str) -> None:
+    """Each is in a layer of the namespace that the host gives; float16 and bfloat16 come near to float32."""
+    golden = golden_sets.load(name)
+    network, conditions = uvit_sets.network(golden), uvit_sets.conditions_of(golden)
+
+    class Ours(Bare):
+        pass
+
+    made = {id(layer) for layer in vars(Bare).values() if isinstance(layer, type)}
+    alone = type(network)(network.config, device="meta", operations=Ours)
+    for module in alone.modules():
+        if list(module.parameters(recurse=False)):
+            assert id(type(module)) in made, type(module)
+    tokens_Bhw = golden["x_before"][0]
+    with torch.no_grad():
+        exact = network.output.conv2(network(tokens_Bhw, conditions[0], 3))
+        for dtype in (torch.float16, torch.bfloat16):
+            half = type(network)(network.config, dtype=dtype, operations=Bare)
+            half.load_state_dict(network.state_dict())
+            found = half.output.conv2(half(tokens_Bhw, conditions[0], 3)).float()
+            assert found.isfinite().all()
+            correlation = torch.corrcoef(torch.stack([found.flatten(), exact.flatten()]))[0, 1]
+            assert correlation > 0.99, dtype

@@ -11,7 +11,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import builders
 import comfy_stubs
 import pytest
 import torch
@@ -24,41 +23,25 @@ from shortcut_pack.nodes.condition import TextCondition
 from shortcut_pack.nodes.load import LoadMIGM
 from shortcut_pack.nodes.native import model_of
 from shortcut_pack.nodes.sample import MaskedSampler
-from shortcut_pack.shortcut.models.amused import transformer
 from shortcut_pack.shortcut.models.architecture import Request
 from text_nodes import WIDGETS, files  # noqa: F401
 
 TEXT = 64  # width of the text encoder, which ComfyUI's own class projects to as many values
-SIZES = transformer.Config(
-    width=16,
-    channels=16,
-    blocks_per_stage=1,
-    stage_heads=2,
-    trunk_width=24,
-    depth=1,
-    num_heads=2,
-    mlp_width=32,
-    num_codes=56,
-    vocabulary=64,
-    text_width=TEXT,
-    pooled_width=TEXT,
-    micro_width=8,
-    downsamples=True,
-)
-HEADS = {"num_attention_heads": 2, "block_num_heads": 2, "micro_cond_encode_dim": 8}
 NAME = "amused-tiny"
 
 
-@pytest.fixture
-def folder(files: Path) -> Path:
-    """A folder as published in models/migm, with codes of 4 x 4 pixels and CLIP's vocabulary."""
-    folder = uvit_folder.write(files / "migm" / NAME, has_text=False)
-    shutil.rmtree(folder / "transformer")
-    model = builders.random_checkpoint(transformer.LAYOUT, SIZES, seed=0)
-    uvit_folder.write_weights(folder / "transformer", builders.published(model), 1)
-    uvit_folder.write_json(folder / "transformer" / "config.json", HEADS)
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as published, with codes of 4 x 4 pixels and CLIP's vocabulary."""
+    folder = uvit_folder.write_small(tmp_path_factory.mktemp("published") / NAME, TEXT)
     uvit_folder.write_text_encoder(folder, TEXT, TEXT, vocabulary=49_408, length=77)
     return folder
+
+
+@pytest.fixture
+def folder(files: Path, published: Path) -> Path:
+    """The same in models/migm."""
+    return shutil.copytree(published, files / "migm" / NAME)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
+HELP = sorted((ROOT / "web" / "docs").glob("*.md"))
 MAX_LINES = 200
 MAX_ROWS = 8
 
@@ -88,6 +89,15 @@ def test_pictures_of_the_model_open_as_a_template_when_dropped_on_the_page(name)
         found = json.loads(picture.text["workflow"])["id"]
     templates = [json.loads(path.read_text("utf-8")) for path in ROOT.glob("workflows/*.json")]
     assert found in [template["id"] for template in templates]
+
+
+@pytest.mark.parametrize("page", HELP, ids=lambda page: page.stem)
+def test_help_pages_are_lists_with_a_picture(page):
+    """The panel is 265 pixels wide: tables do not fit."""
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"^\|", text, re.MULTILINE)
+    pictures = re.findall(r"^!\[[^]]+\]\((\w+\.png)\)$", text, re.MULTILINE)
+    assert pictures and all((page.parent / picture).exists() for picture in pictures)
 
 
 def test_the_two_commands_are_there_once():

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from shortcut_pack.shortcut import writing
 from shortcut_pack.shortcut.writing import (
     HeldError,
     WriteError,
@@ -183,3 +184,38 @@ def test_a_file_that_is_no_lock_is_not_taken_for_one(tmp_path: Path) -> None:
     with pytest.raises(HeldError, match="no lock"), locked(tmp_path / "n.ckpt", ""):
         pass
     assert (tmp_path / ".n.ckpt.lock").read_text() == "mine"
+
+
+class Msvcrt:
+    """Stands in for the module of Windows: one byte of an open file is locked, at the place where the file stands."""
+
+    LK_NBLCK = 2
+
+    def __init__(self) -> None:
+        self.locked: set[tuple[int, int]] = set()
+
+    def locking(self, descriptor: int, mode: int, num_bytes: int) -> None:
+        assert (mode, num_bytes) == (self.LK_NBLCK, 1)
+        place = os.fstat(descriptor).st_ino, os.lseek(descriptor, 0, os.SEEK_CUR)
+        if place in self.locked:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        self.locked.add(place)
+
+
+def test_a_lock_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies far behind the text that says who holds it, which others can read so."""
+    msvcrt = Msvcrt()
+    monkeypatch.setitem(sys.modules, "msvcrt", msvcrt)
+    monkeypatch.setattr(writing, "fcntl", None)
+    path = tmp_path / "n.ckpt"
+    with locked(path, "a training"):
+        assert [place for _, place in msvcrt.locked] == [2**30]
+        monkeypatch.setattr(writing, "_held", set())  # as another process sees it
+        with (
+            pytest.raises(HeldError, match=rf"n.ckpt is in use: process {os.getpid()} on"),
+            locked(path, "a training"),
+        ):
+            pytest.fail("it is held twice")
+        with written_whole(path) as partial:
+            partial.write_text("x")
+    assert path.read_text() == "x"

@@ -1,6 +1,7 @@
 """A tiny aMUSEd or Meissonic as published: folders for transformer, VQ model, text encoder, tokenizer, scheduler.
 
 write(folder, golden)   -> folder; the transformer is that of a golden set, text encoder and tokenizer know letters
+write_small(folder)     -> folder; a smaller aMUSEd of random weights
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ import json
 from pathlib import Path
 from string import ascii_lowercase
 
+import builders
 import golden_sets
 import torch
 from safetensors.torch import save_file
+from shortcut_pack.shortcut.models.amused import transformer
 from torch import Tensor
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -37,6 +40,33 @@ def write(
         width = stated.get("encoder_hidden_size") or stated["joint_attention_dim"]
         pooled = stated.get("cond_embed_dim") or stated["pooled_projection_dim"]
         write_text_encoder(folder, width, pooled)
+    return folder
+
+
+def write_small(folder: Path, text_width: int = 16) -> Path:
+    """An aMUSEd that is smaller still, of random weights, with codes of 4 x 4 pixels."""
+    write(folder, has_text=False)
+    config = transformer.Config(
+        width=16,
+        channels=16,
+        blocks_per_stage=1,
+        stage_heads=2,
+        trunk_width=24,
+        depth=1,
+        num_heads=2,
+        mlp_width=32,
+        num_codes=56,
+        vocabulary=64,
+        text_width=text_width,
+        pooled_width=text_width,
+        micro_width=8,
+        downsamples=True,
+    )
+    model = builders.random_checkpoint(transformer.LAYOUT, config, seed=0)
+    write_weights(folder / "transformer", builders.published(model), 1)
+    heads = {"num_attention_heads": 2, "block_num_heads": 2, "micro_cond_encode_dim": 8}
+    write_json(folder / "transformer" / "config.json", heads)
+    write_text_encoder(folder, text_width, text_width)
     return folder
 
 

@@ -5,7 +5,7 @@ B  images    C  channels of its features
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -46,7 +46,7 @@ BATCH_SIZE, NUM_SEEDS = 32, 1_000_000
 FIRST_TEST_SEED, NUM_TEST = 30_000_000, 1000
 
 
-def pictures(scenes: list[Scene]) -> Tensor:
+def pictures(scenes: Sequence[Scene]) -> Tensor:
     """Return the pictures (B, 3, 128, 128) of scenes."""
     return to_network(torch.from_numpy(np.stack([np.asarray(draw(scene)) for scene in scenes])))
 

@@ -41,7 +41,7 @@ class PromptCase:
     """A prompt or an edit, and what its picture must show."""
 
     prompt: Prompt  # its claims: what is asked for
-    scene: Scene  # one that shows it
+    scene: Any  # one that shows it
     conditions: Any  # (1, P) for each guidance branch
     kept: tuple[Claim, ...] = ()  # what must stay as it is in the source image
 
@@ -118,9 +118,9 @@ def _share(
 
 def by_lengths(cases: Sequence[PromptCase]) -> list[list[int]]:
     """Group the numbers of cases whose prompts have one length: they make a batch without padding."""
-    groups: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+    groups: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
     for number, case in enumerate(cases):
-        groups[tuple(c.shape[1] for c in case.conditions)].append(number)
+        groups[tuple(c.shape[1:] for c in case.conditions)].append(number)
     return list(groups.values())
 
 

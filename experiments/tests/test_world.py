@@ -22,6 +22,8 @@ from experiments.world.facts import LABELS, facts_of, labels_of, seen_facts, vis
 from experiments.world.kinds import KINDS
 from experiments.world.scene import CLASSES, SKY_KINDS, compose
 from shortcut import checkpoint
+from shortcut.models.maskgit import transformer as maskgit
+from shortcut.models.maskgit import vqgan
 from shortcut.models.maskgit.vqgan import VQGAN
 
 SCENES = [compose(seed) for seed in range(300)]
@@ -136,3 +138,19 @@ def test_the_stages_leave_models_that_load_and_are_not_run_twice(
     assert world_base.load_codes(tmp_path, "pictures").shape == (8, 256)
     monkeypatch.setattr(world_vq, "train", None)
     assert commands.main(command) == 0
+
+
+def test_the_table_of_a_class_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("model", "vq", "judge")}
+    config = replace(tiny.MODEL, grid=16, num_classes=24)
+    model = tiny.checkpoint(maskgit.LAYOUT, config, 0, defaults={"guidance": [2.0]})
+    checkpoint.save(files["model"], model)
+    checkpoint.save(files["vq"], tiny.checkpoint(vqgan.LAYOUT, tiny.VQ, 2))
+    judge = world_reader.FILE.initialised(0, (8,) * 5)
+    world_reader.FILE.save(files["judge"], judge, {})
+    sizes = ["--num", "6", "--references", "8", "--batch", "4", "--dtype", "float32"]
+    work = ["--work", str(tmp_path), "--rows", "real", "vq", "vanilla-3"]
+    assert commands.main(["world-quality", *tiny.arguments(files), *sizes, *work]) == 0
+    said = capsys.readouterr().out
+    assert "| real scenes through the VQ |" in said and "| vanilla | 3 | 3 |" in said
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 6

@@ -38,7 +38,8 @@ CONFIG = Config(
 )
 CROP = 64  # pixels a side
 NUM_SEEDS = 1_000_000  # scenes to learn from; fresh ones begin beyond
-AUTOENCODER = replace(AUTOENCODER_RECIPE, iterations=500, checkpoint_every=100)
+# After 500 iterations it paints mean colours alone.
+AUTOENCODER = replace(AUTOENCODER_RECIPE, iterations=2500, checkpoint_every=100)
 ON_CROPS = replace(RECIPE, iterations=3000, lr_end=4e-4, checkpoint_every=100)
 ON_PICTURES = replace(RECIPE, iterations=1500, seed=1, lr=4e-4, warmup=20, checkpoint_every=100)
 CROPS_PER_BATCH, PICTURES_PER_BATCH, CROPS_FOR_CODEBOOK = 8, 4, 96

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...schedule import AMUSED, AMUSED_LINEAR, SamplerRules, Settings
 from .. import amused_vq, token_head
-from ..architecture import Architecture, Branches, Download, PublishedSize
+from ..architecture import Architecture, Branches, Download, Preset, PublishedSize
 from ..clip_text import ClipConditioner, encoder_or_advice
 from ..uvit import DIFFUSERS_FILES, shapes_of_text
 from . import head, transformer
@@ -64,6 +64,8 @@ ARCHITECTURE = Architecture(
     ),
     rules=SamplerRules(score_temperature=1.0),
     inpaint_schedule=AMUSED_LINEAR,
+    # As of aMUSEd: no head is published, and nothing was measured.
+    presets={"quality": Preset(48, 14), "balanced": Preset(48, 10), "fast": Preset(48, 8)},
     sizes={
         "meissonic-1024": PublishedSize(_MODEL, _HEAD, amused_vq.PUBLISHED, (64, 64), _conditions)
     },
