@@ -275,6 +275,23 @@ def test_loras_in_plain_and_peft_keys(
 
 
 @needs_comfy
+@pytest.mark.parametrize("prefix", ["", "base_model.model.", "diffusion_model."])
+@pytest.mark.parametrize("end", ["", ".in_proj"])
+def test_a_lora_of_packed_weights_is_one_of_each(end, prefix, class_model, with_lora, caplog):
+    parts = [f"blocks.1.attention.{part}" for part in ("query", "key", "value")]
+    weight = class_model.model.diffusion_model.get_submodule(parts[0]).weight
+    layer = f"{prefix}transformer.layers.1.0.fn.mha{end}"
+    raw = lora_of(layer, torch.cat([weight.detach()] * 3))
+    rows = f"{layer}.lora_B.weight"
+    raw[rows] = torch.arange(6.0 * len(weight)).reshape(-1, 2)
+    patches = with_lora(class_model, raw).patches
+    assert [*patches] == [f"diffusion_model.{part}.weight" for part in parts]
+    found = [patch[0][1].weights[0] for patch in patches.values()]
+    assert torch.equal(torch.cat(found), raw[rows])
+    assert "match nothing" not in caplog.text
+
+
+@needs_comfy
 def test_a_lora_of_keys_with_underscores(model, with_lora):
     weight = model.model.diffusion_model.get_submodule(LAYER).weight
     raw = lora_of(f"lora_unet_{TEXT_LAYER.replace('.', '_')}", weight)
