@@ -163,6 +163,8 @@ def parts(path: Path) -> list[Path]:
 def find(path: Path, layouts: Collection[Layout]) -> Path:
     """Return `path` itself, or if it is a folder the only file of `layouts` in it, else in its subfolders.
 
+    Of files of several kinds the only model is it: a folder holds what belongs to its model.
+
     Safetensors files count by their content, or by a published name where they cannot be read; PyTorch files by their
     published names.
 
@@ -174,6 +176,9 @@ def find(path: Path, layouts: Collection[Layout]) -> Path:
         return path
     for pattern in ("*", "*/*"):
         found = sorted(file for file in path.glob(pattern) if _is_of(file, layouts))
+        models = [layout for layout in layouts if layout.kind == "model"]
+        if len(found) > 1 and len(only := [file for file in found if _is_of(file, models)]) == 1:
+            found = only
         if len(found) == 1:
             return found[0]
         if found:

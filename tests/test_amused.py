@@ -40,6 +40,7 @@ def pipeline(folder: Path) -> Pipeline:
 def test_a_published_folder_is_a_model(folder: Path, tmp_path: Path) -> None:
     whole = checkpoints.load(folder, kind="model")
     assert (whole.architecture, whole.name) == (ARCHITECTURE, "amused-tiny")
+    assert checkpoints.load(folder).fingerprint == whole.fingerprint  # not its VQ model
     in_parts = uvit_folder.write(tmp_path / "in-parts", shards=3, has_text=False)
     shards = checkpoints.load(in_parts, kind="model")
     assert (shards.fingerprint, shards.name) == (whole.fingerprint, "in-parts")
