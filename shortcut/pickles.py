@@ -12,7 +12,7 @@ from __future__ import annotations
 import pickletools
 from collections.abc import Iterator
 from enum import Enum, auto
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from .guard import MAX_NESTING, shown
 
@@ -31,6 +31,10 @@ class Sort(Enum):
     FIXED = auto()
     MUTABLE = auto()  # it may grow after it was used
     MAKER = auto()  # a class whose values are mutable
+
+
+class TooLong(Exception):
+    """A text or a number is said to be longer than the file."""
 
 
 class Value(NamedTuple):
@@ -54,17 +58,31 @@ def check(file: BinaryIO, num_bytes: int, num_pickles: int = 1) -> None:
     for _ in range(num_pickles):
         machine = Machine(num_bytes)
         try:
-            for number, (name, argument) in enumerate(_operations(file)):
+            for number, (name, argument) in enumerate(_operations(file, num_bytes)):
                 if number == MAX_OPERATIONS:
                     raise ValueError(f"it has more than {MAX_OPERATIONS} operations")
                 machine.run(name, argument)
         except LookupError:  # an empty stack, or another operation
             return
+        except TooLong as error:
+            raise ValueError("it asks for more than the file has bytes") from error
 
 
-def _operations(file: BinaryIO) -> Iterator[tuple[str, Any]]:
+class _Within:
+    """A file that is not asked for more than it has: the memory for that would be taken first."""
+
+    def __init__(self, file: BinaryIO, num_bytes: int):
+        self.file, self.num_bytes, self.readline = file, num_bytes, file.readline
+
+    def read(self, count: int) -> bytes:
+        if count > self.num_bytes:
+            raise TooLong
+        return self.file.read(count)
+
+
+def _operations(file: BinaryIO, num_bytes: int) -> Iterator[tuple[str, Any]]:
     try:
-        for operation, argument, _ in pickletools.genops(file):
+        for operation, argument, _ in pickletools.genops(cast(Any, _Within(file, num_bytes))):
             yield operation.name, argument
     except (ValueError, RecursionError) as error:
         raise LookupError from error

@@ -189,6 +189,7 @@ BOMBS = {
         b"](X" + (2**16).to_bytes(4, "little") + b"x" * 2**16 + b"q\1" + b"h\1" * 2000 + b"e.",
         "stands for more than",
     ),
+    "a long text": (b"}(X\xff\xff\xff\xff" + b"x" * 9, "more than the file has bytes"),
     "a deep tuple": (b"}(N" + b"\x85" * 100_000 + b"Nu.", "nested more than"),
     "many bytes": (
         b"}(X\1\0\0\0xcbuiltins\nbytearray\n\x8a\6" + (2**46).to_bytes(6, "little") + b"\x85Ru.",

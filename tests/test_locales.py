@@ -14,10 +14,9 @@ import comfy_stubs
 import pytest
 
 comfy_stubs.install()
-from shortcut_pack.nodes import NODES
+from shortcut_pack.nodes import NODES, folders
 
 LOCALES = sorted((Path(__file__).resolve().parents[1] / "locales").glob("*/nodeDefs.json"))
-SCHEMAS = {schema.node_id: schema for schema in (node.define_schema() for node in NODES)}
 
 
 def test_there_is_chinese():
@@ -26,9 +25,11 @@ def test_there_is_chinese():
 
 @pytest.mark.parametrize("path", LOCALES, ids=lambda path: path.parent.name)
 def test_each_node_and_each_socket_has_a_name_and_a_tooltip(path):
+    folders.register_folders()
+    schemas = {schema.node_id: schema for schema in (node.define_schema() for node in NODES)}
     found = json.loads(path.read_text(encoding="utf-8"))
-    assert found.keys() == SCHEMAS.keys()
-    for node_id, schema in SCHEMAS.items():
+    assert found.keys() == schemas.keys()
+    for node_id, schema in schemas.items():
         texts = found[node_id]
         assert texts["display_name"] and texts["description"]
         assert list(texts["inputs"]) == [item.id for item in schema.inputs], node_id
