@@ -256,10 +256,11 @@ def test_the_api_twin_is_the_same_graph(path):
 
 
 @of_each_template
-def test_the_first_templates_open_as_an_app(path):
+def test_the_first_templates_are_apps_one_click_away(path):
+    """They open as graphs: an app hides the nodes, and a new user's first one lies behind a dialog."""
     workflow = read(path)
     extra = workflow["extra"]
-    assert extra.get("linearMode", False) == (path.stem in APPS)
+    assert not extra.get("linearMode") and ("linearData" in extra) == (path.stem in APPS)
     if path.stem not in APPS:
         return
     nodes = {str(n["id"]): n for graph in graphs(workflow) for n in graph["nodes"]}
