@@ -69,8 +69,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
         """
         with naming(checkpoint.path):
             check_formats(set(checkpoint.quantized.values()))
-            if quantized.COMPUTED.intersection(checkpoint.quantized.values()):
-                quantized.check_device(device)
+            quantized.check_device(device, checkpoint.quantized.values())
         dtype, cast_to = dtypes(weight_dtype, device, checkpoint)
         config = cls(
             {
