@@ -12,7 +12,8 @@ from typing import Any
 from ...schedule import AMUSED, AMUSED_LINEAR, SamplerRules, Settings
 from .. import amused_vq, token_head
 from ..architecture import Architecture, Branches, Download, Preset, PublishedSize
-from ..clip_text import ClipConditioner, encoder_or_advice
+from ..clip_encoder import encoder_or_advice
+from ..clip_text import ClipConditioner
 from ..uvit import DIFFUSERS_FILES, shapes_of_text
 from . import head, transformer
 
