@@ -35,45 +35,17 @@ from .native import MARGIN, MaskedImageModel, build_head, model_of
 from .patches import lines_without_effect
 from .progress import PassReport, Preview
 from .run import MEMORY_ADVICE
+from .widgets import seed_widget, temperature_widget, weight_widget
 
 DESCRIBE, EDIT = "Describe Image (MIGM)", "Reasoned Edit (MIGM)"
 ASKED, REASONED = TextSettings(), ParallelSettings()  # the defaults
+SEED = "Decides every random choice. Without effect where all temperatures are 0."
 OUTPUTS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # model -> patcher of what makes text
-
-
-def _seed() -> Any:
-    return io.Int.Input(
-        "seed",
-        default=0,
-        min=0,
-        max=0xFFFFFFFFFFFFFFFF,
-        control_after_generate=True,
-        tooltip="Decides every random choice. Without effect where all temperatures are 0.",
-    )
 
 
 def _count(name: str, default: int, tooltip: str, advanced: bool | None = None) -> Any:
     return io.Int.Input(
         name, default=default, min=1, max=MAX_TEXT, tooltip=tooltip, advanced=advanced
-    )
-
-
-def _weight(name: str, default: float, tooltip: str) -> Any:
-    return io.Float.Input(
-        name, default=default, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip
-    )
-
-
-def _temperature(name: str, default: float, tooltip: str) -> Any:
-    return io.Float.Input(
-        name,
-        default=default,
-        min=0.0,
-        max=10.0,
-        step=0.05,
-        round=0.01,
-        tooltip=tooltip,
-        advanced=True,
     )
 
 
@@ -105,7 +77,7 @@ class DescribeImage(io.ComfyNode):
                     default="Describe this image in detail.",
                     tooltip="What to answer. At most 1024 tokens with the system prompt.",
                 ),
-                _seed(),
+                seed_widget(SEED),
                 _count(
                     "max_tokens",
                     ASKED.max_tokens,
@@ -125,7 +97,7 @@ class DescribeImage(io.ComfyNode):
                     tooltip="Tokens that are made together, block after block. Smaller: nearer to "
                     "writing from left to right.",
                 ),
-                _temperature(
+                temperature_widget(
                     "temperature",
                     ASKED.temperature,
                     tooltip="Randomness of the words. 0: always the most likely one.",
@@ -210,7 +182,7 @@ class ReasonedEdit(io.ComfyNode):
                     tooltip="From Empty Latent Image: the size of the result, in multiples of 16 "
                     "pixels, best near 512 x 512. Without a noise mask.",
                 ),
-                _seed(),
+                seed_widget(SEED),
                 _count(
                     "steps",
                     REASONED.num_steps,
@@ -227,25 +199,25 @@ class ReasonedEdit(io.ComfyNode):
                     REASONED.max_tokens,
                     tooltip="Most tokens of the text, about 4 for 3 words.",
                 ),
-                _weight(
+                weight_widget(
                     "cfg",
                     REASONED.guidance[0],
                     tooltip="Guidance of the image towards the instruction. 0: off, a pass less in "
                     "each image step. The model's authors use 0 or 2.5.",
                 ),
-                _weight(
+                weight_widget(
                     "cfg_image",
                     REASONED.guidance[1],
                     tooltip="Guidance towards the source image, as in the original: its effect is "
                     "small. 0: off, a pass less in each image step.",
                 ),
-                _temperature(
+                temperature_widget(
                     "temperature",
                     REASONED.temperature,
                     tooltip="Randomness of where the image is revealed, falling to 0. At 0 its "
                     "codes are the most likely ones too.",
                 ),
-                _temperature(
+                temperature_widget(
                     "text_temperature",
                     REASONED.text_temperature,
                     tooltip="Randomness of the words. 0: always the most likely one.",

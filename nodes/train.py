@@ -37,6 +37,7 @@ from .load import Head
 from .native import MARGIN, MaskedImageModel, build_head, head_of, model_of
 from .patches import lines_without_effect
 from .progress import PREVIEW_SIZE, TEXT_INTERVAL, Preview
+from .widgets import seed_widget
 
 MEMORY_ADVICE = (
     "A training needs the model, its passes and the head's gradients at once. Set weight_dtype of "
@@ -77,14 +78,10 @@ class TrainHead(io.ComfyNode):
                     "use it with. 0: as many as the model is used with (32 for MaskGIT, 64 for "
                     "Lumina-DiMOO).",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="Decides every random choice of the training. On a CPU the same seed "
+                seed_widget(
+                    "Decides every random choice of the training. On a CPU the same seed "
                     "gives the same head.",
+                    control=False,
                 ),
                 io.String.Input(
                     "checkpoint_name",

@@ -17,17 +17,44 @@ CUSTOM = "custom"
 PRESETS = (CUSTOM, *PRESET_NAMES)
 
 
+def seed_widget(tooltip: str, *, control: bool = True) -> Any:
+    """Return the widget of a seed, with ComfyUI's choice of what becomes of it after a run if `control`."""
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=control,
+        tooltip=tooltip,
+    )
+
+
+def weight_widget(name: str, default: float, tooltip: str, **more: Any) -> Any:
+    """Return the widget of a guidance weight."""
+    return io.Float.Input(
+        name, default=default, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip, **more
+    )
+
+
+def temperature_widget(name: str, default: float, tooltip: str) -> Any:
+    """Return the widget of a temperature."""
+    return io.Float.Input(
+        name,
+        default=default,
+        min=0.0,
+        max=10.0,
+        step=0.05,
+        round=0.01,
+        tooltip=tooltip,
+        advanced=True,
+    )
+
+
 def widgets() -> list[Any]:
     """Return the required widgets."""
     return [
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=0xFFFFFFFFFFFFFFFF,
-            control_after_generate=True,
-            tooltip="Decides every random choice. Image i of a batch is the same whatever the "
-            "batch size.",
+        seed_widget(
+            "Decides every random choice. Image i of a batch is the same whatever the batch size."
         ),
         io.Int.Input(
             "steps",
@@ -48,13 +75,9 @@ def widgets() -> list[Any]:
             "for Lumina-DiMOO, 8 to 12 of 32 for MaskGIT. Equal to steps: exactly the original "
             "method. Without a head it has no effect: all steps are full.",
         ),
-        io.Float.Input(
+        weight_widget(
             "cfg",
-            default=2.8,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            round=0.01,
+            2.8,
             tooltip="Guidance on the scale of the original: cond + cfg x (cond - uncond), so "
             "KSampler's cfg is this + 1. Higher: closer to the class or text, less varied. 0 = "
             "off, which halves the work. Typical: 4 for Lumina-DiMOO, 2.5 with a source image, 2 "
@@ -79,14 +102,9 @@ def widgets() -> list[Any]:
             "reveal nothing are left out. amused is that of aMUSEd and Meissonic, amused-linear "
             "theirs with a noise mask: with denoise below 1 they take as many fewer steps.",
         ),
-        io.Float.Input(
+        temperature_widget(
             "temperature",
-            default=1.0,
-            min=0.0,
-            max=10.0,
-            step=0.05,
-            round=0.01,
-            advanced=True,
+            1.0,
             tooltip="Randomness of the codes. Lower: smoother and plainer. 0 = always the most "
             "likely code. Typical: 0.7 to 1. No effect on speed.",
         ),
@@ -131,18 +149,14 @@ def later_widgets() -> list[Any]:
             "original method, every step a full pass. custom: the widgets decide; their first "
             "values are MaskGIT's.",
         ),
-        io.Float.Input(
+        weight_widget(
             "cfg_image",
-            default=4.0,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            round=0.01,
-            optional=True,
-            advanced=True,
+            4.0,
             tooltip="Guidance towards the source images of Text Condition; without them it has no "
             "effect. Higher: closer to the image, less change. 0 = off, which saves a third of the "
             "work. Typical: 4 for Lumina-DiMOO, 1.5 for the shipped text model.",
+            optional=True,
+            advanced=True,
         ),
         io.Int.Input(
             "spread",

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import builders
 import pytest
 import torch
 from golden_sets import GoldenSet, load
 from shortcut_pack.shortcut.denoiser import Denoiser, Revealed, positions
 from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
 from shortcut_pack.shortcut.models.lumina_dimoo.block import SequencePositions
-from shortcut_pack.shortcut.models.lumina_dimoo.head import Config as HeadConfig
 from shortcut_pack.shortcut.models.lumina_dimoo.head import LuminaHead
 from shortcut_pack.shortcut.sampler import sample
 from shortcut_pack.shortcut.schedule import Settings, plan
@@ -205,7 +205,7 @@ class RecordingHead(LuminaHead):
     """Remember the calls: new tokens and their positions."""
 
     def __init__(self) -> None:
-        super().__init__(HeadConfig(8, 8, 1, 1, 1, 8, 10_000.0, 1e-5, True, True), device="meta")
+        super().__init__(builders.TEXT_HEAD_CONFIG, device="meta")
 
     def forward(self, features_BSD: Tensor, _: Any, *call: Any) -> Tensor:
         self.call = call

@@ -81,16 +81,16 @@ class ClipTextEncoder:
             tokenizer = CLIPTokenizer.from_pretrained(str(words), local_files_only=True)
             check_ids(tokenizer.get_vocab().values(), stated["vocab_size"])
         with guarded(file, "is no text encoder of CLIP that can be used", AGAIN), _no_bars():
-            network, told = CLIPTextModelWithProjection.from_pretrained(
+            loaded: Any = CLIPTextModelWithProjection.from_pretrained(
                 None,
                 config=CLIPTextConfig(**stated, bos_token_id=None),
                 state_dict=dict(tensors),
-                dtype=torch.float32,
                 output_loading_info=True,
             )
+            network, told = loaded
             if absent := sorted(told["missing_keys"]):
                 raise ValueError(f"it has no {absent[0]}")
-        return cls(network.eval(), tokenizer, words)
+        return cls(network.float().eval(), tokenizer, words)
 
     @torch.no_grad()
     def __call__(self, text: str) -> TextCondition:

@@ -25,28 +25,23 @@ from torch import Tensor, nn
 from ..denoiser import Conditions, Features, MaskedImageModel, Revealed
 from ..gather import added_at, tokens_at
 from .architecture import Grid, GridModel, HeadSize, ModelConfig
-from .layers import Attention, BaseNetwork, FeedForward, MaskRatioModulation, MultiHeadAttention
+from .head_base import BaseConfig, BottleneckHead
+from .layers import Attention, FeedForward, MaskRatioModulation, MultiHeadAttention
 from .layout import Layout, MissingTensor, Tensors, check_heads, count, given, sizes
 from .nearby import Around, Nearby, kernel_of
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
-    """Sizes of a head. All but `num_heads` can be read from its tensors."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config(BaseConfig):
+    """Sizes of a head."""
 
-    model_width: int
-    width: int  # model_width / bottleneck, rounded; equal to it = no bottleneck and no projections
-    num_blocks: int
-    num_heads: int
-    has_time: bool  # True: modulated by the mask ratio
-    from_full: bool = False  # True: predicts from the last full pass. False: from the step before
     # Side of the neighbourhood that `nearby` looks at; 0 = none, as published.
     kernel: int = 0
     # True: self-attention, as published. False: features see their neighbourhood alone, by a convolution.
     attends: bool = True
 
 
-class TokenHead(BaseNetwork):
+class TokenHead(BottleneckHead):
     """The network."""
 
     config: Config
@@ -55,14 +50,7 @@ class TokenHead(BaseNetwork):
         self, config: Config, operations: Any, attention: Attention, tensor: dict[str, Any]
     ) -> None:
         width = config.width
-        has_bottleneck = width != config.model_width
-
-        def projection(num_in: int, num_out: int) -> nn.Module:
-            return operations.Linear(num_in, num_out, **tensor) if has_bottleneck else nn.Identity()
-
-        self.proj_in = projection(config.model_width, width)
-        self.new_token_proj_in = projection(config.model_width, width)
-        self.proj_out = projection(width, config.model_width)
+        self.build_projections(config, operations, tensor)
         self.blocks = nn.ModuleList(
             Block(config, operations, attention, tensor) for _ in range(config.num_blocks)
         )
@@ -110,11 +98,8 @@ class TokenHead(BaseNetwork):
             x = self.time(x, mask_ratio_B)
         return added_at(features_BSD, wanted_BM, self.proj_out(x))
 
-    def output_layers(self) -> list[nn.Module]:
-        """Return the layers that make the head pass its input through where they are zero."""
-        if isinstance(self.proj_out, nn.Linear):
-            return [self.proj_out]
-        return [self.last_layer[-1], *([] if self.time is None else [self.time.modulation])]
+    def last_norm(self) -> nn.Module:
+        return self.last_layer[-1]
 
     def saved_values_per_position(self) -> int:
         """Return how many values the backward pass keeps for each position of a sequence."""

@@ -11,9 +11,8 @@ positions asked for; sides that cannot be halved are refused, where the original
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -22,8 +21,6 @@ from torch import Tensor, nn
 
 from ..denoiser import Conditions, Features
 from ..schedule import Step
-from .beside import stated_beside
-from .key_table import Unbatched
 from .layers import BaseNetwork
 
 DOWNSCALE = 16  # pixels per code along one side, of the VQ model that goes with these networks
@@ -31,18 +28,6 @@ DOWNSCALE = 16  # pixels per code along one side, of the VQ model that goes with
 NUM_MICRO = 5
 AESTHETIC = 6.0  # of pictures to make, as the originals have it
 EPS = 1e-6  # of all norms
-# Of a published folder.
-DIFFUSERS_FILES = (
-    "model_index.json",
-    "scheduler/scheduler_config.json",
-    "text_encoder/config.json",
-    "text_encoder/model.safetensors",
-    "tokenizer/*",
-    "transformer/config.json",
-    "transformer/diffusion_pytorch_model.safetensors",
-    "vqvae/config.json",
-    "vqvae/diffusion_pytorch_model.safetensors",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,30 +290,3 @@ class OnGrid:
         draw = 4 * num_tokens * self.config.num_codes * 4
         features = sum(lengths) * self.config.width * itemsize
         return num_images * max(features + a_pass, 2 * features + draw)
-
-
-# Rows of key tables.
-INPUT_TABLE = {
-    "embed.conv.weight": Unbatched("embed.conv.weight", (2, 3)),
-    "embed.*": "embed.*",
-    "cond_embed.*": "micro.*",
-    "encoder_proj_layer_norm.*": "text_norm.*",
-    "project_to_hidden_norm.*": "to_trunk_norm.*",
-    "project_to_hidden.*": "to_trunk.*",
-    "project_from_hidden_norm.*": "from_trunk_norm.*",
-    "project_from_hidden.*": "from_trunk.*",
-    "mlm_layer.conv1.weight": Unbatched("output.conv1.weight", (2, 3)),
-    "mlm_layer.conv2.weight": Unbatched("output.conv2.weight", (2, 3)),
-    "mlm_layer.layer_norm.*": "output.layer_norm.*",
-}
-
-
-def mask_beside(file: Path) -> dict[str, int]:
-    """Return the id of the mask that the folder of a scheduler states; empty if there is none."""
-    stated = stated_beside(file, "../scheduler/scheduler_config.json")
-    return {"mask_id": stated["mask_token_id"]} if "mask_token_id" in stated else {}
-
-
-def renamed(stated: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Return what is stated under our names: {their name: our name}."""
-    return {ours: stated[theirs] for theirs, ours in names.items() if theirs in stated}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,14 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..architecture import Grid
-from ..beside import check_expected, stated_beside
 from ..key_table import Unbatched
 from ..layers import Attention, MultiHeadAttention
 from ..layout import Layout, Tensors, check_heads, count, given, sizes
 from ..uvit import (
     EPS,
-    INPUT_TABLE,
-    NUM_MICRO,
     CodeOutput,
     Downsample,
     MicroConditions,
@@ -36,33 +33,20 @@ from ..uvit import (
     TokenInput,
     Upsample,
     UVit,
-    mask_beside,
-    renamed,
 )
+from ..uvit_family import INPUT_TABLE, MICRO_WIDTH, UVitConfig, shared_sizes, stated_in_folder
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
-    """Sizes of an aMUSEd. All but the numbers of heads can be read from its tensors."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config(UVitConfig):
+    """Sizes of an aMUSEd."""
 
-    width: int  # of embeddings and features
     channels: int  # of the stages
     blocks_per_stage: int
     stage_heads: int  # of the stages' attention
     trunk_width: int
-    depth: int  # layers of the trunk
-    num_heads: int  # of the trunk
     mlp_width: int
-    num_codes: int
-    vocabulary: int
-    text_width: int
-    pooled_width: int
     micro_width: int  # waves of each micro-condition
-    downsamples: bool  # True: the trunk has half the rows and columns
-
-    @property
-    def mask_id(self) -> int:
-        return self.vocabulary - 1
 
 
 class Amused(UVit):
@@ -255,73 +239,37 @@ class Block(nn.Module):
 
 NUM_HEADS = {1024: 16}  # of the published models, by width of the trunk
 STAGE_HEADS = {768: 12}  # the same by channels of the stages
-MICRO_WIDTH = 256  # of the published models
 
 
 def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
     """Return sizes from our tensors; what they do not show from `known` or else by preset."""
-    vocabulary, width = sizes(tensors, "embed.embeddings.weight", 2)
-    trunk_width, text_width = sizes(tensors, "text_in.weight", 2)
-    _, num_in = sizes(tensors, "micro.linear_1.weight", 2)
-    num_codes, _ = sizes(tensors, "output.conv2.weight", 2)
+    trunk_width, _ = sizes(tensors, "text_in.weight", 2)
     channels, _ = sizes(tensors, "embed.conv.weight", 2)
     _, mlp_width = sizes(tensors, "blocks.0.down.weight", 2)
     micro_width = known.get("micro_width", MICRO_WIDTH)
-    pooled_width = num_in - NUM_MICRO * micro_width
-    if num_codes >= vocabulary or pooled_width < 1:
-        raise ValueError(
-            f"it has {vocabulary} token ids for {num_codes} codes, and {num_in} values of pooled text and "
-            f"micro-conditions, expected more ids than codes and more than {NUM_MICRO} x {micro_width} values."
-        )
     return Config(
-        width=width,
+        **shared_sizes(tensors, known, NUM_HEADS, micro_width),
         channels=channels,
         blocks_per_stage=count(tensors, "down.res_blocks."),
         stage_heads=check_heads(given(known, "stage_heads", STAGE_HEADS, channels), channels),
         trunk_width=trunk_width,
-        depth=count(tensors, "blocks."),
-        num_heads=check_heads(given(known, "num_heads", NUM_HEADS, trunk_width), trunk_width),
         mlp_width=mlp_width,
-        num_codes=num_codes,
-        vocabulary=vocabulary,
-        text_width=text_width,
-        pooled_width=pooled_width,
         micro_width=micro_width,
-        downsamples="downsample.norm.weight" in tensors,
     )
 
 
 STATED = {  # config.json -> our config
-    "num_attention_heads": "num_heads",
     "block_num_heads": "stage_heads",
     "micro_cond_encode_dim": "micro_width",
     "cond_embed_dim": "pooled_width",
     "num_hidden_layers": "depth",
-    "vocab_size": "vocabulary",
-    "codebook_size": "num_codes",
-    "downsample": "downsamples",
-    "upsample": "downsamples",
 }
-# What the network is built for; what is not stated is so.
 EXPECTED = {
     "_class_name": ("UVit2DModel",),
     "use_bias": (False,),
     "layer_norm_eps": (EPS,),
     "ln_elementwise_affine": (True,),
 }
-
-
-def read_beside(file: Path) -> dict[str, Any]:
-    """Return the config fields that the files beside the published `file` state; empty if there are none.
-
-    Raises:
-        ValueError: one cannot be read, or describes another network than this one.
-    """
-    stated = stated_beside(file)
-    advice = "Choose the folder of aMUSEd."
-    check_expected(file, stated, EXPECTED, "aMUSEd", advice)
-    check_expected(file, stated, {"upsample": (stated.get("downsample", False),)}, "aMUSEd", advice)
-    return renamed(stated, STATED) | mask_beside(file)
 
 
 def usual_grid(config: Config) -> Grid:
@@ -386,6 +334,6 @@ LAYOUT = Layout(
     config=Config,
     read_config=read_config,
     network=Amused,
-    read_beside=read_beside,
+    read_beside=partial(stated_in_folder, names=STATED, expected=EXPECTED, what="aMUSEd"),
     quantizable=("blocks.",),
 )

@@ -21,31 +21,26 @@ from torch import Tensor, nn
 from ...denoiser import Conditions, Features, MaskedImageModel, Revealed
 from ...gather import added_at, tokens_at
 from ..architecture import HeadSize
-from ..layers import Attention, BaseNetwork, MaskRatioModulation
+from ..head_base import BaseConfig, BottleneckHead
+from ..layers import Attention, MaskRatioModulation
 from ..layout import Layout, Tensors, check_heads, count, given, sizes
 from .block import Block, SequencePositions, block_table, kv_heads
 from .transformer import NORM_EPS, NUM_HEADS, ROPE_THETA, OnGrid, positive
 from .transformer import Config as ModelConfig
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config(BaseConfig):
     """Sizes of a head. Heads and the MLP's width are those of the model, whatever the head's own width."""
 
-    model_width: int
-    width: int  # model_width / bottleneck, rounded; equal to it = no bottleneck and no projections
-    num_blocks: int
-    num_heads: int
     num_kv_heads: int
     mlp_width: int
     rope_theta: float
     norm_eps: float
-    has_time: bool  # True: modulated by the mask ratio
     sees_new: bool  # True: attends to the new tokens. False: blind to them (the ablation "no_ca")
-    from_full: bool = False  # True: predicts from the last full pass. False: from the step before
 
 
-class LuminaHead(BaseNetwork):
+class LuminaHead(BottleneckHead):
     """The network."""
 
     config: Config
@@ -54,25 +49,15 @@ class LuminaHead(BaseNetwork):
         self, config: Config, operations: Any, attention: Attention, tensor: dict[str, Any]
     ) -> None:
         width = config.width
-        has_bottleneck = width != config.model_width
-
-        def projection(num_in: int, num_out: int) -> nn.Module:
-            return operations.Linear(num_in, num_out, **tensor) if has_bottleneck else nn.Identity()
-
-        self.proj_in = projection(config.model_width, width)
-        self.new_token_proj_in = projection(config.model_width, width) if config.sees_new else None
-        self.proj_out = projection(width, config.model_width)
+        self.build_projections(config, operations, tensor, sees_new=config.sees_new)
         self.blocks = nn.ModuleList(
             HeadBlock(config, operations, attention, tensor) for _ in range(config.num_blocks)
         )
         self.final_norm = operations.RMSNorm(width, eps=config.norm_eps, **tensor)
         self.time = MaskRatioModulation(width, operations, **tensor) if config.has_time else None
 
-    def output_layers(self) -> list[nn.Module]:
-        """Return the layers that make the head pass its input through where they are zero."""
-        if isinstance(self.proj_out, nn.Linear):
-            return [self.proj_out]
-        return [self.final_norm, *([] if self.time is None else [self.time.modulation])]
+    def last_norm(self) -> nn.Module:
+        return self.final_norm
 
     def saved_values_per_position(self) -> int:
         """Return how many values the backward pass keeps for each position of a sequence."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,13 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..architecture import Grid
-from ..beside import check_expected, stated_beside
 from ..layers import Attention
-from ..layout import Layout, Tensors, check_heads, count, given, sizes
+from ..layout import Layout, Tensors, count
 from ..uvit import (
     EPS,
-    INPUT_TABLE,
-    NUM_MICRO,
     CodeOutput,
     Downsample,
     MicroConditions,
@@ -39,34 +36,21 @@ from ..uvit import (
     TwoLayers,
     Upsample,
     UVit,
-    mask_beside,
-    renamed,
     sinusoids,
 )
+from ..uvit_family import INPUT_TABLE, NUM_TEXT_TOKENS, UVitConfig, shared_sizes, stated_in_folder
 from .block import JointBlock, SingleBlock, Turn
 
 NUM_WAVES = 256  # of the timestep, and of each micro-condition
 TIME_SCALE = 1000.0  # of the timestep, which counts the steps left
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
-    """Sizes of a Meissonic. All but heads and rotary axes can be read from its tensors."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config(UVitConfig):
+    """Sizes of a Meissonic. No tensor shows the rotary axes."""
 
-    width: int
-    depth: int  # joint blocks
     single_depth: int
-    num_heads: int
     rope_axes: tuple[int, ...]  # values of a head that turn with nothing, the row, the column
-    num_codes: int
-    vocabulary: int
-    text_width: int
-    pooled_width: int
-    downsamples: bool  # True: the trunk has half the rows and columns
-
-    @property
-    def mask_id(self) -> int:
-        return self.vocabulary - 1
 
     @property
     def head_width(self) -> int:
@@ -134,41 +118,20 @@ class Meissonic(UVit):
         return self.config.width * max(16 * length, 3 * num_tokens)
 
 
-NUM_TEXT_TOKENS = 77
 NUM_HEADS = {1024: 8}  # of the published model, by width
 ROPE_AXES = (16, 56, 56)  # of the published model
 
 
 def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
     """Return sizes from our tensors; what they do not show from `known` or else by preset."""
-    vocabulary, width = sizes(tensors, "embed.embeddings.weight", 2)
-    _, text_width = sizes(tensors, "text_in.weight", 2)
-    _, num_in = sizes(tensors, "micro.linear_1.weight", 2)
-    num_codes, _ = sizes(tensors, "output.conv2.weight", 2)
-    num_heads = check_heads(given(known, "num_heads", NUM_HEADS, width), width)
-    axes, head_width = known.get("rope_axes", ROPE_AXES), width // num_heads
+    shared = shared_sizes(tensors, known, NUM_HEADS, NUM_WAVES)
+    axes, head_width = known.get("rope_axes", ROPE_AXES), shared["width"] // shared["num_heads"]
     if not isinstance(axes, list | tuple) or len(axes) != 3 or sum(axes) != head_width:
         raise ValueError(f"rope_axes is {axes!r}, expected three numbers of sum {head_width}.")
     if any(not isinstance(axis, int) or axis < 2 or axis % 2 for axis in axes):
         raise ValueError(f"rope_axes is {axes!r}, expected even numbers from 2 up.")
-    pooled_width = num_in - NUM_MICRO * NUM_WAVES
-    if num_codes >= vocabulary or pooled_width < 1:
-        raise ValueError(
-            f"it has {vocabulary} token ids for {num_codes} codes, and {num_in} values of pooled text and "
-            f"micro-conditions, expected more ids than codes and more than {NUM_MICRO} x {NUM_WAVES} values."
-        )
-    return Config(
-        width=width,
-        depth=count(tensors, "blocks."),
-        single_depth=count(tensors, "single_blocks."),
-        num_heads=num_heads,
-        rope_axes=tuple(axes),
-        num_codes=num_codes,
-        vocabulary=vocabulary,
-        text_width=text_width,
-        pooled_width=pooled_width,
-        downsamples="downsample.norm.weight" in tensors,
-    )
+    single_depth = count(tensors, "single_blocks.")
+    return Config(**shared, single_depth=single_depth, rope_axes=tuple(axes))
 
 
 def usual_grid(config: Config) -> Grid:
@@ -177,35 +140,17 @@ def usual_grid(config: Config) -> Grid:
 
 
 STATED = {  # config.json -> our config
-    "num_attention_heads": "num_heads",
     "axes_dims_rope": "rope_axes",
     "num_layers": "depth",
     "num_single_layers": "single_depth",
     "joint_attention_dim": "text_width",
     "pooled_projection_dim": "pooled_width",
-    "vocab_size": "vocabulary",
-    "codebook_size": "num_codes",
-    "downsample": "downsamples",
-    "upsample": "downsamples",
 }
-# What the network is built for; what is not stated is so.
 EXPECTED = {
     "_class_name": ("Transformer2DModel",),
     "guidance_embeds": (False,),
     "patch_size": (1,),
 }
-
-
-def read_beside(file: Path) -> dict[str, Any]:
-    """Return the config fields that the files beside the published `file` state; empty if there are none.
-
-    Raises:
-        ValueError: one cannot be read, or describes another network than this one.
-    """
-    stated = stated_beside(file)
-    same = {"upsample": (stated.get("downsample", False),)}
-    check_expected(file, stated, EXPECTED | same, "Meissonic", "Choose the folder of Meissonic.")
-    return renamed(stated, STATED) | mask_beside(file)
 
 
 def _projections(theirs: str, ours: str, names: tuple[str, ...]) -> dict[str, str]:
@@ -260,6 +205,6 @@ LAYOUT = Layout(
     config=Config,
     read_config=read_config,
     network=Meissonic,
-    read_beside=read_beside,
+    read_beside=partial(stated_in_folder, names=STATED, expected=EXPECTED, what="Meissonic"),
     quantizable=("blocks.", "single_blocks."),
 )
