@@ -171,7 +171,8 @@ def made_by_a_step(case: str) -> tuple[Tensor, Tensor]:
         step = replace(step, num_masked=num_masked, num_revealed=num_masked - after)
         logits_1NV = logits_BLV[row, index_1N[0]].unsqueeze(0)
         noise: Any = Uniform(u_BL[row : row + 1])
-        revealed = decide(Denoised(logits_1NV, (), True), step, index_1N, noise)
+        denoised = Denoised(lambda _, logits_1NV=logits_1NV: logits_1NV, (), True)
+        revealed, _ = decide(denoised, step, index_1N, noise)
         made.append(tokens_1L.scatter(1, revealed.index_BK, revealed.codes_BK))
     return torch.cat(made), STEPS[f"{case}/next"].flatten(1)
 

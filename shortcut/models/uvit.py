@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..denoiser import Conditions, Features
 from ..schedule import Step
-from .layers import BaseNetwork
+from .layers import BaseNetwork, draw_bytes
 
 DOWNSCALE = 16  # pixels per code along one side, of the VQ model that goes with these networks
 # Micro-conditions: width and height of the image, what was cropped left and above, in pixels, and an aesthetic score.
@@ -287,6 +287,6 @@ class OnGrid:
         num_tokens, itemsize = self.rows * self.columns, self.model.compute_dtype.itemsize
         at_once = 1 if self.is_sequential else len(lengths)
         a_pass = at_once * self.model.pass_values(num_tokens) * itemsize
-        draw = 4 * num_tokens * self.config.num_codes * 4
         features = sum(lengths) * self.config.width * itemsize
-        return num_images * max(features + a_pass, 2 * features + draw)
+        draw = draw_bytes(num_images, num_tokens, self.config.num_codes)
+        return max(num_images * (features + a_pass), num_images * 2 * features + draw)
