@@ -18,7 +18,7 @@ from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.denoiser import Denoised
 from shortcut_pack.shortcut.image import covered
 from shortcut_pack.shortcut.models.amused import ARCHITECTURE, transformer
-from shortcut_pack.shortcut.models.clip_text import ClipTextEncoder
+from shortcut_pack.shortcut.models.clip_encoder import ClipTextEncoder
 from shortcut_pack.shortcut.models.key_table import rename
 from shortcut_pack.shortcut.models.layers import Bare
 from shortcut_pack.shortcut.models.uvit import TextCondition
@@ -221,6 +221,9 @@ class Words:
             ids = [*ids[: length - 1], ids[-1]] if len(ids) > length else ids
             return SimpleNamespace(input_ids=torch.tensor([ids + [self.pad] * (length - len(ids))]))
         return SimpleNamespace(input_ids=ids)
+
+    def get_vocab(self) -> dict[str, int]:
+        return {}
 
 
 def text_encoder(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ClipTextEncoder:
