@@ -89,7 +89,7 @@ def check_formats(formats: Collection[str]) -> None:
     if strange := sorted(set(formats) - known):
         raise ValueError(
             f"its weights are quantized as {', '.join(strange)}, and this ComfyUI does not know the format: it knows "
-            f"{', '.join(sorted(known))}. Update ComfyUI, or choose a file in float8_e4m3fn or bfloat16."
+            f"{', '.join(sorted(known))}. Update ComfyUI, or choose a file in bfloat16 or float8_e4m3fn."
         )
 
 

@@ -124,14 +124,16 @@ class Checkpoint:
         layout = replace(self.layout, network=network, quantizable=())
         return replace(self, layout=layout, tensors=self.text, text={}, quantized={})
 
-    def converted(self, target: Target) -> Iterator[tuple[str, Tensor]]:
+    def converted(
+        self, target: Target, device: torch.device | str = "cpu"
+    ) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, tensor) of all that `cast` gives, made one after the other.
 
         Raises:
             ValueError: as `cast`.
         """
         with naming(self.path):
-            for name, tensor in self._recast(self.tensors, target):
+            for name, tensor in self._recast(self.tensors, target, device):
                 check_finite({name: tensor}, is_full=True)
                 yield name, tensor
 
@@ -139,23 +141,26 @@ class Checkpoint:
         """Return the tensors on the meta device, as `target` says if given."""
         shapes = {name: tensor.to("meta") for name, tensor in self.tensors.items()}
         with naming(self.path):
-            return shapes if target is None else dict(self._recast(shapes, target))
+            return shapes if target is None else dict(self._recast(shapes, target, "meta"))
 
     def _recast(
-        self, tensors: Mapping[str, Tensor], target: Target
+        self, tensors: Mapping[str, Tensor], target: Target, device: torch.device | str
     ) -> Iterator[tuple[str, Tensor]]:
         format = quantized.format_of(target)
         names = set() if format is None else linear_weights(self, format)
-        return quantized.recast(tensors, self.quantized, target, names)
+        return quantized.recast(tensors, self.quantized, target, names, device)
 
 
-def cast(checkpoint: Checkpoint, target: Target) -> Checkpoint:
+def cast(checkpoint: Checkpoint, target: Target, device: torch.device | str = "cpu") -> Checkpoint:
     """Return the checkpoint with all weights in a type, or the linear ones of a model's blocks in a quantized format.
+
+    Args:
+        device: quantizes, a tensor at a time; all of them come to lie where they were.
 
     Raises:
         ValueError: a value does not fit, or the weights cannot be taken from or to that format.
     """
-    tensors = dict(checkpoint.converted(target))
+    tensors = dict(checkpoint.converted(target, device))
     format = quantized.format_of(target)
     names = linear_weights(checkpoint, format) if format is not None else ()
     return replace(checkpoint, tensors=tensors, quantized=dict.fromkeys(names, format))
@@ -275,7 +280,7 @@ def from_tensors(
         config,
         tensors,
         described.fingerprint if formats and described.fingerprint else fingerprint(weights),
-        described,
+        replace(described, fingerprint=""),
         path,
         formats,
         frozenset(layout.from_model) - told,

@@ -42,14 +42,13 @@ def quantize(weight_OI: Tensor, format: str) -> tuple[dict[str, Tensor], dict[st
         about |= {"convrot": True, "convrot_groupsize": group}
     if weight_OI.is_meta:
         return _shapes(weight_OI.shape, format), about
-    from comfy_kitchen.tensor import TensorCoreNVFP4Layout, TensorWiseINT8Layout
-
+    layouts = _library().tensor
     weight_OI = weight_OI.float()
     if format == NVFP4:
-        values, params = TensorCoreNVFP4Layout.quantize(weight_OI)
+        values, params = layouts.TensorCoreNVFP4Layout.quantize(weight_OI)
         return {"weight": values, SCALE: params.block_scale, SCALE_2: params.scale}, about
     rotation = {"convrot": True, "convrot_groupsize": group} if group is not None else {}
-    values, params = TensorWiseINT8Layout.quantize(weight_OI, per_channel=True, **rotation)
+    values, params = layouts.TensorWiseINT8Layout.quantize(weight_OI, per_channel=True, **rotation)
     return {"weight": values, SCALE: params.scale}, about
 
 
@@ -90,27 +89,26 @@ def rotation(about: Mapping[str, Any]) -> int | None:
 
 def dequantize(parts: Mapping[str, Tensor], about: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
     """Return the weight (O, I)."""
-    from comfy_kitchen.tensor import TensorCoreNVFP4Layout, TensorWiseINT8Layout
-
+    layouts = _library().tensor
     values = parts["weight"]
     rows, columns = values.shape
     if about["format"] == NVFP4:
-        params = TensorCoreNVFP4Layout.Params(
+        params = layouts.TensorCoreNVFP4Layout.Params(
             scale=parts[SCALE_2].reshape(()),
             orig_dtype=dtype,
             orig_shape=(rows, 2 * columns),
             block_scale=_blocks(parts[SCALE], rows),
         )
-        return TensorCoreNVFP4Layout.dequantize(values, params)
+        return layouts.TensorCoreNVFP4Layout.dequantize(values, params)
     group = rotation(about)
-    params = TensorWiseINT8Layout.Params(
+    params = layouts.TensorWiseINT8Layout.Params(
         scale=parts[SCALE].float(),
         orig_dtype=dtype,
         orig_shape=(rows, columns),
         convrot=group is not None,
         convrot_groupsize=group or 0,
     )
-    return TensorWiseINT8Layout.dequantize(values, params)
+    return layouts.TensorWiseINT8Layout.dequantize(values, params)
 
 
 def linear(
@@ -120,10 +118,8 @@ def linear(
     if about["format"] == NVFP4:
         weight_OI = dequantize(parts, about, input.dtype)
         return torch.nn.functional.linear(input, weight_OI, bias)
-    from comfy_kitchen import int8_linear
-
     group = rotation(about)
-    return int8_linear(
+    return _library().int8_linear(
         input.contiguous(),
         parts["weight"],
         parts[SCALE],
@@ -132,6 +128,17 @@ def linear(
         convrot=group is not None,
         convrot_groupsize=group or 0,
     )
+
+
+def _library() -> Any:
+    """Return comfy-kitchen. Raise ValueError if it is not installed."""
+    try:
+        import comfy_kitchen.tensor
+    except ImportError as error:
+        raise ValueError(
+            f"int8 and nvfp4 weights need comfy-kitchen, which cannot be imported ({error}). pip install comfy-kitchen"
+        ) from error
+    return comfy_kitchen
 
 
 def _blocks(scale: Tensor, num_rows: int) -> Tensor:

@@ -65,6 +65,11 @@ FLOAT8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"
 COMPUTED = frozenset((*FLOAT8.values(), *kitchen.FORMATS.values()))  # by the layers below
 # What weights are to be: a type, of those of FLOAT8 too, or one of `kitchen.FORMATS`, which are no types.
 Target = torch.dtype | str
+# Formats that this project writes, by the names that users choose.
+TARGETS: dict[str, Target] = {
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    **{name: name for name in kitchen.FORMATS},
+}
 
 
 def format_of(target: Target) -> str | None:
@@ -161,12 +166,14 @@ def recast(
     formats: Mapping[str, str],
     target: Target,
     linear_weights: Collection[str],
+    device: torch.device | str,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) of a checkpoint whose weights are as `target` says, one after the other.
 
     Args:
         formats: {weight: format} of the quantized ones.
         linear_weights: those to quantize if `target` is a quantized format; the others stay as they are.
+        device: quantizes them.
 
     Raises:
         ValueError: weights are quantized already, or in a format that this project cannot compute.
@@ -184,7 +191,8 @@ def recast(
         if name in around:
             continue
         if name in linear_weights:
-            yield from quantize(name, tensor, target).items()
+            for made, part in quantize(name, tensor.to(device), target).items():
+                yield made, part if part.is_meta else part.to(tensor.device)
         elif isinstance(target, str) or format is not None:
             yield name, tensor
         elif name in formats:

@@ -12,28 +12,23 @@ from typing import Any
 import torch
 
 from .. import checkpoint as checkpoints
-from .. import kitchen, published
+from .. import published
 from ..checkpoint import Checkpoint
 from ..companions import placed
 from ..files import parts
 from ..guard import message_of
 from ..models.layout import Tensors
-from ..quantized import Target
+from ..quantized import TARGETS, Target
 from ..writing import check_writable
 
 logger = logging.getLogger(__name__)
 
 MAX_LINE = 2**15  # characters; the names of a thousand classes take half
-# Quantized formats to write; each is about half as large as the one before.
-QUANTIZED: dict[str, Target] = {
-    "float8_e4m3fn": torch.float8_e4m3fn,
-    **{name: name for name in kitchen.FORMATS},
-}
 DTYPES: dict[str, Target] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
-    **QUANTIZED,
+    **TARGETS,
 }
 
 
@@ -136,7 +131,7 @@ def describe(checkpoint: Checkpoint) -> str:
     if layout.quantizable and not quantized:
         whole = checkpoint.with_text()
         lines |= {
-            f"as {name}": f"{_megabytes(whole.shapes(to))} MB" for name, to in QUANTIZED.items()
+            f"as {name}": f"{_megabytes(whole.shapes(to))} MB" for name, to in TARGETS.items()
         }
     if checkpoint.companions:
         lines["in the file"] = ", ".join(Path(name).name for name in checkpoint.companions)
