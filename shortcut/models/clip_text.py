@@ -26,7 +26,7 @@ from .architecture import LOADED_CLIP, Branches, Conditioning, GraphNode, Reques
 from .beside import stated_beside
 from .conditioning import only_row
 from .layout import count
-from .uvit import AESTHETIC, TextCondition, micro_conditions
+from .uvit_parts import AESTHETIC, TextCondition, micro_conditions
 
 logger = logging.getLogger(__name__)
 
