@@ -14,13 +14,15 @@ import folder_paths
 
 from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.guard import guarded
-from ..shortcut.models.clip_text import (
+from ..shortcut.models.clip_encoder import (
+    AGAIN,
     TOKENIZER,
     check_widths,
     encoder_file,
     encoder_folder,
     stated_encoder,
 )
+from ..shortcut.models.tokenizer_files import check_ids, check_tokenizer_files
 
 FOLDER = "text_encoders"  # of ComfyUI's models folder
 NAME = "l"  # by which ComfyUI's tokens and embeddings call the encoder
@@ -61,12 +63,15 @@ def build_clip(checkpoint: Checkpoint, file: Path | None) -> Any:
     check_widths(found, checkpoint.config, file)
     words = checkpoint.folder / TOKENIZER
     embeddings = folder_paths.get_folder_paths("embeddings")
-    tokenizer = Tokenizer(
-        tokenizer_path=str(words) if words.is_dir() else None,
-        max_length=config["max_position_embeddings"],
-        embedding_directory=embeddings,
-        embedding_size=found[0],
-    )
+    check_tokenizer_files(words)
+    with guarded(words, "holds a tokenizer that cannot be read", AGAIN):
+        tokenizer = Tokenizer(
+            tokenizer_path=str(words) if words.is_dir() else None,
+            max_length=config["max_position_embeddings"],
+            embedding_directory=embeddings,
+            embedding_size=found[0],
+        )
+        check_ids(tokenizer.tokenizer.get_vocab().values(), config["vocab_size"])
     special = {name: getattr(tokenizer, f"{name}_token") for name in ("start", "end", "pad")}
     encoder = partial(
         comfy.sd1_clip.SDClipModel,

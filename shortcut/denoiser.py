@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -21,6 +22,9 @@ from .schedule import Step
 
 # Last-layer features (B, S, D), one for each guidance branch: the condition first, then what to guide away from.
 Features = tuple[Tensor, ...]
+# Image tokens (B, N) -> their guided float32 logits (B, N, V), made when asked for: all of a large batch would not fit.
+Logits = Callable[[Tensor], Tensor]
+AT_ONCE = 2048  # positions of a batch whose logits exist at a time: 67 MB for 8,192 codes
 # What a full pass keeps for partial ones, such as the keys and values of its blocks. Only its model looks inside.
 Kept = Any
 
@@ -134,8 +138,8 @@ class Tokens:
     codes_BL: Tensor  # undefined where masked
     is_masked_BL: Tensor
     index_BN: Tensor  # of the masked ones, ascending
-    # Guided logits (B, N, V) at `index_BN` -> the tokens (B, K) that the step reveals, ascending, by the run's noise.
-    choose: Callable[[Tensor], Tensor] | None = None
+    # The logits of a step -> the tokens (B, K) that it reveals, ascending, by the run's noise.
+    choose: Callable[[Logits], Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,10 +217,10 @@ class Accelerator(Protocol):
 class Denoised:
     """The answer of a step and where it came from."""
 
-    logits_BNV: Tensor  # guided, float32
+    logits: Logits
     features: Features
     was_full: bool  # True: from a full pass. False: predicted
-    # The image tokens that the step reveals, of which alone the logits then are. None: not chosen yet.
+    # The image tokens that the step reveals, whose logits alone mean something then. None: not chosen yet.
     chosen_BK: Tensor | None = None
     # Number of tokens near each position that the last full pass did not see. None: full pass, or spread is off.
     unseen_BN: Tensor | None = None
@@ -241,7 +245,7 @@ class Denoiser:
         self.last: Snapshot | None = None
 
     def __call__(self, step: Step, tokens: Tokens) -> Denoised:
-        """Return the guided logits of `step` at the masked tokens."""
+        """Return the answer of `step` at the masked tokens."""
         predicted = None
         if self.accelerator is not None and self.full and self.last and not step.is_full:
             predicted = self.accelerator.predict(step, tokens, self.full, self.last)
@@ -252,17 +256,15 @@ class Denoiser:
         else:
             features = predicted.features if isinstance(predicted, Prediction) else predicted
             self.last = Snapshot(step, features, tokens.is_masked_BL)
+        logits = partial(guided_logits, self.model, features, step.guidance)
         if isinstance(predicted, Prediction):
-            chosen_BK = predicted.chosen_BK
-            logits_BKV = guided_logits(self.model, features, step.guidance, chosen_BK)
-            return Denoised(logits_BKV, features, was_full, chosen_BK)
-        logits_BNV = guided_logits(self.model, features, step.guidance, tokens.index_BN)
+            return Denoised(logits, features, was_full, predicted.chosen_BK)
         unseen_BN = None
         if step.spread and not was_full and self.full is not None:
             is_unseen_BL = self.full.is_masked_BL & ~tokens.is_masked_BL
             near_BL = count_near(is_unseen_BL, self.model.grid, step.spread)
             unseen_BN = near_BL.gather(1, tokens.index_BN)
-        return Denoised(logits_BNV, features, was_full, unseen_BN=unseen_BN)
+        return Denoised(logits, features, was_full, unseen_BN=unseen_BN)
 
     def _full_pass(self, step: Step, tokens: Tokens) -> Snapshot:
         """Run a full pass. What the one before kept is let go first."""

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .denoiser import Denoised, Revealed, Tokens, positions
+from .denoiser import AT_ONCE, Denoised, Logits, Revealed, Tokens, positions
 from .noise import Noise
 from .orders import Order, confidence
 from .schedule import Step
@@ -31,6 +31,15 @@ class Trace:
     is_masked_BL: Tensor  # after the step
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Codes drawn at some positions."""
+
+    codes_BN: Tensor
+    score_BN: Tensor  # of each; the highest are revealed first
+    is_finite: Tensor  # whether all logits were
+
+
 @torch.no_grad()
 def sample(
     denoise: Callable[[Step, Tokens], Denoised],
@@ -44,7 +53,7 @@ def sample(
     """Fill the masked positions of `codes_BL`. Known codes never change. Returns code ids (B, L).
 
     Args:
-        denoise: (step, tokens) -> logits at the masked positions.
+        denoise: (step, tokens) -> how to make the logits of the masked positions.
         is_masked_BL: as many True in each image as `plan` has tokens to make.
         on_step: called after each step; an exception from it ends the run.
         order: says which tokens come first.
@@ -57,14 +66,13 @@ def sample(
         index_BN = positions(is_masked_BL, step.num_masked)
         choose = partial(choice, step=step, index_BN=index_BN, noise=noise, order=order)
         denoised = denoise(step, Tokens(codes_BL, is_masked_BL, index_BN, choose))
-        # A logit that is not finite makes the sum so. The sum reads the logits once, isfinite().all() several times.
-        is_finite &= denoised.logits_BNV.sum().isfinite()
-        revealed = decide(denoised, step, index_BN, noise, order)
+        revealed, were_finite = decide(denoised, step, index_BN, noise, order)
+        is_finite &= were_finite
         codes_BL = codes_BL.scatter(1, revealed.index_BK, revealed.codes_BK)
         is_masked_BL = is_masked_BL.scatter(1, revealed.index_BK, False)
         if on_step is not None:
             on_step(Trace(step, denoised, revealed, codes_BL, is_masked_BL))
-        del denoised  # its logits are large, and the next step begins with a full pass
+        del denoised  # its features are large, and the next step begins with a full pass
     check_logits(is_finite)
     return codes_BL
 
@@ -80,26 +88,46 @@ def check_logits(is_finite: Tensor) -> None:
 
 def decide(
     denoised: Denoised, step: Step, index_BN: Tensor, noise: Noise, order: Order = confidence
-) -> Revealed:
-    """Choose the tokens that a step reveals and their codes, given the logits at all masked positions `index_BN`.
+) -> tuple[Revealed, Tensor]:
+    """Choose the tokens that a step reveals and their codes, among all masked positions `index_BN`.
 
     Where the denoiser has chosen already, only codes are drawn, by the same noise.
+
+    Returns:
+        (the tokens and codes, whether the logits were finite)
     """
     if (index_BK := denoised.chosen_BK) is not None:
-        return Revealed(draw_codes(denoised.logits_BNV, step, index_BK, noise), index_BK)
-    drawn_BN = draw_codes(denoised.logits_BNV, step, index_BN, noise)
-    score_BN = order(denoised.logits_BNV, drawn_BN, step, index_BN, noise)
-    chosen_BK = foremost(score_BN, denoised.unseen_BN, step.num_revealed).sort().values
-    return Revealed(drawn_BN.gather(1, chosen_BK), index_BN.gather(1, chosen_BK))
+        drawn = draw(denoised.logits, step, index_BK, noise)
+        return Revealed(drawn.codes_BN, index_BK), drawn.is_finite
+    drawn = draw(denoised.logits, step, index_BN, noise, order)
+    chosen_BK = foremost(drawn.score_BN, denoised.unseen_BN, step.num_revealed).sort().values
+    revealed = Revealed(drawn.codes_BN.gather(1, chosen_BK), index_BN.gather(1, chosen_BK))
+    return revealed, drawn.is_finite
 
 
 def choice(
-    logits_BNV: Tensor, step: Step, index_BN: Tensor, noise: Noise, order: Order = confidence
+    logits: Logits, step: Step, index_BN: Tensor, noise: Noise, order: Order = confidence
 ) -> Tensor:
     """Choose the tokens (B, K) that a step reveals, ascending, as `decide` does without spread."""
-    drawn_BN = draw_codes(logits_BNV, step, index_BN, noise)
-    score_BN = order(logits_BNV, drawn_BN, step, index_BN, noise)
+    score_BN = draw(logits, step, index_BN, noise, order).score_BN
     return index_BN.gather(1, score_BN.topk(step.num_revealed).indices.sort().values)
+
+
+def draw(
+    logits: Logits, step: Step, index_BN: Tensor, noise: Noise, order: Order = confidence
+) -> Drawn:
+    """Draw a code at each of the positions `index_BN` and score it, with logits of AT_ONCE positions at a time."""
+    codes: list[Tensor] = []
+    scores: list[Tensor] = []
+    is_finite = torch.ones((), dtype=torch.bool, device=index_BN.device)
+    for part_BN in index_BN.split(max(1, AT_ONCE // len(index_BN)), dim=1):
+        logits_BNV = logits(part_BN)
+        # A logit that is not finite makes the sum so. The sum reads the logits once, isfinite().all() several times.
+        is_finite &= logits_BNV.sum().isfinite()
+        codes.append(draw_codes(logits_BNV, step, part_BN, noise))
+        scores.append(order(logits_BNV, codes[-1], step, part_BN, noise))
+        del logits_BNV  # before the next are made
+    return Drawn(torch.cat(codes, 1), torch.cat(scores, 1), is_finite)
 
 
 def foremost(score_BN: Tensor, unseen_BN: Tensor | None, count: int) -> Tensor:

@@ -8,6 +8,7 @@ Both reveal tokens by the functions of the image sampler, with noise that is dra
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -19,6 +20,7 @@ from .denoiser import (
     Denoised,
     Features,
     ImageLogits,
+    Logits,
     Tokens,
     guided_logits,
     positions,
@@ -92,8 +94,11 @@ def answer(
                 tokens.is_masked_BL,
             )
             features = model.features([condition], text)
-            index_BN = span.start + tokens.index_BN
-            return Denoised(model.text_logits(features[0], index_BN), features, True)
+
+            def logits(index_BN: Tensor) -> Tensor:
+                return model.text_logits(features[0], span.start + index_BN)
+
+            return Denoised(logits, features, True)
 
         def passed(trace: Trace) -> None:
             if on_pass is not None:
@@ -150,16 +155,16 @@ def in_parallel(
         features = model.features(conditions[:1], text, image)
         if step.text is not None:
             index_BN = positions(text.is_masked_BL, step.text.num_masked)
-            logits_BNV = model.text_logits(features[0], index_BN)
-            is_finite &= logits_BNV.sum().isfinite()
-            text = revealed(text, logits_BNV, step.text, index_BN, text_noise)
+            logits = partial(model.text_logits, features[0])
+            text, found = revealed(text, logits, step.text, index_BN, text_noise)
+            is_finite &= found
         if step.image is not None:
             if len(conditions) > 1:
                 features = (*features, *model.features(conditions[1:], text, image))
             index_BN = positions(image.is_masked_BL, step.image.num_masked)
-            logits_BNV = guided_logits(model, features, step.image.guidance, index_BN)
-            is_finite &= logits_BNV.sum().isfinite()
-            image = revealed(image, logits_BNV, step.image, index_BN, image_noise)
+            logits = partial(guided_logits, model, features, step.image.guidance)
+            image, found = revealed(image, logits, step.image, index_BN, image_noise)
+            is_finite &= found
         if on_pass is not None:
             on_pass(image)
     check_logits(is_finite)
@@ -167,14 +172,15 @@ def in_parallel(
 
 
 def revealed(
-    canvas: Canvas, logits_BNV: Tensor, step: Step, index_BN: Tensor, noise: Noise
-) -> Canvas:
-    """Return the tokens after a step, given the logits at all masked ones."""
-    new = decide(Denoised(logits_BNV, (), True), step, index_BN, noise)
-    return Canvas(
+    canvas: Canvas, logits: Logits, step: Step, index_BN: Tensor, noise: Noise
+) -> tuple[Canvas, Tensor]:
+    """Return the tokens after a step, given the masked ones `index_BN`, and whether the logits were finite."""
+    new, is_finite = decide(Denoised(logits, (), True), step, index_BN, noise)
+    made = Canvas(
         canvas.codes_BL.scatter(1, new.index_BK, new.codes_BK),
         canvas.is_masked_BL.scatter(1, new.index_BK, False),
     )
+    return made, is_finite
 
 
 def _text_noise(

@@ -107,7 +107,7 @@ class SDTokenizer:
     """Knows no words."""
 
     start_token, end_token = 0, 1
-    tokenizer = types.SimpleNamespace(pad_token_id=1)
+    tokenizer = types.SimpleNamespace(pad_token_id=1, get_vocab=dict)
 
     def __init__(self, **options: Any):
         self.options = options

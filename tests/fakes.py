@@ -15,6 +15,7 @@ from shortcut_pack.shortcut.denoiser import (
     Revealed,
     Snapshot,
     Tokens,
+    positions,
 )
 from shortcut_pack.shortcut.generate import num_draws
 from shortcut_pack.shortcut.noise import Noise
@@ -139,3 +140,12 @@ def tiny_run(ids, settings, *, use_head=True, dtype=None, head_dtype=None, **opt
     conditions = classes(*ids)[: 1 + len(settings.guidance)]
     accelerator = ShortcutHead(head, model, conditions) if use_head else None
     return run(model, conditions, settings, num_tokens=L, accelerator=accelerator, **options)
+
+
+def logits_of(trace: Trace) -> Tensor:
+    """Return the logits (B, N, V) that a step drew codes from."""
+    index_BN = trace.denoised.chosen_BK
+    if index_BN is None:
+        was_masked_BL = trace.is_masked_BL.scatter(1, trace.revealed.index_BK, True)
+        index_BN = positions(was_masked_BL, trace.step.num_masked)
+    return trace.denoised.logits(index_BN)

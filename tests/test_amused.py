@@ -13,6 +13,7 @@ import torch
 import uvit_folder
 import uvit_sets
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import models
 from shortcut_pack.shortcut.__main__ import main
@@ -171,6 +172,47 @@ def test_a_text_encoder_of_another_width_is_refused(tmp_path: Path) -> None:
     conditioner = conditioner_of(checkpoints.load(folder, kind="model"))
     with pytest.raises(ValueError, match=r"width 16 with 20 .* needs 28 with 20"):
         conditioner.conditions(Request(prompt="a fox"), 1)
+
+
+def changed(file: Path, **entries: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+
+
+def without(tensors: dict[str, torch.Tensor], *endings: str) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in tensors.items() if not name.endswith(endings)}
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", {"num_attention_heads": 10**12}, "num_attention_heads must be at most 28"),
+        ("config.json", {"num_attention_heads": 5}, "5 heads do not divide its width 28"),
+        ("config.json", {"hidden_act": "relu"}, "hidden_act = 'relu', expected 'quick_gelu'"),
+        ("config.json", {"eos_token_id": -1}, "eos_token_id must be a whole number"),
+        ("model.safetensors", "text_projection.weight", "no text_projection.weight, which this"),
+        ("model.safetensors", "1.mlp.fc2.bias", "it has no .*layers.1.mlp.fc2.bias"),
+        ("model.safetensors", "0.mlp.fc1.weight", "it is damaged .*fc1.weight"),
+        ("tokenizer_config.json", {"model_max_length": "x"}, "fails at a text"),
+        ("vocab.json", {"b": 10**6}, "it makes the id 1000000, but the model has 54"),
+        ("vocab.json", {"b": -1}, "holds a tokenizer that cannot be read"),
+    ],
+)
+def test_a_damaged_text_encoder_is_named(
+    file: str, change: object, message: str, tmp_path: Path
+) -> None:
+    folder = uvit_folder.write(tmp_path / "damaged")
+    part = folder / (
+        "text_encoder" if file in ("config.json", "model.safetensors") else "tokenizer"
+    )
+    if isinstance(change, dict):
+        changed(part / file, **change)
+    else:
+        tensors = without(load_file(part / file), str(change))
+        save_file(tensors, part / file, {"format": "pt"})
+    conditioner = conditioner_of(checkpoints.load(folder, kind="model"))
+    with pytest.raises(ValueError, match=message) as told:
+        conditioner.conditions(Request(prompt="a fox"), 1)
+    assert str(part) in str(told.value)
 
 
 @pytest.mark.parametrize(

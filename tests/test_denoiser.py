@@ -6,17 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fakes import (
-    UNGUIDED,
-    L,
-    V,
-    Watcher,
-    classes,
-    run,
-    some_masked,
-    tiny_run,
-    varied,
-)
+from fakes import UNGUIDED, L, V, Watcher, classes, logits_of, run, some_masked, tiny_run, varied
 from golden_sets import tiny_maskgit
 from shortcut_pack.shortcut.accelerators.reuse import Reuse
 from shortcut_pack.shortcut.denoiser import count_near
@@ -34,7 +24,7 @@ def test_guidance_moves_the_logits_away_from_every_other_branch():
     _, traces = run(model, conditions, settings, num_tokens=L)
     cond, first, second = model.table_CLV
     expected_LV = cond + 2.0 * (cond - first) + 0.5 * (cond - second)
-    torch.testing.assert_close(traces[0].denoised.logits_BNV[0], expected_LV)
+    torch.testing.assert_close(logits_of(traces[0])[0], expected_LV)
 
 
 def test_guidance_of_weight_zero_looks_at_no_branch_and_changes_nothing():
@@ -87,7 +77,7 @@ def test_all_full_with_a_head_is_bit_identical_to_vanilla(guidance):
     vanilla, expected = tiny_run((1, 2), settings, use_head=False)
     assert torch.equal(with_head, vanilla)
     for trace, other in zip(traces, expected, strict=True):
-        assert torch.equal(trace.denoised.logits_BNV, other.denoised.logits_BNV)
+        assert torch.equal(logits_of(trace), logits_of(other))
         assert trace.denoised.was_full
 
 
@@ -107,7 +97,7 @@ def test_full_steps_are_those_planned(full_steps, guidance):
     assert [t.step.index for t in traces if t.denoised.was_full] == expected
     assert made.min() >= 0
     assert made.max() < V
-    assert all(t.denoised.logits_BNV.isfinite().all() for t in traces)
+    assert all(logits_of(t).isfinite().all() for t in traces)
 
 
 def test_an_accelerator_is_asked_with_the_last_full_pass_and_the_tokens_just_revealed():

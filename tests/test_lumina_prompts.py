@@ -186,7 +186,11 @@ def test_half_of_a_character():
 
 
 def test_a_prompt_that_is_too_long():
-    fits = prompts.MAX_TEXT_TOKENS - len(prompts.prompt_tokens(Bytes(), "text_to_image", "a")) + 1
+    fits = (
+        prompts.MAX_TEXT_TOKENS
+        - len(prompts.prompt_tokens(Bytes(), REAL, "text_to_image", "a"))
+        + 1
+    )
     assert conditions(Bytes(), REAL, "text_to_image", "a" * fits)[0].shape == (1, 1024)
     with pytest.raises(ValueError, match=r"the prompt has 1028 tokens .* Shorten it by 4 tokens"):
         conditions(Bytes(), REAL, "text_to_image", "a" * (fits + 4))

@@ -18,7 +18,7 @@ from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.denoiser import Denoised
 from shortcut_pack.shortcut.image import covered
 from shortcut_pack.shortcut.models.amused import ARCHITECTURE, transformer
-from shortcut_pack.shortcut.models.clip_text import ClipTextEncoder
+from shortcut_pack.shortcut.models.clip_encoder import ClipTextEncoder
 from shortcut_pack.shortcut.models.key_table import rename
 from shortcut_pack.shortcut.models.layers import Bare
 from shortcut_pack.shortcut.models.uvit_parts import TextCondition
@@ -166,7 +166,8 @@ def made_by_a_step(case: str) -> tuple[Tensor, Tensor]:
         step = replace(step, num_masked=num_masked, num_revealed=num_masked - after)
         logits_1NV = logits_BLV[row, index_1N[0]].unsqueeze(0)
         noise: Any = Uniform(u_BL[row : row + 1])
-        revealed = decide(Denoised(logits_1NV, (), True), step, index_1N, noise)
+        denoised = Denoised(lambda _, logits_1NV=logits_1NV: logits_1NV, (), True)
+        revealed, _ = decide(denoised, step, index_1N, noise)
         made.append(tokens_1L.scatter(1, revealed.index_BK, revealed.codes_BK))
     return torch.cat(made), STEPS[f"{case}/next"].flatten(1)
 
@@ -215,6 +216,9 @@ class Words:
             ids = [*ids[: length - 1], ids[-1]] if len(ids) > length else ids
             return SimpleNamespace(input_ids=torch.tensor([ids + [self.pad] * (length - len(ids))]))
         return SimpleNamespace(input_ids=ids)
+
+    def get_vocab(self) -> dict[str, int]:
+        return {}
 
 
 def text_encoder(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ClipTextEncoder:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import logits_of
 from golden_sets import GoldenSet, load
 from lumina_sets import head, network
 from shortcut_pack.shortcut.accelerators.ml_cache import MLCache, own_full_steps
@@ -144,7 +145,7 @@ class Run:
         golden, step = self.golden, trace.step
         prefix = f"step{step.index:02d}/"
         index_BN = positions(was_masked_BL, step.num_masked)
-        logits_BNV = trace.denoised.logits_BNV
+        logits_BNV = logits_of(trace)
         names = ("cond", "uncond")
         for name, branch_BSD in zip(names, trace.denoised.features, strict=False):
             if prefix + f"{name}_last_feat" in golden:
@@ -396,7 +397,7 @@ def one_step(probabilities: list[float], num_masked_after: int) -> list[bool]:
     step = replace(step, num_revealed=num_tokens - num_masked_after)
     traces: list[Trace] = []
     sample(
-        lambda *_: Denoised(logits_NV.unsqueeze(0), (), True),
+        lambda *_: Denoised(lambda _: logits_NV.unsqueeze(0), (), True),
         torch.zeros(1, num_tokens, dtype=torch.long),
         torch.ones(1, num_tokens, dtype=torch.bool),
         [step],

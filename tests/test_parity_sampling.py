@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import run
+from fakes import logits_of, run
 from golden_sets import GoldenSet, load, tiny_maskgit
 from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
 from shortcut_pack.shortcut.denoiser import Denoiser, guided_logits
@@ -82,7 +82,7 @@ class Run:
         golden, step = self.golden, trace.step
         prefix = f"step{step.index:02d}/"
         index_BN = positions(was_masked_BL, step.num_masked)
-        logits_BNV = trace.denoised.logits_BNV
+        logits_BNV = logits_of(trace)
         if prefix + "feat" in golden:
             golden.assert_close(torch.cat(trace.denoised.features), prefix + "feat")
         if prefix + "raw_logit" in golden:

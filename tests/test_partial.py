@@ -13,7 +13,7 @@ import pytest
 import torch
 import uvit_sets
 from builders import MODEL_CONFIG
-from fakes import classes
+from fakes import classes, logits_of
 from golden_sets import tiny_maskgit
 from lumina_sets import head, network
 from shortcut_pack.shortcut import Pipeline
@@ -296,7 +296,7 @@ def test_positions_are_chosen_from_the_features_at_hand_and_codes_from_fresh_one
     index_BK, guidance = ours.revealed.index_BK, ours.step.guidance
     wanted = guided_logits(model, full, guidance, index_BK)
     fresh, stale = (
-        ours.denoised.logits_BNV,
+        logits_of(ours),
         guided_logits(model, theirs.denoised.features, guidance, index_BK),
     )
     assert divergence(fresh, wanted) < divergence(stale, wanted)
@@ -332,7 +332,7 @@ def test_taylor_goes_on_in_a_straight_line_by_the_number_of_steps():
 def test_with_a_head_it_says_where_and_the_model_what():
     by_head, by_both = traced("head", full_steps=1), traced("partial+head", full_steps=1)
     assert torch.equal(by_head[1].revealed.index_BK, by_both[1].revealed.index_BK)
-    first, second = (t[1].denoised.logits_BNV for t in (by_both, traced("partial", full_steps=1)))
+    first, second = (logits_of(t[1]) for t in (by_both, traced("partial", full_steps=1)))
     assert first.shape == second.shape  # of the tokens to reveal alone
     assert not torch.equal(by_head[1].revealed.codes_BK, by_both[1].revealed.codes_BK)
 
@@ -421,7 +421,7 @@ def test_a_halved_trunk_runs_a_place_once_whatever_tokens_it_holds(case):
     model, (settings, rules) = model_of(case), settings_of(case, num_steps=2, full_steps=1)
     conditions = conditions_of(case, [0])
     found = count_flops(
-        model, None, settings, conditions, model.grid, rules=rules, accelerator="partial"
+        model.model, None, settings, conditions, model.grid, rules=rules, accelerator="partial"
     )
     assert 0 < found.partial <= found.full
 

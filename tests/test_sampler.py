@@ -16,6 +16,7 @@ from fakes import (
     TableModel,
     V,
     classes,
+    logits_of,
     oracle,
     run,
     some_masked,
@@ -24,6 +25,7 @@ from fakes import (
     varied,
 )
 from golden_sets import tiny_maskgit
+from shortcut_pack.shortcut import sampler
 from shortcut_pack.shortcut.accelerators.reuse import Reuse
 from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
 from shortcut_pack.shortcut.denoiser import Denoised, Denoiser, count_near
@@ -83,7 +85,7 @@ def test_a_head_step_after_nothing_was_revealed():
     predictor = ShortcutHead(head, model, classes(1))
     _, traces = run(model, classes(1), [idle, *steps[1:2]], num_tokens=L, accelerator=predictor)
     assert [t.denoised.was_full for t in traces] == [True, False]
-    assert traces[1].denoised.logits_BNV.isfinite().all()
+    assert logits_of(traces[1]).isfinite().all()
 
 
 def test_known_tokens_are_what_the_network_sees_and_never_change():
@@ -268,6 +270,25 @@ def test_no_global_random_state_is_read_or_moved():
     assert torch.equal(first, second)
 
 
+# --- memory ---
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 50])
+def test_pieces_of_positions_make_the_same_pictures(at_once, monkeypatch):
+    settings, draw, sizes = Settings(num_steps=6, full_steps=3, spread=1), Noise.codes, []
+    whole, _ = tiny_run((1, 2, 3), settings)
+
+    def watched(noise, step, index_BN, logits_BNV):
+        sizes.append(index_BN.numel())
+        return draw(noise, step, index_BN, logits_BNV)
+
+    monkeypatch.setattr(sampler, "AT_ONCE", at_once)
+    monkeypatch.setattr(Noise, "codes", watched)
+    made, _ = tiny_run((1, 2, 3), settings)
+    assert torch.equal(made, whole)
+    assert max(sizes) == max(1, at_once // 3) * 3
+
+
 # --- failures and the hook ---
 
 
@@ -281,7 +302,7 @@ class Failing:
         logits_BNV = torch.zeros(*tokens.index_BN.shape, V)
         if step.index == self.step:
             logits_BNV[-1, -1, 5] = self.value
-        return Denoised(logits_BNV, (), True)
+        return Denoised(lambda _: logits_BNV, (), True)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -425,9 +446,9 @@ def test_half_precision_runs_with_a_head_of_any_type(dtype, head_dtype):
     assert made.min() >= 0
     assert made.max() < V
     for trace in traces:
-        assert trace.denoised.logits_BNV.dtype is torch.float32
+        assert logits_of(trace).dtype is torch.float32
         assert {f.dtype for f in trace.denoised.features} == {dtype}
-        assert trace.denoised.logits_BNV.isfinite().all()
+        assert logits_of(trace).isfinite().all()
 
 
 # Measured with torch 2.13 on a CPU: bfloat16 0.026, float16 0.0034; the bounds are twice that.
@@ -438,5 +459,5 @@ def test_half_precision_stays_near_float32(dtype, bound):
     _, exact = tiny_run((1, 2), settings)
     _, half = tiny_run((1, 2), settings, dtype=dtype)
     for trace, reference in zip(half, exact, strict=True):
-        expected_BNV = reference.denoised.logits_BNV
-        assert (trace.denoised.logits_BNV - expected_BNV).norm() < bound * expected_BNV.norm()
+        expected_BNV = logits_of(reference)
+        assert (logits_of(trace) - expected_BNV).norm() < bound * expected_BNV.norm()

@@ -13,7 +13,7 @@ from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import shipped
 from shortcut_pack.shortcut.models.lumina_dimoo import prompts
 from shortcut_pack.shortcut.models.lumina_dimoo.prompts import load_tokenizer, prompt_tokens
-from shortcut_pack.shortcut.models.lumina_dimoo.tokenizer import check_pattern
+from shortcut_pack.shortcut.models.tokenizer_files import check_pattern
 
 FOLDER = Path(shipped.__file__).parents[1] / "shipped" / "scenes-lumina"
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -88,6 +88,18 @@ def test_files_that_are_no_json_are_named(
         load_tokenizer(folder, config)
 
 
+def test_a_word_with_an_id_that_the_model_has_not_is_refused(folder: Path, config: Any) -> None:
+    described = json.loads((folder / "tokenizer.json").read_text())
+    described["model"]["vocab"]["tree"] = 10**6
+    changed(folder, **described)
+    tokenizer = load_tokenizer(folder, config)
+    with pytest.raises(
+        ValueError, match="it makes the id 1000000, but the model has 640"
+    ) as caught:
+        prompt_tokens(tokenizer, config, "text_to_image", "a tree")
+    assert str(folder) in str(caught.value)
+
+
 def test_a_panic_of_the_library_is_an_error_that_names_the_folder(
     folder: Path, config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,7 +111,7 @@ def test_a_panic_of_the_library_is_an_error_that_names_the_folder(
     assert str(folder) in str(caught.value)
 
 
-def test_a_panic_at_a_text_is_an_error_that_names_the_folder() -> None:
+def test_a_panic_at_a_text_is_an_error_that_names_the_folder(config: Any) -> None:
     class PanicException(BaseException):
         pass
 
@@ -110,12 +122,12 @@ def test_a_panic_at_a_text_is_an_error_that_names_the_folder() -> None:
             raise PanicException("index out of bounds")
 
     with pytest.raises(ValueError, match=r"FOLDER fails at a text .*index out of bounds"):
-        prompt_tokens(Broken(), "text_to_image", "a tree")
+        prompt_tokens(Broken(), config, "text_to_image", "a tree")
 
 
-def test_a_text_of_any_length_is_refused_before_it_is_tokenized() -> None:
+def test_a_text_of_any_length_is_refused_before_it_is_tokenized(config: Any) -> None:
     with pytest.raises(ValueError, match="the prompt has 20000 characters, expected at most"):
-        prompt_tokens(None, "text_to_image", "a" * 20_000)
+        prompt_tokens(None, config, "text_to_image", "a" * 20_000)
 
 
 # The patterns that published tokenizers split by.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from fakes import logits_of
 from golden_sets import GoldenSet
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.denoiser import Denoiser, positions
@@ -99,7 +100,7 @@ class Run:
     def check_step(self, number: int, trace: Trace, was_masked_BL: Tensor) -> None:
         golden, step, prefix = self.golden, trace.step, f"step{number:02d}/"
         index_BN = positions(was_masked_BL, step.num_masked)
-        logits_BNV = trace.denoised.logits_BNV
+        logits_BNV = logits_of(trace)
         recorded_BLV = at_tokens(golden[prefix + "logits"])
         expected_BNV = recorded_BLV.gather(1, index_BN.unsqueeze(-1).expand_as(logits_BNV))
         golden.assert_near(logits_BNV, expected_BNV, f"logits of step {number}")

@@ -22,6 +22,7 @@ SIZES = {"model": "--num-heads 4 --num-codes 16", "head": "--num-heads 4", "vq":
 CLASSES = "generate --model model.safetensors --vq vq.safetensors --head head.safetensors --steps 3 --out o.png"
 TEXT = f"{CLASSES} --prompt tree"
 EDIT = f"{TEXT} --task edit --image picture.png"
+CLIP = "generate --model . --prompt fox --steps 3 --width 16 --height 16 --out o.png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +243,10 @@ def kinds() -> Sequence[Kind]:
     names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
     tokens = tuple(f"model.tokenizer/{name}" for name in names)
     tokenizers = ("model.tokenizer", "model.safetensors")
+    described = ("transformer/config.json", "vqvae/config.json", "scheduler/scheduler_config.json")
+    models = ("config.json", "diffusion_pytorch_model.safetensors")
+    encoder = ("text_encoder/config.json", "text_encoder/model.safetensors")
+    words = ("tokenizer/vocab.json", "tokenizer/tokenizer_config.json", "tokenizer/merges.txt")
     safetensors, pth, state = (
         mutations.damaged_safetensors,
         mutations.damaged_zip,
@@ -270,6 +275,11 @@ def kinds() -> Sequence[Kind]:
         Kind("vqvae/config.json", "shards", json_file, ("vqvae/config.json",), ("info vqvae",), vq),
         Kind("tokenizer.json", "text", tokenizer, tokens[:1], (TEXT,), tokenizers),
         Kind("tokenizer settings", "text", json_file, tokens[1:], (TEXT,), tokenizers),
+        Kind("diffusers", "clip", json_file, described, (CLIP, "info transformer"), models),
+        Kind("text encoder", "clip", json_file, encoder[:1], (CLIP,), encoder),
+        Kind("its weights", "clip", safetensors, encoder[1:], (CLIP,), encoder),
+        Kind("its tokenizer", "clip", json_file, words[:2], (CLIP,), ("tokenizer", *words)),
+        Kind("its merges", "clip", mutations.damaged_bytes, words[2:], (CLIP,), ("tokenizer",)),
         Kind("lines", "classes", lines, ("lines.jsonl",), (batch,), ("line ",)),
         Kind("lines of text", "text", lines, ("lines.jsonl",), (batch,), ("line ",)),
         Kind("training prompts", "text", text_lines, ("lines.txt",), (f"{TRAIN} --prompts FILE",)),

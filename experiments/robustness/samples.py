@@ -4,14 +4,16 @@ classes/     model, vq, head of a class model as our files; the state of a train
 text/        the same of a text model, with its tokenizer
 published/   the class model's files as their authors publish them, in zip archives and in legacy pickles
 shards/      a text model as its authors publish it: an index, two shards, config.json, vqvae/
+clip/        an aMUSEd as its authors publish it: transformer/, vqvae/, text_encoder/, tokenizer/, scheduler/
 pictures are in classes/ and text/: picture.png, picture.jpg, mask.png
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from shortcut import shipped
 from shortcut.checkpoint import Checkpoint
 from shortcut.files import Metadata
 from shortcut.models import amused_vq as lumina_vq
+from shortcut.models.amused import transformer as amused
 from shortcut.models.layers import Bare
 from shortcut.models.layout import Layout
 from shortcut.models.lumina_dimoo import head as lumina_head
@@ -60,6 +63,28 @@ SHARDED = lumina.Config(
 SHARDED_VQ = lumina_vq.Config(
     widths=(32, 32), blocks_per_level=1, latent_channels=8, num_codes=8192, num_groups=8
 )
+CLIP_WIDTH, CLIP_LENGTH = 16, 12  # of the text encoder; tokens of a text
+CLIP_MODEL = amused.Config(
+    width=16,
+    channels=16,
+    blocks_per_stage=1,
+    stage_heads=2,
+    trunk_width=24,
+    depth=1,
+    num_heads=2,
+    mlp_width=32,
+    num_codes=56,
+    vocabulary=64,
+    text_width=CLIP_WIDTH,
+    pooled_width=CLIP_WIDTH,
+    micro_width=8,
+    downsamples=True,
+)
+CLIP_VQ = lumina_vq.Config(
+    widths=(16, 16), blocks_per_level=1, latent_channels=8, num_codes=56, num_groups=8
+)
+START, END = "<|startoftext|>", "<|endoftext|>"
+CLIP_WORDS = (START, END, *ascii_lowercase, *(f"{letter}</w>" for letter in ascii_lowercase))
 TRAIN: str = (
     "train --model model.safetensors --out h.safetensors --iterations 2 --batch-size 1 --steps 3 "
     "--rollout 1 --lr 0.001 --json"
@@ -68,7 +93,13 @@ TRAIN: str = (
 
 def write(folder: Path, names: Collection[str]) -> None:
     """Write the samples of these names, each to its folder in `folder`."""
-    makers = {"classes": classes, "text": text, "published": published, "shards": shards}
+    makers = {
+        "classes": classes,
+        "text": text,
+        "published": published,
+        "shards": shards,
+        "clip": clip,
+    }
     for name in names:
         (folder / name).mkdir(parents=True)
         makers[name](folder / name)
@@ -149,15 +180,61 @@ def shards(folder: Path) -> None:
     stated |= {"rms_norm_eps": 1e-5, "n_layers": 1, "embedding_size": 134_548, "rope": True}
     (folder / "config.json").write_text(json.dumps(stated))
     copy_tokenizer(shipped.TEXT_FOLDER, folder / "model.safetensors.index.json")
-    vq = folder / "vqvae"
-    vq.mkdir()
-    save_file(
-        publish(lumina_vq.LAYOUT.table, checkpoint(lumina_vq.LAYOUT, SHARDED_VQ, 7).tensors),
-        vq / "diffusion_pytorch_model.safetensors",
+    diffusers_vq(folder / "vqvae", SHARDED_VQ)
+
+
+def diffusers_vq(folder: Path, config: lumina_vq.Config) -> None:
+    """Write a VQ model as diffusers does."""
+    described = {
+        "_class_name": "VQModel",
+        "block_out_channels": config.widths,
+        "layers_per_block": config.blocks_per_level,
+        "latent_channels": config.latent_channels,
+        "num_vq_embeddings": config.num_codes,
+        "norm_num_groups": config.num_groups,
+    }
+    diffusers_part(folder, lumina_vq.LAYOUT, config, described, 7)
+
+
+def diffusers_part(
+    folder: Path, layout: Layout, config: Any, described: Mapping[str, Any], seed: int
+) -> None:
+    """Write one network of random weights as diffusers does."""
+    folder.mkdir()
+    tensors = publish(layout.table, checkpoint(layout, config, seed).tensors)
+    save_file(tensors, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(described))
+
+
+def clip(folder: Path) -> None:
+    """Write a text model that reads text through CLIP as its authors do."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    heads = {"num_attention_heads": 2, "block_num_heads": 2, "micro_cond_encode_dim": 8}
+    diffusers_part(folder / "transformer", amused.LAYOUT, CLIP_MODEL, heads, 8)
+    diffusers_vq(folder / "vqvae", CLIP_VQ)
+    sizes = CLIPTextConfig(
+        hidden_size=CLIP_WIDTH,
+        intermediate_size=2 * CLIP_WIDTH,
+        num_attention_heads=2,
+        num_hidden_layers=3,
+        projection_dim=CLIP_WIDTH,
+        vocab_size=len(CLIP_WORDS),
+        max_position_embeddings=CLIP_LENGTH,
+        bos_token_id=0,
+        eos_token_id=1,
     )
-    described = {"_class_name": "VQModel", "block_out_channels": [32, 32], "layers_per_block": 1}
-    described |= {"latent_channels": 8, "num_vq_embeddings": 8192, "norm_num_groups": 8}
-    (vq / "config.json").write_text(json.dumps(described))
+    CLIPTextModelWithProjection(sizes).save_pretrained(folder / "text_encoder")
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    for name, content in {
+        "tokenizer/vocab.json": {word: i for i, word in enumerate(CLIP_WORDS)},
+        "tokenizer/tokenizer_config.json": {"model_max_length": CLIP_LENGTH, **special},
+        "scheduler/scheduler_config.json": {"mask_token_id": CLIP_MODEL.vocabulary - 1},
+        "model_index.json": {"_class_name": "AmusedPipeline"},
+    }.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
 
 
 def pictures(folder: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,8 +59,8 @@ class Comparison:
         index_BN = positions(is_masked_BL, step.num_masked)
         tokens = Tokens(trace.codes_BL, is_masked_BL, index_BN)
         features = self.model.features(tokens.codes_BL, is_masked_BL, self.conditions, step)
-        logits_BNV = guided_logits(self.model, features, step.guidance, index_BN)
-        wanted = decide(replace(trace.denoised, logits_BNV=logits_BNV), step, index_BN, self.noise)
+        logits = partial(guided_logits, self.model, features, step.guidance)
+        wanted, _ = decide(replace(trace.denoised, logits=logits), step, index_BN, self.noise)
         wanted_BL = torch.full_like(trace.codes_BL, -1)
         wanted_BL.scatter_(1, wanted.index_BK, wanted.codes_BK)
         is_same_BK = wanted_BL.gather(1, revealed.index_BK) == revealed.codes_BK
@@ -69,10 +70,8 @@ class Comparison:
         found = trace.denoised.features[0]
         first = (image_features(self.model, f, index_BN).float() for f in (found, features[0]))
         self.cosine += float(torch.cosine_similarity(*first, dim=-1).mean())
-        place_BK1 = torch.searchsorted(index_BN.contiguous(), revealed.index_BK).unsqueeze(-1)
         found_BKV, wanted_BKV = (
-            x.gather(1, place_BK1.expand(-1, -1, x.shape[-1]))
-            for x in (trace.denoised.logits_BNV, logits_BNV)
+            make(revealed.index_BK) for make in (trace.denoised.logits, logits)
         )
         self.divergence += float(divergence(found_BKV, wanted_BKV)) * is_same_BK.numel()
 

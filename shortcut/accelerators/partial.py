@@ -13,6 +13,7 @@ Differs: positions are chosen step by step, and what is kept of a position is re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -80,9 +81,7 @@ class Partial(Accelerator):
         if tokens.choose is None:
             raise RuntimeError("partial passes need the sampler's choice of tokens.")
         at_hand = self.where.predict(step, tokens, full, last)
-        at_hand_BNV = guided_logits(self.model, at_hand, step.guidance, tokens.index_BN)
-        chosen_BK = tokens.choose(at_hand_BNV)
-        del at_hand_BNV
+        chosen_BK = tokens.choose(partial(guided_logits, self.model, at_hand, step.guidance))
         new_BK = last.revealed_until(step, tokens).index_BK
         run = [new_BK, chosen_BK]
         if self.with_neighbours:

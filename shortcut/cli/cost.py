@@ -23,7 +23,7 @@ from ..accelerators.shortcut_head import ShortcutHead
 from ..denoiser import Accelerator, Denoiser
 from ..flops import LiveTensors, count_flops, fused
 from ..grid import Grid, check_multiples, check_sides
-from ..guard import check_whole
+from ..guard import MAX_IMAGES, check_whole
 from ..models.architecture import (
     Architecture,
     Branches,
@@ -105,6 +105,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--prompt-tokens", type=int, default=60, help="with the system prompt; default: %(default)s"
     )
+    parser.add_argument("--batch-size", type=int, default=1, help="number of images")
     parser.set_defaults(run=run)
 
 
@@ -118,13 +119,16 @@ def run(options: argparse.Namespace) -> int:
     check_sides(width, height, downscale)
     check_multiples(width, height, downscale)
     check_whole("--prompt-tokens", options.prompt_tokens, 0, MAX_PROMPT_TOKENS)
+    check_whole("--batch-size", options.batch_size, 1, MAX_IMAGES)
     grid = height // downscale, width // downscale
-    conditions = published.size.conditions(options.prompt_tokens)
+    rows = [0] * options.batch_size
+    conditions = tuple(one[rows] for one in published.size.conditions(options.prompt_tokens))
     num_steps = published.settings.num_steps if options.steps is None else options.steps
     full_steps = options.full_steps
     if full_steps is None:
         full_steps = [preset.num_full for preset in published.architecture.presets.values()]
-    print(f"{options.size}, one image of {width} x {height} pixels with guidance.\n")
+    images = "one image" if options.batch_size == 1 else f"{options.batch_size} images"
+    print(f"{options.size}, {images} of {width} x {height} pixels with guidance.\n")
     names = options.accelerator or [PARTIAL if published.head is None else HEAD]
     for line in flops_table(published, grid, conditions, num_steps, full_steps, names):
         print(line, flush=True)
@@ -165,7 +169,7 @@ def flops_table(
             rules=published.architecture.rules,
             accelerator=name,
         )
-        kept = kept_bytes(name, model, 1, lengths)
+        kept = kept_bytes(name, model, len(conditions[0]), lengths)
         read = num_full * _product_bytes(published.model)
         if keeps(name):
             read += (num_steps - num_full) * (_product_bytes(published.model) + kept)
@@ -195,7 +199,7 @@ def memory_table(published: Published, grid: Grid, conditions: Branches) -> Iter
     for part in at_once:
         yield f"| {part} | {at_once[part] / MB:.0f} | {in_turn[part] / MB:.0f} |"
     yield f"| **run** | **{max(at_once.values()) / MB:.0f}** | **{max(in_turn.values()) / MB:.0f}** |"
-    for part, peak in vq_peaks(published.vq, grid).items():
+    for part, peak in vq_peaks(published.vq, grid, len(conditions[0])).items():
         yield f"| {part} | {peak / MB:.0f} | |"
     networks = {"model": published.model, "head": published.head, "VQ model": published.vq}
     weights = [
@@ -240,29 +244,31 @@ def run_peaks(
 ) -> dict[str, int]:
     """Return the bytes above the weights, at most in each part of a step; with what else is kept then."""
     model = published.model.on_grid(*grid, is_sequential=is_sequential)
-    num_tokens = grid[0] * grid[1]
+    num_images, num_tokens = len(conditions[0]), grid[0] * grid[1]
     settings = replace(published.settings, full_steps=published.settings.num_steps // 2)
     # Every other step is full: later ones need no more than the first three.
     steps = plan(settings, num_tokens, num_tokens, published.architecture.rules)
-    noise = Noise(*torch.zeros(2, steps[-1].index + 1, 1, num_tokens, device="meta").unbind())
+    noise = Noise(
+        *torch.zeros(2, steps[-1].index + 1, num_images, num_tokens, device="meta").unbind()
+    )
     networks = [net for net in (published.model, published.head) if net is not None]
     with LiveTensors(*networks) as memory:
         accelerator = None
         if published.head is not None:
             accelerator = _WatchedHead(ShortcutHead(published.head, model, conditions), memory)
         denoiser = Denoiser(_WatchedModel(model, memory), conditions, accelerator)
-        codes_BL = torch.zeros(1, num_tokens, dtype=torch.long, device="meta")
+        codes_BL = torch.zeros(num_images, num_tokens, dtype=torch.long, device="meta")
         with contextlib.suppress(_Enough):
             sample(denoiser, codes_BL, codes_BL.bool(), steps, noise, _end_after(steps[:3][-1]))
     return memory.peaks
 
 
 @torch.no_grad()
-def vq_peaks(vq: VQNetwork, grid: Grid) -> dict[str, int]:
+def vq_peaks(vq: VQNetwork, grid: Grid, num_images: int = 1) -> dict[str, int]:
     """Return the bytes above the weights that a VQ model takes before and after a run."""
     sides = (vq.config.downscale * side for side in grid)
-    pixels_BCYX = torch.zeros(1, 3, *sides, device="meta")
-    codes_Bhw: Tensor = torch.zeros(1, *grid, dtype=torch.long, device="meta")
+    pixels_BCYX = torch.zeros(num_images, 3, *sides, device="meta")
+    codes_Bhw: Tensor = torch.zeros(num_images, *grid, dtype=torch.long, device="meta")
     with LiveTensors(vq) as memory:
         memory.during("VQ model, picture to codes", vq.encode)(pixels_BCYX)
         memory.during("VQ model, codes to picture", vq.decode)(codes_Bhw)

@@ -1,7 +1,7 @@
 """From requests and ComfyUI's CONDITIONING to conditions by a text encoder of CLIP.
 
 Its CONDITIONING is the native one of ComfyUI: CLIP Text Encode makes it, with the CLIP of Load MIGM. Here, on the
-command line, the transformers library encodes texts with what lies in the model's folder.
+command line, `ClipTextEncoder` encodes texts with what lies in the model's folder.
 
 Source: Radford et al. 2021 (CLIP); facts of the text encoders in golden2/README.md.
 
@@ -10,35 +10,21 @@ Source: Radford et al. 2021 (CLIP); facts of the text encoders in golden2/README
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..containers import INDEX_SUFFIX
 from ..guard import check_number
 from .architecture import LOADED_CLIP, Branches, Conditioning, GraphNode, Request
-from .beside import stated_beside
+from .clip_encoder import ClipTextEncoder, Widths
 from .conditioning import only_row
-from .layout import count
-from .uvit_parts import AESTHETIC, TextCondition, micro_conditions
+from .uvit_parts import AESTHETIC, TextCondition
 
-logger = logging.getLogger(__name__)
-
-ENCODER, TOKENIZER = "text_encoder", "tokenizer"  # folders of a published model
-WEIGHTS, HALF = "model.safetensors", "model.fp16.safetensors"
-EMBEDDING = "text_model.embeddings.token_embedding.weight"
-POSITIONS = "text_model.embeddings.position_embedding.weight"
-LAYERS = "text_model.encoder.layers."
-NEEDED = {  # folder -> files
-    ENCODER: ("config.json", WEIGHTS),
-    TOKENIZER: ("vocab.json", "merges.txt", "tokenizer_config.json"),
-}
 MAX_MICRO = 16_384.0  # pixels
 # Entries of a CONDITIONING that are micro-conditions, as CLIPTextEncodeSDXLRefiner and CLIPTextEncodeSDXL name them,
 # and the largest values that they may have.
@@ -51,15 +37,6 @@ MICRO = {
 }
 # What CLIPTextEncodeSDXL writes besides, which these models have no input for: the size of the image says it.
 UNUSED = ("target_width", "target_height")
-
-
-class Widths(Protocol):
-    """What the configuration of a model states of its text encoder."""
-
-    @property
-    def text_width(self) -> int: ...
-    @property
-    def pooled_width(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -173,159 +150,3 @@ class ClipConditioner:
         values = {**dict.fromkeys(MICRO, 0.0), "aesthetic_score": AESTHETIC, **micro}
         micro_15 = torch.tensor([[float(values[entry]) for entry in MICRO]])
         return TextCondition(states_1PC.float().cpu(), pooled_1C.float().cpu(), micro_15)
-
-
-@dataclass(frozen=True)
-class ClipTextEncoder:
-    """A text encoder and its tokenizer, on the CPU in float32."""
-
-    network: Any
-    tokenizer: Any
-
-    @classmethod
-    def of(cls, path: Path, config: Widths) -> ClipTextEncoder:
-        """Load what lies in the folder of a model's file.
-
-        Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: a file is damaged, or the encoder is of another width than the model needs.
-        """
-        folder = encoder_folder(path)
-        from transformers import CLIPTextModelWithProjection, CLIPTokenizer
-        from transformers.utils import logging as progress
-
-        place = folder / ENCODER
-        variant = None if encoder_file(folder).name == WEIGHTS else "fp16"
-        had_bars = progress.is_progress_bar_enabled()
-        progress.disable_progress_bar()
-        try:
-            tokenizer = CLIPTokenizer.from_pretrained(
-                str(folder / TOKENIZER), local_files_only=True
-            )
-            network = CLIPTextModelWithProjection.from_pretrained(
-                str(place), variant=variant, local_files_only=True, use_safetensors=True
-            )
-        except Exception as error:  # the library's errors have no common class
-            raise ValueError(
-                f"{place} or the {TOKENIZER} beside it cannot be used ({type(error).__name__}: {error}). Download both "
-                "again."
-            ) from error
-        finally:
-            if had_bars:
-                progress.enable_progress_bar()
-        stated = network.config
-        found = (stated.hidden_size, stated.projection_dim)
-        check_widths(found, config, place)
-        return cls(network.float().eval(), tokenizer)
-
-    @torch.no_grad()
-    def __call__(self, text: str) -> TextCondition:
-        """Encode a text. Its states are padded with what the tokenizer pads with, which the model sees."""
-        length = min(self.tokenizer.model_max_length, 77)
-        ids = self.tokenizer(
-            text,
-            padding="max_length",
-            max_length=length,
-            truncation=True,
-            return_tensors="pt",
-            return_overflowing_tokens=False,
-        ).input_ids
-        num_words = len(self.tokenizer(text, truncation=False, verbose=False).input_ids)
-        if num_words > length:
-            logger.warning(
-                "The prompt has %d tokens; the text encoder reads %d and ignores the rest.",
-                num_words,
-                length,
-            )
-        found = self.network(ids, output_hidden_states=True)
-        return TextCondition(found.hidden_states[-2], found.text_embeds, micro_conditions())
-
-
-def check_widths(found: tuple[int | None, int | None], config: Widths, place: Path | str) -> None:
-    """Raise ValueError if a text encoder (width, width of the projection) is not of the widths that a model needs."""
-    wanted = (config.text_width, config.pooled_width)
-    if found != wanted:
-        raise ValueError(
-            f"{place} is a text encoder of width {found[0]} with {found[1]} projected values, but this model needs "
-            f"{wanted[0]} with {wanted[1]}. Give the text encoder of the same model."
-        )
-
-
-def encoder_folder(path: Path) -> Path:
-    """Return the folder of a model's file that holds its text encoder: the file's own, or the one above.
-
-    Raises:
-        FileNotFoundError: there is none, or a file of it is missing.
-    """
-    folders = (path.parent, path.parent.parent)
-    folder = next((f for f in folders if (f / ENCODER).is_dir()), None)
-    if folder is None:
-        name = path.parent.name if path.name.endswith(INDEX_SUFFIX) else path.name
-        places = " or ".join(str(f) for f in folders)
-        files = ", ".join(f"{part}/{file}" for part, names in NEEDED.items() for file in names)
-        raise FileNotFoundError(
-            f"{name} has no text encoder: put {files} of the published model into {places}."
-        )
-    for part, names in NEEDED.items():
-        for name in names:
-            file = folder / part / name
-            if not (encoder_file(folder) if name == WEIGHTS else file).is_file():
-                raise FileNotFoundError(
-                    f"{file} is missing. Download it from the published model into that folder."
-                )
-    return folder
-
-
-def encoder_file(folder: Path) -> Path:
-    """Return the weights of the text encoder in the folder of a model: in half precision where there are no others."""
-    file = folder / ENCODER / WEIGHTS
-    half = file.with_name(HALF)
-    return half if half.is_file() and not file.is_file() else file
-
-
-def stated_encoder(file: Path, tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Any]:
-    """Return the configuration of the text encoder in a file, as a config.json of transformers says it.
-
-    Sizes are those of the tensors. What these do not show is in the config.json beside the file, or in the one of the
-    model's `folder`; without any it is as of OpenAI's encoder, which is said.
-
-    Raises:
-        ValueError: it is no text encoder of CLIP, or has no projection.
-    """
-    embedding, projection = tensors.get(EMBEDDING), tensors.get("text_projection.weight")
-    if embedding is None or embedding.ndim != 2:
-        raise ValueError(
-            f"{file} is no text encoder of CLIP: it has no {EMBEDDING}. Choose another."
-        )
-    if projection is None or projection.ndim != 2:
-        raise ValueError(
-            f"{file} has no text_projection.weight, which this model needs. Choose the text encoder of the model's own "
-            "folder."
-        )
-    width = embedding.shape[1]
-    stated = stated_beside(file)
-    if "hidden_act" not in stated:
-        stated = stated_beside(folder / ENCODER / WEIGHTS)
-    if "hidden_act" not in stated:
-        logger.warning(
-            "%s comes without config.json: it is taken to compute as OpenAI's encoder does (quick_gelu, heads of 64).",
-            file.name,
-        )
-    return {
-        "hidden_act": stated.get("hidden_act", "quick_gelu"),
-        "num_attention_heads": stated.get("num_attention_heads", max(1, width // 64)),
-        "eos_token_id": stated.get("eos_token_id", 49_407),
-        "hidden_size": width,
-        "projection_dim": projection.shape[0],
-        "intermediate_size": tensors[f"{LAYERS}0.mlp.fc1.weight"].shape[0],
-        "num_hidden_layers": count(tensors, LAYERS),
-        "max_position_embeddings": tensors[POSITIONS].shape[0],
-    }
-
-
-def encoder_or_advice(path: Path) -> dict[str, str]:
-    """Return where the text encoder of a model's file is, or what is missing."""
-    try:
-        return {"text encoder": str(encoder_folder(path) / ENCODER)}
-    except FileNotFoundError as error:
-        return {"text encoder": str(error)}

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..denoiser import AT_ONCE
 from ..gather import write_at
 
 # (q_BSD, k_BTD, v_BTD, num_heads) -> out_BSD, unmasked softmax attention scaled by (D / num_heads) ** -0.5.
@@ -297,7 +298,12 @@ def transformer_bytes(
     """
     at_once = max(lengths) if is_sequential else sum(lengths)
     block = at_once * (4 * config.width + 2 * config.mlp_width) * itemsize
-    draw = 4 * num_tokens * config.num_codes * 4
     features = sum(lengths) * config.width * itemsize
     # A full pass lets go of the last one's features; a draw of a predicted step holds both.
-    return num_images * max(features + block, 2 * features + draw)
+    draw = draw_bytes(num_images, num_tokens, config.num_codes)
+    return max(num_images * (features + block), num_images * 2 * features + draw)
+
+
+def draw_bytes(num_images: int, num_tokens: int, num_codes: int) -> float:
+    """Return the bytes of a draw of codes: the logits of AT_ONCE positions, and three more tensors of that size."""
+    return 4.0 * num_images * min(num_tokens, max(1, AT_ONCE // num_images)) * num_codes * 4

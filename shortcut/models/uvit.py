@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..denoiser import Conditions, Features, Kept, positions
 from ..gather import tokens_at, write_at
 from ..schedule import Step
-from .layers import BaseNetwork, KeyValues
+from .layers import BaseNetwork, KeyValues, draw_bytes
 from .uvit_parts import (
     DOWNSCALE,
     NUM_MICRO,
@@ -313,9 +313,9 @@ class OnGrid:
         num_tokens, itemsize = self.rows * self.columns, self.model.compute_dtype.itemsize
         at_once = 1 if self.is_sequential else len(lengths)
         a_pass = at_once * self.model.pass_values(num_tokens) * itemsize
-        draw = 4 * num_tokens * self.config.num_codes * 4
         features = sum(lengths) * self.config.width * itemsize
-        return num_images * max(features + a_pass, 2 * features + draw)
+        draw = draw_bytes(num_images, num_tokens, self.config.num_codes)
+        return max(num_images * (features + a_pass), num_images * 2 * features + draw)
 
     def kept_bytes(
         self, num_images: int, lengths: Sequence[int], kept_dtype: torch.dtype | None = None

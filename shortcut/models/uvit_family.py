@@ -14,7 +14,8 @@ from ..schedule import AMUSED, AMUSED_LINEAR, SamplerRules, Settings
 from . import amused_vq, token_head
 from .architecture import Architecture, Branches, Download, PublishedSize
 from .beside import check_expected, stated_beside
-from .clip_text import ClipConditioner, encoder_or_advice
+from .clip_encoder import encoder_or_advice
+from .clip_text import ClipConditioner
 from .key_table import Unbatched
 from .layout import Layout, Tensors, check_heads, count, given, sizes
 from .uvit_parts import DOWNSCALE, NUM_MICRO, shapes_of_text

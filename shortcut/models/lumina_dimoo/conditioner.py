@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...containers import INDEX_SUFFIX
+from ...guard import guarded
 from ..architecture import LOADED_MODEL, Branches, Conditioning, GraphNode, Request
 from ..conditioning import only_row
 from .prompts import ALL_TASKS, TEXT, conditions, load_tokenizer, prompt_tokens, unknown_words
@@ -151,11 +152,16 @@ class PromptConditioner:
         return self.tokenizer.eos_token_id
 
     def words(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids, up to the first that ends it, without special tokens."""
+        """Return the text of token ids, up to the first that ends it, without special tokens.
+
+        Raises:
+            ValueError: the tokenizer is damaged.
+        """
         ids = list(ids)
         if self.end in ids:
             ids = ids[: ids.index(self.end)]
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        with guarded(self.tokenizer.name_or_path, "fails at an answer", "Download it again."):
+            return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def _branches(self, request: Request, num_images: int) -> tuple[Tensor, ...]:
         return conditions(
@@ -170,7 +176,7 @@ class PromptConditioner:
 
     def _row(self, prompt: Prompt) -> Tensor:
         """Return the tokens of a prompt, without its images: (1, P, 1)."""
-        ids = prompt_tokens(self.tokenizer, prompt.task, prompt.text)
+        ids = prompt_tokens(self.tokenizer, self.config, prompt.task, prompt.text)
         return torch.tensor(ids, dtype=torch.float32).view(1, -1, 1)
 
     def _only_prompt(self, conditioning: Conditioning, name: str) -> Prompt:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ...guard import guarded, naming
 from ..text_rules import REASONED_EDIT, UNDERSTAND
-from .tokenizer import check_tokenizer_files
+from ..tokenizer_files import check_ids, check_tokenizer_files
 from .transformer import Config, image_tokens
 
 TEXT = "{text}"
@@ -163,8 +163,8 @@ def conditions(
     Raises:
         ValueError: unknown task, another number of source images than it takes, or a text that is too long.
     """
-    wanted = prompt_tokens(tokenizer, task, text)
-    unwanted = prompt_tokens(tokenizer, task, negative, negative=True)
+    wanted = prompt_tokens(tokenizer, config, task, text)
+    unwanted = prompt_tokens(tokenizer, config, task, negative, negative=True)
     num_sources = ALL_TASKS[task].num_sources
     if len(sources) != num_sources:
         raise ValueError(
@@ -178,12 +178,13 @@ def conditions(
 
 
 def prompt_tokens(
-    tokenizer: Any, task: str, text: str = "", *, negative: bool = False
+    tokenizer: Any, config: Config, task: str, text: str = "", *, negative: bool = False
 ) -> list[int]:
     """Return the tokens of `prompt_string`, without source images.
 
     Raises:
-        ValueError: there is no such task, the text holds half of a character, or there are more than `MAX_TEXT_TOKENS`.
+        ValueError: there is no such task, the text holds half of a character, there are more than `MAX_TEXT_TOKENS`, or
+            the tokenizer makes one that the model has not.
     """
     what = "negative prompt" if negative else "prompt"
     try:
@@ -197,7 +198,7 @@ def prompt_tokens(
         raise ValueError(
             f"the {what} has {len(text)} characters, expected at most {MAX_CHARACTERS}. Shorten it."
         )
-    ids = _encoded(tokenizer, prompt_string(task, text, negative=negative))
+    ids = _encoded(tokenizer, prompt_string(task, text, negative=negative), config.num_text_ids)
     if len(ids) > MAX_TEXT_TOKENS:
         raise ValueError(
             f"the {what} has {len(ids)} tokens with its system prompt, expected at most {MAX_TEXT_TOKENS}, the most "
@@ -265,7 +266,7 @@ def check_tokenizer(tokenizer: Any, config: Config) -> None:
     """
     advice = "It is of another model: take the tokenizer files that lie beside the model's weights."
     for tag, name in TAGS.items():
-        found, expected = _encoded(tokenizer, tag), config.special_id(name)
+        found, expected = _encoded(tokenizer, tag, config.num_text_ids), config.special_id(name)
         if found != [expected]:
             raise ValueError(
                 f"its tokenizer makes {found} of {tag}, expected [{expected}]. {advice}"
@@ -287,14 +288,16 @@ def check_tokenizer(tokenizer: Any, config: Config) -> None:
             )
     if config.num_text_ids == REAL_NUM_TEXT_IDS:
         system = TASKS["text_to_image"].system
-        found = _encoded(tokenizer, system)
+        found = _encoded(tokenizer, system, config.num_text_ids)
         if found != REAL_SYSTEM_IDS:
             raise ValueError(
                 f"its tokenizer makes {found} of {system!r}, expected {REAL_SYSTEM_IDS}. {advice}"
             )
 
 
-def _encoded(tokenizer: Any, text: str) -> list[int]:
+def _encoded(tokenizer: Any, text: str, num_ids: int) -> list[int]:
     folder = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
     with guarded(folder, "fails at a text", f"Download {' and '.join(TOKENIZER_FILES)} again."):
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        check_ids(ids, num_ids)
+        return ids
