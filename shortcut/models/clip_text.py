@@ -149,4 +149,10 @@ class ClipConditioner:
             check_number(f"{entry} of {name}", value, 0, MICRO[entry])
         values = {**dict.fromkeys(MICRO, 0.0), "aesthetic_score": AESTHETIC, **micro}
         micro_15 = torch.tensor([[float(values[entry]) for entry in MICRO]])
-        return TextCondition(states_1PC.float().cpu(), pooled_1C.float().cpu(), micro_15)
+        condition = TextCondition(states_1PC.float().cpu(), pooled_1C.float().cpu(), micro_15)
+        if not condition.is_finite:
+            raise ValueError(
+                f"{name} holds numbers that are not finite: the weights of its text encoder are damaged, or too large "
+                "for float16. Download the text encoder again."
+            )
+        return condition
