@@ -22,7 +22,7 @@ from shortcut_pack.shortcut.models import meissonic
 from shortcut_pack.shortcut.models.amused import ARCHITECTURE
 from shortcut_pack.shortcut.models.architecture import Request
 from shortcut_pack.shortcut.models.layers import Bare
-from shortcut_pack.shortcut.models.uvit import TextCondition, micro_conditions
+from shortcut_pack.shortcut.models.uvit_parts import TextCondition, micro_conditions
 from shortcut_pack.shortcut.pipeline import Pipeline, conditioner_of
 from shortcut_pack.shortcut.schedule import plan
 

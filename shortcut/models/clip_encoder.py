@@ -24,7 +24,7 @@ from ..guard import check_whole, guarded, naming
 from .beside import check_expected, stated_beside
 from .layout import count
 from .tokenizer_files import check_ids, check_tokenizer_files
-from .uvit import TextCondition, micro_conditions
+from .uvit_parts import TextCondition, micro_conditions
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from ..guard import check_number
 from .architecture import LOADED_CLIP, Branches, Conditioning, GraphNode, Request
 from .clip_encoder import ClipTextEncoder, Widths
 from .conditioning import batch_of, in_turn
-from .uvit import AESTHETIC, TextCondition
+from .uvit_parts import AESTHETIC, TextCondition
 
 MAX_MICRO = 16_384.0  # pixels
 # Entries of a CONDITIONING that are micro-conditions, as CLIPTextEncodeSDXLRefiner and CLIPTextEncodeSDXL name them,

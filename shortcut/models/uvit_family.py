@@ -18,7 +18,7 @@ from .clip_encoder import encoder_or_advice
 from .clip_text import ClipConditioner
 from .key_table import Unbatched
 from .layout import Layout, Tensors, check_heads, count, given, sizes
-from .uvit import DOWNSCALE, NUM_MICRO, shapes_of_text
+from .uvit_parts import DOWNSCALE, NUM_MICRO, shapes_of_text
 
 NUM_TEXT_TOKENS = 77
 DIFFUSERS_FILES = (
