@@ -90,6 +90,19 @@ def test_it_runs_with_native_conditioning(loaded) -> None:
     assert run(model, long, clip_text(1))["samples"].shape == (2, 1, 6, 8)
 
 
+def test_a_text_for_each_image(loaded) -> None:
+    """Of a CONDITIONING with a batch, as nodes of prompt schedules make it."""
+    model, *_ = loaded
+    a, b = clip_text(0)[0], clip_text(2)[0]
+    pooled = torch.cat([entries["pooled_output"] for _, entries in (a, b)])
+    rows = torch.cat([a[0], b[0]])
+    found = run(model, [[rows, {"pooled_output": pooled}]], clip_text(1))["samples"]
+    for image, alone in enumerate((a, b)):
+        assert torch.equal(found[image], run(model, [alone], clip_text(1))["samples"][image])
+    with pytest.raises(ValueError, match="holds 2 texts, but pooled values of 1"):
+        run(model, [[rows, {"pooled_output": pooled[:1]}]], clip_text(1))
+
+
 def test_a_mask_and_denoise_keep_the_rest(loaded) -> None:
     model, *_ = loaded
     samples = run(model, clip_text(0), clip_text(1))["samples"]

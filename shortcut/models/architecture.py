@@ -120,7 +120,10 @@ class GridModel(MaskedImageModel, Protocol):
     def dtype(self) -> torch.dtype: ...
 
     def sequence_length(self, condition: Conditions | None) -> int:
-        """Return the positions (S) of a branch with that condition; None = the shortest condition there is."""
+        """Return the positions (S) of a branch with that condition; None = the shortest condition there is.
+
+        Where images differ, those of the longest.
+        """
         ...
 
     def embed(self, codes_BN: Tensor, index_BN: Tensor) -> Tensor:
@@ -241,17 +244,21 @@ class Conditioner(Protocol):
         """Return the nodes that make the request in ComfyUI: what is wanted, then what to guide away from, if said."""
         ...
 
-    def to_conditioning(self, request: Request) -> Conditioning:
-        """Return ComfyUI's CONDITIONING of a request. Raises ValueError as `conditions`."""
+    def to_conditioning(self, requests: Sequence[Request]) -> Conditioning:
+        """Return ComfyUI's CONDITIONING of requests that differ in label or prompt alone: one row, a batch of them.
+
+        Raises:
+            ValueError: as `conditions`.
+        """
         ...
 
     def from_conditioning(
         self, positive: Conditioning, negative: Conditioning | None, num_images: int
     ) -> Branches:
-        """Return the conditions that two CONDITIONINGs hold.
+        """Return the conditions that two CONDITIONINGs hold. Images take those of a batch in turn.
 
         Raises:
-            ValueError: one is not of this model, or holds what cannot be honoured.
+            ValueError: one is not of this model, holds what cannot be honoured, or more conditions than images.
         """
         ...
 
