@@ -267,9 +267,14 @@ class ReasonedEdit(io.ComfyNode):
         grid: Grid = (samples.shape[2], samples.shape[3])
         conditions = masked_model.conditioner.from_conditioning(positive, None, len(samples))
         weights = settings.guidance[: len(conditions) - 1]
-        branches, guidance = needed_branches(rules.branches(conditions), weights)
         output = _text_output(masked_model)
         runs = rules.answer(masked_model.network, output.model, max_tokens, grid)
+        if len({runs.sequence_length(conditions[0][i : i + 1]) for i in range(len(samples))}) > 1:
+            raise ValueError(
+                "positive holds texts of different lengths, but a reasoned edit takes texts of one length. Turn "
+                "prompt_per_line of Text Condition off."
+            )
+        branches, guidance = needed_branches(rules.branches(conditions), weights)
         _load(model, output, runs, branches)
         device = model.load_device
         colours_V3 = model.get_model_object("latent_format").colours_V3

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -49,7 +49,7 @@ class ClassCondition(io.ComfyNode):
                     tooltip="The name of a class, or its number counted from 0. The order of "
                     "words does not matter: 'snow night' is 'night snow'. ImageNet models have "
                     "numbers only: 0 to 999. Empty, none or -1: no class, the model shows "
-                    "anything.",
+                    "anything. With semicolons between them: a class for each image of a batch.",
                 ),
             ],
             outputs=[
@@ -64,7 +64,9 @@ class ClassCondition(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, class_name: str) -> io.NodeOutput:
         masked_model = _taking("label", model)
-        return io.NodeOutput(_conditioning(masked_model, Request(label=class_name)))
+        labels = [part for part in class_name.split(";") if part.strip()] or [""]
+        requests = [Request(label=label) for label in labels]
+        return io.NodeOutput(_conditioning(masked_model, requests))
 
 
 class TextCondition(io.ComfyNode):
@@ -117,6 +119,14 @@ class TextCondition(io.ComfyNode):
                     tooltip="For the task style: the image that has the style. Costs time as image "
                     "does.",
                 ),
+                io.Boolean.Input(
+                    "prompt_per_line",
+                    default=False,
+                    optional=True,
+                    tooltip="On: each line of text is a prompt of its own, for one image of the "
+                    "batch; after the last comes the first again. Set batch_size to the number of "
+                    "lines. Blank lines are skipped.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -137,6 +147,7 @@ class TextCondition(io.ComfyNode):
         vae: Any = None,
         image: Any = None,
         style_image: Any = None,
+        prompt_per_line: bool = False,
     ) -> io.NodeOutput:
         masked_model = _taking("prompt", model)
         architecture = masked_model.checkpoint.architecture
@@ -144,13 +155,15 @@ class TextCondition(io.ComfyNode):
         if images:
             checked_vae(vae, masked_model.checkpoint)
         num_codes = masked_model.checkpoint.config.num_codes
-        request = Request(
-            prompt=text,
-            # A model without tasks does what the usual one says.
-            task=None if task == USUAL_TASK and not architecture.tasks else task,
-            sources=tuple(encoded(vae, pixels, num_codes) for pixels in images),
-        )
-        return io.NodeOutput(_conditioning(masked_model, request))
+        # A model without tasks does what the usual one says.
+        told = None if task == USUAL_TASK and not architecture.tasks else task
+        sources = tuple(encoded(vae, pixels, num_codes) for pixels in images)
+        lines = [line for line in text.splitlines() if line.strip()] or [""]
+        requests = [
+            Request(prompt=prompt, task=told, sources=sources)
+            for prompt in (lines if prompt_per_line else [text])
+        ]
+        return io.NodeOutput(_conditioning(masked_model, requests))
 
 
 def _taking(field: str, patcher: Any) -> MaskedImageModel:
@@ -176,23 +189,27 @@ def checked_vae(vae: Any, model: Checkpoint) -> CodeVAE:
     return vae
 
 
-def _conditioning(model: MaskedImageModel, request: Request) -> Conditioning:
-    """Return the CONDITIONING of a request, and say on the node which of its words the model never saw.
+def _conditioning(model: MaskedImageModel, requests: Sequence[Request]) -> Conditioning:
+    """Return the CONDITIONING of requests, and say on the node which of their words the model never saw.
 
     Raises:
-        ValueError: the model does not know what it says, or it gives a word a weight.
+        ValueError: the model does not know what one says, or it gives a word a weight.
     """
-    model.checkpoint.architecture.check(request)
-    if found := WEIGHT.search(request.prompt or ""):
-        raise ValueError(
-            f"text holds the weight {found[0]}, which this model would read letter by letter. Write the words alone; "
-            "cfg of the sampler says how closely the whole text is followed."
-        )
-    if unknown := model.conditioner.unknown_words(request):
+    for request in requests:
+        model.checkpoint.architecture.check(request)
+        if found := WEIGHT.search(request.prompt or ""):
+            raise ValueError(
+                f"text holds the weight {found[0]}, which this model would read letter by letter. Write the words "
+                "alone; cfg of the sampler says how closely the whole text is followed."
+            )
+    unknown = dict.fromkeys(
+        word for request in requests for word in model.conditioner.unknown_words(request)
+    )
+    if unknown:
         line = f"{model.checkpoint.name} never saw these words, which say nothing to it: {', '.join(unknown)}"
         NodeText().keep([line])
         logging.warning("%s: %s", NODES["prompt"], line)
-    return model.conditioner.to_conditioning(request)
+    return model.conditioner.to_conditioning(requests)
 
 
 def _wired(tasks: Mapping[str, int], task: str, inputs: dict[str, Any]) -> list[Any]:

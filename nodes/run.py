@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..shortcut.accelerators.choice import kept_bytes
 from ..shortcut.checkpoint import Checkpoint
-from ..shortcut.generate import Result, generate, masked_at_start, needed_branches
+from ..shortcut.generate import Result, generate, groups, masked_at_start, needed_branches
 from ..shortcut.grid import usual_grid
 from ..shortcut.models.architecture import Branches, Conditioning, Grid
 from ..shortcut.pipeline import check_head
@@ -55,11 +55,14 @@ class Job:
 
     @property
     def num_steps(self) -> int:
-        """The steps of all groups of images with as many tokens to make."""
-        rules = model_of(self.model).checkpoint.architecture.rules
-        counts, num_tokens = {*self.num_to_make}, self.start["num_tokens"]
-        more = rules, self.start["denoise"]
-        return sum(len(plan(self.settings, count, num_tokens, *more)) for count in counts)
+        """The steps of all groups of images."""
+        model = model_of(self.model)
+        found = groups(
+            model.network.on_grid(*self.grid), self.conditions, masked_at_start(**self.start)
+        )
+        more = model.checkpoint.architecture.rules, self.start["denoise"]
+        num_tokens = self.start["num_tokens"]
+        return sum(len(plan(self.settings, count, num_tokens, *more)) for count, _ in found)
 
 
 def job_of(

@@ -9,12 +9,12 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..shortcut.checkpoint import Checkpoint
-from ..shortcut.models.architecture import PRESET_NAMES
+from ..shortcut.models.architecture import ONE_STEP, PRESET_NAMES
 from ..shortcut.schedule import ORDERS, SCHEDULES, Settings
-from ..shortcut.settings import preset_of, usual_settings
+from ..shortcut.settings import usual_settings, with_preset
 
 CUSTOM = "custom"
-PRESETS = (CUSTOM, *PRESET_NAMES)
+PRESETS = (CUSTOM, *PRESET_NAMES, ONE_STEP)
 
 
 def seed_widget(tooltip: str, *, control: bool = True) -> Any:
@@ -146,8 +146,8 @@ def later_widgets() -> list[Any]:
             "denoise are then ignored. Lumina-DiMOO has 64 steps: quality takes 14 full passes, "
             "about 4 times as fast as the original; balanced 11, 4.9 times; fast 9, 5.8 times, "
             "with less detail. MaskGIT has 32: 12, 9 or 8. Without a head each of them is the "
-            "original method, every step a full pass. custom: the widgets decide; their first "
-            "values are MaskGIT's.",
+            "original method, every step a full pass. one_step: for one-step students of MaskGIT "
+            "and Meissonic. custom: the widgets decide; their first values are MaskGIT's.",
         ),
         weight_widget(
             "cfg_image",
@@ -223,8 +223,7 @@ def settings_of(
                 usual.schedule,
             )
     else:
-        num_steps, full_steps = preset_of(checkpoint, values["preset"])
-        settings = replace(usual, num_steps=num_steps, full_steps=full_steps)
+        settings = with_preset(usual, checkpoint, values["preset"])
     if not has_head:
         settings = replace(settings, full_steps=None)
     settings.check()

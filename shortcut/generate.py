@@ -6,6 +6,7 @@ B  images    L  image tokens    T  steps
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from .denoiser import Conditions, Denoiser
 from .guard import MAX_DRAWS, MAX_IMAGES, MAX_SEED, MAX_SIDE, check_whole
 from .models.architecture import Branches, GridModel
 from .noise import Noise, seeded
+from .one_step import OneStepStudent
 from .orders import BY_NAME
 from .sampler import Trace, sample
 from .schedule import SamplerRules, Settings, Step, plan
@@ -51,7 +53,8 @@ def generate(
     """Make the codes of a batch of images.
 
     Args:
-        conditions: one for each guidance branch, rows = images; `settings.guidance` has one weight less.
+        conditions: one for each guidance branch, rows = images; `settings.guidance` has one weight less. Images whose
+            conditions have other lengths are handled apart, so that nothing is padded.
         image_indices: place of each image in its batch; (seed, place) alone decides its randomness.
         num_tokens: tokens of one image (L).
         accelerator: makes the run's accelerator; None = every step is a full pass.
@@ -61,8 +64,13 @@ def generate(
         on_step: hook of the sampler; images are handled in groups of equal numbers of tokens to make.
 
     Raises:
-        ValueError: a setting is out of range, or tensors do not fit the model's number of tokens.
+        ValueError: a setting is out of range, tensors do not fit the model's number of tokens, or a one-step student
+            is given codes.
     """
+    if settings.is_one_step and known_codes_BL is not None:
+        raise ValueError(
+            "a one-step student makes whole pictures. Leave out the picture to change, the mask and denoise."
+        )
     is_masked_BL = masked_at_start(
         seed, image_indices, num_tokens, known_codes_BL, is_editable_BL, denoise
     ).to(device)
@@ -71,27 +79,43 @@ def generate(
         codes_BL = known_codes_BL.to(device, torch.long, copy=True)
     begun, num_steps, num_full = time.perf_counter(), 0, 0
     order = BY_NAME[settings.order](model.grid)
-    counts = is_masked_BL.sum(1).tolist()
-    for count in sorted(set(counts)):
-        rows = [row for row, c in enumerate(counts) if c == count]
+    for count, rows in groups(model, conditions, is_masked_BL):
         rows_B = torch.tensor(rows, device=device)
         steps = plan(settings, count, num_tokens, rules, denoise)
-        group_conditions = tuple(c.to(device)[rows_B] for c in conditions)
-        denoiser = Denoiser(
-            model, group_conditions, accelerator and accelerator(model, group_conditions)
-        )
+        group_conditions = tuple(c[rows].to(device) for c in conditions)
+        indices = [image_indices[row] for row in rows]
+        if settings.is_one_step:
+            student = OneStepStudent(
+                model, model.config.num_codes, seed=seed, image_indices=indices, device=device
+            )
+            denoiser = Denoiser(student, group_conditions)
+        else:
+            made = accelerator and accelerator(model, group_conditions)
+            denoiser = Denoiser(model, group_conditions, made)
         check_whole(
             "steps x tokens x images", num_draws(steps) * num_tokens * len(rows), 0, MAX_DRAWS
         )
         counter = _FullPassCounter(on_step)
-        noise = Noise.draw(
-            seed, [image_indices[row] for row in rows], num_draws(steps), num_tokens, device
-        )
+        noise = Noise.draw(seed, indices, num_draws(steps), num_tokens, device)
         codes_BL[rows_B] = sample(
             denoiser, codes_BL[rows_B], is_masked_BL[rows_B], steps, noise, counter, order
         )
         num_steps, num_full = max(num_steps, len(steps)), max(num_full, counter.num_full)
     return Result(codes_BL, num_steps, num_full, time.perf_counter() - begun)
+
+
+def groups(
+    model: GridModel, conditions: Sequence[Conditions], is_masked_BL: Tensor
+) -> list[tuple[int, list[int]]]:
+    """Return the images that run together, by their rows, and how many tokens each of them has to make.
+
+    They have equal numbers of tokens to make and conditions of equal lengths.
+    """
+    found: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+    for row, count in enumerate(is_masked_BL.sum(1).tolist()):
+        lengths = [model.sequence_length(c[row : row + 1]) for c in conditions]
+        found[(count, *lengths)].append(row)
+    return [(count, rows) for (count, *_), rows in sorted(found.items())]
 
 
 def num_draws(steps: Sequence[Step]) -> int:

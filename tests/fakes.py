@@ -53,6 +53,9 @@ class TableModel:
         self.num_passes += 1
         return tuple(self.table_CLV[class_B] for class_B in conditions)
 
+    def sequence_length(self, condition: Tensor | None) -> int:
+        return self.table_CLV.shape[1]
+
     def image_positions(self, index_BN: Tensor, num_tokens: int) -> Tensor:
         self.num_branches += 1
         return index_BN

@@ -105,7 +105,7 @@ def image(num_images=1, seed=0):
 
 def cond(chosen=1):
     """The CONDITIONING of a class; NUM_CLASSES = no class."""
-    return CLASSES.to_conditioning(Request(label=str(chosen) if chosen < NUM_CLASSES else ""))
+    return CLASSES.to_conditioning([Request(label=str(chosen) if chosen < NUM_CLASSES else "")])
 
 
 def run(model, latent=None, head=None, positive=None, **changes):
@@ -322,6 +322,16 @@ def test_class_condition_reads_names_and_numbers(model, text, chosen):
     assert (wanted_B.tolist(), unwanted_B.tolist()) == ([chosen] * 2, [NUM_CLASSES] * 2)
 
 
+def test_a_class_for_each_image(model, head):
+    """An image is the same whether the others of its batch have its class or not."""
+    wanted = condition.ClassCondition.execute(model, "night snow; 0; none;").result[0]
+    unwanted = condition.ClassCondition.execute(model, "1; 2").result[0]
+    found = codes(run(model, empty(4), head, wanted, negative=unwanted))
+    for image, (chosen, other) in enumerate([(2, 1), (0, 2), (3, 1), (2, 2)]):
+        alike = codes(run(model, empty(4), head, cond(chosen), negative=cond(other)))
+        assert torch.equal(found[image], alike[image])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("3", "between 0 and 2, got 3"), ("cat", "day forest, night forest, night snow")],
@@ -344,7 +354,7 @@ def test_conditioning_zero_out_means_no_class():
         (cond(0) + cond(1), "combines 2 conditions"),
         ([[(cond(0)[0][0] + cond(1)[0][0]) / 2, {}]], "mixes 2 classes"),
         ([[torch.cat([cond(0)[0][0], cond(1)[0][0]], 1), {}]], r"2 classes in a row.*Concat"),
-        ([[cond(0)[0][0].expand(2, -1, -1), {}]], "a batch of 2 conditions"),
+        ([[cond(0)[0][0].expand(2, -1, -1), {}]], r"holds 2 conditions.* batch_size 2"),
         ([[cond(0)[0][0] * 0.5, {}]], r"its class times 0\.5.*ConditioningMultiply"),
         ([[cond(0)[0][0] * -1, {}]], "its class times -1"),
     ],
@@ -588,7 +598,7 @@ def test_a_patch_that_cannot_act_is_named_on_the_node_in_every_run(model, monkey
     lines = [f"{name} has no effect on a masked image model" for name in ("EasyCache", "HyperTile")]
     for first, while_running, last in (shown[:3], shown[3:]):
         assert first == "\n".join(lines), "at once, and for the whole run"
-        assert while_running.startswith(first) and last.startswith(first)
+        assert while_running.endswith(f"\n{first}") and last.endswith(f"\n{first}")
 
 
 def test_what_acts_is_not_named(model):

@@ -150,6 +150,12 @@ def test_the_size_of_the_image_counts_and_the_sampler_takes_the_same_condition(m
     assert edit(model, vae, empty(1, (4, 2)))[0]["samples"].shape == (1, 1, 4, 2)
 
 
+def test_texts_of_different_lengths_are_refused(model, vae):
+    positive = cond(model, "fog\nat night", "edit", vae=vae, image=pixels(), prompt_per_line=True)
+    with pytest.raises(ValueError, match=r"texts of different lengths.*prompt_per_line"):
+        edit(model, vae, empty(2), positive)
+
+
 @needs_comfy
 def test_half_precision(files, vae):
     assert ask(loaded(files, weight_dtype="bfloat16"), vae, temperature=0.0)[0]

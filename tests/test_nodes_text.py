@@ -52,7 +52,7 @@ from text_nodes import (  # noqa: F401
     vae,
 )
 
-A_CLASS = ClassConditioner(3, ()).to_conditioning(Request(label="1"))
+A_CLASS = ClassConditioner(3, ()).to_conditioning([Request(label="1")])
 
 # ------------------------------------------------------------------------------------------- text to image
 
@@ -151,6 +151,64 @@ def test_nothing_is_left_of_a_run_in_those_after_it(model, head, vae):
     run(model, empty(grid=(2, 7)), positive=cond(model, "a boat"))
     run(model, positive=cond(model, "fog", "edit", vae=vae, image=pixels()), head=head)
     assert all(torch.equal(now, before) for now, before in zip(first(), expected, strict=True))
+
+
+# ------------------------------------------------------------------------------------------- a prompt for each image
+
+LINES = ["fog", TEXT, "a boat by the sea"]  # in tokens: short, long, between
+
+
+@pytest.mark.parametrize("lines", [LINES, ["a red house", "a red moon"]])
+def test_a_prompt_for_each_image(model, head, lines, monkeypatch):
+    """An image is the same whether the others of its batch have its prompt or not."""
+    monkeypatch.setattr(comfy.utils, "ProgressBar", Bar)
+    wanted = cond(model, "\n\n".join(lines), prompt_per_line=True)
+    unwanted = cond(model, "snow\nnight and fog\n", prompt_per_line=True)
+    found = run(model, empty(4), head, wanted, negative=unwanted)["samples"]
+    assert Bar.last.calls[-1][0] == Bar.last.total
+    for i in range(4):
+        alike = {"positive": cond(model, lines[i % len(lines)])}
+        alike["negative"] = cond(model, ["snow", "night and fog"][i % 2])
+        assert torch.equal(found[i], run(model, empty(4), head, **alike)["samples"][i])
+
+
+def test_a_prompt_and_a_source_image_for_each_image(model, vae):
+    both = pixels(2)
+    positive = cond(model, "fog\nat night", "edit", vae=vae, image=both, prompt_per_line=True)
+    found = run(model, empty(2), positive=positive)["samples"]
+    for i, text in enumerate(["fog", "at night"]):
+        alike = cond(model, text, "edit", vae=vae, image=both)
+        assert torch.equal(found[i], run(model, empty(2), positive=alike)["samples"][i])
+
+
+def test_prompts_of_different_lengths_go_with_a_mask(model):
+    latent = image(3)
+    mask = torch.zeros(3, 1, *PIXELS)
+    mask[0, ..., :4], mask[1:, ..., 4:] = 1, 1
+    positive = cond(model, "\n".join(LINES), prompt_per_line=True)
+    found = run(model, latent | {"noise_mask": mask}, positive=positive)["samples"]
+    assert torch.equal(found[0, ..., 2:], latent["samples"][0, ..., 2:])
+    assert torch.equal(found[1:, ..., :2], latent["samples"][1:, ..., :2])
+    assert not torch.equal(found[1:, ..., 2:], latent["samples"][1:, ..., 2:])
+
+
+def test_prompts_without_an_image_are_not_dropped(model):
+    positive = cond(model, "\n".join(LINES), prompt_per_line=True)
+    with pytest.raises(
+        ValueError, match=r"positive holds 3 conditions.*latent_image holds 2\. Set"
+    ):
+        run(model, empty(2), positive=positive)
+
+
+def test_every_line_is_looked_at(model):
+    with pytest.raises(ValueError, match=r"holds the weight \(moon:1\.5\)"):
+        cond(model, "fog\na (moon:1.5)", prompt_per_line=True)
+
+
+def test_a_text_of_lines_is_one_prompt_and_no_line_is_an_empty_one(model):
+    assert len(cond(model, "fog\nat night")[0][0]) == 1
+    nothing = cond(model, " \n", prompt_per_line=True)
+    assert torch.equal(nothing[0][0], cond(model, "")[0][0])
 
 
 # ------------------------------------------------------------------------------------------- source images

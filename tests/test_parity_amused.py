@@ -21,7 +21,7 @@ from shortcut_pack.shortcut.models.amused import ARCHITECTURE, transformer
 from shortcut_pack.shortcut.models.clip_encoder import ClipTextEncoder
 from shortcut_pack.shortcut.models.key_table import rename
 from shortcut_pack.shortcut.models.layers import Bare
-from shortcut_pack.shortcut.models.uvit import TextCondition
+from shortcut_pack.shortcut.models.uvit_parts import TextCondition
 from shortcut_pack.shortcut.sampler import decide
 from shortcut_pack.shortcut.schedule import AMUSED, AMUSED_LINEAR, plan
 from torch import Tensor, nn
@@ -42,12 +42,7 @@ def check_forward(name: str, spoil: Callable[[nn.Module], None] = lambda network
     condition = TextCondition(
         golden["encoder_hidden_states"], golden["pooled_text_emb"], golden["micro_conds"]
     )
-    with torch.no_grad():
-        output = network.run(golden["input_ids"], condition, 0)
-        features_BLD = network(golden["input_ids"], condition, 0)
-        logits_BLV = network.output.conv2(features_BLD)
-    golden.assert_close(output.movedim(-1, 1), "feature")
-    golden.assert_near(logits_BLV, at_tokens(golden["logits"]), "logits")
+    uvit_sets.check_pass(golden, network, condition, 0)
 
 
 @pytest.mark.parametrize("name", FORWARD)

@@ -14,10 +14,10 @@ from golden_sets import FOLDER, load
 from shortcut_pack.shortcut.models.key_table import rename
 from shortcut_pack.shortcut.models.layers import Bare
 from shortcut_pack.shortcut.models.meissonic import ARCHITECTURE, transformer
-from shortcut_pack.shortcut.models.uvit import TextCondition
+from shortcut_pack.shortcut.models.uvit_parts import TextCondition
 from shortcut_pack.shortcut.schedule import AMUSED, AMUSED_LINEAR
 from torch import nn
-from uvit_sets import Run, at_tokens, replay
+from uvit_sets import Run, replay
 
 FORWARD = ("meissonic_transformer_1024", "meissonic_transformer_512")
 MADE = tuple(f"meissonic_sampling_{name}" for name in ("1024", "wide", "512", "g1"))
@@ -36,11 +36,7 @@ def check_forward(
         golden["encoder_hidden_states"], golden["pooled_projections"], golden["micro_conds"]
     )
     left = golden.args["timestep"] if steps_left is None else steps_left
-    with torch.no_grad():
-        output = network.run(golden["input_ids"], condition, left)
-        logits_BLV = network.output.conv2(network(golden["input_ids"], condition, left))
-    golden.assert_close(output.movedim(-1, 1), "feature")
-    golden.assert_near(logits_BLV, at_tokens(golden["logits"]), "logits")
+    uvit_sets.check_pass(golden, network, condition, left)
 
 
 @pytest.mark.parametrize("name", FORWARD)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import builders
+import golden_sets
 import pytest
 import torch
+import uvit_sets
 from builders import MODEL_CONFIG
 from fakes import classes, logits_of
 from golden_sets import tiny_maskgit
@@ -21,9 +24,14 @@ from shortcut_pack.shortcut.accelerators.partial import Partial
 from shortcut_pack.shortcut.denoiser import guided_logits
 from shortcut_pack.shortcut.flops import count_flops
 from shortcut_pack.shortcut.generate import Result, generate
+from shortcut_pack.shortcut.models.amused import ARCHITECTURE as AMUSED
+from shortcut_pack.shortcut.models.architecture import HeadSize
 from shortcut_pack.shortcut.models.layers import KeyValues
 from shortcut_pack.shortcut.models.lumina_dimoo import ARCHITECTURE as LUMINA
 from shortcut_pack.shortcut.models.maskgit import ARCHITECTURE as MASKGIT
+from shortcut_pack.shortcut.models.meissonic import ARCHITECTURE as MEISSONIC
+from shortcut_pack.shortcut.models.uvit import TrunkKept
+from shortcut_pack.shortcut.models.uvit_parts import TextCondition, micro_conditions
 from shortcut_pack.shortcut.sampler import Trace
 from shortcut_pack.shortcut.schedule import SamplerRules, Settings, plan
 from shortcut_pack.shortcut.train.evaluate import divergence_of_run
@@ -39,23 +47,65 @@ FLOAT8 = torch.float8_e4m3fn
 WITHIN = {"rtol": 1e-5, "atol": 1e-5}
 HEAD = "partial+head+neighbours"
 WAYS = ("partial", "partial+neighbours", "partial+float8", HEAD, "ml-cache", "taylor", "reuse")
-CASES = ("maskgit", "lumina", "lumina in turn")
+UVITS = {
+    "amused": "amused_transformer_256",
+    "amused halved": "amused_transformer_512",
+    "meissonic": "meissonic_transformer_512",
+    "meissonic halved": "meissonic_transformer_1024",
+}
+CASES = ("maskgit", "lumina", "lumina in turn", *UVITS, "meissonic halved in turn")
+
+
+@cache
+def uvit_of(case: str) -> Any:
+    """The tiny network of a case, with the architecture; None of others."""
+    name = UVITS.get(case.removesuffix(" in turn"))
+    if name is None:
+        return None
+    architecture = AMUSED if name.startswith("amused") else MEISSONIC
+    return uvit_sets.network(golden_sets.load(name)), architecture
 
 
 def model_of(case: str) -> Any:
     if case == "maskgit":
         return tiny_maskgit()[0]
-    is_sequential = case == "lumina in turn"
+    is_sequential = case.endswith("in turn")
+    if (uvit := uvit_of(case)) is not None:
+        return uvit[0].on_grid(4, 6, is_sequential=is_sequential)
     return network("dimoo_backbone").on_grid(ROWS, COLUMNS, is_sequential=is_sequential)
 
 
 def head_of(case: str) -> Any:
+    if (uvit := uvit_of(case)) is not None:
+        net, architecture = uvit
+        asked = HeadSize(
+            width=8,
+            num_blocks=1,
+            num_heads=2,
+            is_large=False,
+            has_time=True,
+            from_full=False,
+            sees_new=True,
+            kernel=None,
+        )
+        config = architecture.new_head(net.config, asked)
+        return checkpoints.build(builders.random_checkpoint(architecture.head, config, seed=1))
     return tiny_maskgit()[1] if case == "maskgit" else head("dimoo_shortcut_head")
 
 
-def conditions_of(case: str, rows: list[int]) -> tuple[Tensor, ...]:
+def conditions_of(case: str, rows: list[int]) -> tuple[Any, ...]:
     if case == "maskgit":
         return classes(*(row % 10 for row in rows))
+    if (uvit := uvit_of(case)) is not None:
+        config, generator = uvit[0].config, torch.Generator().manual_seed(3)
+        shapes = ((77, config.text_width), (config.pooled_width,))
+        return tuple(
+            TextCondition(
+                *(torch.randn(9, *shape, generator=generator) for shape in shapes),
+                micro_conditions().repeat(9, 1),
+            )[rows]
+            for _ in range(2)
+        )
     return tuple(random_ids(9, n, below=28, seed=n)[rows] for n in LENGTHS)
 
 
@@ -66,8 +116,9 @@ def traced(way: str, **changes: Any) -> list[Trace]:
 
 
 def settings_of(case: str, **changes: Any) -> tuple[Settings, SamplerRules]:
-    architecture = MASKGIT if case == "maskgit" else LUMINA
-    guidance = (2.8,) if case == "maskgit" else (2.5, 4.0)
+    uvit = uvit_of(case)
+    architecture = MASKGIT if case == "maskgit" else LUMINA if uvit is None else uvit[1]
+    guidance = (2.5, 4.0) if architecture is LUMINA else (2.8,)
     usual = replace(architecture.settings, num_steps=6, full_steps=2, guidance=guidance)
     return replace(usual, **changes), architecture.rules
 
@@ -364,6 +415,28 @@ def test_operations_of_partial_passes_of_a_text_model_are_those_of_the_tokens_ru
     assert found.partial == 2 * num_run * sum(a_token)
 
 
+@pytest.mark.parametrize("case", ["amused halved", "meissonic halved"])
+def test_a_halved_trunk_runs_a_place_once_whatever_tokens_it_holds(case):
+    """So a step that runs most tokens costs no more than a full pass."""
+    model, (settings, rules) = model_of(case), settings_of(case, num_steps=2, full_steps=1)
+    conditions = conditions_of(case, [0])
+    found = count_flops(
+        model.model, None, settings, conditions, model.grid, rules=rules, accelerator="partial"
+    )
+    assert 0 < found.partial <= found.full
+
+
+def kept_nbytes(kept: Any) -> int:
+    """The bytes of all tensors in what a full pass keeps."""
+    if isinstance(kept, Tensor):
+        return kept.nbytes
+    if isinstance(kept, KeyValues):
+        return kept_nbytes([kept.key_BSD, kept.value_BSD])
+    if isinstance(kept, TrunkKept):
+        return kept_nbytes([*kept.blocks, kept.out_BLC])
+    return sum(map(kept_nbytes, kept))
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("way", "dtype"), [("partial", None), ("ml-cache+float8", FLOAT8)])
 @torch.no_grad()
@@ -372,8 +445,7 @@ def test_the_memory_of_what_is_kept_is_that_of_its_tensors(case, way, dtype):
     assert named(way, None)(model, conditions).kept_dtype is dtype
     step = plan(settings_of(case)[0], 12, 15)[0]
     features, kept = model.kept_features(*some_tokens(model), conditions, step, dtype)
-    blocks = [kv for part in kept for kv in ([part] if isinstance(part, KeyValues) else part)]
-    found = sum(kv.key_BSD.nbytes + kv.value_BSD.nbytes for kv in blocks)
+    found = kept_nbytes(kept)
     lengths = [model.sequence_length(condition) for condition in conditions]
     assert found == model.kept_bytes(2, lengths, dtype) == kept_bytes(way, model, 2, lengths)
     assert kept_bytes("reuse", model, 2, lengths) == 0

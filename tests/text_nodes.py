@@ -132,8 +132,8 @@ def pixels(num_images=1, size=PIXELS, seed=0):
     return torch.rand(num_images, *size, 3, generator=torch.Generator().manual_seed(seed))
 
 
-def cond(model, text=TEXT, task="text_to_image", **images):
-    return TextCondition.execute(model, text, task, **images).result[0]
+def cond(model, text=TEXT, task="text_to_image", **others):
+    return TextCondition.execute(model, text, task, **others).result[0]
 
 
 def run(model, latent=None, head=None, positive=None, **changes):

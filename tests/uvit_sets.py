@@ -14,7 +14,8 @@ from fakes import logits_of
 from golden_sets import GoldenSet
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.denoiser import Denoiser, positions
-from shortcut_pack.shortcut.models.uvit import OnGrid, TextCondition
+from shortcut_pack.shortcut.models.uvit import OnGrid
+from shortcut_pack.shortcut.models.uvit_parts import TextCondition
 from shortcut_pack.shortcut.sampler import Trace, confidence, draw_codes, sample
 from shortcut_pack.shortcut.schedule import Settings, Step, plan, reveal_counts
 from torch import Tensor
@@ -33,6 +34,16 @@ def network(golden: GoldenSet) -> Any:
     return checkpoints.build(
         checkpoints.from_tensors(golden.weights("transformer"), kind="model", **known)
     )
+
+
+def check_pass(golden: GoldenSet, net: Any, condition: TextCondition, steps_left: int) -> None:
+    """Compares what the output layers get, and logits."""
+    given: list[Tensor] = []
+    net.output.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    with torch.no_grad():
+        logits_BLV = net.output.conv2(net(golden["input_ids"], condition, steps_left))
+    golden.assert_near(given[0], at_tokens(golden["feature"]), "feature")
+    golden.assert_near(logits_BLV, at_tokens(golden["logits"]), "logits")
 
 
 def at_tokens(logits_BVhw: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from .text_rules import Branches, TextRules
 
 Grid = tuple[int, int]  # rows, columns of codes
 PRESET_NAMES = ("quality", "balanced", "fast")
+ONE_STEP = "one_step"  # the preset of one-step students
 
 
 class Preset(NamedTuple):
@@ -119,7 +120,10 @@ class GridModel(MaskedImageModel, Protocol):
     def dtype(self) -> torch.dtype: ...
 
     def sequence_length(self, condition: Conditions | None) -> int:
-        """Return the positions (S) of a branch with that condition; None = the shortest condition there is."""
+        """Return the positions (S) of a branch with that condition; None = the shortest condition there is.
+
+        Where images differ, those of the longest.
+        """
         ...
 
     def embed(self, codes_BN: Tensor, index_BN: Tensor) -> Tensor:
@@ -240,17 +244,21 @@ class Conditioner(Protocol):
         """Return the nodes that make the request in ComfyUI: what is wanted, then what to guide away from, if said."""
         ...
 
-    def to_conditioning(self, request: Request) -> Conditioning:
-        """Return ComfyUI's CONDITIONING of a request. Raises ValueError as `conditions`."""
+    def to_conditioning(self, requests: Sequence[Request]) -> Conditioning:
+        """Return ComfyUI's CONDITIONING of requests that differ in label or prompt alone: one row, a batch of them.
+
+        Raises:
+            ValueError: as `conditions`.
+        """
         ...
 
     def from_conditioning(
         self, positive: Conditioning, negative: Conditioning | None, num_images: int
     ) -> Branches:
-        """Return the conditions that two CONDITIONINGs hold.
+        """Return the conditions that two CONDITIONINGs hold. Images take those of a batch in turn.
 
         Raises:
-            ValueError: one is not of this model, or holds what cannot be honoured.
+            ValueError: one is not of this model, holds what cannot be honoured, or more conditions than images.
         """
         ...
 
@@ -310,6 +318,7 @@ class Architecture:
     # Weights of the original by the number of branches to guide away from, where not as in `settings`.
     guidance: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     presets: Mapping[str, Preset] = field(default_factory=dict)  # by PRESET_NAMES
+    has_students: bool = False  # True: one-step students of it are published
     sizes: Mapping[str, PublishedSize] = field(default_factory=dict)  # by name
     downloads: Mapping[str, Download] = field(default_factory=dict)  # by name on the command line
     takes: frozenset[str] = frozenset()  # fields of `Request`

@@ -22,8 +22,8 @@ from torch import Tensor
 from ..guard import check_number
 from .architecture import LOADED_CLIP, Branches, Conditioning, GraphNode, Request
 from .clip_encoder import ClipTextEncoder, Widths
-from .conditioning import only_row
-from .uvit import AESTHETIC, TextCondition
+from .conditioning import batch_of, in_turn
+from .uvit_parts import AESTHETIC, TextCondition
 
 MAX_MICRO = 16_384.0  # pixels
 # Entries of a CONDITIONING that are micro-conditions, as CLIPTextEncodeSDXLRefiner and CLIPTextEncodeSDXL name them,
@@ -95,7 +95,7 @@ class ClipConditioner:
             ("CLIPTextEncode", {"clip": LOADED_CLIP, "text": text}) for text in self._texts(request)
         ]
 
-    def to_conditioning(self, request: Request) -> Conditioning:
+    def to_conditioning(self, requests: Sequence[Request]) -> Conditioning:
         """Raise ValueError: ComfyUI's own node makes it."""
         raise ValueError(
             "this model reads text through CLIP. Use CLIP Text Encode, with the clip of Load MIGM, in place of Text "
@@ -116,10 +116,10 @@ class ClipConditioner:
                 "negative is not connected, and this model is guided away from a text: wire a CLIP Text Encode, empty "
                 "for nothing in particular."
             )
-        rows = torch.zeros(num_images, dtype=torch.long)
+        wanted, unwanted = self._read(positive, "positive"), self._read(negative, "negative")
         return (
-            self._read(positive, "positive")[rows],
-            self._read(negative, "negative")[rows],
+            wanted[in_turn(len(wanted), "positive", num_images)],
+            unwanted[in_turn(len(unwanted), "negative", num_images)],
         )
 
     @cached_property
@@ -134,19 +134,31 @@ class ClipConditioner:
         return request.prompt or "", negative
 
     def _read(self, conditioning: Conditioning, name: str) -> TextCondition:
-        states_1PC, entries = only_row(conditioning, name, reads=(*MICRO, *UNUSED))
-        pooled_1C = entries.get("pooled_output")
+        states_BPC, entries = batch_of(conditioning, name, reads=(*MICRO, *UNUSED))
+        pooled_BC = entries.get("pooled_output")
         widths = (self.config.text_width, self.config.pooled_width)
-        found = (states_1PC.shape[-1], None if pooled_1C is None else pooled_1C.shape[-1])
-        if states_1PC.ndim != 3 or found != widths:
+        found = (states_BPC.shape[-1], None if pooled_BC is None else pooled_BC.shape[-1])
+        if states_BPC.ndim != 3 or found != widths:
             raise ValueError(
                 f"{name} is {found[0]} wide with {found[1] or 'no'} pooled values, expected {widths[0]} with "
                 f"{widths[1]}: it is of another text encoder. Wire CLIP Text Encode with the clip of this Load MIGM."
             )
-        assert isinstance(pooled_1C, Tensor)
+        assert isinstance(pooled_BC, Tensor)
+        if len(pooled_BC) != len(states_BPC):
+            raise ValueError(
+                f"{name} holds {len(states_BPC)} texts, but pooled values of {len(pooled_BC)}, expected as many: a "
+                "node joined one without the other. Wire CLIP Text Encode directly."
+            )
         micro = {entry: entries[entry] for entry in MICRO if entry in entries}
         for entry, value in micro.items():
             check_number(f"{entry} of {name}", value, 0, MICRO[entry])
         values = {**dict.fromkeys(MICRO, 0.0), "aesthetic_score": AESTHETIC, **micro}
         micro_15 = torch.tensor([[float(values[entry]) for entry in MICRO]])
-        return TextCondition(states_1PC.float().cpu(), pooled_1C.float().cpu(), micro_15)
+        micro_B5 = micro_15.expand(len(states_BPC), -1)
+        condition = TextCondition(states_BPC.float().cpu(), pooled_BC.float().cpu(), micro_B5)
+        if not condition.is_finite:
+            raise ValueError(
+                f"{name} holds numbers that are not finite: the weights of its text encoder are damaged, or too large "
+                "for float16. Download the text encoder again."
+            )
+        return condition

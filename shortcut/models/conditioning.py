@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .architecture import Conditioning
@@ -46,33 +47,43 @@ ENCODED = frozenset({"pooled_output", "attention_mask"})
 OURS = "shortcut_"  # begins the entries of conditioners here
 
 
-def only_row(
+def batch_of(
     conditioning: Conditioning, name: str, reads: Collection[str] = ()
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Return the only row of a CONDITIONING and its entries.
+    """Return the batch of conditions that a CONDITIONING holds, one or one for each image, and its entries.
 
     Args:
         name: of the input, for messages.
         reads: entries that the conditioner reads.
 
     Raises:
-        ValueError: there are several rows or none, or an entry asks for what no conditioner can honour.
+        ValueError: it combines several or none, or an entry asks for what no conditioner can honour.
     """
     if len(conditioning) != 1:
         raise ValueError(
             f"{name} combines {len(conditioning)} conditions, expected one. Wire one directly."
         )
-    row, entries = conditioning[0]
-    if len(row) != 1:
-        raise ValueError(
-            f"{name} holds a batch of {len(row)} conditions, expected one for all images. Wire one directly."
-        )
+    rows, entries = conditioning[0]
     if asked := list(_not_honoured(entries, reads)):
         raise ValueError(
             f"{name} carries {', '.join(asked)}, which this model cannot follow: a condition holds for the whole "
             f"image, in every step. Take that node out, and wire the condition directly."
         )
-    return row, entries
+    return rows, entries
+
+
+def in_turn(num_rows: int, name: str, num_images: int) -> Tensor:
+    """Return which condition of a batch each image takes: (images,), the first again after the last.
+
+    Raises:
+        ValueError: there are more conditions than images.
+    """
+    if not 1 <= num_rows <= num_images:
+        raise ValueError(
+            f"{name} holds {num_rows} conditions, one for each image, but latent_image holds {num_images}. Set "
+            f"batch_size {num_rows} in Empty Latent Image, or wire one condition."
+        )
+    return torch.arange(num_images) % num_rows
 
 
 def _not_honoured(entries: dict[str, Any], reads: Collection[str]) -> Iterator[str]:

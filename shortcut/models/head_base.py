@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .layers import BaseNetwork
+from .layers import BaseNetwork, MaskRatioModulation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class BottleneckHead(BaseNetwork):
     """A head between a projection of features and new tokens, and one back."""
 
     new_token_proj_in: Any  # None: the head is blind to the tokens just revealed
-    time: nn.Module | None
+    time: MaskRatioModulation | None
 
     def build_projections(
         self, config: BaseConfig, operations: Any, tensor: dict[str, Any], *, sees_new: bool = True

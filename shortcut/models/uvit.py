@@ -1,187 +1,156 @@
-"""What aMUSEd and Meissonic share: tokens in, conditions in, the change of resolution, logits out.
+"""What aMUSEd and Meissonic share: a network with a trunk at full or half resolution, for images of one size.
 
 Source: Patil et al. 2024 (aMUSEd, arXiv 2401.01808); diffusers models/unets/uvit_2d.py; facts in golden2/README.md.
 Differs: features are those behind the last norm, of which logits are a linear function; logits are made at the
 positions asked for; sides that cannot be halved are refused, where the original makes a larger image.
 
-    B  images    L  image tokens, rows x columns    h, w  rows, columns    P  text tokens    C  width of a text encoder
-    D  width of the features    N  positions asked for    V  codebook size
+    B  images    L  image tokens, rows x columns    h, w  rows, columns    P  text tokens    C  channels of the ends
+    D  width of the trunk, or of the features    N  positions asked for    M  positions run    V  codebook size
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..denoiser import Conditions, Features
+from ..denoiser import Conditions, Features, Kept, positions
+from ..gather import tokens_at, write_at
 from ..schedule import Step
-from .layers import BaseNetwork, draw_bytes
-
-DOWNSCALE = 16  # pixels per code along one side, of the VQ model that goes with these networks
-# Micro-conditions: width and height of the image, what was cropped left and above, in pixels, and an aesthetic score.
-NUM_MICRO = 5
-AESTHETIC = 6.0  # of pictures to make, as the originals have it
-EPS = 1e-6  # of all norms
-
-
-@dataclass(frozen=True, slots=True)
-class TextCondition:
-    """The condition of one guidance branch: a text as CLIP sees it, and micro-conditions."""
-
-    states_BPC: Tensor  # of the last layer but one, padding included
-    pooled_BC: Tensor  # projected
-    micro_B5: Tensor  # width or height 0 = that of the image
-
-    def to(self, device: Any, /) -> TextCondition:
-        parts = (self.states_BPC, self.pooled_BC, self.micro_B5)
-        return TextCondition(*(part.to(device) for part in parts))
-
-    def __getitem__(self, rows: Any, /) -> TextCondition:
-        return TextCondition(self.states_BPC[rows], self.pooled_BC[rows], self.micro_B5[rows])
-
-    def __len__(self) -> int:
-        return len(self.pooled_BC)
-
-    @classmethod
-    def joined(cls, conditions: Sequence[TextCondition]) -> TextCondition:
-        """Return the rows of several conditions, whose texts have equal lengths."""
-        return cls(
-            torch.cat([c.states_BPC for c in conditions]),
-            torch.cat([c.pooled_BC for c in conditions]),
-            torch.cat([c.micro_B5 for c in conditions]),
-        )
+from .layers import BaseNetwork, KeyValues, draw_bytes
+from .uvit_parts import (
+    DOWNSCALE,
+    NUM_MICRO,
+    CodeOutput,
+    Downsample,
+    TextCondition,
+    TokenInput,
+    Upsample,
+)
 
 
-def micro_conditions() -> Tensor:
-    """Return the usual micro-conditions (1, 5) of an image to make."""
-    return torch.tensor([[0.0, 0.0, 0.0, 0.0, AESTHETIC]])
+@dataclass(slots=True)
+class TrunkKept:
+    """What a full pass keeps of the trunk: keys and values of its blocks, and what it gave."""
 
-
-def shapes_of_text(num_tokens: int, width: int, pooled_width: int) -> TextCondition:
-    """Return a condition without values, on the meta device."""
-    return TextCondition(
-        torch.zeros(1, num_tokens, width, device="meta"),
-        torch.zeros(1, pooled_width, device="meta"),
-        torch.zeros(1, NUM_MICRO, device="meta"),
-    )
-
-
-def sinusoids(value_B: Tensor, width: int) -> Tensor:
-    """Return cosines, then sines, of values at `width` / 2 frequencies from 1 down to almost 1 / 10000: (B, width).
-
-    In float32, whose rounding shows: values reach 63,000.
-    """
-    half = width // 2
-    exponent = -math.log(10_000) * torch.arange(half, dtype=torch.float32, device=value_B.device)
-    angle = value_B.float().unsqueeze(1) * torch.exp(exponent / half)
-    return torch.cat([angle.cos(), angle.sin()], 1)
-
-
-class TwoLayers(nn.Module):
-    """Linear, SiLU, Linear."""
-
-    def __init__(self, num_in: int, width: int, operations: Any, *, bias: bool, **tensor: Any):
-        super().__init__()
-        self.linear_1 = operations.Linear(num_in, width, bias=bias, **tensor)
-        self.linear_2 = operations.Linear(width, width, bias=bias, **tensor)
-
-    def forward(self, x_BD: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x_BD)))
-
-
-class MicroConditions(TwoLayers):
-    """The pooled text and the micro-conditions, as one vector."""
-
-    def __init__(
-        self, pooled_width: int, micro_width: int, width: int, operations: Any, **tensor: Any
-    ):
-        num_in = pooled_width + NUM_MICRO * micro_width
-        super().__init__(num_in, width, operations, bias=False, **tensor)
-        self.micro_width = micro_width
-
-    def of(self, condition: TextCondition, dtype: torch.dtype) -> Tensor:
-        """Return (B, width of the trunk)."""
-        waves = sinusoids(condition.micro_B5.flatten(), self.micro_width)
-        micro_BM = waves.unflatten(0, (-1, NUM_MICRO)).flatten(1)
-        return self(torch.cat([condition.pooled_BC.to(dtype), micro_BM.to(dtype)], 1))
-
-
-class TokenInput(nn.Module):
-    """Token ids -> embeddings behind a norm -> what the first blocks get."""
-
-    def __init__(self, vocabulary: int, width: int, channels: int, operations: Any, **tensor: Any):
-        super().__init__()
-        self.embeddings = operations.Embedding(vocabulary, width, **tensor)
-        self.layer_norm = operations.RMSNorm(width, eps=EPS, **tensor)
-        self.conv = operations.Linear(width, channels, bias=False, **tensor)
-
-    def normed(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return embeddings behind their norm, (..., width)."""
-        return self.layer_norm(self.embeddings(tokens).to(dtype))
-
-    def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.conv(self.normed(tokens, dtype))
-
-
-class CodeOutput(nn.Module):
-    """What the last blocks give -> features -> logits."""
-
-    def __init__(self, channels: int, width: int, num_codes: int, operations: Any, **tensor: Any):
-        super().__init__()
-        self.conv1 = operations.Linear(channels, width, bias=False, **tensor)
-        self.layer_norm = operations.RMSNorm(width, eps=EPS, **tensor)
-        self.conv2 = operations.Linear(width, num_codes, bias=False, **tensor)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return features (..., width): `conv2` makes logits of them."""
-        return self.layer_norm(self.conv1(x))
-
-
-class Downsample(nn.Module):
-    """Norm, then both sides halved."""
-
-    def __init__(self, width: int, operations: Any, **tensor: Any):
-        super().__init__()
-        self.norm = operations.RMSNorm(width, eps=EPS, **tensor)
-        self.conv = operations.Conv2d(width, width, 2, stride=2, bias=False, **tensor)
-
-    def forward(self, x_BhwD: Tensor) -> Tensor:
-        return self.conv(self.norm(x_BhwD).movedim(-1, 1)).movedim(1, -1)
-
-
-class Upsample(Downsample):
-    """Norm, then both sides doubled."""
-
-    def __init__(self, width: int, operations: Any, **tensor: Any):
-        super().__init__(width, operations, **tensor)
-        self.conv = operations.ConvTranspose2d(width, width, 2, stride=2, bias=False, **tensor)
+    blocks: Sequence[KeyValues]
+    out_BLC: Tensor | None = None
 
 
 class UVit(BaseNetwork):
-    """A network between `TokenInput` and `CodeOutput`. Subclasses make both, as `embed` and `output`, and `run`."""
+    """A network with a trunk of transformer blocks at full or half resolution. Subclasses make all but `forward`.
+
+    A partial pass runs some positions of the trunk alone, and all else at every position: the ends take a few per
+    cent of a pass, and the convolutions of a stage, where there is one, look at what stands around.
+    """
 
     embed: TokenInput
+    downsample: Downsample | None
+    down: nn.Module | None  # (x_BhwC, text_BPD, vector_BD) -> x_BhwC
+    to_trunk_norm: nn.Module
+    to_trunk: nn.Module
+    from_trunk_norm: nn.Module
+    from_trunk: nn.Module
+    up: nn.Module | None
+    upsample: Upsample | None
     output: CodeOutput
 
-    def run(self, tokens_Bhw: Tensor, condition: TextCondition, steps_left: int) -> Tensor:
-        """Return what `output` gets: (B, h, w, channels).
+    def condition_parts(self, condition: TextCondition, steps_left: int) -> tuple[Tensor, Tensor]:
+        """Return the text (B, P, D), and a vector (B, D) of all else.
 
         Args:
-            tokens_Bhw: code ids and the mask's id.
-            condition: with the sizes of the images.
             steps_left: of the schedule after this one.
         """
         raise NotImplementedError
 
-    def forward(self, tokens_Bhw: Tensor, condition: TextCondition, steps_left: int) -> Tensor:
-        """Run token ids. Returns features (B, L, D)."""
-        return self.output(self.run(tokens_Bhw, condition, steps_left)).flatten(1, 2)
+    def trunk(
+        self,
+        x_BMD: Tensor,
+        text_BPD: Tensor,
+        vector_BD: Tensor,
+        grid: tuple[int, int],
+        kept: Sequence[KeyValues] | None,
+        position_BM: Tensor | None,
+    ) -> Tensor:
+        """Run the blocks. Returns (B, M, D).
+
+        Args:
+            grid: rows and columns of the trunk.
+            kept: of each block; None = nothing is kept.
+            position_BM: where the inputs stand in the grid; None = they are all of it.
+        """
+        raise NotImplementedError
+
+    def num_blocks(self) -> int:
+        """Return how many blocks of the trunk keep keys and values."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        tokens_Bhw: Tensor,
+        condition: TextCondition,
+        steps_left: int,
+        kept: TrunkKept | None = None,
+        index_BM: Tensor | None = None,
+        perturb: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Run token ids. Returns features (B, L, D), or (B, M, D) of a partial pass.
+
+        Args:
+            tokens_Bhw: code ids and the mask's id.
+            condition: with the sizes of the images.
+            kept: of the last full pass; it is renewed.
+            index_BM: the image tokens to run alone; None = a full pass.
+            perturb: changes what `embed` gives.
+        """
+        text_BPD, vector_BD = self.condition_parts(condition, steps_left)
+        x = self.embed(tokens_Bhw, self.compute_dtype)
+        if perturb is not None:
+            x = perturb(x.flatten(1, 2)).view_as(x)
+        if self.downsample is not None:
+            x = self.downsample(x)
+        if self.down is not None:
+            x = self.down(x, text_BPD, vector_BD)
+        grid = x.shape[1], x.shape[2]
+        position_BM = None
+        if index_BM is not None:
+            columns, length = tokens_Bhw.shape[2], grid[0] * grid[1]
+            position_BM = self._trunk_positions(index_BM, columns, length)
+        x = self.to_trunk(self.to_trunk_norm(tokens_at(x.flatten(1, 2), position_BM)))
+        blocks = None if kept is None else kept.blocks
+        x = self.trunk(x, text_BPD, vector_BD, grid, blocks, position_BM)
+        x = self.from_trunk(self.from_trunk_norm(x))
+        if kept is not None and position_BM is None:
+            kept.out_BLC = x
+        elif kept is not None:
+            assert kept.out_BLC is not None and position_BM is not None
+            x = write_at(kept.out_BLC, position_BM, x)
+        x = x.unflatten(1, grid)
+        if self.up is not None:
+            x = self.up(x, text_BPD, vector_BD)
+        if self.upsample is not None:
+            x = self.upsample(x)
+        return self.output(tokens_at(x.flatten(1, 2), index_BM))
+
+    def _trunk_positions(self, index_BM: Tensor, columns: int, length: int) -> Tensor:
+        """Return the distinct positions of the trunk, of `length`, that hold the image tokens `index_BM`.
+
+        A halved trunk holds four tokens in each. How many that makes differs from image to image: their number is the
+        most that there can be, which needs no copy to the host, and other positions fill it up.
+        """
+        if self.downsample is None:
+            return index_BM
+        row_BM, column_BM = index_BM // columns, index_BM % columns
+        cell_BM = row_BM // 2 * (columns // 2) + column_BM // 2
+        is_wanted_BL = torch.zeros(len(cell_BM), length, dtype=torch.bool, device=cell_BM.device)
+        return positions(is_wanted_BL.scatter(1, cell_BM, True), min(cell_BM.shape[1], length))
+
+    def trunk_length(self, num_tokens: int) -> int:
+        """Return the image positions of the trunk."""
+        return num_tokens // 4 if self.config.downsamples else num_tokens
 
     def on_grid(self, rows: int, columns: int, *, is_sequential: bool = False) -> OnGrid:
         """Return this network for images of `rows` x `columns` codes.
@@ -206,6 +175,10 @@ class UVit(BaseNetwork):
 
     def pass_values(self, num_tokens: int) -> float:
         """Return how many values are alive at the peak of a pass, for one image of one branch."""
+        raise NotImplementedError
+
+    def kept_values(self, num_tokens: int) -> tuple[float, float]:
+        """Return how many values a pass keeps, for one image of one branch: keys and values, and the trunk's output."""
         raise NotImplementedError
 
 
@@ -246,17 +219,83 @@ class OnGrid:
             codes_BL: code ids; those at masked positions are ignored.
             conditions: a `TextCondition` for each branch, with texts of their own lengths.
         """
-        tokens_Bhw = codes_BL.masked_fill(is_masked_BL, self.config.mask_id).unflatten(1, self.grid)
-        sized = [self._sized(condition) for condition in cast(Sequence[TextCondition], conditions)]
-        lengths = {condition.states_BPC.shape[1] for condition in sized}
-        if self.is_sequential or len(lengths) > 1:
-            return tuple(self.model(tokens_Bhw, condition, step.steps_left) for condition in sized)
-        repeated_Bhw = tokens_Bhw.repeat(len(sized), 1, 1)
-        joined = TextCondition.joined(sized)
-        return self.model(repeated_Bhw, joined, step.steps_left).chunk(len(sized))
+        return self._run(codes_BL, is_masked_BL, conditions, step)
 
-    def _sized(self, condition: TextCondition) -> TextCondition:
+    def perturbed_features(
+        self,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        conditions: Sequence[Conditions],
+        step: Step,
+        perturb: Callable[[Tensor], Tensor],
+    ) -> Features:
+        """Run one full pass of changed embeddings. Returns features (B, L, D) for each guidance branch."""
+        return self._run(codes_BL, is_masked_BL, conditions, step, perturb=perturb)
+
+    def kept_features(
+        self,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        conditions: Sequence[Conditions],
+        step: Step,
+        kept_dtype: torch.dtype | None = None,
+    ) -> tuple[Features, Kept]:
+        """Run one full pass. Returns its features, and what the trunk keeps in each run of it."""
+        numbers = range(self.model.num_blocks())
+        kept = [
+            TrunkKept([KeyValues(kept_dtype) for _ in numbers]) for _ in self._groups(conditions)
+        ]
+        return self._run(codes_BL, is_masked_BL, conditions, step, kept), kept
+
+    def partial_features(
+        self,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        conditions: Sequence[Conditions],
+        step: Step,
+        positions: Sequence[Tensor],
+        kept: Kept,
+    ) -> Features:
+        """Run the tokens at `positions` (B, M) of each branch alone. Returns their features (B, M, D)."""
+        return self._run(codes_BL, is_masked_BL, conditions, step, kept, positions)
+
+    def _run(
+        self,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        conditions: Sequence[Conditions],
+        step: Step,
+        kept: Sequence[TrunkKept] | None = None,
+        positions: Sequence[Tensor] | None = None,
+        perturb: Callable[[Tensor], Tensor] | None = None,
+    ) -> Features:
+        """Run the branches in groups, in each of which they go through the network together."""
+        tokens_Bhw = codes_BL.masked_fill(is_masked_BL, self.config.mask_id).unflatten(1, self.grid)
+        features: list[Tensor] = []
+        for number, group in enumerate(self._groups(conditions)):
+            condition = TextCondition.joined([self._sized(conditions[i]) for i in group])
+            where = None if positions is None else torch.cat([positions[i] for i in group])
+            features += self.model(
+                tokens_Bhw.repeat(len(group), 1, 1),
+                condition,
+                step.steps_left,
+                None if kept is None else kept[number],
+                where,
+                perturb,
+            ).chunk(len(group))
+        return tuple(features)
+
+    def _groups(self, conditions: Sequence[Conditions]) -> list[list[int]]:
+        """Return which branches go through the network together: all, or each alone where texts differ in length."""
+        numbers = range(len(conditions))
+        lengths = {c.states_BPC.shape[1] for c in cast(Sequence[TextCondition], conditions)}
+        if self.is_sequential or len(lengths) > 1:
+            return [[number] for number in numbers]
+        return [list(numbers)]
+
+    def _sized(self, given: Conditions) -> TextCondition:
         """Return the condition with the size of the image where it states none."""
+        condition = cast(TextCondition, given)
         micro_B5 = condition.micro_B5
         pixels = (self.columns * DOWNSCALE, self.rows * DOWNSCALE)
         own_B5 = torch.stack(
@@ -272,7 +311,11 @@ class OnGrid:
 
     def logits(self, features_BND: Tensor, index_BN: Tensor) -> Tensor:
         """Return float32 logits (B, N, V) from features, wherever these are."""
-        return self.model.output.conv2(features_BND).float()
+        return self.sequence_logits(features_BND)
+
+    def sequence_logits(self, features_BSD: Tensor) -> Tensor:
+        """Return float32 logits (B, S, V) at all positions of a sequence."""
+        return self.model.output.conv2(features_BSD).float()
 
     def embed(self, codes_BN: Tensor, index_BN: Tensor) -> Tensor:
         """Return the network's input (B, N, D) for `codes_BN`, wherever they stand."""
@@ -290,3 +333,12 @@ class OnGrid:
         features = sum(lengths) * self.config.width * itemsize
         draw = draw_bytes(num_images, num_tokens, self.config.num_codes)
         return max(num_images * (features + a_pass), num_images * 2 * features + draw)
+
+    def kept_bytes(
+        self, num_images: int, lengths: Sequence[int], kept_dtype: torch.dtype | None = None
+    ) -> float:
+        """Return the memory of what a full pass keeps of the trunk."""
+        own = self.model.compute_dtype
+        keys, out = self.model.kept_values(self.rows * self.columns)
+        each = keys * (kept_dtype or own).itemsize + out * own.itemsize
+        return num_images * len(lengths) * each

@@ -16,7 +16,7 @@ from shortcut_pack.shortcut.models.architecture import (
     GraphNode,
     Request,
 )
-from shortcut_pack.shortcut.models.conditioning import only_row
+from shortcut_pack.shortcut.models.conditioning import batch_of, in_turn
 
 from .transformer import Config, Mood
 
@@ -58,19 +58,19 @@ class MoodConditioner:
         texts = [text for text in (request.prompt or "", request.negative) if text is not None]
         return [("ShortcutTextCondition", {"model": LOADED_MODEL, "text": text}) for text in texts]
 
-    def to_conditioning(self, request: Request) -> Conditioning:
-        mood = self._mood(request.prompt)
-        return [[mood.tokens_BPC, {"pooled_output": mood.pooled_BC}]]
+    def to_conditioning(self, requests: Sequence[Request]) -> Conditioning:
+        moods = [self._mood(request.prompt) for request in requests]
+        pooled = torch.cat([mood.pooled_BC for mood in moods])
+        return [[torch.cat([mood.tokens_BPC for mood in moods]), {"pooled_output": pooled}]]
 
     def from_conditioning(
         self, positive: Conditioning, negative: Conditioning | None, num_images: int
     ) -> Branches:
-        rows = torch.zeros(num_images, dtype=torch.long)
         moods = [self._mood(None) if c is None else self._read(c) for c in (positive, negative)]
-        return tuple(mood[rows] for mood in moods)
+        return tuple(mood[in_turn(len(mood), "positive", num_images)] for mood in moods)
 
     def _read(self, conditioning: Conditioning) -> Mood:
-        row, entries = only_row(conditioning, "positive")
+        row, entries = batch_of(conditioning, "positive")
         if row.shape[-1] != self.width or "pooled_output" not in entries:
             raise ValueError(f"the condition has width {row.shape[-1]}, expected {self.width}.")
         return Mood(row, entries["pooled_output"])

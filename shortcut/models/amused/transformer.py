@@ -11,7 +11,7 @@ A stage of convolutions at full resolution, or at half of it, a trunk of transfo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,9 +22,11 @@ from torch import Tensor, nn
 
 from ..architecture import Grid
 from ..key_table import Unbatched
-from ..layers import Attention, MultiHeadAttention
+from ..layers import Attention, KeyValues, MultiHeadAttention
 from ..layout import Layout, Tensors, check_heads, count, given, sizes
-from ..uvit import (
+from ..uvit import UVit
+from ..uvit_family import INPUT_TABLE, MICRO_WIDTH, UVitConfig, shared_sizes, stated_in_folder
+from ..uvit_parts import (
     EPS,
     CodeOutput,
     Downsample,
@@ -32,9 +34,7 @@ from ..uvit import (
     TextCondition,
     TokenInput,
     Upsample,
-    UVit,
 )
-from ..uvit_family import INPUT_TABLE, MICRO_WIDTH, UVitConfig, shared_sizes, stated_in_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,26 +83,42 @@ class Amused(UVit):
         self.up = Stage(config, operations, attention, tensor)
         self.output = CodeOutput(channels, config.width, config.num_codes, operations, **tensor)
 
-    def run(self, tokens_Bhw: Tensor, condition: TextCondition, steps_left: int) -> Tensor:
-        """Return what `output` gets: (B, h, w, C). The network takes no timestep."""
+    def condition_parts(self, condition: TextCondition, steps_left: int) -> tuple[Tensor, Tensor]:
+        """Return the text (B, P, D), and a vector (B, D). The network takes no timestep."""
         dtype = self.compute_dtype
         text_BPD = self.text_norm(self.text_in(condition.states_BPC.to(dtype)))
-        vector_BD = self.micro.of(condition, dtype)
-        x = self.embed(tokens_Bhw, dtype)
-        if self.downsample is not None:
-            x = self.downsample(x)
-        x = self.down(x, text_BPD, vector_BD)
-        hidden_BLD = self.to_trunk(self.to_trunk_norm(x)).flatten(1, 2)
-        for block in self.blocks:
-            hidden_BLD = block(hidden_BLD, text_BPD, vector_BD)
-        x = self.from_trunk(self.from_trunk_norm(hidden_BLD)).unflatten(1, x.shape[1:3])
-        x = self.up(x, text_BPD, vector_BD)
-        return x if self.upsample is None else self.upsample(x)
+        return text_BPD, self.micro.of(condition, dtype)
+
+    def trunk(
+        self,
+        x_BMD: Tensor,
+        text_BPD: Tensor,
+        vector_BD: Tensor,
+        grid: Grid,
+        kept: Sequence[KeyValues] | None,
+        position_BM: Tensor | None,
+    ) -> Tensor:
+        """Run the blocks. Returns (B, M, D)."""
+        for i, block in enumerate(self.blocks):
+            x_BMD = block(x_BMD, text_BPD, vector_BD, kept and kept[i], position_BM)
+        return x_BMD
+
+    def num_blocks(self) -> int:
+        """Return how many blocks of the trunk keep keys and values."""
+        return self.config.depth
+
+    def kept_values(self, num_tokens: int) -> tuple[float, float]:
+        """Return how many values a pass keeps: keys and values, and the trunk's output."""
+        length = self.trunk_length(num_tokens)
+        return (
+            2 * self.config.depth * length * self.config.trunk_width,
+            length * self.config.channels,
+        )
 
     def pass_values(self, num_tokens: int) -> float:
         """Return how many values are alive at the peak of a pass, for one image of one branch."""
         config = self.config
-        length = num_tokens // 4 if config.downsamples else num_tokens
+        length = self.trunk_length(num_tokens)
         stage = length * (3 * 4 * config.channels + 3 * config.channels)
         trunk = length * (3 * config.mlp_width + 3 * config.trunk_width)
         ends = num_tokens * 3 * max(config.channels, config.width)
@@ -229,9 +245,16 @@ class Block(nn.Module):
         self.up = operations.Linear(width, 2 * config.mlp_width, bias=False, **tensor)
         self.down = operations.Linear(config.mlp_width, width, bias=False, **tensor)
 
-    def forward(self, x_BLD: Tensor, text_BPD: Tensor, vector_BD: Tensor) -> Tensor:
+    def forward(
+        self,
+        x_BLD: Tensor,
+        text_BPD: Tensor,
+        vector_BD: Tensor,
+        kept: KeyValues | None = None,
+        position_BL: Tensor | None = None,
+    ) -> Tensor:
         h = self.norm1(x_BLD, vector_BD)
-        x_BLD = x_BLD + self.attn1(h, h)
+        x_BLD = x_BLD + self.attn1(h, h, kept, position_BL)
         x_BLD = x_BLD + self.attn2(self.norm2(x_BLD, vector_BD), text_BPD)
         value, gate = self.up(self.norm3(x_BLD, vector_BD)).chunk(2, dim=-1)
         return x_BLD + self.down(value * F.gelu(gate))

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ...containers import INDEX_SUFFIX
 from ...guard import guarded
 from ..architecture import LOADED_MODEL, Branches, Conditioning, GraphNode, Request
-from ..conditioning import only_row
+from ..conditioning import batch_of, in_turn
 from .prompts import ALL_TASKS, TEXT, conditions, load_tokenizer, prompt_tokens, unknown_words
 from .tokenizer import tokenizer_folder
 from .transformer import Config
@@ -26,20 +27,48 @@ PROMPT = "shortcut_prompt"  # entry of a CONDITIONING
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompts:
     """What the model is asked to do, as a CONDITIONING holds it."""
 
     task: str
-    text: str
+    texts: tuple[str, ...]  # one, or one for each image
     sources: tuple[Tensor, ...]  # codes (B, Y, X) of each source image
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """Prompt tokens of images whose prompts have different lengths. Rows of one length are a tensor (B, P)."""
+
+    rows: tuple[Tensor, ...]  # (1, P) of each image
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Images, and tokens of the longest prompt."""
+        return len(self.rows), max(row.shape[1] for row in self.rows)
+
+    def to(self, device: Any, /) -> Ragged:
+        return Ragged(tuple(row.to(device) for row in self.rows))
+
+    def __getitem__(self, rows: Any, /) -> Ragged | Tensor:
+        return batched([self.rows[row] for row in torch.arange(len(self.rows))[rows].tolist()])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def batched(rows: Sequence[Tensor]) -> Ragged | Tensor:
+    """Return the prompt tokens (1, P) of each image as one condition."""
+    is_even = len({row.shape[1] for row in rows}) == 1
+    return torch.cat(list(rows)) if is_even else Ragged(tuple(rows))
 
 
 @dataclass(frozen=True, slots=True)
 class PromptConditioner:
     """Turns prompts into prompt tokens (B, P), guided away from no text, and from no source images if there are any.
 
-    As ComfyUI's CONDITIONING a prompt is one row (1, P, 1) of its tokens, and beside it the `Prompt` that they were
-    made from. All zero = no text, so ComfyUI's own Conditioning Zero Out means what it says.
+    As ComfyUI's CONDITIONING prompts are one row (B, P, 1) of their tokens, shorter ones with zeros behind, and beside
+    it the `Prompts` that they were made from. All zero = no text, so ComfyUI's own Conditioning Zero Out means what it
+    says.
     """
 
     config: Config
@@ -120,10 +149,11 @@ class PromptConditioner:
         inputs = {"model": LOADED_MODEL, "task": _task(request)}
         return [("ShortcutTextCondition", {**inputs, "text": text}) for text in texts]
 
-    def to_conditioning(self, request: Request) -> Conditioning:
-        """Return the CONDITIONING of a prompt."""
-        prompt = Prompt(_task(request), request.prompt or "", request.sources)
-        return [[self._row(prompt), {PROMPT: prompt}]]
+    def to_conditioning(self, requests: Sequence[Request]) -> Conditioning:
+        """Return the CONDITIONING of prompts."""
+        texts = tuple(request.prompt or "" for request in requests)
+        prompts = Prompts(_task(requests[0]), texts, requests[0].sources)
+        return [[self._rows(prompts), {PROMPT: prompts}]]
 
     def from_conditioning(
         self, positive: Conditioning, negative: Conditioning | None, num_images: int
@@ -133,18 +163,30 @@ class PromptConditioner:
         Raises:
             ValueError: a CONDITIONING is not a prompt for this model, or has another number of source images.
         """
-        wanted = self._only_prompt(positive, "positive")
+        wanted = self._prompts(positive, "positive")
         for codes_BYX in wanted.sources:
             if len(codes_BYX) not in (1, num_images):
                 raise ValueError(
                     f"positive has {len(codes_BYX)} source images, but latent_image {num_images} images. "
                     "Give one source image, or as many."
                 )
-        unwanted = "" if negative is None else self._only_prompt(negative, "negative").text
-        request = Request(
-            prompt=wanted.text, negative=unwanted, task=wanted.task, sources=wanted.sources
-        )
-        return self._branches(request, num_images)
+        unwanted = ("",) if negative is None else self._prompts(negative, "negative").texts
+        which = in_turn(len(wanted.texts), "positive", num_images).tolist()
+        others = in_turn(len(unwanted), "negative", num_images).tolist()
+        sources = [codes_BYX.expand(num_images, -1, -1).split(1) for codes_BYX in wanted.sources]
+        images = [
+            self._branches(
+                Request(
+                    prompt=wanted.texts[which[image]],
+                    negative=unwanted[others[image]],
+                    task=wanted.task,
+                    sources=tuple(codes[image] for codes in sources),
+                ),
+                1,
+            )
+            for image in range(num_images)
+        ]
+        return tuple(batched(rows) for rows in zip(*images, strict=True))
 
     @property
     def end(self) -> int | None:
@@ -174,28 +216,31 @@ class PromptConditioner:
             num_images=num_images,
         )
 
-    def _row(self, prompt: Prompt) -> Tensor:
-        """Return the tokens of a prompt, without its images: (1, P, 1)."""
-        ids = prompt_tokens(self.tokenizer, self.config, prompt.task, prompt.text)
-        return torch.tensor(ids, dtype=torch.float32).view(1, -1, 1)
+    def _rows(self, prompts: Prompts) -> Tensor:
+        """Return the tokens of prompts, without their images: (B, P, 1)."""
+        rows = [
+            torch.tensor(prompt_tokens(self.tokenizer, self.config, prompts.task, text))
+            for text in prompts.texts
+        ]
+        return pad_sequence(rows, batch_first=True).float().unsqueeze(-1)
 
-    def _only_prompt(self, conditioning: Conditioning, name: str) -> Prompt:
-        row, entries = only_row(conditioning, name)
-        prompt = entries.get(PROMPT)
-        if not isinstance(prompt, Prompt):
+    def _prompts(self, conditioning: Conditioning, name: str) -> Prompts:
+        rows, entries = batch_of(conditioning, name)
+        prompts = entries.get(PROMPT)
+        if not isinstance(prompts, Prompts):
             raise ValueError(
                 f"{name} holds no prompt for {self.name}: it is a class, or text of "
                 "another kind of model. Use Text Condition with this model."
             )
-        if not row.any():
-            return replace(prompt, text="")
-        if not torch.equal(row, self._row(prompt)):
+        if not rows.any():
+            return replace(prompts, texts=("",))
+        if not torch.equal(rows, self._rows(prompts)):
             raise ValueError(
                 f"{name} does not hold the tokens of its text: it was made with another model, or a node such as "
                 "Conditioning (Concat), Conditioning (Average) or ConditioningMultiply changed it. Wire Text "
                 "Condition with this model directly."
             )
-        return prompt
+        return prompts
 
 
 def _task(request: Request) -> str:

@@ -1,6 +1,6 @@
 """The conditions of MaskGIT: the class of each image.
 
-As ComfyUI's CONDITIONING a class is one row (1, 1, classes), 1 at the class. All zero = no class, so ComfyUI's own
+As ComfyUI's CONDITIONING classes are one row (B, 1, classes), 1 at the class. All zero = no class, so ComfyUI's own
 Conditioning Zero Out means what it says.
 
 B  images    C  classes
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..architecture import LOADED_MODEL, Branches, Conditioning, GraphNode, Request
-from ..conditioning import only_row
+from ..conditioning import batch_of, in_turn
 from .transformer import Config
 
 NO_CLASS = ("", "none", "-1")
@@ -64,12 +64,11 @@ class ClassConditioner:
         """Return ComfyUI's node of the class."""
         return [("ShortcutClassCondition", {"model": LOADED_MODEL, "class_name": _label(request)})]
 
-    def to_conditioning(self, request: Request) -> Conditioning:
-        """Return the CONDITIONING of the class."""
-        row, chosen = torch.zeros(1, 1, self.num_classes), self._class_id(request)
-        if chosen < self.num_classes:
-            row[..., chosen] = 1
-        return [[row, {}]]
+    def to_conditioning(self, requests: Sequence[Request]) -> Conditioning:
+        """Return the CONDITIONING of classes."""
+        class_B = torch.tensor([self._class_id(request) for request in requests])
+        one_hot_BC = torch.eye(self.num_classes + 1)[class_B, : self.num_classes]
+        return [[one_hot_BC.unsqueeze(1), {}]]
 
     def from_conditioning(
         self, positive: Conditioning, negative: Conditioning | None, num_images: int
@@ -77,11 +76,12 @@ class ClassConditioner:
         """Return the class of each image, and the class to guide away from.
 
         Raises:
-            ValueError: a CONDITIONING is not one class of this model.
+            ValueError: a CONDITIONING is not one class of this model for each image.
         """
-        wanted = self._only_class(positive, "positive")
-        unwanted = self.num_classes if negative is None else self._only_class(negative, "negative")
-        return torch.full((num_images,), wanted), torch.full((num_images,), unwanted)
+        wanted_B = self._classes(positive, "positive", num_images)
+        if negative is None:
+            return self._branches(wanted_B)
+        return wanted_B, self._classes(negative, "negative", num_images)
 
     def _class_id(self, request: Request) -> int:
         return class_id(_label(request), self.names, self.num_classes)
@@ -89,24 +89,29 @@ class ClassConditioner:
     def _branches(self, class_B: Tensor) -> Branches:
         return class_B, torch.full_like(class_B, self.num_classes)
 
-    def _only_class(self, conditioning: Conditioning, name: str) -> int:
-        row, _ = only_row(conditioning, name)
-        if row.ndim != 3 or row.shape[-1] != self.num_classes:
+    def _classes(self, conditioning: Conditioning, name: str, num_images: int) -> Tensor:
+        """Return the class (B,) of each image."""
+        rows, _ = batch_of(conditioning, name)
+        if rows.ndim != 3 or rows.shape[-1] != self.num_classes:
             raise ValueError(
-                f"{name} has shape {tuple(row.shape)}, expected (1, 1, {self.num_classes}): it is text, or "
+                f"{name} has shape {tuple(rows.shape)}, expected (1, 1, {self.num_classes}): it is text, or "
                 "a class of another model. Use Class Condition with this model."
             )
-        if row.shape[1] != 1:
+        if rows.shape[1] != 1:
             raise ValueError(
-                f"{name} holds {row.shape[1]} classes in a row, as Conditioning (Concat) makes them, expected one. "
+                f"{name} holds {rows.shape[1]} classes in a row, as Conditioning (Concat) makes them, expected one. "
                 "Wire one Class Condition."
             )
-        chosen = row[0, 0].nonzero().flatten().tolist()
+        class_B = torch.tensor([self._only_class(row_1C[0], name) for row_1C in rows])
+        return class_B[in_turn(len(class_B), name, num_images)]
+
+    def _only_class(self, row_C: Tensor, name: str) -> int:
+        chosen = row_C.nonzero().flatten().tolist()
         if len(chosen) > 1:
             raise ValueError(
                 f"{name} mixes {len(chosen)} classes, expected one. Wire one Class Condition."
             )
-        strength = float(row.sum())
+        strength = float(row_C.sum())
         if chosen and not math.isclose(strength, 1, abs_tol=1e-4):
             raise ValueError(
                 f"{name} holds its class times {strength:.4g}, as Conditioning (Average) or ConditioningMultiply makes "

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import Attention
-from ..uvit import EPS
+from ..layers import Attention, KeyValues
+from ..uvit_parts import EPS
 
 ROPE_THETA = 10_000.0
 BlockConfig = Any  # sizes of blocks: width, num_heads, head_width
@@ -24,7 +24,7 @@ BlockConfig = Any  # sizes of blocks: width, num_heads, head_width
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Cosines and sines of the rotary positions of the image, the last L of a sequence: float32 (L, 1, K / 2)."""
+    """Cosines and sines of the rotary positions of the image, the last L of a sequence: float32 (..., L, 1, K / 2)."""
 
     cos: Tensor
     sin: Tensor
@@ -44,9 +44,13 @@ class Turn:
         angle_L1K = torch.cat(angles, 1).unsqueeze(1)
         return cls(angle_L1K.cos().float(), angle_L1K.sin().float())
 
+    def at(self, position_BM: Tensor) -> Turn:
+        """Return those of some positions of the grid."""
+        return Turn(self.cos[position_BM], self.sin[position_BM])
+
     def __call__(self, x_BSHK: Tensor) -> Tensor:
         """Rotate queries or keys: each value with the one behind it. Text in front stays as it is."""
-        length = x_BSHK.shape[1] - len(self.cos)
+        length = x_BSHK.shape[1] - self.cos.shape[-3]
         first, second = x_BSHK[:, length:].unflatten(-1, (-1, 2)).unbind(-1)
         pairs = (first * self.cos - second * self.sin, second * self.cos + first * self.sin)
         turned = torch.stack(pairs, -1).flatten(-2).to(x_BSHK.dtype)
@@ -106,9 +110,19 @@ class JointBlock(nn.Module):
         self.image, self.text = (Stream(config, operations, tensor) for _ in range(2))
 
     def forward(
-        self, text_BPD: Tensor, image_BLD: Tensor, vector_BD: Tensor, turn: Turn
+        self,
+        text_BPD: Tensor,
+        image_BLD: Tensor,
+        vector_BD: Tensor,
+        turn: Turn,
+        kept: KeyValues | None = None,
+        position_BS: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return both streams."""
+        """Return both streams.
+
+        Args:
+            position_BS: where both stand in the kept sequences, all of which are attended to; None = they are these.
+        """
         streams = ((self.text, text_BPD), (self.image, image_BLD))
         parts = [_parts(stream.modulation, vector_BD, 6) for stream, _ in streams]
         found = [
@@ -116,7 +130,7 @@ class JointBlock(nn.Module):
             for (stream, x_BSD), part in zip(streams, parts, strict=True)
         ]
         q_BSHK, k_BSHK, v_BSD = (torch.cat(pair, 1) for pair in zip(*found, strict=True))
-        out_BSD = _attend(self.attention, q_BSHK, k_BSHK, v_BSD, turn, self.num_heads)
+        out_BSD = _attend(self, q_BSHK, k_BSHK, v_BSD, turn, kept, position_BS)
         outs = out_BSD.split([text_BPD.shape[1], image_BLD.shape[1]], dim=1)
         text_BPD, image_BLD = (
             stream.after_attention(x_BSD, out_BSD, part[2:])
@@ -139,24 +153,35 @@ class SingleBlock(nn.Module):
         self.up = operations.Linear(width, 4 * width, **tensor)
         self.out = operations.Linear(5 * width, width, **tensor)
 
-    def forward(self, x_BSD: Tensor, vector_BD: Tensor, turn: Turn) -> Tensor:
+    def forward(
+        self,
+        x_BSD: Tensor,
+        vector_BD: Tensor,
+        turn: Turn,
+        kept: KeyValues | None = None,
+        position_BS: Tensor | None = None,
+    ) -> Tensor:
         shift, scale, gate = _parts(self.modulation, vector_BD, 3)
         h = _normed(x_BSD, shift, scale)
         q_BSHK, k_BSHK, v_BSD = self.attn(h)
-        out_BSD = _attend(self.attention, q_BSHK, k_BSHK, v_BSD, turn, self.num_heads)
+        out_BSD = _attend(self, q_BSHK, k_BSHK, v_BSD, turn, kept, position_BS)
         h = F.gelu(self.up(h), approximate="tanh")
         return _finite(x_BSD + gate * self.out(torch.cat([out_BSD, h], -1)))
 
 
 def _attend(
-    attention: Attention,
+    block: JointBlock | SingleBlock,
     q_BSHK: Tensor,
     k_BSHK: Tensor,
     v_BSD: Tensor,
     turn: Turn,
-    num_heads: int,
+    kept: KeyValues | None,
+    position_BS: Tensor | None,
 ) -> Tensor:
-    return attention(turn(q_BSHK).flatten(2), turn(k_BSHK).flatten(2), v_BSD, num_heads)
+    q_BSD, k_BSD = turn(q_BSHK).flatten(2), turn(k_BSHK).flatten(2)
+    if kept is not None:
+        k_BSD, v_BSD = kept.joined(k_BSD, v_BSD, position_BS)
+    return block.attention(q_BSD, k_BSD, v_BSD, block.num_heads)
 
 
 def _parts(modulation: nn.Module, vector_BD: Tensor, number: int) -> tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ Sequence of the trunk: the text, then the image at its full resolution, or at ha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,9 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..architecture import Grid
-from ..layers import Attention
+from ..layers import Attention, KeyValues
 from ..layout import Layout, Tensors, count
-from ..uvit import (
+from ..uvit import UVit
+from ..uvit_family import INPUT_TABLE, NUM_TEXT_TOKENS, UVitConfig, shared_sizes, stated_in_folder
+from ..uvit_parts import (
     EPS,
     CodeOutput,
     Downsample,
@@ -35,10 +37,8 @@ from ..uvit import (
     TokenInput,
     TwoLayers,
     Upsample,
-    UVit,
     sinusoids,
 )
-from ..uvit_family import INPUT_TABLE, NUM_TEXT_TOKENS, UVitConfig, shared_sizes, stated_in_folder
 from .block import JointBlock, SingleBlock, Turn
 
 NUM_WAVES = 256  # of the timestep, and of each micro-condition
@@ -79,7 +79,7 @@ class Meissonic(UVit):
         self.time = TwoLayers(NUM_WAVES, width, operations, bias=True, **tensor)
         self.vector = TwoLayers(width, width, operations, bias=True, **tensor)
         self.embed = TokenInput(config.vocabulary, width, width, operations, **tensor)
-        self.downsample = self.upsample = None
+        self.downsample = self.upsample = self.down = self.up = None
         if config.downsamples:
             self.downsample = Downsample(width, operations, **tensor)
             self.upsample = Upsample(width, operations, **tensor)
@@ -90,31 +90,48 @@ class Meissonic(UVit):
         self.from_trunk_norm, self.from_trunk = norm(), linear()
         self.output = CodeOutput(width, width, config.num_codes, operations, **tensor)
 
-    def run(self, tokens_Bhw: Tensor, condition: TextCondition, steps_left: int) -> Tensor:
-        """Return what `output` gets: (B, h, w, D)."""
+    def condition_parts(self, condition: TextCondition, steps_left: int) -> tuple[Tensor, Tensor]:
+        """Return the text (B, P, D), and a vector (B, D) of the timestep and all else."""
         dtype = self.compute_dtype
         text_BPD = self.text_norm(self.text_in(condition.states_BPC.to(dtype)))
         time_B = torch.full((len(text_BPD),), steps_left * TIME_SCALE, device=text_BPD.device)
         vector_BD = self.time(sinusoids(time_B, NUM_WAVES).to(dtype))
-        vector_BD = F.silu(vector_BD + self.vector(self.micro.of(condition, dtype)))
-        x = self.embed(tokens_Bhw, dtype)
-        if self.downsample is not None:
-            x = self.downsample(x)
-        grid = x.shape[1], x.shape[2]
-        turn = Turn.on_grid(*grid, self.config.rope_axes, x.device)
-        image_BLD = self.to_trunk(self.to_trunk_norm(x)).flatten(1, 2)
+        return text_BPD, F.silu(vector_BD + self.vector(self.micro.of(condition, dtype)))
+
+    def trunk(
+        self,
+        x_BMD: Tensor,
+        text_BPD: Tensor,
+        vector_BD: Tensor,
+        grid: Grid,
+        kept: Sequence[KeyValues] | None,
+        position_BM: Tensor | None,
+    ) -> Tensor:
+        """Run the blocks. Returns (B, M, D). In a partial pass the text is not run: what was kept of it stays."""
+        turn, length = Turn.on_grid(*grid, self.config.rope_axes, x_BMD.device), text_BPD.shape[1]
+        if position_BM is not None:
+            turn, text_BPD = turn.at(position_BM), text_BPD[:, :0]
+            position_BM = position_BM + length
+        more = iter([None] * self.num_blocks() if kept is None else kept)
         for block in self.blocks:
-            text_BPD, image_BLD = block(text_BPD, image_BLD, vector_BD, turn)
-        x_BSD, length = torch.cat([text_BPD, image_BLD], 1), text_BPD.shape[1]
+            text_BPD, x_BMD = block(text_BPD, x_BMD, vector_BD, turn, next(more), position_BM)
+        length, x_BSD = text_BPD.shape[1], torch.cat([text_BPD, x_BMD], 1)
         for block in self.single_blocks:
-            x_BSD = block(x_BSD, vector_BD, turn)
-        image_BLD = self.from_trunk_norm(x_BSD[:, length:])
-        x = self.from_trunk(image_BLD).unflatten(1, grid)
-        return x if self.upsample is None else self.upsample(x)
+            x_BSD = block(x_BSD, vector_BD, turn, next(more), position_BM)
+        return x_BSD[:, length:]
+
+    def num_blocks(self) -> int:
+        """Return how many blocks of the trunk keep keys and values."""
+        return self.config.depth + self.config.single_depth
+
+    def kept_values(self, num_tokens: int) -> tuple[float, float]:
+        """Return how many values a pass keeps: keys and values, and the trunk's output."""
+        length, width = self.trunk_length(num_tokens), self.config.width
+        return 2 * self.num_blocks() * (length + NUM_TEXT_TOKENS) * width, length * width
 
     def pass_values(self, num_tokens: int) -> float:
         """Return how many values are alive at the peak of a pass, for one image of one branch."""
-        length = (num_tokens // 4 if self.config.downsamples else num_tokens) + NUM_TEXT_TOKENS
+        length = self.trunk_length(num_tokens) + NUM_TEXT_TOKENS
         return self.config.width * max(16 * length, 3 * num_tokens)
 
 
