@@ -9,12 +9,12 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..shortcut.checkpoint import Checkpoint
-from ..shortcut.models.architecture import PRESET_NAMES
+from ..shortcut.models.architecture import ONE_STEP, PRESET_NAMES
 from ..shortcut.schedule import ORDERS, SCHEDULES, Settings
-from ..shortcut.settings import preset_of, usual_settings
+from ..shortcut.settings import usual_settings, with_preset
 
 CUSTOM = "custom"
-PRESETS = (CUSTOM, *PRESET_NAMES)
+PRESETS = (CUSTOM, *PRESET_NAMES, ONE_STEP)
 
 
 def seed_widget(tooltip: str, *, control: bool = True) -> Any:
@@ -135,8 +135,8 @@ def later_widgets() -> list[Any]:
             default=CUSTOM,
             optional=True,
             tooltip="Right settings for the loaded model, in place of all widgets but seed and "
-            "denoise. quality: slowest; fast: less detail. custom: the widgets decide. "
-            "The node says what was set.",
+            "denoise, as the node says. quality: slowest; fast: less detail. one_step: for "
+            "one-step students. custom: the widgets decide.",
         ),
         weight_widget(
             "cfg_image",
@@ -210,8 +210,7 @@ def settings_of(
                 usual.schedule,
             )
     else:
-        num_steps, full_steps = preset_of(checkpoint, values["preset"])
-        settings = replace(usual, num_steps=num_steps, full_steps=full_steps)
+        settings = with_preset(usual, checkpoint, values["preset"])
     if not has_head:
         settings = replace(settings, full_steps=None)
     settings.check()

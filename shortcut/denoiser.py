@@ -123,6 +123,26 @@ class PartialModel(MaskedImageModel, Protocol):
         ...
 
 
+@runtime_checkable
+class PerturbedModel(MaskedImageModel, Protocol):
+    """A model that also takes changed embeddings, as its one-step students do."""
+
+    def perturbed_features(
+        self,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        conditions: Sequence[Conditions],
+        step: Step,
+        perturb: Callable[[Tensor], Tensor],
+    ) -> Features:
+        """Run one full pass as `features` does.
+
+        Args:
+            perturb: embeddings of the image tokens (images of some branches, L, D) -> changed ones.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Revealed:
     """Revealed tokens: their codes and, in ascending order, their indices among the image tokens."""

@@ -18,6 +18,7 @@ from .denoiser import Conditions, Denoiser
 from .guard import MAX_DRAWS, MAX_IMAGES, MAX_SEED, MAX_SIDE, check_whole
 from .models.architecture import Branches, GridModel
 from .noise import Noise, seeded
+from .one_step import OneStepStudent
 from .orders import BY_NAME
 from .sampler import Trace, sample
 from .schedule import SamplerRules, Settings, Step, plan
@@ -63,8 +64,13 @@ def generate(
         on_step: hook of the sampler; images are handled in groups of equal numbers of tokens to make.
 
     Raises:
-        ValueError: a setting is out of range, or tensors do not fit the model's number of tokens.
+        ValueError: a setting is out of range, tensors do not fit the model's number of tokens, or a one-step student
+            is given codes.
     """
+    if settings.is_one_step and known_codes_BL is not None:
+        raise ValueError(
+            "a one-step student makes whole pictures. Leave out the picture to change, the mask and denoise."
+        )
     is_masked_BL = masked_at_start(
         seed, image_indices, num_tokens, known_codes_BL, is_editable_BL, denoise
     ).to(device)
@@ -77,16 +83,20 @@ def generate(
         rows_B = torch.tensor(rows, device=device)
         steps = plan(settings, count, num_tokens, rules, denoise)
         group_conditions = tuple(c[rows].to(device) for c in conditions)
-        denoiser = Denoiser(
-            model, group_conditions, accelerator and accelerator(model, group_conditions)
-        )
+        indices = [image_indices[row] for row in rows]
+        if settings.is_one_step:
+            student = OneStepStudent(
+                model, model.config.num_codes, seed=seed, image_indices=indices, device=device
+            )
+            denoiser = Denoiser(student, group_conditions)
+        else:
+            made = accelerator and accelerator(model, group_conditions)
+            denoiser = Denoiser(model, group_conditions, made)
         check_whole(
             "steps x tokens x images", num_draws(steps) * num_tokens * len(rows), 0, MAX_DRAWS
         )
         counter = _FullPassCounter(on_step)
-        noise = Noise.draw(
-            seed, [image_indices[row] for row in rows], num_draws(steps), num_tokens, device
-        )
+        noise = Noise.draw(seed, indices, num_draws(steps), num_tokens, device)
         codes_BL[rows_B] = sample(
             denoiser, codes_BL[rows_B], is_masked_BL[rows_B], steps, noise, counter, order
         )

@@ -34,6 +34,7 @@ from .guard import MAX_IMAGES, check_whole
 from .image import to_pictures
 from .memory import check_memory
 from .models.architecture import (
+    ONE_STEP,
     Architecture,
     Conditioner,
     HeadNetwork,
@@ -183,7 +184,7 @@ class Pipeline:
             RuntimeError: the device is out of memory.
         """
         check_whole("num_images", num_images, 1, MAX_IMAGES)
-        is_faster = not {"preset", "full_steps"}.isdisjoint(settings)
+        is_faster = settings.get("preset", ONE_STEP) != ONE_STEP or "full_steps" in settings
         self = self.accelerated(accelerator, is_faster=is_faster)
         request = Request(prompt=prompt, label=label, negative=negative)
         self.architecture.check(request)

@@ -60,10 +60,15 @@ class Settings:
     # Not in the paper. In steps that are not full passes, positions within so many rows and columns of tokens that the
     # last full pass did not see come last: its features there are out of date. 0 = by confidence alone.
     spread: int = 0
+    is_one_step: bool = False  # True: of a student whose one step starts from partly random codes
 
     def check(self) -> None:
         """Raise ValueError for the first setting that is out of range."""
         check_whole("steps", self.num_steps, 1, MAX_STEPS)
+        if self.is_one_step and self.num_steps != 1:
+            raise ValueError(
+                f"a one-step student takes 1 step, got {self.num_steps}. Leave the steps out."
+            )
         if self.schedule not in SCHEDULES:
             raise ValueError(
                 f"schedule must be one of {', '.join(SCHEDULES)}, got {shown(self.schedule)}."

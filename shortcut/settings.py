@@ -8,7 +8,7 @@ from typing import Any
 from .accelerators.choice import own_full_steps
 from .checkpoint import Checkpoint
 from .guard import MAX_STEPS, check_whole, naming
-from .models.architecture import Architecture
+from .models.architecture import ONE_STEP, Architecture
 from .schedule import ORDERS, Settings
 
 USUAL_PRESET = "balanced"  # whose share of full steps a run with a head has
@@ -80,7 +80,8 @@ def chosen_settings(
     if preset is not None:
         if steps is not None or full_steps is not None:
             raise ValueError("--preset sets --steps and --full-steps. Leave them out, or --preset.")
-        steps, full_steps = preset_of(model, preset)
+        usual = with_preset(usual, model, preset)
+        steps, full_steps = usual.num_steps, usual.full_steps
     num_steps = usual.num_steps if steps is None else steps
     if accelerator is not None and full_steps is None:
         full_steps = own_full_steps(accelerator, num_steps)
@@ -111,13 +112,24 @@ def chosen_settings(
     return settings
 
 
-def preset_of(model: Checkpoint, name: str) -> tuple[int, int]:
-    """Return steps and full steps of a preset. Raises ValueError if the model has no such preset."""
-    presets = model.architecture.presets
-    if name not in presets:
+def with_preset(settings: Settings, model: Checkpoint, name: str) -> Settings:
+    """Return settings with what a preset sets. Raises ValueError if the model has no such preset."""
+    architecture = model.architecture
+    if name == ONE_STEP and architecture.has_students:
+        return replace(
+            settings,
+            num_steps=1,
+            full_steps=1,
+            guidance=(0.0,) * len(settings.guidance),
+            temperature=1.0,
+            is_one_step=True,
+        )
+    if name not in architecture.presets:
+        presets = [*architecture.presets, *([ONE_STEP] if architecture.has_students else [])]
         known = f"It has {', '.join(presets)}." if presets else "It has none: give steps."
         raise ValueError(f"{model.layout.title} has no preset {name!r}. {known}")
-    return presets[name]
+    preset = architecture.presets[name]
+    return replace(settings, num_steps=preset.num_steps, full_steps=preset.num_full)
 
 
 def usual_full_steps(architecture: Architecture, num_steps: int) -> int:

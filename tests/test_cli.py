@@ -31,7 +31,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         model = maskgit.MaskGIT(maskgit.Config(SIDE, 32, 2, 2, 64, CODES, CLASSES))
         vq = maskgit_vqgan.VQGAN(maskgit_vqgan.Config(32, (1, 1), 1, (), 32, 8, CODES))
-        head = TokenHead(head_file.Config(32, 16, 1, 2, True))
+        head = TokenHead(
+            head_file.Config(model_width=32, width=16, num_blocks=1, num_heads=2, has_time=True)
+        )
     packed = checkpoints.pack(model, maskgit.LAYOUT, class_names=("red", "green", "dark blue"))
     checkpoints.save(folder / "model.safetensors", packed)
     checkpoints.save(folder / "vq.safetensors", checkpoints.pack(vq, maskgit_vqgan.LAYOUT))

@@ -188,7 +188,7 @@ def test_heads_of_the_published_sizes_are_known() -> None:
     config = maskgit.Config(2, 768, 1, 16, 8, 1024, 1000)
     raw = builders.published(builders.model(config))
     assert checkpoints.from_tensors(raw).config == config
-    head = head_file.Config(768, 384, 1, 16, True)
+    head = head_file.Config(model_width=768, width=384, num_blocks=1, num_heads=16, has_time=True)
     assert checkpoints.from_tensors(builders.published(builders.head(head))).config == head
 
 

@@ -19,7 +19,7 @@ from ..accelerators.choice import FLOAT8, HEAD
 from ..checkpoint import Checkpoint
 from ..containers import INDEX_SUFFIX
 from ..grid import Grid
-from ..models.architecture import Request
+from ..models.architecture import ONE_STEP, Request
 from ..pipeline import Pipeline
 from ..schedule import Settings
 
@@ -65,6 +65,8 @@ def graph_of(
     full_steps = settings.num_steps if settings.full_steps is None else settings.full_steps
     if not isinstance(full_steps, int) or len(settings.guidance) > 1:
         return None
+    if settings.is_one_step and (settings.guidance or settings.temperature != 1):
+        return None  # the preset sets them
     height, width = (side * pipeline.downscale for side in grid)
     size = {"width": width, "height": height, "batch_size": num_images}
     widgets = {
@@ -99,7 +101,7 @@ def graph_of(
         "schedule": settings.schedule,
         "order": settings.order,
         "denoise": 1.0,
-        "preset": "custom",
+        "preset": ONE_STEP if settings.is_one_step else "custom",
     }
     if pipeline.head_file is not None and pipeline.used_head is not None:
         graph["2"] = _node(

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from ..accelerators.choice import NAMES as ACCELERATORS
 from ..guard import MAX_IMAGES, check_whole, parse_json
 from ..models import tasks, text_tasks
-from ..models.architecture import PRESET_NAMES, Architecture
+from ..models.architecture import ONE_STEP, PRESET_NAMES, Architecture
 from ..schedule import ORDERS, SCHEDULES
 from ..writing import check_name, check_writable
 from .output import paths_of
@@ -108,8 +108,9 @@ def add_how(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("speed against quality")
     how.add_argument(
         "--preset",
-        choices=PRESET_NAMES,
-        help="steps and full passes, as measured with a head in the paper for the model's architecture",
+        choices=(*PRESET_NAMES, ONE_STEP),
+        help="steps and full passes, as measured with a head in the paper for the model's architecture; one_step is "
+        "for one-step students of MaskGIT and Meissonic",
     )
     how.add_argument(
         "--accelerator",

@@ -23,7 +23,7 @@ from ..generate import Result, masked_at_start, needed_branches
 from ..grid import Grid
 from ..guard import MAX_IMAGES, MAX_SEED, check_whole
 from ..init_image import Pictures, Start, start_of
-from ..models.architecture import Architecture, Branches, Request
+from ..models.architecture import ONE_STEP, Architecture, Branches, Request
 from ..pipeline import Pipeline, chosen_settings
 from ..sampler import Trace
 from ..schedule import Settings, plan
@@ -118,7 +118,7 @@ def job_of(pipeline: Pipeline, options: argparse.Namespace) -> Job:
         ValueError: an option is out of range, or does not go with the model or another option.
         OSError: a picture cannot be read.
     """
-    is_faster = options.preset is not None or options.full_steps is not None
+    is_faster = options.preset not in (None, ONE_STEP) or options.full_steps is not None
     pipeline = pipeline.accelerated(options.accelerator, is_faster=is_faster)
     num_images = options.batch_size
     check_numbers(options)

@@ -24,6 +24,7 @@ from .text_rules import Branches, TextRules
 
 Grid = tuple[int, int]  # rows, columns of codes
 PRESET_NAMES = ("quality", "balanced", "fast")
+ONE_STEP = "one_step"  # the preset of one-step students
 
 
 class Preset(NamedTuple):
@@ -317,6 +318,7 @@ class Architecture:
     # Weights of the original by the number of branches to guide away from, where not as in `settings`.
     guidance: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     presets: Mapping[str, Preset] = field(default_factory=dict)  # by PRESET_NAMES
+    has_students: bool = False  # True: one-step students of it are published
     sizes: Mapping[str, PublishedSize] = field(default_factory=dict)  # by name
     downloads: Mapping[str, Download] = field(default_factory=dict)  # by name on the command line
     takes: frozenset[str] = frozenset()  # fields of `Request`

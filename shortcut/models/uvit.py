@@ -10,7 +10,7 @@ positions asked for; sides that cannot be halved are refused, where the original
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -95,6 +95,7 @@ class UVit(BaseNetwork):
         steps_left: int,
         kept: TrunkKept | None = None,
         index_BM: Tensor | None = None,
+        perturb: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Run token ids. Returns features (B, L, D), or (B, M, D) of a partial pass.
 
@@ -103,9 +104,12 @@ class UVit(BaseNetwork):
             condition: with the sizes of the images.
             kept: of the last full pass; it is renewed.
             index_BM: the image tokens to run alone; None = a full pass.
+            perturb: changes what `embed` gives.
         """
         text_BPD, vector_BD = self.condition_parts(condition, steps_left)
         x = self.embed(tokens_Bhw, self.compute_dtype)
+        if perturb is not None:
+            x = perturb(x.flatten(1, 2)).view_as(x)
         if self.downsample is not None:
             x = self.downsample(x)
         if self.down is not None:
@@ -217,6 +221,17 @@ class OnGrid:
         """
         return self._run(codes_BL, is_masked_BL, conditions, step)
 
+    def perturbed_features(
+        self,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        conditions: Sequence[Conditions],
+        step: Step,
+        perturb: Callable[[Tensor], Tensor],
+    ) -> Features:
+        """Run one full pass of changed embeddings. Returns features (B, L, D) for each guidance branch."""
+        return self._run(codes_BL, is_masked_BL, conditions, step, perturb=perturb)
+
     def kept_features(
         self,
         codes_BL: Tensor,
@@ -252,6 +267,7 @@ class OnGrid:
         step: Step,
         kept: Sequence[TrunkKept] | None = None,
         positions: Sequence[Tensor] | None = None,
+        perturb: Callable[[Tensor], Tensor] | None = None,
     ) -> Features:
         """Run the branches in groups, in each of which they go through the network together."""
         tokens_Bhw = codes_BL.masked_fill(is_masked_BL, self.config.mask_id).unflatten(1, self.grid)
@@ -265,6 +281,7 @@ class OnGrid:
                 step.steps_left,
                 None if kept is None else kept[number],
                 where,
+                perturb,
             ).chunk(len(group))
         return tuple(features)
 

@@ -35,6 +35,7 @@ ARCHITECTURE = Architecture(
     vqs=(vqgan.LAYOUT,),
     head=head.LAYOUT,
     settings=Settings(),
+    has_students=True,
     # Source: arXiv 2602.23996, its MaskGIT figure: FID at ImageNet 512, where 32 full passes have 8.08.
     presets={
         "quality": Preset(32, 12),  # 6.84

@@ -14,7 +14,7 @@ Sequence: the L codes in raster order, then the class token, so S = L + 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -97,20 +97,22 @@ class MaskGIT(BaseNetwork):
         tokens_BS: Tensor,
         kept: Sequence[KeyValues] | None = None,
         position_BS: Tensor | None = None,
+        perturb: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Run token sequences. Returns last-layer features (B, S, D), which a shortcut head predicts.
 
         Args:
             kept: keeps the keys and values of each block.
             position_BS: where the tokens stand in the kept sequences; None = they are whole sequences.
+            perturb: changes the embeddings of the codes, before their positions come to them.
         """
         index = position_BS
         if index is None:
             index = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
-        x = self.token(tokens_BS).to(self.compute_dtype) + self.position(index).to(
-            self.compute_dtype
-        )
-        x = self.first_layer(x)
+        x = self.token(tokens_BS).to(self.compute_dtype)
+        if perturb is not None:
+            x = torch.cat([perturb(x[:, :-1]), x[:, -1:]], 1)
+        x = self.first_layer(x + self.position(index).to(self.compute_dtype))
         for i, block in enumerate(self.blocks):
             x = block(x, None if kept is None else kept[i], position_BS)
         return self.last_layer(x)
@@ -151,6 +153,18 @@ class MaskGIT(BaseNetwork):
             step: ignored: the network takes no timestep.
         """
         return self(self._sequences(codes_BL, is_masked_BL, conditions)).chunk(len(conditions))
+
+    def perturbed_features(
+        self,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        conditions: Sequence[Conditions],
+        step: Step | None,
+        perturb: Callable[[Tensor], Tensor],
+    ) -> Features:
+        """Run one full pass of changed embeddings. Returns features (B, S, D) for each guidance branch."""
+        tokens_BS = self._sequences(codes_BL, is_masked_BL, conditions)
+        return self(tokens_BS, perturb=perturb).chunk(len(conditions))
 
     def kept_features(
         self,

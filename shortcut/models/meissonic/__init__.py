@@ -34,6 +34,7 @@ ARCHITECTURE = architecture(
     {"meissonic-1024": "MeissonFlow/Meissonic", "monetico-512": "Collov-Labs/Monetico"},
     (48, 9.0),
     negative=NEGATIVE,
+    has_students=True,
     # As of aMUSEd: no head is published, and nothing was measured.
     presets={"quality": Preset(48, 14), "balanced": Preset(48, 10), "fast": Preset(48, 8)},
     usual_grid=transformer.usual_grid,
