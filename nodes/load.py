@@ -24,9 +24,8 @@ Head = io.Custom("SHORTCUT_HEAD")
 AUTO = "auto"
 FLOAT8_E4M3 = FLOAT8[torch.float8_e4m3fn]
 WEIGHT_DTYPE_TOOLTIP = (
-    "Type of the weights in memory. default: what suits the device and the file. "
-    "float32: exact, twice the memory. bfloat16: half the memory, fast on new GPUs. "
-    "float16: half the memory, for older GPUs; an overflow is reported by the sampler."
+    "Type of the weights in memory. default: what suits the device and the file. float32: exact, "
+    "twice the memory of the half types."
 )
 
 
@@ -84,8 +83,7 @@ class LoadMIGM(io.ComfyNode):
                 ),
                 weight_dtype_input(
                     *TARGETS,
-                    tooltip=f"{WEIGHT_DTYPE_TOOLTIP} float8_e4m3fn, int8_convrot, nvfp4 (4 bits): "
-                    "smaller and less exact. Quantized files stay as they are.",
+                    tooltip=f"{WEIGHT_DTYPE_TOOLTIP} float8_e4m3fn, int8_convrot: half; nvfp4: a third.",
                 ),
                 io.Combo.Input(
                     "clip_name",
@@ -94,8 +92,8 @@ class LoadMIGM(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="The text encoder of aMUSEd, Meissonic and Monetico. auto: the one in "
-                    "the model's folder. Or a file in models/text_encoders of the same width, with "
-                    "its text projection. Other models have none.",
+                    "the model's folder. Or a file of the same width in "
+                    "models/text_encoders. Others have none.",
                 ),
             ],
             outputs=[
