@@ -136,7 +136,7 @@ def later_widgets() -> list[Any]:
             optional=True,
             tooltip="Right settings for the loaded model, in place of all widgets but seed and "
             "denoise, as the node says. quality: slowest; fast: less detail. one_step: for "
-            "one-step students. custom: the widgets decide.",
+            "one-step students. custom: the widgets.",
         ),
         weight_widget(
             "cfg_image",
