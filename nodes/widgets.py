@@ -134,9 +134,9 @@ def later_widgets() -> list[Any]:
             options=list(PRESETS),
             default=CUSTOM,
             optional=True,
-            tooltip="Right settings for the loaded model, in place of all widgets but seed and "
-            "denoise, as the node says. quality: slowest; fast: less detail. one_step: for "
-            "one-step students. custom: the widgets decide.",
+            tooltip="Settings that suit the loaded model, in place of all widgets but seed and "
+            "denoise. quality: slowest; fast: less detail. one_step: for one-step students. "
+            "custom: the widgets decide.",
         ),
         weight_widget(
             "cfg_image",
