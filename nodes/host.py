@@ -49,20 +49,23 @@ class HostAttention:
 
 
 class NodeText:
-    """What the running node says of itself on the page: lines that stay, and below them one that changes."""
+    """What the running node says of itself on the page: a line that changes, and below it those that stay.
+
+    A node shows two lines or three before one must scroll: what is newest comes first.
+    """
 
     def __init__(self) -> None:
         self.kept: list[str] = []
 
     def keep(self, lines: Iterable[str]) -> None:
         """Show lines for the rest of the run."""
-        self.kept += lines
+        self.kept = [*lines, *self.kept]
         if self.kept:
             show_on_node("\n".join(self.kept))
 
     def show(self, line: str) -> None:
-        """Show a line in place of the last one."""
-        show_on_node("\n".join([*self.kept, line]))
+        """Show a line in place of the one before."""
+        show_on_node("\n".join([line, *self.kept]))
 
 
 def show_on_node(text: str) -> None:

@@ -174,6 +174,9 @@ def test_a_text_encoder_of_another_width_is_refused(tmp_path: Path) -> None:
         conditioner.conditions(Request(prompt="a fox"), 1)
 
 
+NOT_FINITE = "not finite"
+
+
 def changed(file: Path, **entries: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | entries))
 
@@ -192,6 +195,7 @@ def without(tensors: dict[str, torch.Tensor], *endings: str) -> dict[str, torch.
         ("model.safetensors", "text_projection.weight", "no text_projection.weight, which this"),
         ("model.safetensors", "1.mlp.fc2.bias", "it has no .*layers.1.mlp.fc2.bias"),
         ("model.safetensors", "0.mlp.fc1.weight", "it is damaged .*fc1.weight"),
+        ("model.safetensors", NOT_FINITE, "gives numbers for a text that are not finite"),
         ("tokenizer_config.json", {"model_max_length": "x"}, "fails at a text"),
         ("vocab.json", {"b": 10**6}, "it makes the id 1000000, but the model has 54"),
         ("vocab.json", {"b": -1}, "holds a tokenizer that cannot be read"),
@@ -208,6 +212,8 @@ def test_a_damaged_text_encoder_is_named(
         changed(part / file, **change)
     else:
         tensors = without(load_file(part / file), str(change))
+        if change == NOT_FINITE:
+            tensors["text_projection.weight"].fill_(torch.nan)
         save_file(tensors, part / file, {"format": "pt"})
     conditioner = conditioner_of(checkpoints.load(folder, kind="model"))
     with pytest.raises(ValueError, match=message) as told:
@@ -222,6 +228,16 @@ def test_a_damaged_text_encoder_is_named(
         ("transformer/config.json", {"_class_name": "Other"}, "another network than aMUSEd"),
         ("transformer/config.json", {"num_attention_heads": 5}, "divisor of the width 48"),
         ("transformer/config.json", {"cond_embed_dim": 19}, "pooled_width is 20"),
+        (
+            "transformer/config.json",
+            {"micro_cond_encode_dim": False},
+            "micro_width must be a whole",
+        ),
+        (
+            "transformer/config.json",
+            {"micro_cond_encode_dim": 7},
+            "micro_width is 7, expected an ev",
+        ),
         ("transformer/config.json", {"upsample": False}, "upsample = False, expected True"),
         ("scheduler/scheduler_config.json", {"mask_token_id": 60}, "mask_id is 63"),
     ],

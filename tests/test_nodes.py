@@ -598,7 +598,7 @@ def test_a_patch_that_cannot_act_is_named_on_the_node_in_every_run(model, monkey
     lines = [f"{name} has no effect on a masked image model" for name in ("EasyCache", "HyperTile")]
     for first, while_running, last in (shown[:3], shown[3:]):
         assert first == "\n".join(lines), "at once, and for the whole run"
-        assert while_running.startswith(first) and last.startswith(first)
+        assert while_running.endswith(f"\n{first}") and last.endswith(f"\n{first}")
 
 
 def test_what_acts_is_not_named(model):

@@ -244,7 +244,7 @@ def kinds() -> Sequence[Kind]:
     tokens = tuple(f"model.tokenizer/{name}" for name in names)
     tokenizers = ("model.tokenizer", "model.safetensors")
     described = ("transformer/config.json", "vqvae/config.json", "scheduler/scheduler_config.json")
-    models = ("config.json", "diffusion_pytorch_model.safetensors")
+    models = ("config.json", "diffusion_pytorch_model.safetensors", "text_encoder")
     encoder = ("text_encoder/config.json", "text_encoder/model.safetensors")
     words = ("tokenizer/vocab.json", "tokenizer/tokenizer_config.json", "tokenizer/merges.txt")
     safetensors, pth, state = (
