@@ -69,8 +69,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
         """
         with naming(checkpoint.path):
             check_formats(set(checkpoint.quantized.values()))
-            if quantized.COMPUTED.intersection(checkpoint.quantized.values()):
-                quantized.check_device(device)
+            quantized.check_device(device, checkpoint.quantized.values())
         dtype, cast_to = dtypes(weight_dtype, device, checkpoint)
         config = cls(
             {
@@ -90,7 +89,7 @@ def check_formats(formats: Collection[str]) -> None:
     if strange := sorted(set(formats) - known):
         raise ValueError(
             f"its weights are quantized as {', '.join(strange)}, and this ComfyUI does not know the format: it knows "
-            f"{', '.join(sorted(known))}. Update ComfyUI, or choose a file in float8_e4m3fn or bfloat16."
+            f"{', '.join(sorted(known))}. Update ComfyUI, or choose a file in bfloat16 or float8_e4m3fn."
         )
 
 

@@ -20,7 +20,7 @@ from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.generate import generate
 from shortcut_pack.shortcut.models import meissonic
 from shortcut_pack.shortcut.models.amused import ARCHITECTURE
-from shortcut_pack.shortcut.models.architecture import Request
+from shortcut_pack.shortcut.models.architecture import Architecture, Request
 from shortcut_pack.shortcut.models.layers import Bare
 from shortcut_pack.shortcut.models.uvit_parts import TextCondition, micro_conditions
 from shortcut_pack.shortcut.pipeline import Pipeline, conditioner_of
@@ -252,25 +252,32 @@ def test_files_that_contradict_each_other_are_refused(
         checkpoints.load(folder, kind="model")
 
 
-def test_a_head_that_is_trained_for_it_lowers_the_divergence(tmp_path: Path, capsys) -> None:
-    folder = tmp_path / "amused-small"
-    uvit_folder.write_small(folder)
+@pytest.mark.parametrize(
+    ("family", "architecture", "other", "refusal"),
+    [
+        ("amused", ARCHITECTURE, "meissonic", "does not go with a Meissonic transformer"),
+        ("meissonic", meissonic.ARCHITECTURE, "amused", "does not go with a aMUSEd transformer"),
+    ],
+)
+def test_a_head_that_is_trained_for_it_lowers_the_divergence(
+    family: str, architecture: Architecture, other: str, refusal: str, tmp_path: Path, capsys
+) -> None:
+    folder = uvit_folder.write_small(tmp_path / "small", family=family)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a fox\na cat\nb d\n")
     out = tmp_path / "head.safetensors"
     command = ["train", "--model", str(folder), "--prompts", str(prompts), "--out", str(out)]
     assert main([*command, "--iterations", "60", "--steps", "4", "--grid", "4x4"]) == 0
     trained = checkpoints.load(out)
-    assert trained.layout == ARCHITECTURE.head
+    assert trained.layout == architecture.head
     first, *_ = trained.metadata.trained["held_out"]["4 steps"]
     assert first["kl"] < first["kl_reuse"]  # of features kept as they are
     fast = Pipeline.load(folder, head=out)
     (picture,) = fast.generate("a fox", steps=4, full_steps=2, width=24, height=16)
     (vanilla,) = fast.generate("a fox", steps=4, full_steps=4, width=24, height=16)
     assert picture.tobytes() != vanilla.tobytes()
-    other = uvit_folder.write(tmp_path / "Meissonic", "meissonic_sampling_512", has_text=False)
-    with pytest.raises(ValueError, match="does not go with a Meissonic transformer"):
-        Pipeline.load(other, head=out)
+    with pytest.raises(ValueError, match=refusal):
+        Pipeline.load(uvit_folder.write_small(tmp_path / "other", family=other), head=out)
 
 
 @pytest.mark.parametrize("name", ["amused_sampling_cfg", "meissonic_sampling_1024"])
