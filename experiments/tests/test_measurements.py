@@ -14,8 +14,9 @@ import torch
 
 from experiments.__main__ import main
 from experiments.tables import load_memory, real_sizes
+from experiments.tables.rows import DTYPES
 from experiments.tables.text_measure import by_lengths, text_cases
-from experiments.tables.weight_types import FLOAT8, WEIGHTS, sampled
+from experiments.tables.weight_types import WEIGHTS, sampled
 from shortcut import Pipeline
 from shortcut import checkpoint as checkpoints
 from shortcut.models import maskgit
@@ -34,16 +35,17 @@ def test_the_fewer_bits_the_further_away_and_float32_is_as_itself(tmp_path: Path
     groups = by_lengths(cases)
     assert sorted(n for numbers in groups for n in numbers) == list(range(len(cases)))
     settings, seen = replace(usual_settings(exact.model_file), num_steps=4), {}
-    for name in ("float32", "bfloat16", FLOAT8):
+    for name in ("float32", "bfloat16", "float8_e4m3fn", "nvfp4"):
         file = checkpoints.cast(checkpoints.load(files["model"]), WEIGHTS[name])
-        dtype = torch.bfloat16 if name == FLOAT8 else WEIGHTS[name]
+        dtype = DTYPES.get(name, torch.bfloat16)
         tested = replace(exact, model=checkpoints.build(file, dtype=dtype))
         codes_Bhw, found = sampled(tested, exact, cases, groups[0], settings, 3, (12, 12))
         assert found.num_steps == 4 and found.num_tokens == codes_Bhw.numel()
         seen[name] = found
     assert seen["float32"].num_same == seen["float32"].num_tokens
     assert seen["float32"].divergence == pytest.approx(0, abs=1e-5)
-    assert 0 < seen["bfloat16"].divergence < seen[FLOAT8].divergence
+    divergences = [seen[name].divergence for name in ("bfloat16", "float8_e4m3fn", "nvfp4")]
+    assert 0 < divergences[0] < divergences[1] < divergences[2]
 
 
 # Published sizes
