@@ -37,7 +37,7 @@ from ..shortcut.models.architecture import (
     VQNetwork,
 )
 from ..shortcut.unwrap import SAVED, metadata_tensor
-from .host import HostAttention, dtypes
+from .host import HostAttention, ahead_of_use, dtypes
 from .latents import check_form, check_type, codes_of
 
 MARGIN = 1.25  # of memory estimates, for what an allocator leaves unused and attention needs
@@ -134,10 +134,11 @@ class MaskedImageModel(comfy.model_base.BaseModel):
         """Open a run of the MODEL `patcher`, in which its callbacks and attention overrides take effect."""
         patcher.pre_run()
         self.attention.options = patcher.model_options["transformer_options"]
+        self.network.in_order = ahead_of_use(patcher)
         try:
             yield
         finally:
-            self.attention.options = {}
+            self.attention.options, self.network.in_order = {}, iter
             patcher.cleanup()
 
     def _apply_model(self, *args: Any, **kwargs: Any) -> Tensor:

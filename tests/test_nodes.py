@@ -759,6 +759,15 @@ def test_attention_of_the_run_gets_the_options_of_the_model(model, monkeypatch):
     assert seen and all(o == {"optimized_attention_override": "mine"} for o in seen)
 
 
+@needs_comfy
+def test_comfyuis_queue_is_called_as_it_wants_to_be():
+    prefetch = pytest.importorskip("comfy.model_prefetch")
+    cpu, blocks = torch.device("cpu"), torch.nn.ModuleList([torch.nn.Linear(1, 1)])
+    patcher = SimpleNamespace(is_dynamic=lambda: True, load_device=cpu)
+    assert host.model_prefetch is prefetch
+    assert list(host.ahead_of_use(patcher)(blocks)) == list(blocks)
+
+
 def test_masks_count_by_the_area_that_they_cover():
     pixel_mask = torch.zeros(1, 1, 8, 8)
     pixel_mask[..., 0, 0] = 1  # a quarter of a code's area

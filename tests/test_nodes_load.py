@@ -204,6 +204,18 @@ def test_branches_take_turns_when_memory_is_short(model, head, monkeypatch, aske
     assert caplog.text.count("one guidance branch at a time") == 1
 
 
+def test_a_batch_larger_than_the_card_is_made_in_parts(model, head, monkeypatch, caplog):
+    batch = {"samples": torch.zeros(5, 1, 8, 8)}
+    together = run(model, batch, head)["samples"]
+    weights = sum(m.model_size() for m in (model, head))
+    two = native.model_of(model).run_bytes((8, 8), 2, [None, None])
+    monkeypatch.setattr(mm, "get_total_memory", lambda _: weights + 1.3 * two)
+    with caplog.at_level(logging.INFO):
+        in_parts = run(model, batch, head)["samples"]
+    assert torch.equal(in_parts, together)
+    assert "memory holds 2 of 5 images at a time" in caplog.text
+
+
 def test_branches_in_turns_give_the_same_image(model, head, monkeypatch):
     together = run(model, head=head, temperature=0.0, choice_temperature=0.0)["samples"]
     monkeypatch.setattr(type(model), "get_free_memory", lambda *_: 1.0)
