@@ -66,9 +66,8 @@ class DescribeImage(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="From Load MIGM."),
                 io.Image.Input(
                     "image",
-                    tooltip="The image that the question is about. Its tokens make every pass "
-                    "longer: 512 x 512 to 1024 x 1024 pixels are usual. Sides that are no "
-                    "multiples of 16 are cropped.",
+                    tooltip="The image that the question is about. It makes every pass longer: "
+                    "512 x 512 to 1024 x 1024 pixels are usual.",
                 ),
                 io.String.Input(
                     "question",

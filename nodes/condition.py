@@ -46,10 +46,9 @@ class ClassCondition(io.ComfyNode):
                 io.String.Input(
                     "class_name",
                     default="dusk coast",
-                    tooltip="The name of a class, or its number counted from 0. The order of "
-                    "words does not matter: 'snow night' is 'night snow'. ImageNet models have "
-                    "numbers only: 0 to 999. Empty, none or -1: no class, the model shows "
-                    "anything. With semicolons between them: a class for each image of a batch.",
+                    tooltip="A class: its name, the words of a name, or a number from 0. Empty: "
+                    "no class. With semicolons between them: a class for each image of "
+                    "the batch.",
                 ),
             ],
             outputs=[
@@ -89,19 +88,16 @@ class TextCondition(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default="",
-                    tooltip="What the image shall show; for edit what to change. Empty or "
-                    "<uncondition>: nothing in particular. At most 1024 tokens with the system "
-                    "prompt, about 750 words; usual texts cost hardly any time.",
+                    tooltip="What the image shall show; for edit what to change. Empty: nothing "
+                    "in particular. At most about 750 words.",
                 ),
                 io.Combo.Input(
                     "task",
                     options=list(models.tasks()),
                     default=USUAL_TASK,
-                    tooltip="What the model is told to do. text_to_image needs no image. edit: "
-                    "change image as text says. control: text, laid out as the edges, depth or "
-                    "pose in image. subject: the thing in image, where text says. style: image in "
-                    "the style of style_image. predict_...: that map of image. view: image seen "
-                    "from the side that text names. other: image and text, freely.",
+                    tooltip="What the model is told to do. text_to_image takes no image, style "
+                    "two, all others one. The help page says what each does with image "
+                    "and text.",
                 ),
                 io.Vae.Input(
                     "vae", optional=True, tooltip="From Load MIGM; needed where image is wired."
@@ -109,9 +105,8 @@ class TextCondition(io.ComfyNode):
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="The source image of all tasks but text_to_image. Its tokens make "
-                    "every pass longer: scale it to about the size of the result. Sides that are "
-                    "no multiples of 16 are cropped.",
+                    tooltip="The source image of all tasks but text_to_image. It makes every pass "
+                    "longer: scale it to about the size of the result.",
                 ),
                 io.Image.Input(
                     "style_image",
@@ -124,8 +119,8 @@ class TextCondition(io.ComfyNode):
                     default=False,
                     optional=True,
                     tooltip="On: each line of text is a prompt of its own, for one image of the "
-                    "batch; after the last comes the first again. Set batch_size to the number of "
-                    "lines. Blank lines are skipped.",
+                    "batch, the first again after the last. Set batch_size to the number "
+                    "of lines.",
                 ),
             ],
             outputs=[

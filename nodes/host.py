@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import importlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import comfy.model_management as mm
@@ -13,6 +14,10 @@ from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..shortcut.checkpoint import Checkpoint
+
+model_prefetch: Any = None
+with contextlib.suppress(ImportError):  # before ComfyUI 0.28 there is none
+    model_prefetch = importlib.import_module("comfy.model_prefetch")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -48,21 +53,44 @@ class HostAttention:
         return optimized_attention(q_BSD, k_BTD, v_BTD, num_heads, transformer_options=self.options)
 
 
+def ahead_of_use(patcher: Any) -> Callable[[torch.nn.ModuleList], Iterable[torch.nn.Module]]:
+    """Return what goes through the blocks of a pass while ComfyUI copies the weights of the next to the device.
+
+    Only ComfyUI's dynamic loading from 0.28 on can do that, of weights that it keeps in main memory.
+    """
+    if model_prefetch is None or not patcher.is_dynamic():
+        return iter
+    device = patcher.load_device
+
+    def in_order(blocks: torch.nn.ModuleList) -> Iterator[torch.nn.Module]:
+        options = {"prefetch_dynamic_vbars": True}
+        queue = model_prefetch.make_prefetch_queue(list(blocks), device, options)
+        for block in blocks:
+            model_prefetch.prefetch_queue_pop(queue, device, block)
+            yield block
+        model_prefetch.prefetch_queue_pop(queue, device, None)
+
+    return in_order
+
+
 class NodeText:
-    """What the running node says of itself on the page: lines that stay, and below them one that changes."""
+    """What the running node says of itself on the page: a line that changes, and below it those that stay.
+
+    A node shows two lines or three before one must scroll: what is newest comes first.
+    """
 
     def __init__(self) -> None:
         self.kept: list[str] = []
 
     def keep(self, lines: Iterable[str]) -> None:
         """Show lines for the rest of the run."""
-        self.kept += lines
+        self.kept = [*lines, *self.kept]
         if self.kept:
             show_on_node("\n".join(self.kept))
 
     def show(self, line: str) -> None:
-        """Show a line in place of the last one."""
-        show_on_node("\n".join([*self.kept, line]))
+        """Show a line in place of the one before."""
+        show_on_node("\n".join([line, *self.kept]))
 
 
 def show_on_node(text: str) -> None:

@@ -5,27 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management as mm
 import folder_paths
 import torch
 from comfy_api.latest import io
 
 from ..shortcut import shipped
-from ..shortcut.checkpoint import Checkpoint, cast
+from ..shortcut.checkpoint import Checkpoint, cast, naming
 from ..shortcut.models.architecture import Network
 from ..shortcut.pipeline import check_vq, conditioner_of
-from ..shortcut.quantized import FLOAT8
+from ..shortcut.quantized import FLOAT8, TARGETS, Target, format_of
 from . import clip, folders, host
 from .folders import HEADS, MODELS
 from .host import NodeText
-from .native import CodeIds, CodeVAE, build_head, build_model
+from .native import CodeIds, CodeVAE, build_head, build_model, check_formats
 
 Head = io.Custom("SHORTCUT_HEAD")
 AUTO = "auto"
 FLOAT8_E4M3 = FLOAT8[torch.float8_e4m3fn]
 WEIGHT_DTYPE_TOOLTIP = (
-    "Type of the weights in memory. default: what suits the device and the file. "
-    "float32: exact, twice the memory. bfloat16: half the memory, fast on new GPUs. "
-    "float16: half the memory, for older GPUs; an overflow is reported by the sampler."
+    "Type of the weights in memory. default: what suits the device and the file. float32: exact, "
+    "twice the memory of the half types."
 )
 
 
@@ -82,10 +82,8 @@ class LoadMIGM(io.ComfyNode):
                     "vqvae or VQGAN.",
                 ),
                 weight_dtype_input(
-                    FLOAT8_E4M3,
-                    tooltip=f"{WEIGHT_DTYPE_TOOLTIP} float8_e4m3fn: half of that again, for cards "
-                    "that are too small otherwise; a little less exact. Files that are float8 "
-                    "already stay so, whatever is chosen.",
+                    *TARGETS,
+                    tooltip=f"{WEIGHT_DTYPE_TOOLTIP} float8_e4m3fn, int8_convrot: half; nvfp4: a third.",
                 ),
                 io.Combo.Input(
                     "clip_name",
@@ -94,8 +92,8 @@ class LoadMIGM(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="The text encoder of aMUSEd, Meissonic and Monetico. auto: the one in "
-                    "the model's folder. Or a file in models/text_encoders of the same width, with "
-                    "its text projection. Other models have none.",
+                    "the model's folder. Or a file of the same width in "
+                    "models/text_encoders. Others have none.",
                 ),
             ],
             outputs=[
@@ -148,14 +146,21 @@ class LoadMIGM(io.ComfyNode):
         if clip_name != AUTO:
             encoder = Path(folder_paths.get_full_path_or_raise(clip.FOLDER, clip_name))
         text_encoder = clip.build_clip(checkpoint, encoder)
-        if weight_dtype == FLOAT8_E4M3 and not checkpoint.quantized:
-            checkpoint = cast(checkpoint, torch.float8_e4m3fn)
+        if weight_dtype in TARGETS and not checkpoint.quantized:
+            checkpoint = quantize(checkpoint, TARGETS[weight_dtype])
         vae = CodeVAE(vq)
         latent_format = CodeIds(vq.config.downscale, vae.code_colours())
         model = build_model(checkpoint, weight_dtype, latent_format, conditioner)
         lines = [_loaded(checkpoint, model.model.network), _loaded(vq, vae.first_stage_model.vq)]
         NodeText().keep(lines)
         return io.NodeOutput(model, vae, text_encoder)
+
+
+def quantize(checkpoint: Checkpoint, target: Target) -> Checkpoint:
+    """Return the checkpoint with quantized weights. Raise ValueError if this ComfyUI does not know the format."""
+    with naming(checkpoint.path):
+        check_formats({str(format_of(target))})
+    return cast(checkpoint, target, mm.get_torch_device())
 
 
 def _loaded(checkpoint: Checkpoint, network: Network) -> str:

@@ -37,7 +37,7 @@ from ..shortcut.models.architecture import (
     VQNetwork,
 )
 from ..shortcut.unwrap import SAVED, metadata_tensor
-from .host import HostAttention, dtypes
+from .host import HostAttention, ahead_of_use, dtypes
 from .latents import check_form, check_type, codes_of
 
 MARGIN = 1.25  # of memory estimates, for what an allocator leaves unused and attention needs
@@ -69,8 +69,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
         """
         with naming(checkpoint.path):
             check_formats(set(checkpoint.quantized.values()))
-            if quantized.COMPUTED.intersection(checkpoint.quantized.values()):
-                quantized.check_device(device)
+            quantized.check_device(device, checkpoint.quantized.values())
         dtype, cast_to = dtypes(weight_dtype, device, checkpoint)
         config = cls(
             {
@@ -90,7 +89,7 @@ def check_formats(formats: Collection[str]) -> None:
     if strange := sorted(set(formats) - known):
         raise ValueError(
             f"its weights are quantized as {', '.join(strange)}, and this ComfyUI does not know the format: it knows "
-            f"{', '.join(sorted(known))}. Update ComfyUI, or choose a file in float8_e4m3fn or bfloat16."
+            f"{', '.join(sorted(known))}. Update ComfyUI, or choose a file in bfloat16 or float8_e4m3fn."
         )
 
 
@@ -135,10 +134,11 @@ class MaskedImageModel(comfy.model_base.BaseModel):
         """Open a run of the MODEL `patcher`, in which its callbacks and attention overrides take effect."""
         patcher.pre_run()
         self.attention.options = patcher.model_options["transformer_options"]
+        self.network.in_order = ahead_of_use(patcher)
         try:
             yield
         finally:
-            self.attention.options = {}
+            self.attention.options, self.network.in_order = {}, iter
             patcher.cleanup()
 
     def _apply_model(self, *args: Any, **kwargs: Any) -> Tensor:

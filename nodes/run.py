@@ -17,6 +17,7 @@ from ..shortcut.accelerators.choice import kept_bytes
 from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.generate import Result, generate, groups, masked_at_start, needed_branches
 from ..shortcut.grid import usual_grid
+from ..shortcut.memory import images_that_fit
 from ..shortcut.models.architecture import Branches, Conditioning, Grid
 from ..shortcut.pipeline import check_head
 from ..shortcut.schedule import Settings, plan
@@ -53,12 +54,36 @@ class Job:
         """The tokens to make of each image."""
         return tuple(masked_at_start(**self.start).sum(1).tolist())
 
+    def bytes_of(self, num_images: int) -> float:
+        """Return what a run of so many of its images takes above the weights."""
+        model = model_of(self.model)
+        on_grid = model.network.on_grid(*self.grid)
+        kept = kept_bytes(self.accelerated.name, on_grid, num_images, self.lengths)
+        return model.run_bytes(self.grid, num_images, self.conditions) + kept
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The positions of each guidance branch."""
+        on_grid = model_of(self.model).network.on_grid(*self.grid)
+        return tuple(on_grid.sequence_length(condition) for condition in self.conditions)
+
+    @property
+    def images_at_once(self) -> int:
+        """As many as fit beside the weights: a pass of few images costs less than weights that move."""
+        head = self.accelerated.head
+        loaded = [self.model] if head is None else [self.model, head]
+        room = mm.get_total_memory(self.model.load_device) - sum(m.model_size() for m in loaded)
+        return images_that_fit(self.bytes_of, len(self.start["image_indices"]), room)
+
     @property
     def num_steps(self) -> int:
         """The steps of all groups of images."""
         model = model_of(self.model)
         found = groups(
-            model.network.on_grid(*self.grid), self.conditions, masked_at_start(**self.start)
+            model.network.on_grid(*self.grid),
+            self.conditions,
+            masked_at_start(**self.start),
+            self.images_at_once,
         )
         more = model.checkpoint.architecture.rules, self.start["denoise"]
         num_tokens = self.start["num_tokens"]
@@ -131,16 +156,17 @@ def run(job: Job, text: NodeText, node: str, **progress: Any) -> tuple[Result, S
     """
     masked_model, device = model_of(job.model), job.model.load_device
     rules, conditions = masked_model.checkpoint.architecture.rules, job.conditions
-    num_images = len(job.start["image_indices"])
-    on_grid = masked_model.network.on_grid(*job.grid)
-    lengths = tuple(on_grid.sequence_length(condition) for condition in conditions)
-    needed = masked_model.run_bytes(job.grid, num_images, conditions)
-    needed += kept_bytes(job.accelerated.name, on_grid, num_images, lengths)
+    num_images, at_once = len(job.start["image_indices"]), job.images_at_once
+    needed = job.bytes_of(at_once)
     head = job.accelerated.head
     downscale = job.model.get_model_object("latent_format").spacial_downscale_ratio
     if doubt := doubt_of_size(masked_model.checkpoint, job.grid, downscale):
         text.keep([doubt])
         logging.warning("%s: %s", node, doubt)
+    if at_once < num_images:
+        line = f"memory holds {at_once} of {num_images} images at a time: they are made in parts"
+        text.keep([line])
+        logging.info("%s: %s", node, line)
     loaded = [job.model] if head is None else [job.model, head]
     mm.load_models_gpu(loaded, memory_required=needed)
     is_sequential = len(conditions) > 1 and job.model.get_free_memory(device) < needed
@@ -155,13 +181,14 @@ def run(job: Job, text: NodeText, node: str, **progress: Any) -> tuple[Result, S
             job.settings,
             rules,
             accelerator=job.accelerated.make,
+            images_at_once=at_once,
             device=device,
             on_step=report,
             **job.start,
         )
     patches = getattr(job.model, "patches_uuid", None)
     work = Work(
-        of_a_pass=(job.grid, num_images, lengths, is_sequential, patches),
+        of_a_pass=(job.grid, at_once, job.lengths, is_sequential, patches),
         num_steps=job.settings.num_steps,
         num_to_make=job.num_to_make,
     )

@@ -42,8 +42,8 @@ class MaskedSampler(io.ComfyNode):
                 io.Latent.Input(
                     "latent_image",
                     tooltip="From Empty Latent Image, or from VAE Encode to change an image; with "
-                    "Set Latent Noise Mask only where the mask is. Lumina-DiMOO makes any size in "
-                    "multiples of 16 pixels, best near 1024 x 1024; MaskGIT only its own.",
+                    "Set Latent Noise Mask only where the mask is. MaskGIT makes its own "
+                    "size only.",
                 ),
                 *widgets(),
                 Head.Input(

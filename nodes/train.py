@@ -75,8 +75,7 @@ class TrainHead(io.ComfyNode):
                     min=0,
                     max=1024,
                     tooltip="Steps of the pictures that the head learns from: those that you will "
-                    "use it with. 0: as many as the model is used with (32 for MaskGIT, 64 for "
-                    "Lumina-DiMOO).",
+                    "use it with. 0: as many as the model is used with.",
                 ),
                 seed_widget(
                     "Decides every random choice of the training. On a CPU the same seed "
@@ -97,8 +96,8 @@ class TrainHead(io.ComfyNode):
                     default="",
                     optional=True,
                     tooltip="What a text model shows meanwhile, one prompt a line, such as you "
-                    "will ask for later; a hundred or more are better than a few. Of no use to "
-                    "models of classes, which show all of them.",
+                    "will ask for later; a hundred are better than a few. Not for models "
+                    "of classes.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -110,8 +109,7 @@ class TrainHead(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="How far an iteration moves the weights at most. 0: what suits the "
-                    "head's width, 0.003 for a small one, 0.0001 for Lumina-DiMOO's. Halve it if "
-                    "the loss is not finite.",
+                    "head's width. Halve it if the loss is not finite.",
                 ),
             ],
             outputs=[

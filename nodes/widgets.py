@@ -62,45 +62,38 @@ def widgets() -> list[Any]:
             min=1,
             max=1024,
             tooltip="In how many steps the image is revealed. More: better, slower. Typical: 64 "
-            "for Lumina-DiMOO; for MaskGIT 8 to 32 without a head, 32 with one, where most steps "
-            "are cheap. MaskGIT never takes more than there are tokens to make.",
+            "for Lumina-DiMOO, 32 for MaskGIT with a head, 8 to 32 without.",
         ),
         io.Int.Input(
             "full_steps",
             default=8,
             min=1,
             max=1024,
-            tooltip="How many of the steps are full passes of the model; a connected head answers "
-            "the others. They decide the time. Fewer: faster, less exact. Typical: 9 to 14 of 64 "
-            "for Lumina-DiMOO, 8 to 12 of 32 for MaskGIT. Equal to steps: exactly the original "
-            "method. Without a head it has no effect: all steps are full.",
+            tooltip="How many steps are full passes; a head answers the others. Fewer: faster, "
+            "less exact. All: the original method. Typical: 9 to 14 of 64, 8 to 12 of 32.",
         ),
         weight_widget(
             "cfg",
             2.8,
-            tooltip="Guidance on the scale of the original: cond + cfg x (cond - uncond), so "
-            "KSampler's cfg is this + 1. Higher: closer to the class or text, less varied. 0 = "
-            "off, which halves the work. Typical: 4 for Lumina-DiMOO, 2.5 with a source image, 2 "
-            "to 5 for MaskGIT.",
+            tooltip="Guidance, as the original counts it: KSampler's cfg is this + 1. Higher: "
+            "closer to class or text, less varied. 0: off, half the work. Typical: 2 to "
+            "5.",
         ),
         io.Boolean.Input(
             "cfg_ramp",
             default=True,
             advanced=True,
             tooltip="On: guidance rises evenly from 0 in the first step to cfg in the last, as "
-            "MaskGIT has it; images vary more. Off: cfg in every step, as Lumina-DiMOO has it. No "
-            "effect on speed.",
+            "MaskGIT has it. Off: cfg in every step. No effect on speed.",
         ),
         io.Combo.Input(
             "schedule",
             options=list(SCHEDULES),
             default="arccos",
             advanced=True,
-            tooltip="How the number of tokens per step grows. All reveal few first and most last; "
-            "in the order root, linear, arccos, cosine, square ever more come early. arccos is "
-            "MaskGIT's. lumina is Lumina-DiMOO's: cosine, but by its own rounding, and steps that "
-            "reveal nothing are left out. amused is that of aMUSEd and Meissonic, amused-linear "
-            "theirs with a noise mask: with denoise below 1 they take as many fewer steps.",
+            tooltip="How the number of tokens per step grows. Take the model's own: arccos for "
+            "MaskGIT, lumina for Lumina-DiMOO, amused for aMUSEd and Meissonic, with a "
+            "mask amused-linear.",
         ),
         temperature_widget(
             "temperature",
@@ -116,10 +109,9 @@ def widgets() -> list[Any]:
             step=0.5,
             round=0.01,
             advanced=True,
-            tooltip="Randomness of where tokens are revealed. Too low: flat, dull images; too "
-            "high: incoherent ones. 0 = always the most certain. Typical: 4 to 12 for MaskGIT "
-            "and 30 for the shipped class model, falling to 0 in the last step; 1 for "
-            "Lumina-DiMOO and 4 for the shipped text model, where it stays. No effect on speed.",
+            tooltip="Randomness of where tokens are revealed. Too low: flat images; too high: "
+            "incoherent ones. Typical: 4 to 12 for MaskGIT, 1 for Lumina-DiMOO, 30 and 4 "
+            "for the shipped models.",
         ),
         io.Float.Input(
             "denoise",
@@ -127,9 +119,9 @@ def widgets() -> list[Any]:
             min=0.01,
             max=1.0,
             step=0.01,
-            tooltip="Share of the tokens (under the mask, if there is one) that is hidden and "
-            "made anew, picked at random by the seed. 1: all. Lower: closer to the given image. "
-            "Keep 1 with Empty Latent Image.",
+            tooltip="Share of the tokens, under the mask if there is one, that is made anew, "
+            "picked at random. Lower: closer to the given image. Keep 1 with Empty Latent "
+            "Image.",
         ),
     ]
 
@@ -142,19 +134,16 @@ def later_widgets() -> list[Any]:
             options=list(PRESETS),
             default=CUSTOM,
             optional=True,
-            tooltip="Settings in a word, right for the loaded model: all widgets but seed and "
-            "denoise are then ignored. Lumina-DiMOO has 64 steps: quality takes 14 full passes, "
-            "about 4 times as fast as the original; balanced 11, 4.9 times; fast 9, 5.8 times, "
-            "with less detail. MaskGIT has 32: 12, 9 or 8. Without a head each of them is the "
-            "original method, every step a full pass. one_step: for one-step students of MaskGIT "
-            "and Meissonic. custom: the widgets decide; their first values are MaskGIT's.",
+            tooltip="Settings that suit the loaded model, in place of all widgets but seed and "
+            "denoise. quality: slowest; fast: less detail. one_step: for one-step students. "
+            "custom: the widgets decide.",
         ),
         weight_widget(
             "cfg_image",
             4.0,
-            tooltip="Guidance towards the source images of Text Condition; without them it has no "
-            "effect. Higher: closer to the image, less change. 0 = off, which saves a third of the "
-            "work. Typical: 4 for Lumina-DiMOO, 1.5 for the shipped text model.",
+            tooltip="Guidance towards the source images of Text Condition. Higher: less change. "
+            "0: off, a third less work. Typical: 4 for Lumina-DiMOO, 1.5 for the shipped "
+            "text model.",
             optional=True,
             advanced=True,
         ),
@@ -165,10 +154,8 @@ def later_widgets() -> list[Any]:
             max=64,
             optional=True,
             advanced=True,
-            tooltip="In steps that the head answers, positions within so many tokens of those "
-            "revealed since the last full pass come last: there the head errs most. Not in the "
-            "paper, untried on the published models. 0 = off. Typical: 1 for the shipped class "
-            "model, 0 for others. No effect on speed, nor without a head.",
+            tooltip="Steps that the head answers leave tokens near new ones, within so many "
+            "tokens, for last. 0: off. Typical: 1 for the shipped class model, else 0.",
         ),
         io.Combo.Input(
             "order",
@@ -177,8 +164,8 @@ def later_widgets() -> list[Any]:
             optional=True,
             advanced=True,
             tooltip="Which tokens are revealed first. confidence: those that the model is surest "
-            "of. halton: far from each other, by a fixed sequence; choice_temperature then has no "
-            "effect. No effect on speed.",
+            "of. halton: far from each other, by a fixed sequence; choice_temperature has "
+            "no effect.",
         ),
     ]
 

@@ -6,15 +6,15 @@ Everything is strict: a missing or an unknown tensor is an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from . import companions, models, quantized, weight_formats
+from . import companions, kitchen, models, quantized, weight_formats
 from .containers import INDEX_SUFFIX
 from .files import (
     FORMAT_KEY,
@@ -29,6 +29,7 @@ from .models.architecture import Architecture, Network
 from .models.key_table import checked
 from .models.layers import Attention, Bare, sdpa
 from .models.layout import TEXT_PREFIX, Kind, Layout, configure
+from .quantized import Target
 from .recognition import VERSION, VERSION_KEY, bare, by_own_names, by_published_keys, our_layout
 from .unwrap import SAVED, saved_metadata
 from .values import check_finite, fingerprint
@@ -92,6 +93,11 @@ class Checkpoint:
         return max(totals, key=lambda dtype: totals[dtype])
 
     @property
+    def quantizable(self) -> Mapping[str, torch.Size]:
+        """The names and shapes of the weights that may be quantized, in the network's order."""
+        return self.layout.quantizable_weights(self.config)
+
+    @property
     def num_parameters(self) -> int:
         """The number of the network's parameters."""
         extras = quantized.extras(self.quantized)
@@ -123,55 +129,56 @@ class Checkpoint:
         layout = replace(self.layout, network=network, quantizable=())
         return replace(self, layout=layout, tensors=self.text, text={}, quantized={})
 
-    def in_dtype(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    def converted(
+        self, target: Target, device: torch.device | str = "cpu"
+    ) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, tensor) of all that `cast` gives, made one after the other.
 
         Raises:
             ValueError: as `cast`.
         """
         with naming(self.path):
-            for name, tensor in self._recast(self.tensors, dtype):
+            for name, tensor in self._recast(self.tensors, target, device):
                 check_finite({name: tensor}, is_full=True)
                 yield name, tensor
 
-    def shapes(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """Return the tensors on the meta device, in `dtype` if given."""
+    def shapes(self, target: Target | None = None) -> dict[str, Tensor]:
+        """Return the tensors on the meta device, as `target` says if given."""
         shapes = {name: tensor.to("meta") for name, tensor in self.tensors.items()}
         with naming(self.path):
-            return shapes if dtype is None else dict(self._recast(shapes, dtype))
+            return shapes if target is None else dict(self._recast(shapes, target, "meta"))
 
     def _recast(
-        self, tensors: Mapping[str, Tensor], dtype: torch.dtype
+        self, tensors: Mapping[str, Tensor], target: Target, device: torch.device | str
     ) -> Iterator[tuple[str, Tensor]]:
-        names = linear_weights(self) if dtype in quantized.FLOAT8 else set()
-        return quantized.recast(tensors, self.quantized, dtype, names)
+        format = quantized.format_of(target)
+        names = set() if format is None else linear_weights(self, format)
+        return quantized.recast(tensors, self.quantized, target, names, device)
 
 
-def cast(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
-    """Return the checkpoint with all weights in `dtype`. Float8 is for the linear weights in a model's blocks.
+def cast(checkpoint: Checkpoint, target: Target, device: torch.device | str = "cpu") -> Checkpoint:
+    """Return the checkpoint with all weights in a type, or the linear ones of a model's blocks in a quantized format.
+
+    Args:
+        device: quantizes, a tensor at a time; all of them come to lie where they were.
 
     Raises:
-        ValueError: a value does not fit, or the weights cannot be taken from or to float8.
+        ValueError: a value does not fit, or the weights cannot be taken from or to that format.
     """
-    tensors = dict(checkpoint.in_dtype(dtype))
-    format = quantized.FLOAT8.get(dtype)
-    names = linear_weights(checkpoint) if format is not None else ()
+    tensors = dict(checkpoint.converted(target, device))
+    format = quantized.format_of(target)
+    names = linear_weights(checkpoint, format) if format is not None else ()
     return replace(checkpoint, tensors=tensors, quantized=dict.fromkeys(names, format))
 
 
-def linear_weights(checkpoint: Checkpoint) -> set[str]:
-    """Return the names of the weights that may be float8. Raises ValueError if there are none."""
+def linear_weights(checkpoint: Checkpoint, format: str) -> set[str]:
+    """Return the names of the weights that may have a quantized format. Raises ValueError if there are none."""
     layout = checkpoint.layout
     if not layout.quantizable:
         raise ValueError(
-            f"float8 is for the large weights of a model, and this is a {layout.title}. Choose float16 or bfloat16."
+            f"{format} is for the large weights of a model, and this is a {layout.title}. Choose float16 or bfloat16."
         )
-    network = layout.network(checkpoint.config, device="meta", operations=Bare)
-    return {
-        f"{name}.weight"
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith(layout.quantizable)
-    }
+    return kitchen.chosen(checkpoint.quantizable, format)
 
 
 def load(
@@ -270,8 +277,8 @@ def from_tensors(
         layout,
         config,
         tensors,
-        fingerprint(weights),
-        described,
+        described.fingerprint if formats and described.fingerprint else fingerprint(weights),
+        replace(described, fingerprint="", unquantized=()),  # as what follows says by itself
         path,
         formats,
         frozenset(layout.from_model) - told,
@@ -338,7 +345,7 @@ def build(
         with naming(checkpoint.path):
             quantized.check_computed(checkpoint.quantized)
             quantized.check_layers(network, checkpoint.quantized)
-            quantized.check_device(device)
+            quantized.check_device(device, checkpoint.quantized.values())
     stored = quantized.members(checkpoint.quantized)
     state = {
         name: tensor.to(device) if name in stored else tensor.to(device, dtype)
@@ -349,7 +356,7 @@ def build(
     return network
 
 
-def save(path: str | Path, checkpoint: Checkpoint, *, dtype: torch.dtype | None = None) -> None:
+def save(path: str | Path, checkpoint: Checkpoint, *, dtype: Target | None = None) -> None:
     """Write a checkpoint as one of our files, whole or not at all.
 
     It is written tensor by tensor, so that another type needs no second copy.
@@ -366,12 +373,22 @@ def save(path: str | Path, checkpoint: Checkpoint, *, dtype: torch.dtype | None 
             f"{path} has the suffix {path.suffix!r}, expected {OUR_SUFFIX}. Rename the output."
         )
     checkpoint = checkpoint.with_text()
-    tensors = checkpoint.tensors.items() if dtype is None else checkpoint.in_dtype(dtype)
+    tensors = checkpoint.tensors.items() if dtype is None else checkpoint.converted(dtype)
     with written_whole(path) as partial:
-        write_safetensors(partial, checkpoint.shapes(dtype), tensors, metadata_of(checkpoint))
+        format = None if dtype is None else quantized.format_of(dtype)
+        names = set() if format is None else linear_weights(checkpoint, format)
+        metadata = metadata_of(checkpoint, names)
+        write_safetensors(partial, checkpoint.shapes(dtype), tensors, metadata)
 
 
-def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the metadata that our file of a checkpoint has."""
+def metadata_of(checkpoint: Checkpoint, more: Collection[str] = ()) -> dict[str, str]:
+    """Return the metadata that our file of a checkpoint has.
+
+    Args:
+        more: names of weights that are quantized in the file, and not in the checkpoint.
+    """
     described = replace(checkpoint.metadata, config=asdict(checkpoint.config))
+    if names := {*checkpoint.quantized, *more}:
+        kept = tuple(name for name in checkpoint.quantizable if name not in names)
+        described = replace(described, fingerprint=checkpoint.fingerprint, unquantized=kept)
     return {FORMAT_KEY: checkpoint.layout.name, VERSION_KEY: VERSION, **described.dump()}

@@ -71,6 +71,12 @@ class Metadata:
     defaults: Mapping[str, Any] = field(default_factory=dict)  # sampler settings that suit a model
     grid: tuple[int, ...] = ()  # of a model of any size: rows and columns that it was trained on
     model_fingerprint: str = ""  # of the model that a head belongs to
+    fingerprint: str = (
+        ""  # of quantized weights, before they were: no other shows from what is stored
+    )
+    unquantized: tuple[
+        str, ...
+    ] = ()  # large weights that stayed as they were where others were quantized
     code_colours: str = ""  # of a VQ model, for previews: six hex digits for each code, RRGGBB
     trained: Mapping[str, Any] = field(default_factory=dict)  # how: steps, schedule, data, figures
 
@@ -87,8 +93,8 @@ class Metadata:
         }
 
 
-STRINGS = ("title", "model_fingerprint", "code_colours")
-ITEMS = {"class_names": str, "grid": int}  # of lists
+STRINGS = ("title", "model_fingerprint", "fingerprint", "code_colours")
+ITEMS = {"class_names": str, "grid": int, "unquantized": str}  # of lists
 TYPES = {**dict.fromkeys(STRINGS, str), **dict.fromkeys(ITEMS, list)}  # the others: dict
 
 

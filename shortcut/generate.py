@@ -47,6 +47,7 @@ def generate(
     known_codes_BL: Tensor | None = None,
     is_editable_BL: Tensor | None = None,
     denoise: float = 1.0,
+    images_at_once: int = MAX_IMAGES,
     device: torch.device | str = "cpu",
     on_step: Callable[[Trace], None] | None = None,
 ) -> Result:
@@ -61,6 +62,7 @@ def generate(
         known_codes_BL: codes to start from; None = everything is made.
         is_editable_BL: True where tokens may be made anew; None = everywhere.
         denoise: share of the editable tokens that is made anew, picked at random by the seed, in (0, 1].
+        images_at_once: the most images in a pass; more are made one group after the other, and come out the same.
         on_step: hook of the sampler; images are handled in groups of equal numbers of tokens to make.
 
     Raises:
@@ -79,7 +81,7 @@ def generate(
         codes_BL = known_codes_BL.to(device, torch.long, copy=True)
     begun, num_steps, num_full = time.perf_counter(), 0, 0
     order = BY_NAME[settings.order](model.grid)
-    for count, rows in groups(model, conditions, is_masked_BL):
+    for count, rows in groups(model, conditions, is_masked_BL, images_at_once):
         rows_B = torch.tensor(rows, device=device)
         steps = plan(settings, count, num_tokens, rules, denoise)
         group_conditions = tuple(c[rows].to(device) for c in conditions)
@@ -105,17 +107,24 @@ def generate(
 
 
 def groups(
-    model: GridModel, conditions: Sequence[Conditions], is_masked_BL: Tensor
+    model: GridModel,
+    conditions: Sequence[Conditions],
+    is_masked_BL: Tensor,
+    images_at_once: int = MAX_IMAGES,
 ) -> list[tuple[int, list[int]]]:
     """Return the images that run together, by their rows, and how many tokens each of them has to make.
 
-    They have equal numbers of tokens to make and conditions of equal lengths.
+    They have equal numbers of tokens to make and conditions of equal lengths, and are at most so many.
     """
     found: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
     for row, count in enumerate(is_masked_BL.sum(1).tolist()):
         lengths = [model.sequence_length(c[row : row + 1]) for c in conditions]
         found[(count, *lengths)].append(row)
-    return [(count, rows) for (count, *_), rows in sorted(found.items())]
+    return [
+        (count, rows[start : start + images_at_once])
+        for (count, *_), rows in sorted(found.items())
+        for start in range(0, len(rows), images_at_once)
+    ]
 
 
 def num_draws(steps: Sequence[Step]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -28,6 +29,16 @@ def memory_of(device: torch.device) -> tuple[int, int] | None:
     return free, whole
 
 
+def images_that_fit(needed: Callable[[int], float], num_images: int, room: float) -> int:
+    """Return how many images of a batch to work on at once: all, or the most that fit, and at least one.
+
+    Args:
+        needed: bytes that a run of so many takes above the weights.
+        room: bytes that there are for it.
+    """
+    return next((num for num in range(num_images, 1, -1) if needed(num) <= room), 1)
+
+
 def check_memory(needed: float, device: torch.device) -> None:
     """Compare what a run needs above the weights with what there is.
 
@@ -40,8 +51,27 @@ def check_memory(needed: float, device: torch.device) -> None:
         return
     free, whole = memory
     said = f"the run takes about {needed / 1e9:.1f} GB beside the weights, and {device} has"
-    advice = "Use --sequential, --dtype bfloat16, fewer or smaller images"
+    advice = "Use --sequential, --dtype bfloat16, or smaller images"
     if needed > whole:
         raise ValueError(f"{said} {whole / 1e9:.1f} GB in all. {advice}.")
     if needed > free:
         logger.warning("%s %.1f GB free. It may run out of memory. %s.", said, free / 1e9, advice)
+
+
+def images_at_once(needed: Callable[[int], float], num_images: int, device: torch.device) -> int:
+    """Return how many images of a batch a device works on at once: those that fit into what is free now.
+
+    Args:
+        needed: as for `images_that_fit`.
+
+    Raises:
+        ValueError: not even one fits into what the device has at all.
+    """
+    memory = memory_of(device)
+    num = num_images if memory is None else images_that_fit(needed, num_images, memory[0])
+    check_memory(needed(num), device)
+    if num < num_images:
+        logger.info(
+            "memory holds %d of %d images at a time: they are made in parts", num, num_images
+        )
+    return num

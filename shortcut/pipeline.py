@@ -32,7 +32,7 @@ from .generate import Result, generate, needed_branches
 from .grid import Grid, grid_of
 from .guard import MAX_IMAGES, check_whole
 from .image import to_pictures
-from .memory import check_memory
+from .memory import images_at_once
 from .models.architecture import (
     ONE_STEP,
     Architecture,
@@ -223,9 +223,12 @@ class Pipeline:
         conditions, guidance = needed_branches(conditions, settings.guidance)
         model = self.model.on_grid(*grid, is_sequential=self.is_sequential)
         lengths = [model.sequence_length(condition) for condition in conditions]
-        needed = model.activation_bytes(len(image_indices), lengths)
-        needed += kept_bytes(self.accelerator_name, model, len(image_indices), lengths)
-        check_memory(needed, self.device)
+
+        def needed(num_images: int) -> float:
+            kept = kept_bytes(self.accelerator_name, model, num_images, lengths)
+            return model.activation_bytes(num_images, lengths) + kept
+
+        at_once = images_at_once(needed, len(image_indices), self.device)
         with advice_on_memory():
             return generate(
                 model,
@@ -239,6 +242,7 @@ class Pipeline:
                 known_codes_BL=known_codes_BL,
                 is_editable_BL=is_editable_BL,
                 denoise=denoise,
+                images_at_once=at_once,
                 device=self.device,
                 on_step=on_step,
             )

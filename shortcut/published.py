@@ -15,13 +15,13 @@ from .checkpoint import Checkpoint
 from .guard import naming
 from .models.key_table import Row, Table, Unbatched, origin
 from .models.layout import Tensors
-from .quantized import FLOAT8
+from .quantized import Target, format_of
 from .writing import written_whole
 
 SUFFIXES = (".pth", ".pt", ".ckpt")
 
 
-def save(path: str | Path, checkpoint: Checkpoint, *, dtype: torch.dtype | None = None) -> None:
+def save(path: str | Path, checkpoint: Checkpoint, *, dtype: Target | None = None) -> None:
     """Write a PyTorch file, whole or not at all.
 
     Args:
@@ -36,7 +36,7 @@ def save(path: str | Path, checkpoint: Checkpoint, *, dtype: torch.dtype | None 
         torch.save(content, partial)
 
 
-def published(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> dict[str, Any]:
+def published(checkpoint: Checkpoint, dtype: Target | None = None) -> dict[str, Any]:
     """Return what the published file holds.
 
     Raises:
@@ -48,12 +48,12 @@ def published(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> dict[
             raise ValueError(
                 f"a {layout.title} is not published as a PyTorch file. Give the output the suffix .safetensors."
             )
-        if checkpoint.quantized or dtype in FLOAT8:
+        if checkpoint.quantized or (dtype is not None and format_of(dtype) is not None):
             raise ValueError(
                 "programs that read PyTorch files know no quantized weights. Give the output the suffix .safetensors, "
                 "or the weights another type."
             )
-        tensors = checkpoint.tensors if dtype is None else dict(checkpoint.in_dtype(dtype))
+        tensors = checkpoint.tensors if dtype is None else dict(checkpoint.converted(dtype))
         content = publish(layout.table, tensors)
     return content if layout.container is None else {layout.container: content}
 

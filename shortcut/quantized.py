@@ -5,7 +5,7 @@ _load_quantized_module.
 
 A quantized layer X has X.weight in the narrow type, X.weight_scale, whose product with it is the weight, and
 X.comfy_quant: the bytes of a JSON {"format": "float8_e4m3fn", ...} as uint8. Which formats there are is said in
-STORED; this project writes and computes float8, the others load for ComfyUI's own layers.
+STORED; this project writes and computes float8, int8 and nvfp4, the others load for ComfyUI's own layers.
 
     O, I  outputs, inputs of a layer
 """
@@ -21,16 +21,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import kitchen
+from .kitchen import SCALE, SCALE_2
 from .models.architecture import Network
 from .models.layers import Bare
 from .models.layout import Tensors
 
-MARK, SCALE = "comfy_quant", "weight_scale"
+MARK = "comfy_quant"
 INPUT_SCALE = "input_scale"
 EXTRAS = (  # beside weight and bias
     MARK,
     SCALE,
-    "weight_scale_2",
+    SCALE_2,
     "pre_quant_scale",
     INPUT_SCALE,
     "weight_s_rel",
@@ -53,14 +55,28 @@ STORED = {
     "float8_e4m3fn": Stored(torch.float8_e4m3fn),
     "float8_e5m2": Stored(torch.float8_e5m2),
     "mxfp8": Stored(torch.float8_e4m3fn),
-    "nvfp4": Stored(torch.uint8, packed=2, scales=(SCALE, "weight_scale_2")),
+    "nvfp4": Stored(torch.uint8, packed=2, scales=(SCALE, SCALE_2)),
     "int8_tensorwise": Stored(torch.int8),
     "convrot_w4a4": Stored(torch.int8, packed=2),
     "asym_w4a8_int8": Stored(torch.int8, packed=2, scales=("weight_s_rel", "weight_s_channel")),
     "awq_w4a16": Stored(torch.int8, packed=2, scales=(SCALE, "weight_zeros")),
 }
 FLOAT8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
-COMPUTED = frozenset(FLOAT8.values())  # by the layers below
+COMPUTED = frozenset((*FLOAT8.values(), *kitchen.FORMATS.values()))  # by the layers below
+# What weights are to be: a type, of those of FLOAT8 too, or one of `kitchen.FORMATS`, which are no types.
+Target = torch.dtype | str
+# Formats that this project writes, by the names that users choose.
+TARGETS: dict[str, Target] = {
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    **{name: name for name in kitchen.FORMATS},
+}
+
+
+def format_of(target: Target) -> str | None:
+    """Return the quantized format of STORED that weights shall have; None = they shall have a type."""
+    if isinstance(target, str):
+        return kitchen.FORMATS[target]
+    return FLOAT8.get(target)
 
 
 def members(weights: Collection[str]) -> set[str]:
@@ -79,32 +95,33 @@ def num_values(tensor: Tensor, format: str | None) -> int:
     return tensor.numel() * (STORED[format].packed if format is not None else 1)
 
 
-def quantize(name: str, weight_OI: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the tensors that store the weight `name` in a type of FLOAT8; on the meta device, their shapes and types.
+def quantize(name: str, weight_OI: Tensor, target: Target) -> dict[str, Tensor]:
+    """Return the tensors that store the weight `name` in a quantized format; on the meta device, without values."""
+    layer = name.removesuffix(".weight")
+    if isinstance(target, torch.dtype):
+        parts = {**_float8(weight_OI, target), MARK: mark_of(target)}
+    else:
+        parts, about = kitchen.quantize(weight_OI, kitchen.FORMATS[target])
+        parts[MARK] = bytes_of(json.dumps(about))
+    return {f"{layer}.{part}": tensor for part, tensor in parts.items()}
+
+
+def _float8(weight_OI: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return a weight in a type of FLOAT8, and its scale.
 
     The scale is a power of two that brings the largest value into the upper half of the range. Dividing and multiplying
     by it is exact, so the only error is float8's own rounding, and bfloat16 holds every weight as it is stored.
     Differs: ComfyUI's tools take the scale that uses the range to its end. Float8 has the same precision anywhere in
     its range, so nothing is gained by it.
     """
-    layer = name.removesuffix(".weight")
     if weight_OI.is_meta:  # `aminmax` there imports sympy, which takes seconds
-        scale = torch.empty((), device="meta")
-        return {
-            name: weight_OI.to(dtype),
-            f"{layer}.{SCALE}": scale,
-            f"{layer}.{MARK}": mark_of(dtype),
-        }
+        return {"weight": weight_OI.to(dtype), SCALE: torch.empty((), device="meta")}
     low, high = weight_OI.aminmax()
     largest = torch.maximum(-low, high).float()
     share = (largest / torch.finfo(dtype).max).clamp(min=torch.finfo(torch.float32).tiny)
     scale = torch.ldexp(torch.ones_like(share), share.frexp().exponent)
     scale = torch.where(largest.isfinite(), scale, torch.nan)  # float8 has no infinity to tell of
-    return {
-        name: weight_OI.div(scale).to(dtype),
-        f"{layer}.{SCALE}": scale,
-        f"{layer}.{MARK}": mark_of(dtype),
-    }
+    return {"weight": weight_OI.div(scale).to(dtype), SCALE: scale}
 
 
 def mark_of(dtype: torch.dtype) -> Tensor:
@@ -122,26 +139,47 @@ def bytes_of(text: str) -> Tensor:
 
 
 def dequantize(weight_OI: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the weight in `dtype`."""
+    """Return a float8 weight in `dtype`."""
     return weight_OI.to(dtype).mul_(scale)
+
+
+def described(mark: Tensor) -> dict[str, Any]:
+    """Return what the mark of a layer says."""
+    return json.loads(bytes(mark.tolist()))
+
+
+def dequantized(name: str, tensors: Tensors, dtype: torch.dtype) -> Tensor:
+    """Return the weight `name` in `dtype`, whatever it is quantized in."""
+    layer, weight = name.removesuffix(".weight"), tensors[name]
+    if weight.dtype in FLOAT8:
+        return dequantize(weight, tensors[f"{layer}.{SCALE}"].reshape(()), dtype)
+    parts = {
+        part: tensors[f"{layer}.{part}"]
+        for part in ("weight", SCALE, SCALE_2)
+        if f"{layer}.{part}" in tensors
+    }
+    return kitchen.dequantize(parts, described(tensors[f"{layer}.{MARK}"]), dtype)
 
 
 def recast(
     tensors: Tensors,
     formats: Mapping[str, str],
-    dtype: torch.dtype,
+    target: Target,
     linear_weights: Collection[str],
+    device: torch.device | str,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) of a checkpoint whose weights are in `dtype`, one after the other.
+    """Yield (name, tensor) of a checkpoint whose weights are as `target` says, one after the other.
 
     Args:
         formats: {weight: format} of the quantized ones.
-        linear_weights: those to quantize if `dtype` is one of FLOAT8; the others stay as they are.
+        linear_weights: those to quantize if `target` is a quantized format; the others stay as they are.
+        device: quantizes them.
 
     Raises:
         ValueError: weights are quantized already, or in a format that this project cannot compute.
     """
-    if formats and dtype in FLOAT8:
+    format = format_of(target)
+    if formats and format is not None:
         raise ValueError(
             f"its weights are quantized already, in {_listed(formats)}. Convert the file that it was made from, or "
             "this one without a type: it stays as it is."
@@ -150,17 +188,17 @@ def recast(
         check_computed(formats)
     around = extras(formats)
     for name, tensor in tensors.items():
-        if name in formats:
-            scale = tensors[f"{name.removesuffix('.weight')}.{SCALE}"]
-            yield name, dequantize(tensor, scale.reshape(()), dtype)
-        elif name in around:
+        if name in around:
             continue
-        elif dtype in FLOAT8:
-            yield from (
-                quantize(name, tensor, dtype) if name in linear_weights else {name: tensor}
-            ).items()
+        if name in linear_weights:
+            for made, part in quantize(name, tensor.to(device), target).items():
+                yield made, part if part.is_meta else part.to(tensor.device)
+        elif isinstance(target, str) or format is not None:
+            yield name, tensor
+        elif name in formats:
+            yield name, dequantized(name, tensors, target)
         else:
-            yield name, tensor.to(dtype)
+            yield name, tensor.to(target)
 
 
 def check_computed(formats: Mapping[str, str]) -> None:
@@ -168,7 +206,7 @@ def check_computed(formats: Mapping[str, str]) -> None:
     if strange := set(formats.values()) - COMPUTED:
         raise ValueError(
             f"its weights are quantized as {', '.join(sorted(strange))}, which only ComfyUI computes. Load it there, "
-            "or choose a file in float8_e4m3fn or bfloat16."
+            f"or choose a file in bfloat16 or one of {', '.join(sorted(COMPUTED))}."
         )
 
 
@@ -182,8 +220,10 @@ def check_layers(network: Network, formats: Collection[str]) -> None:
             )
 
 
-def check_device(device: torch.device | str) -> None:
-    """Raise ValueError if `device` cannot hold and convert float8."""
+def check_device(device: torch.device | str, formats: Collection[str]) -> None:
+    """Raise ValueError if one of the formats is float8, and `device` cannot hold and convert it."""
+    if not set(FLOAT8.values()).intersection(formats):
+        return
     sample = torch.ones(1, device=device)
     try:
         sample.to(torch.float8_e4m3fn).to(sample.dtype)
@@ -195,32 +235,52 @@ def check_device(device: torch.device | str) -> None:
 
 
 class Operations(Bare):
-    """Torch's layers, with linear ones that may hold a float8 weight and its scale."""
+    """Torch's layers, with linear ones that may hold a quantized weight and its scales."""
 
     class Linear(Bare.Linear):
-        """A quantized weight is multiplied by its scale in the type of the input, at each call: at most one layer's
-        weight exists in that type at a time.
+        """A weight in float8 or nvfp4 is brought to the type of the input at each call: at most one layer's weight
+        exists in that type at a time. One in int8 is multiplied as it is.
         """
 
         weight_scale: Tensor | None
+        weight_scale_2: Tensor | None
 
         def __init__(self, *args: Any, **options: Any):
             super().__init__(*args, **options)
-            self.register_buffer("weight_scale", None)
+            self.register_buffer(SCALE, None)
+            self.register_buffer(SCALE_2, None)
+            self.about: dict[str, Any] = {}  # the description of a quantized weight
 
         def forward(self, input: Tensor) -> Tensor:
             if self.weight_scale is None:
                 return super().forward(input)
-            weight_OI = dequantize(self.weight, self.weight_scale, input.dtype)
-            return F.linear(input, weight_OI, self.bias)
+            if self.weight.dtype in FLOAT8:
+                weight_OI = dequantize(self.weight, self.weight_scale, input.dtype)
+                return F.linear(input, weight_OI, self.bias)
+            parts: dict[str, Any] = {
+                "weight": self.weight,
+                SCALE: self.weight_scale,
+                SCALE_2: self.weight_scale_2,
+            }
+            return kitchen.linear(input, parts, self.about, self.bias)
 
         def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
             self, state_dict: dict[str, Any], prefix: str, *others: Any
         ) -> None:
-            if state_dict.pop(prefix + MARK, None) is not None:
-                scale = state_dict[prefix + SCALE] = state_dict[prefix + SCALE].reshape(())
-                self.weight_scale = torch.empty_like(scale, device="meta")
-                for name in set(EXTRAS) - {SCALE}:  # scales of activations, which are not quantized
+            if (mark := state_dict.pop(prefix + MARK, None)) is not None:
+                weight, scales = state_dict[prefix + "weight"], (SCALE,)
+                if weight.dtype in FLOAT8:
+                    state_dict[prefix + SCALE] = state_dict[prefix + SCALE].reshape(())
+                else:
+                    self.about = described(mark)
+                    scales = STORED[self.about["format"]].scales
+                empty = torch.empty_like(weight, device="meta")
+                self.weight = torch.nn.Parameter(empty, requires_grad=False)
+                for name in scales:
+                    self.register_buffer(
+                        name, torch.empty_like(state_dict[prefix + name], device="meta")
+                    )
+                for name in set(EXTRAS) - {*scales}:  # such as scales of activations
                     state_dict.pop(prefix + name, None)
             super()._load_from_state_dict(state_dict, prefix, *others)
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import kitchen
 from .guard import parse_json, shown
 from .models.architecture import Network
 from .models.key_table import Table, content, dense, rename_keys
 from .models.layout import Tensors
 from .quantized import (
-    COMPUTED,
     EXTRAS,
     FLOAT8,
     INPUT_SCALE,
@@ -29,6 +29,7 @@ from .quantized import (
     STORED,
     bytes_of,
     dequantize,
+    described,
     extras,
     mark_of,
 )
@@ -99,8 +100,8 @@ def _is_one(value: Any) -> bool:
 def split(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:
     """Return (entries as a network has them, what is stored for the quantized ones, {weight: format}).
 
-    The second holds the weights as they lie in the file, scales and marks. In the first a weight that this project
-    cannot compute is a tensor of its true shape on the meta device; entries that are not quantized are as they were.
+    The second holds the weights as they lie in the file, scales and marks. In the first a weight that is not float8 is
+    a tensor of its true shape on the meta device; entries that are not quantized are as they were.
 
     Raises:
         ValueError: a tensor is not what its format asks for, or has a format that nobody knows.
@@ -123,6 +124,8 @@ def split(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor], di
             weights[key] = value
     for name, format in formats.items():
         _check_scales(name, format, stored)
+        if format in kitchen.FORMATS.values():
+            _check_kitchen(name, weights[name].shape, stored)
     return weights, stored, formats
 
 
@@ -230,7 +233,7 @@ def _weight(key: str, value: Any, format: str) -> tuple[Tensor, Tensor]:
             f"tensor {key!r} is {tensor.dtype} with {tensor.ndim} axes, expected {stored.dtype} with 2: its layer is "
             f"quantized as {format}."
         )
-    if format in COMPUTED:
+    if format in FLOAT8.values():
         return tensor, tensor
     return tensor, torch.empty(len(tensor), tensor.shape[1] * stored.packed, device="meta")
 
@@ -245,7 +248,7 @@ def _check_scales(name: str, format: str, stored: dict[str, Tensor]) -> None:
             )
     if name not in stored:
         raise ValueError(f"tensor {name!r} is missing, but it is said to be quantized as {format}.")
-    if format not in COMPUTED:
+    if format not in FLOAT8.values():
         return
     scale = stored[f"{layer}.{SCALE}"]
     if not scale.is_floating_point() or scale.numel() != 1 or not scale.float() > 0:
@@ -253,3 +256,14 @@ def _check_scales(name: str, format: str, stored: dict[str, Tensor]) -> None:
             f"tensor '{layer}.{SCALE}' is {scale.dtype} {tuple(scale.shape)}, expected one positive float32 value."
         )
     stored[f"{layer}.{SCALE}"] = scale.float()
+
+
+def _check_kitchen(name: str, shape: torch.Size, stored: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if the scales of a weight are not what comfy-kitchen's functions read."""
+    layer = name.removesuffix(".weight")
+    parts = {extra: stored.get(f"{layer}.{extra}") for extra in EXTRAS}
+    given = {extra: tensor for extra, tensor in parts.items() if tensor is not None}
+    try:
+        kitchen.check(shape, described(given[MARK]), given)
+    except ValueError as error:
+        raise ValueError(f"the layer {layer!r} cannot be used: {error}") from error

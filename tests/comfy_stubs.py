@@ -195,6 +195,9 @@ class Patcher:
     def get_free_memory(self, device: torch.device) -> float:
         return 2.0**40
 
+    def model_size(self) -> int:
+        return sum(tensor.nbytes for tensor in self.model.state_dict().values())
+
     def pre_run(self) -> None: ...
 
     def cleanup(self) -> None: ...
@@ -260,6 +263,7 @@ def _contents() -> dict[str, dict[str, Any]]:
             "unet_dtype": lambda *_: torch.float32,
             "unet_manual_cast": lambda *_: None,
             "archive_model_dtypes": lambda _: None,
+            "get_total_memory": lambda _: 2.0**40,
             "load_models_gpu": lambda *_, **__: None,
             "throw_exception_if_processing_interrupted": lambda: None,
             "OOM_EXCEPTION": torch.OutOfMemoryError,

@@ -20,7 +20,7 @@ from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.generate import generate
 from shortcut_pack.shortcut.models import meissonic
 from shortcut_pack.shortcut.models.amused import ARCHITECTURE
-from shortcut_pack.shortcut.models.architecture import Request
+from shortcut_pack.shortcut.models.architecture import Architecture, Request
 from shortcut_pack.shortcut.models.layers import Bare
 from shortcut_pack.shortcut.models.uvit_parts import TextCondition, micro_conditions
 from shortcut_pack.shortcut.pipeline import Pipeline, conditioner_of
@@ -174,6 +174,9 @@ def test_a_text_encoder_of_another_width_is_refused(tmp_path: Path) -> None:
         conditioner.conditions(Request(prompt="a fox"), 1)
 
 
+NOT_FINITE = "not finite"
+
+
 def changed(file: Path, **entries: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | entries))
 
@@ -192,6 +195,7 @@ def without(tensors: dict[str, torch.Tensor], *endings: str) -> dict[str, torch.
         ("model.safetensors", "text_projection.weight", "no text_projection.weight, which this"),
         ("model.safetensors", "1.mlp.fc2.bias", "it has no .*layers.1.mlp.fc2.bias"),
         ("model.safetensors", "0.mlp.fc1.weight", "it is damaged .*fc1.weight"),
+        ("model.safetensors", NOT_FINITE, "gives numbers for a text that are not finite"),
         ("tokenizer_config.json", {"model_max_length": "x"}, "fails at a text"),
         ("vocab.json", {"b": 10**6}, "it makes the id 1000000, but the model has 54"),
         ("vocab.json", {"b": -1}, "holds a tokenizer that cannot be read"),
@@ -208,6 +212,8 @@ def test_a_damaged_text_encoder_is_named(
         changed(part / file, **change)
     else:
         tensors = without(load_file(part / file), str(change))
+        if change == NOT_FINITE:
+            tensors["text_projection.weight"].fill_(torch.nan)
         save_file(tensors, part / file, {"format": "pt"})
     conditioner = conditioner_of(checkpoints.load(folder, kind="model"))
     with pytest.raises(ValueError, match=message) as told:
@@ -222,6 +228,16 @@ def test_a_damaged_text_encoder_is_named(
         ("transformer/config.json", {"_class_name": "Other"}, "another network than aMUSEd"),
         ("transformer/config.json", {"num_attention_heads": 5}, "divisor of the width 48"),
         ("transformer/config.json", {"cond_embed_dim": 19}, "pooled_width is 20"),
+        (
+            "transformer/config.json",
+            {"micro_cond_encode_dim": False},
+            "micro_width must be a whole",
+        ),
+        (
+            "transformer/config.json",
+            {"micro_cond_encode_dim": 7},
+            "micro_width is 7, expected an ev",
+        ),
         ("transformer/config.json", {"upsample": False}, "upsample = False, expected True"),
         ("scheduler/scheduler_config.json", {"mask_token_id": 60}, "mask_id is 63"),
     ],
@@ -236,25 +252,32 @@ def test_files_that_contradict_each_other_are_refused(
         checkpoints.load(folder, kind="model")
 
 
-def test_a_head_that_is_trained_for_it_lowers_the_divergence(tmp_path: Path, capsys) -> None:
-    folder = tmp_path / "amused-small"
-    uvit_folder.write_small(folder)
+@pytest.mark.parametrize(
+    ("family", "architecture", "other", "refusal"),
+    [
+        ("amused", ARCHITECTURE, "meissonic", "does not go with a Meissonic transformer"),
+        ("meissonic", meissonic.ARCHITECTURE, "amused", "does not go with a aMUSEd transformer"),
+    ],
+)
+def test_a_head_that_is_trained_for_it_lowers_the_divergence(
+    family: str, architecture: Architecture, other: str, refusal: str, tmp_path: Path, capsys
+) -> None:
+    folder = uvit_folder.write_small(tmp_path / "small", family=family)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a fox\na cat\nb d\n")
     out = tmp_path / "head.safetensors"
     command = ["train", "--model", str(folder), "--prompts", str(prompts), "--out", str(out)]
     assert main([*command, "--iterations", "60", "--steps", "4", "--grid", "4x4"]) == 0
     trained = checkpoints.load(out)
-    assert trained.layout == ARCHITECTURE.head
+    assert trained.layout == architecture.head
     first, *_ = trained.metadata.trained["held_out"]["4 steps"]
     assert first["kl"] < first["kl_reuse"]  # of features kept as they are
     fast = Pipeline.load(folder, head=out)
     (picture,) = fast.generate("a fox", steps=4, full_steps=2, width=24, height=16)
     (vanilla,) = fast.generate("a fox", steps=4, full_steps=4, width=24, height=16)
     assert picture.tobytes() != vanilla.tobytes()
-    other = uvit_folder.write(tmp_path / "Meissonic", "meissonic_sampling_512", has_text=False)
-    with pytest.raises(ValueError, match="does not go with a Meissonic transformer"):
-        Pipeline.load(other, head=out)
+    with pytest.raises(ValueError, match=refusal):
+        Pipeline.load(uvit_folder.write_small(tmp_path / "other", family=other), head=out)
 
 
 @pytest.mark.parametrize("name", ["amused_sampling_cfg", "meissonic_sampling_1024"])

@@ -1,4 +1,4 @@
-"""The translations of the nodes are complete: a node or an input without one fails here.
+"""What the nodes say of themselves: translations are complete, tooltips short, help pages made for a narrow panel.
 
 English is what the schemas say, so it has no file.
 """
@@ -8,6 +8,7 @@ English is what the schemas say, so it has no file.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import comfy_stubs
@@ -16,7 +17,12 @@ import pytest
 comfy_stubs.install()
 from shortcut_pack.nodes import NODES, folders
 
-LOCALES = sorted((Path(__file__).resolve().parents[1] / "locales").glob("*/nodeDefs.json"))
+ROOT = Path(__file__).resolve().parents[1]
+LOCALES = sorted((ROOT / "locales").glob("*/nodeDefs.json"))
+PAGES = sorted((ROOT / "web" / "docs").glob("*.md"))
+# Of a tooltip, which ComfyUI shows in a small box; what does not fit is for the help page.
+MOST_WORDS, MOST_CHARACTERS = 30, 80
+MOST_IN_A_BLOCK = 50  # words of a paragraph or an item in the help panel, 265 pixels wide: 8 lines
 
 
 def test_there_is_chinese():
@@ -36,3 +42,22 @@ def test_each_node_and_each_socket_has_a_name_and_a_tooltip(path):
         assert list(texts["outputs"]) == [str(i) for i in range(len(schema.outputs))], node_id
         for item in (*texts["inputs"].values(), *texts["outputs"].values()):
             assert item["name"] and item["tooltip"], (node_id, item)
+            assert len(item["tooltip"]) <= MOST_CHARACTERS, (node_id, item)
+
+
+@pytest.mark.parametrize("node", NODES, ids=lambda node: node.__name__)
+def test_a_tooltip_has_at_most_30_words(node):
+    folders.register_folders()
+    schema = node.define_schema()
+    for item in (*schema.inputs, *schema.outputs):
+        assert item.tooltip and len(item.tooltip.split()) <= MOST_WORDS, (item.id, item.tooltip)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_help_page_reads_well_in_a_narrow_panel(page):
+    text = page.read_text(encoding="utf-8")
+    pictures = re.findall(r"^!\[.+\]\((.+)\)$", text, re.MULTILINE)
+    assert pictures and all((page.parent / name).is_file() for name in pictures)
+    for line in text.splitlines():
+        assert not line.startswith("|"), "a table is cut off"
+        assert len(line.split()) <= MOST_IN_A_BLOCK, line

@@ -598,7 +598,7 @@ def test_a_patch_that_cannot_act_is_named_on_the_node_in_every_run(model, monkey
     lines = [f"{name} has no effect on a masked image model" for name in ("EasyCache", "HyperTile")]
     for first, while_running, last in (shown[:3], shown[3:]):
         assert first == "\n".join(lines), "at once, and for the whole run"
-        assert while_running.startswith(first) and last.startswith(first)
+        assert while_running.endswith(f"\n{first}") and last.endswith(f"\n{first}")
 
 
 def test_what_acts_is_not_named(model):
@@ -757,6 +757,15 @@ def test_attention_of_the_run_gets_the_options_of_the_model(model, monkeypatch):
     model.model_options["transformer_options"] = {"optimized_attention_override": "mine"}
     run(model)
     assert seen and all(o == {"optimized_attention_override": "mine"} for o in seen)
+
+
+@needs_comfy
+def test_comfyuis_queue_is_called_as_it_wants_to_be():
+    prefetch = pytest.importorskip("comfy.model_prefetch")
+    cpu, blocks = torch.device("cpu"), torch.nn.ModuleList([torch.nn.Linear(1, 1)])
+    patcher = SimpleNamespace(is_dynamic=lambda: True, load_device=cpu)
+    assert host.model_prefetch is prefetch
+    assert list(host.ahead_of_use(patcher)(blocks)) == list(blocks)
 
 
 def test_masks_count_by_the_area_that_they_cover():

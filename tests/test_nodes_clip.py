@@ -56,6 +56,9 @@ def clip_text(seed: int, size: int = TEXT, **entries: object) -> list:
     return [[row, {"pooled_output": pooled, **entries}]]
 
 
+NOT_FINITE = [[torch.full((1, 77, TEXT), torch.nan), {"pooled_output": torch.zeros(1, TEXT)}]]
+
+
 def run(model, positive, negative, **changes):
     latent = changes.pop("latent", {"samples": torch.zeros(2, 1, 6, 8)})
     sockets = {"model": model, "positive": positive, "negative": negative, "latent_image": latent}
@@ -135,6 +138,7 @@ def test_preset_and_custom_widgets_say_the_schedule_of_a_mask(loaded, caplog) ->
         (clip_text(0, width=1e6), clip_text(1), "width of positive must be at most 16384"),
         (clip_text(0, area=(8, 8, 0, 0)), clip_text(1), "positive carries area"),
         ([[torch.zeros(1, 77, 64), {}]], clip_text(1), "64 wide with no pooled"),
+        (clip_text(0), NOT_FINITE, "negative holds numbers that are not finite"),
     ],
 )
 def test_conditions_that_do_not_fit_are_refused(positive, negative, message, loaded) -> None:

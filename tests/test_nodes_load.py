@@ -178,8 +178,9 @@ def test_float8_computes_what_the_command_line_computes(model, conditioner):
 
 
 def test_float8_needs_a_device_that_has_it(conditioner, monkeypatch):
-    def refuse(device):
-        raise ValueError(f"its weights are float8, which the device {device} cannot hold")
+    def refuse(device, formats):
+        if formats:
+            raise ValueError(f"its weights are float8, which the device {device} cannot hold")
 
     monkeypatch.setattr(quantized, "check_device", refuse)
     with pytest.raises(ValueError, match="which the device cpu cannot hold"):
@@ -201,6 +202,18 @@ def test_branches_take_turns_when_memory_is_short(model, head, monkeypatch, aske
             run(model, head=head)
     assert [call.network.is_sequential for call in asked] == [False, True]
     assert caplog.text.count("one guidance branch at a time") == 1
+
+
+def test_a_batch_larger_than_the_card_is_made_in_parts(model, head, monkeypatch, caplog):
+    batch = {"samples": torch.zeros(5, 1, 8, 8)}
+    together = run(model, batch, head)["samples"]
+    weights = sum(m.model_size() for m in (model, head))
+    two = native.model_of(model).run_bytes((8, 8), 2, [None, None])
+    monkeypatch.setattr(mm, "get_total_memory", lambda _: weights + 1.3 * two)
+    with caplog.at_level(logging.INFO):
+        in_parts = run(model, batch, head)["samples"]
+    assert torch.equal(in_parts, together)
+    assert "memory holds 2 of 5 images at a time" in caplog.text
 
 
 def test_branches_in_turns_give_the_same_image(model, head, monkeypatch):

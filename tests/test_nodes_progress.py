@@ -124,7 +124,7 @@ def test_a_preset_says_what_it_set_in_place_of_the_widgets(model, head, shown):
     run(model, head=head, preset="fast", steps=5, cfg=0.5)
     assert shown[0].startswith("preset fast has set steps 32, full_steps 8, cfg 2.8, cfg_ramp on, ")
     assert shown[0].endswith("the widgets of these names are not read")
-    assert all(line.startswith(shown[0]) for line in shown)
+    assert all(line.endswith(f"\n{shown[0]}") for line in shown[1:]), "what changes comes first"
 
 
 def test_a_size_far_from_the_models_own_is_said_before_the_run(text_model, shown, caplog):
@@ -134,6 +134,9 @@ def test_a_size_far_from_the_models_own_is_said_before_the_run(text_model, shown
     text_nodes.run(text_model, {"samples": torch.zeros(1, 1, 20, 20)}, steps=1, full_steps=1)
     assert shown[0].startswith("40 x 40 pixels is far from the 8 x 8 that ")
     assert "25 times as many tokens" in shown[0] and shown[0] in caplog.text
+    shown.clear()
+    text_nodes.run(text_model, {"samples": torch.zeros(1, 1, 20, 20)}, preset="fast", steps=1)
+    assert [line.split()[0] for line in shown[1].splitlines()] == ["40", "preset"]
 
 
 def test_words_that_the_model_never_saw_are_named(text_model, shown, monkeypatch):

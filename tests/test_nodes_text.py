@@ -12,6 +12,7 @@ import logging
 import re
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import builders
 import comfy_stubs
@@ -23,7 +24,7 @@ from comfy_stubs import needs_comfy
 comfy_stubs.install()
 import comfy.model_management as mm
 import comfy.utils
-from shortcut_pack.nodes import condition, native
+from shortcut_pack.nodes import condition, host, native
 from shortcut_pack.nodes.condition import TextCondition
 from shortcut_pack.nodes.widgets import settings_of
 from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
@@ -39,6 +40,7 @@ from text_nodes import (  # noqa: F401
     GRID,
     PIXELS,
     TEXT,
+    WIDGETS,
     asked,
     class_model,
     cond,
@@ -336,6 +338,28 @@ def test_a_schedule_that_is_not_the_models_is_said(model, caplog):
     assert "schedule is" not in caplog.text
     run(model, schedule="arccos")
     assert "schedule is arccos, but" in caplog.text and "preset" in caplog.text
+
+
+@pytest.mark.parametrize("is_dynamic", [True, False])
+def test_blocks_are_fetched_ahead_by_comfyuis_queue(model, head, monkeypatch, is_dynamic):
+    """Where its dynamic loading is at work; the codes are the same."""
+    expected, asked = run(model, head=head)["samples"], []
+
+    def make(blocks, device, options):
+        assert (device, options) == (model.load_device, {"prefetch_dynamic_vbars": True})
+        return [*blocks]
+
+    def pop(queue, device, module):
+        assert queue.pop(0) is module if module is not None else not queue
+        asked.append(module)
+
+    prefetch = SimpleNamespace(make_prefetch_queue=make, prefetch_queue_pop=pop)
+    monkeypatch.setattr(host, "model_prefetch", prefetch)
+    monkeypatch.setattr(model, "is_dynamic", lambda: is_dynamic)
+    assert torch.equal(run(model, head=head)["samples"], expected)
+    num_full, blocks = WIDGETS["full_steps"], list(model.model.diffusion_model.blocks)
+    assert asked == [*blocks, None] * num_full * is_dynamic
+    assert model.model.diffusion_model.in_order is iter, "the queue is for runs in ComfyUI alone"
 
 
 # ------------------------------------------------------------------------------------------- what does not fit

@@ -23,9 +23,9 @@ comfy_stubs.install()
 import comfy.quant_ops
 import folder_paths
 from shortcut_pack.nodes import native
-from shortcut_pack.nodes.load import LoadHead, LoadMIGM
+from shortcut_pack.nodes.load import FLOAT8_E4M3, LoadHead, LoadMIGM
 from shortcut_pack.shortcut import checkpoint as checkpoints
-from shortcut_pack.shortcut import quantized
+from shortcut_pack.shortcut import kitchen, quantized
 from text_nodes import class_model, conditioner, files, model, put, run, vae  # noqa: F401
 
 LAYER = "blocks.1.feed_forward.up"
@@ -131,6 +131,46 @@ def test_a_format_that_this_comfyui_does_not_know_is_the_reason(files, format, s
         LoadMIGM.execute("tiny.safetensors", "auto", "float32")
 
 
+# ------------------------------------------------------------------------------------------- int8 and 4 bits
+
+
+def skip_unknown(choice: str) -> None:
+    """Skip a test of a format that this ComfyUI does not know."""
+    if kitchen.FORMATS.get(choice, FLOAT8_E4M3) not in comfy.quant_ops.QUANT_ALGOS:
+        pytest.skip(f"this ComfyUI does not know {choice}")
+
+
+@pytest.mark.parametrize("choice", kitchen.FORMATS)
+def test_small_weights_are_made_on_loading_or_taken_from_a_file(files, choice):
+    file = put(files)
+    if kitchen.FORMATS[choice] not in comfy.quant_ops.QUANT_ALGOS:
+        with pytest.raises(ValueError, match=r"tiny.*int8.*this ComfyUI does not know the format"):
+            LoadMIGM.execute("tiny.safetensors", "auto", choice)
+        return
+    chosen = LoadMIGM.execute("tiny.safetensors", "auto", choice).result[0]
+    checkpoints.save(file, builders.text_model(), dtype=choice)
+    for again in ("default", choice):
+        read = LoadMIGM.execute("tiny.safetensors", "auto", again).result[0]
+        assert torch.equal(run(read)["samples"], run(chosen)["samples"])
+    layer = chosen.model.diffusion_model.get_submodule("blocks.0.feed_forward.up")
+    assert getattr(layer.weight, "_qdata", layer.weight).dtype in (torch.int8, torch.uint8)
+
+
+@pytest.mark.parametrize("choice", kitchen.FORMATS)
+def test_small_weights_are_computed_as_on_the_command_line(files, choice):
+    skip_unknown(choice)
+    checkpoints.save(put(files), builders.text_model(), dtype=choice)
+    found = LoadMIGM.execute("tiny.safetensors", "auto", "float32").result[0]
+    file = checkpoints.load(files / "migm" / "tiny.safetensors")
+    networks = found.model.diffusion_model, checkpoints.build(file, dtype=torch.float32)
+    exact = checkpoints.build(builders.text_model())
+    tokens_BS = torch.arange(22).reshape(2, 11)
+    with torch.inference_mode():
+        ours, theirs, wanted = (network([tokens_BS])[0] for network in (*networks, exact))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert (ours - wanted).abs().max() > 0.01, "float32 would have passed as well"
+
+
 # ------------------------------------------------------------------------------------------- saved by ComfyUI
 
 
@@ -142,11 +182,14 @@ def saved(tmp_path, monkeypatch):
 
 
 @needs_comfy
-@pytest.mark.parametrize("choice", ["float32", "float8_e4m3fn", "bfloat16"])
+@pytest.mark.parametrize(
+    "choice", ["float32", "float8_e4m3fn", "bfloat16", "nvfp4", "int8_convrot"]
+)
 def test_what_save_model_writes_loads_again(files, saved, choice):
     from comfy_extras.nodes_model_merging import ModelSave
 
     put(files)
+    skip_unknown(choice)
     model = LoadMIGM.execute("tiny.safetensors", "auto", choice).result[0]
     expected = run(model)["samples"]
     ModelSave().save(model, "models/again", prompt={"a": 1}, extra_pnginfo={"workflow": {}})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from fakes import varied
+from shortcut_pack.shortcut import memory
 from shortcut_pack.shortcut.generate import generate, masked_at_start, needed_branches
 from shortcut_pack.shortcut.schedule import SamplerRules, Settings
 
@@ -76,6 +77,31 @@ def test_place_in_the_batch_and_seed_decide() -> None:
     assert not torch.equal(make(3, seed=1).codes_BL, codes_BL)
     # Seed 1, image 0 is not seed 0, image 1: a batch made with the next seed shows nothing twice.
     assert not torch.equal(make(1, seed=1).codes_BL[0], codes_BL[1])
+
+
+def test_a_batch_in_parts_is_the_same_batch() -> None:
+    sizes: list[int] = []
+    parts = make(5, images_at_once=2, on_step=lambda trace: sizes.append(len(trace.codes_BL)))
+    assert torch.equal(parts.codes_BL, make(5).codes_BL)
+    assert (set(sizes), sizes[0], sizes[-1]) == ({2, 1}, 2, 1)
+    assert parts.num_steps == make(5).num_steps
+
+
+def test_a_batch_larger_than_memory_is_made_in_parts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def needed(num_images: int) -> float:
+        return 2.0 + 3 * num_images
+
+    monkeypatch.setattr(memory, "memory_of", lambda device: (12, 20))
+    caplog.set_level("INFO")
+    assert memory.images_at_once(needed, 3, torch.device("cpu")) == 3
+    assert not caplog.records
+    assert memory.images_at_once(needed, 7, torch.device("cpu")) == 3
+    assert "memory holds 3 of 7 images at a time" in caplog.text
+    monkeypatch.setattr(memory, "memory_of", lambda device: (4, 4))
+    with pytest.raises(ValueError, match=r"takes about .* has .* in all"):
+        memory.images_at_once(needed, 7, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("denoise", [0.0, -0.1, 1.5])

@@ -11,13 +11,14 @@ from PIL import Image
 from shortcut_pack.shortcut.models import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[1]
-TEMPLATES = sorted((ROOT / "workflows").glob("*.json"))
+FILES = sorted((ROOT / "workflows").glob("*.json"))
+APPS = [path for path in FILES if path.name.endswith(".app.json")]
+TEMPLATES = [path for path in FILES if path not in APPS]
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 INTERFACE = node_interface.frozen()
 FRONTEND_ONLY = {"MarkdownNote"}
 WIDGETS = {"COMBO", "STRING", "INT", "FLOAT", "BOOLEAN"}
-LARGE = "needs_16_GB"  # in the names of templates with files that are not shipped
-APPS = {"01_text_to_image", "02_class_to_image"}
+LARGE = "_needs_"  # in the names of templates with files that are not shipped, before how large they are
 SITE = "https://huggingface.co"
 DOWNLOADS = [download for a in ARCHITECTURES for download in a.downloads.values()]
 # What `download` brings, as the loaders list it: a folder or files.
@@ -91,13 +92,21 @@ def test_there_are_templates_for_what_a_user_does_first():
     assert names >= {"class_to_image", "vanilla_against_shortcut", "text_to_image"}
     assert names >= {"speed_against_quality", "text_inpainting", "class_inpainting"}
     assert names >= {"text_outpainting", "edit_by_instruction", "train_a_head"}
-    assert len([name for name in names if name.endswith(LARGE)]) == 4
+    assert {name.partition(LARGE)[0] for name in names if LARGE in name} == {
+        "lumina_dimoo_text_to_image",
+        "lumina_dimoo_style_reference",
+        "lumina_dimoo_describe_image",
+        "mmada_parallel_reasoned_edit",
+        "amused_text_to_image",
+        "meissonic_text_to_image",
+    }
 
 
 def test_templates_are_listed_in_the_order_of_use():
     numbers = [path.stem.partition("_")[0] for path in TEMPLATES]
     assert numbers == [f"{number:02}" for number in range(1, len(TEMPLATES) + 1)]
-    assert all(LARGE in path.stem for path in TEMPLATES[-4:])
+    is_large = [LARGE in path.stem for path in TEMPLATES]
+    assert is_large == sorted(is_large), "those with files to fetch come last"
 
 
 def test_every_node_is_in_a_template():
@@ -255,19 +264,24 @@ def test_the_api_twin_is_the_same_graph(path):
             assert inputs == wired | constants
 
 
-@of_each_template
-def test_the_first_templates_are_apps_one_click_away(path):
-    """They open as graphs: an app hides the nodes, and a new user's first one lies behind a dialog."""
-    workflow = read(path)
-    extra = workflow["extra"]
-    assert not extra.get("linearMode") and ("linearData" in extra) == (path.stem in APPS)
-    if path.stem not in APPS:
-        return
+@pytest.mark.parametrize("path", APPS, ids=lambda path: path.stem)
+def test_an_app_is_a_template_that_opens_as_one(path):
+    """The template itself opens as a graph: an app hides the nodes, and one click shows it."""
+    (template,) = path.parent.glob(f"*_{path.name.removesuffix('.app.json')}.json")
+    app, workflow = read(path), read(template)
+    assert app["extra"].pop("linearMode") and not workflow["extra"].pop("linearMode")
+    assert app == workflow
     nodes = {str(n["id"]): n for graph in graphs(workflow) for n in graph["nodes"]}
-    assert extra["linearData"]["inputs"] and extra["linearData"]["outputs"]
-    for number, name in extra["linearData"]["inputs"]:
+    shown = workflow["extra"]["linearData"]
+    assert shown["inputs"] and shown["outputs"]
+    for number, name in shown["inputs"]:
         assert name in {i["name"] for i in nodes[number]["inputs"] if "widget" in i}
-    assert {nodes[number]["type"] for number in extra["linearData"]["outputs"]} == {"SaveImage"}
+    assert {nodes[number]["type"] for number in shown["outputs"]} == {"SaveImage"}
+
+
+def test_text_and_class_to_image_are_apps_with_thumbnails():
+    assert [path.name.split(".")[0] for path in APPS] == ["class_to_image", "text_to_image"]
+    assert all(path.with_suffix(".jpg").is_file() for path in APPS)
 
 
 def test_the_blueprint_is_one_node_that_makes_an_image():

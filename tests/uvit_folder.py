@@ -7,6 +7,7 @@ write_small(folder)     -> folder; a smaller aMUSEd of random weights
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -15,6 +16,7 @@ import golden_sets
 import torch
 from safetensors.torch import save_file
 from shortcut_pack.shortcut.models.amused import transformer
+from shortcut_pack.shortcut.models.meissonic import transformer as meissonic
 from torch import Tensor
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -43,10 +45,8 @@ def write(
     return folder
 
 
-def write_small(folder: Path, text_width: int = 16) -> Path:
-    """An aMUSEd that is smaller still, of random weights, with codes of 4 x 4 pixels."""
-    write(folder, has_text=False)
-    config = transformer.Config(
+SMALL = {
+    "amused": transformer.Config(
         width=16,
         channels=16,
         blocks_per_stage=1,
@@ -57,16 +57,40 @@ def write_small(folder: Path, text_width: int = 16) -> Path:
         mlp_width=32,
         num_codes=56,
         vocabulary=64,
-        text_width=text_width,
-        pooled_width=text_width,
+        text_width=16,
+        pooled_width=16,
         micro_width=8,
         downsamples=True,
-    )
-    model = builders.random_checkpoint(transformer.LAYOUT, config, seed=0)
+    ),
+    "meissonic": meissonic.Config(
+        width=24,
+        depth=1,
+        single_depth=1,
+        num_heads=2,
+        rope_axes=(4, 4, 4),
+        num_codes=56,
+        vocabulary=64,
+        text_width=16,
+        pooled_width=24,
+        downsamples=True,
+    ),
+}
+STATED = {
+    "amused": {"num_attention_heads": 2, "block_num_heads": 2, "micro_cond_encode_dim": 8},
+    "meissonic": {"num_attention_heads": 2, "axes_dims_rope": [4, 4, 4]},
+}
+
+
+def write_small(folder: Path, text_width: int = 16, family: str = "amused") -> Path:
+    """A model that is smaller still, of random weights, with codes of 4 x 4 pixels."""
+    write(folder, has_text=False)
+    pooled_width = text_width if family == "amused" else SMALL[family].pooled_width
+    config = replace(SMALL[family], text_width=text_width, pooled_width=pooled_width)
+    layout = transformer.LAYOUT if family == "amused" else meissonic.LAYOUT
+    model = builders.random_checkpoint(layout, config, seed=0)
     write_weights(folder / "transformer", builders.published(model), 1)
-    heads = {"num_attention_heads": 2, "block_num_heads": 2, "micro_cond_encode_dim": 8}
-    write_json(folder / "transformer" / "config.json", heads)
-    write_text_encoder(folder, text_width, text_width)
+    write_json(folder / "transformer" / "config.json", STATED[family])
+    write_text_encoder(folder, text_width, pooled_width)
     return folder
 
 

@@ -1,6 +1,7 @@
 """Golden sets of aMUSEd and Meissonic: their networks, and whole runs of the originals that a test replays.
 
-network(golden)       -> the network, with the set's weights
+checkpoint(golden)    -> the set's weights
+network(golden)       -> the network, with these weights
 replay(golden)        -> a `Run`; `check()` compares every step with the record
 """
 
@@ -28,12 +29,14 @@ KNOWN = {  # what their configuration calls what no tensor shows
 }
 
 
-def network(golden: GoldenSet) -> Any:
+def checkpoint(golden: GoldenSet) -> checkpoints.Checkpoint:
     stated = golden.info["config"]["transformer"]
     known = {ours: stated[theirs] for theirs, ours in KNOWN.items() if theirs in stated}
-    return checkpoints.build(
-        checkpoints.from_tensors(golden.weights("transformer"), kind="model", **known)
-    )
+    return checkpoints.from_tensors(golden.weights("transformer"), kind="model", **known)
+
+
+def network(golden: GoldenSet) -> Any:
+    return checkpoints.build(checkpoint(golden))
 
 
 def check_pass(golden: GoldenSet, net: Any, condition: TextCondition, steps_left: int) -> None:

@@ -31,12 +31,12 @@ from shortcut.models.architecture import Architecture, Grid, PublishedSize
 from shortcut.models.layers import Bare
 from shortcut.models.layout import Layout
 from shortcut.pipeline import checked_device
+from shortcut.quantized import TARGETS
 from shortcut.schedule import Settings
 
 logger = logging.getLogger(__name__)
 
-FLOAT8 = "float8_e4m3fn"
-DTYPES = ("bfloat16", "float16", "float32", FLOAT8)
+DTYPES = ("bfloat16", "float16", "float32", *TARGETS)
 COLUMNS = ("", "weights", "steps", "full", "s / image", "of vanilla", "TFLOP / s", "peak GB")
 NUM_PROMPT_TOKENS = 60
 T, GB = 1e12, 1e9
@@ -113,10 +113,10 @@ def measure(
     """Return the rows of a system with weights of one type, by COLUMNS: vanilla, presets, decoding."""
     architecture, size = system.architecture, system.size
     assert architecture.head is not None
-    compute = torch.bfloat16 if dtype == FLOAT8 else getattr(torch, dtype)
+    compute = torch.bfloat16 if dtype in TARGETS else getattr(torch, dtype)
     model_file = random_checkpoint(architecture.model, size.model, compute, device)
-    if dtype == FLOAT8:
-        model_file = checkpoints.cast(model_file, torch.float8_e4m3fn)
+    if dtype in TARGETS:
+        model_file = checkpoints.cast(model_file, TARGETS[dtype], device)
     model = checkpoints.build(model_file, dtype=compute, device=device)
     del model_file
     head_file = random_checkpoint(architecture.head, size.head, compute, device)

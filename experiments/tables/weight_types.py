@@ -30,14 +30,14 @@ from shortcut.generate import num_draws
 from shortcut.grid import Grid, usual_grid
 from shortcut.models.architecture import Branches, GridModel
 from shortcut.noise import Noise
+from shortcut.quantized import TARGETS, Target
 from shortcut.sampler import Trace, decide
 from shortcut.schedule import Settings, plan
 from shortcut.settings import usual_settings
 from shortcut.train.loss import divergence
 
 COLUMNS = ("weights", "MB", "accuracy", "tokens as in float32", "cosine", "divergence")
-FLOAT8 = "float8_e4m3fn"
-WEIGHTS = {**DTYPES, FLOAT8: torch.float8_e4m3fn}
+WEIGHTS: dict[str, Target] = {**DTYPES, **TARGETS}
 
 
 class Comparison:
@@ -78,7 +78,7 @@ class Comparison:
 
 def add_parser(steps: Any) -> None:
     """Add `weight-types` to the command line."""
-    about = "measure what bfloat16, float16 and float8 weights cost the text model: a table (10 minutes)"
+    about = "measure what bfloat16, float16 and quantized weights cost the text model: a table (20 minutes)"
     parser = steps.add_parser("weight-types", help=about, description=about)
     parser.add_argument("--per-task", type=int, default=8, metavar="N", help="prompts of each kind")
     parser.add_argument("--steps", type=int, default=32)
@@ -95,7 +95,8 @@ def run(options: argparse.Namespace) -> int:
     rows = [measure(name, pipeline, cases, settings, options.seed) for name in WEIGHTS]
     print(table(COLUMNS, rows))
     print(
-        f"\nVanilla, {options.steps} steps, {len(cases)} prompts, seed {options.seed}; float8 computes in bfloat16."
+        f"\nVanilla, {options.steps} steps, {len(cases)} prompts, seed {options.seed}; "
+        "activations around quantized weights are bfloat16."
     )
     return 0
 
@@ -105,8 +106,9 @@ def measure(
 ) -> tuple[str, ...]:
     """Compare the model with weights of the type `name` with itself in float32. Returns the cells of a row."""
     file = checkpoints.cast(checkpoints.load(shipped.TEXT_MODEL, kind="model"), WEIGHTS[name])
-    dtype = torch.bfloat16 if name == FLOAT8 else WEIGHTS[name]
-    tested = replace(exact, model=checkpoints.build(file, dtype=dtype), head=None)
+    dtype = DTYPES.get(name, torch.bfloat16)
+    network = checkpoints.build(file, dtype=dtype)
+    tested = replace(exact, model=network, head=None, accelerator_name=None)
     judge, grid = reader.FILE.load(TEXT_JUDGE), usual_grid(exact.model_file)
     found, seen = {}, []
     for numbers in by_lengths(cases):

@@ -18,17 +18,17 @@ from ..companions import placed
 from ..files import parts
 from ..guard import message_of
 from ..models.layout import Tensors
+from ..quantized import TARGETS, Target
 from ..writing import check_writable
 
 logger = logging.getLogger(__name__)
 
 MAX_LINE = 2**15  # characters; the names of a thousand classes take half
-FLOAT8 = torch.float8_e4m3fn
-DTYPES = {
+DTYPES: dict[str, Target] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
-    "float8_e4m3fn": FLOAT8,
+    **TARGETS,
 }
 
 
@@ -48,8 +48,8 @@ def add_parser(commands: Any) -> None:
     convert.add_argument(
         "--dtype",
         choices=list(DTYPES),
-        help="of the weights; default: as they are. float8_e4m3fn: of the large weights of a model, "
-        "with a scale each, as ComfyUI reads them",
+        help="of the weights; default: as they are. float8_e4m3fn, int8_convrot and nvfp4 (4 bits): of the large "
+        "weights of a model, as ComfyUI reads and computes them",
     )
     convert.add_argument(
         "--model", type=Path, help="for a head: the model it was trained for, to be checked on use"
@@ -103,7 +103,7 @@ def run_convert(options: argparse.Namespace) -> int:
     return 0
 
 
-def _published(out: Path, checkpoint: Checkpoint, dtype: torch.dtype | None) -> Checkpoint:
+def _published(out: Path, checkpoint: Checkpoint, dtype: Target | None) -> Checkpoint:
     """Write a checkpoint in the published layout, and return it as it is read again."""
     published.save(out, checkpoint, dtype=dtype)
     lost = [name for name, value in asdict(checkpoint.metadata).items() if value]
@@ -129,7 +129,12 @@ def describe(checkpoint: Checkpoint) -> str:
     if checkpoint.text:
         lines["for text"] = f"{_megabytes(checkpoint.text)} MB more in the file"
     if layout.quantizable and not quantized:
-        lines["as float8"] = f"{_megabytes(checkpoint.with_text().shapes(FLOAT8))} MB"
+        whole = checkpoint.with_text()
+        lines |= {
+            f"as {name}": f"{_megabytes(whole.shapes(to))} MB" for name, to in TARGETS.items()
+        }
+    if quantized and (kept := checkpoint.quantizable.keys() - checkpoint.quantized):
+        lines["unquantized"] = ", ".join(sorted(kept))
     if checkpoint.companions:
         lines["in the file"] = ", ".join(Path(name).name for name in checkpoint.companions)
     elif layout.kind == "model" and checkpoint.path is not None:

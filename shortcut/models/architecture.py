@@ -9,7 +9,7 @@ sampler, the accelerators, training, the command line and the nodes know archite
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -94,6 +94,8 @@ class Network(Protocol):
 
 class ModelNetwork(Network, Protocol):
     """A masked image model of any image size that it makes."""
+
+    in_order: Callable[[nn.ModuleList], Iterable[nn.Module]]  # as of `layers.BaseNetwork`
 
     def on_grid(self, rows: int, columns: int, *, is_sequential: bool = False) -> GridModel:
         """Return the model for images of `rows` x `columns` codes.

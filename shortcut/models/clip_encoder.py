@@ -59,6 +59,7 @@ class ClipTextEncoder:
     network: Any
     tokenizer: Any
     folder: Path  # of the tokenizer
+    file: Path  # of the weights
 
     @classmethod
     def of(cls, path: Path, config: Widths) -> ClipTextEncoder:
@@ -90,7 +91,7 @@ class ClipTextEncoder:
             network, told = loaded
             if absent := sorted(told["missing_keys"]):
                 raise ValueError(f"it has no {absent[0]}")
-        return cls(network.float().eval(), tokenizer, words)
+        return cls(network.float().eval(), tokenizer, words, file)
 
     @torch.no_grad()
     def __call__(self, text: str) -> TextCondition:
@@ -115,7 +116,12 @@ class ClipTextEncoder:
                 length,
             )
         found = self.network(ids, output_hidden_states=True)
-        return TextCondition(found.hidden_states[-2], found.text_embeds, micro_conditions())
+        condition = TextCondition(found.hidden_states[-2], found.text_embeds, micro_conditions())
+        if not condition.is_finite:
+            raise ValueError(
+                f"{self.file} gives numbers for a text that are not finite: its weights are damaged. {AGAIN}"
+            )
+        return condition
 
 
 @contextmanager

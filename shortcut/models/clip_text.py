@@ -155,4 +155,10 @@ class ClipConditioner:
         values = {**dict.fromkeys(MICRO, 0.0), "aesthetic_score": AESTHETIC, **micro}
         micro_15 = torch.tensor([[float(values[entry]) for entry in MICRO]])
         micro_B5 = micro_15.expand(len(states_BPC), -1)
-        return TextCondition(states_BPC.float().cpu(), pooled_BC.float().cpu(), micro_B5)
+        condition = TextCondition(states_BPC.float().cpu(), pooled_BC.float().cpu(), micro_B5)
+        if not condition.is_finite:
+            raise ValueError(
+                f"{name} holds numbers that are not finite: the weights of its text encoder are damaged, or too large "
+                "for float16. Download the text encoder again."
+            )
+        return condition

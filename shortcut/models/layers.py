@@ -9,7 +9,7 @@ so that a host can bring weight offloading, quantized weights and its own attent
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,12 @@ class BaseNetwork(nn.Module):
         compute_dtype: of the activations; None means `dtype`.
         operations: namespace of layers (Linear, LayerNorm, Embedding ...).
         attention: function with the signature of `sdpa`.
+
+    Attributes:
+        in_order: goes through the blocks of a pass; a host may fetch the weights of each ahead of its use.
     """
+
+    in_order: Callable[[nn.ModuleList], Iterable[nn.Module]] = staticmethod(iter)
 
     def __init__(
         self,

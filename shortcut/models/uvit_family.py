@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..guard import check_whole
 from ..schedule import AMUSED, AMUSED_LINEAR, SamplerRules, Settings
 from . import amused_vq, token_head
 from .architecture import Architecture, Branches, Download, PublishedSize
@@ -69,6 +70,11 @@ def shared_sizes(
     trunk_width, text_width = sizes(tensors, "text_in.weight", 2)
     _, num_in = sizes(tensors, "micro.linear_1.weight", 2)
     num_codes, _ = sizes(tensors, "output.conv2.weight", 2)
+    check_whole("micro_width", micro_width, 2, num_in)
+    if micro_width % 2:
+        raise ValueError(
+            f"micro_width is {micro_width}, expected an even number: sines and cosines."
+        )
     pooled_width = num_in - NUM_MICRO * micro_width
     if num_codes >= vocabulary or pooled_width < 1:
         raise ValueError(

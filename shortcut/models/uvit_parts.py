@@ -41,6 +41,10 @@ class TextCondition:
     def __len__(self) -> int:
         return len(self.pooled_BC)
 
+    @property
+    def is_finite(self) -> bool:
+        return all(bool(part.isfinite().all()) for part in (self.states_BPC, self.pooled_BC))
+
     @classmethod
     def joined(cls, conditions: Sequence[TextCondition]) -> TextCondition:
         """Return the rows of several conditions, whose texts have equal lengths."""

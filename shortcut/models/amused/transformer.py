@@ -99,7 +99,7 @@ class Amused(UVit):
         position_BM: Tensor | None,
     ) -> Tensor:
         """Run the blocks. Returns (B, M, D)."""
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.in_order(self.blocks)):
             x_BMD = block(x_BMD, text_BPD, vector_BD, kept and kept[i], position_BM)
         return x_BMD
 

@@ -111,7 +111,7 @@ class LuminaDiMOO(BaseNetwork):
             starts = (sum(lengths[:i]) for i in range(len(lengths)))
             shifted = [w_BS + start for w_BS, start in zip(where, starts, strict=True)]
             in_block = Part(lengths, torch.cat(shifted, 1))
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.in_order(self.blocks)):
             x = block(x, positions, None, None if kept is None else kept[i], in_block)
         return self.final_norm(x).split(positions.lengths, dim=1)
 

@@ -113,7 +113,7 @@ class MaskGIT(BaseNetwork):
         if perturb is not None:
             x = torch.cat([perturb(x[:, :-1]), x[:, -1:]], 1)
         x = self.first_layer(x + self.position(index).to(self.compute_dtype))
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.in_order(self.blocks)):
             x = block(x, None if kept is None else kept[i], position_BS)
         return self.last_layer(x)
 

@@ -113,10 +113,10 @@ class Meissonic(UVit):
             turn, text_BPD = turn.at(position_BM), text_BPD[:, :0]
             position_BM = position_BM + length
         more = iter([None] * self.num_blocks() if kept is None else kept)
-        for block in self.blocks:
+        for block in self.in_order(self.blocks):
             text_BPD, x_BMD = block(text_BPD, x_BMD, vector_BD, turn, next(more), position_BM)
         length, x_BSD = text_BPD.shape[1], torch.cat([text_BPD, x_BMD], 1)
-        for block in self.single_blocks:
+        for block in self.in_order(self.single_blocks):
             x_BSD = block(x_BSD, vector_BD, turn, next(more), position_BM)
         return x_BSD[:, length:]
 
