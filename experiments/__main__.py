@@ -28,6 +28,7 @@ from experiments.tables import (
     load_memory,
     real_sizes,
     text_quality,
+    weight_layers,
     weight_types,
     world_quality,
 )
@@ -93,6 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         text_quality,
         ablation,
         weight_types,
+        weight_layers,
         real_sizes,
         load_memory,
         gallery,

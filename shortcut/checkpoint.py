@@ -6,13 +6,13 @@ Everything is strict: a missing or an unknown tensor is an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import companions, kitchen, models, quantized, weight_formats
 from .containers import INDEX_SUFFIX
@@ -91,6 +91,11 @@ class Checkpoint:
             if name not in stored:
                 totals[tensor.dtype] = totals.get(tensor.dtype, 0) + tensor.numel()
         return max(totals, key=lambda dtype: totals[dtype])
+
+    @property
+    def quantizable(self) -> Mapping[str, torch.Size]:
+        """The names and shapes of the weights that may be quantized, in the network's order."""
+        return self.layout.quantizable_weights(self.config)
 
     @property
     def num_parameters(self) -> int:
@@ -173,14 +178,7 @@ def linear_weights(checkpoint: Checkpoint, format: str) -> set[str]:
         raise ValueError(
             f"{format} is for the large weights of a model, and this is a {layout.title}. Choose float16 or bfloat16."
         )
-    network = layout.network(checkpoint.config, device="meta", operations=Bare)
-    return {
-        f"{name}.weight"
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear)
-        and name.startswith(layout.quantizable)
-        and kitchen.fits(module.weight.shape, format)
-    }
+    return kitchen.chosen(checkpoint.quantizable, format)
 
 
 def load(
@@ -280,7 +278,7 @@ def from_tensors(
         config,
         tensors,
         described.fingerprint if formats and described.fingerprint else fingerprint(weights),
-        replace(described, fingerprint=""),
+        replace(described, fingerprint="", unquantized=()),  # as what follows says by itself
         path,
         formats,
         frozenset(layout.from_model) - told,
@@ -377,18 +375,20 @@ def save(path: str | Path, checkpoint: Checkpoint, *, dtype: Target | None = Non
     checkpoint = checkpoint.with_text()
     tensors = checkpoint.tensors.items() if dtype is None else checkpoint.converted(dtype)
     with written_whole(path) as partial:
-        is_quantized = dtype is not None and quantized.format_of(dtype) is not None
-        metadata = metadata_of(checkpoint, is_quantized=is_quantized)
+        format = None if dtype is None else quantized.format_of(dtype)
+        names = set() if format is None else linear_weights(checkpoint, format)
+        metadata = metadata_of(checkpoint, names)
         write_safetensors(partial, checkpoint.shapes(dtype), tensors, metadata)
 
 
-def metadata_of(checkpoint: Checkpoint, *, is_quantized: bool = False) -> dict[str, str]:
+def metadata_of(checkpoint: Checkpoint, more: Collection[str] = ()) -> dict[str, str]:
     """Return the metadata that our file of a checkpoint has.
 
     Args:
-        is_quantized: the file's weights are, if the checkpoint's are not.
+        more: names of weights that are quantized in the file, and not in the checkpoint.
     """
     described = replace(checkpoint.metadata, config=asdict(checkpoint.config))
-    if is_quantized or checkpoint.quantized:
-        described = replace(described, fingerprint=checkpoint.fingerprint)
+    if names := {*checkpoint.quantized, *more}:
+        kept = tuple(name for name in checkpoint.quantizable if name not in names)
+        described = replace(described, fingerprint=checkpoint.fingerprint, unquantized=kept)
     return {FORMAT_KEY: checkpoint.layout.name, VERSION_KEY: VERSION, **described.dump()}

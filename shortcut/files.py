@@ -74,6 +74,9 @@ class Metadata:
     fingerprint: str = (
         ""  # of quantized weights, before they were: no other shows from what is stored
     )
+    unquantized: tuple[
+        str, ...
+    ] = ()  # large weights that stayed as they were where others were quantized
     code_colours: str = ""  # of a VQ model, for previews: six hex digits for each code, RRGGBB
     trained: Mapping[str, Any] = field(default_factory=dict)  # how: steps, schedule, data, figures
 
@@ -91,7 +94,7 @@ class Metadata:
 
 
 STRINGS = ("title", "model_fingerprint", "fingerprint", "code_colours")
-ITEMS = {"class_names": str, "grid": int}  # of lists
+ITEMS = {"class_names": str, "grid": int, "unquantized": str}  # of lists
 TYPES = {**dict.fromkeys(STRINGS, str), **dict.fromkeys(ITEMS, list)}  # the others: dict
 
 

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from experiments.robustness import mutations
-from experiments.robustness.samples import TRAIN
+from experiments.robustness.samples import QUANTIZED, TRAIN
 from shortcut import Pipeline
 from shortcut.__main__ import main
 
@@ -253,7 +253,7 @@ def kinds() -> Sequence[Kind]:
         ("h.safetensors",),
     )
     no_steps = CLASSES.replace(" --steps 3", "")
-    float8 = CLASSES.replace("model.safetensors", "FILE")
+    narrow = CLASSES.replace("model.safetensors", "FILE")
     vq = ("diffusion_pytorch_model.safetensors",)
     published_vq = ("info vq.pth", "convert vq.pth c.safetensors")
     config = (f"info {index}", f"convert {index} c.safetensors")
@@ -262,7 +262,7 @@ def kinds() -> Sequence[Kind]:
     return (
         Kind("safetensors", "classes", safetensors, ours, (CLASSES, info, convert)),
         Kind("safetensors of text", "text", safetensors, ours, (TEXT, info, convert)),
-        Kind("float8", "classes", safetensors, ("float8.safetensors",), (float8, info)),
+        Kind("quantized", "classes", safetensors, tuple(QUANTIZED), (narrow, info)),
         Kind("metadata", "classes", metadata, ours, (CLASSES, info)),
         Kind("metadata of text", "text", metadata, ours, (TEXT, info)),
         Kind("defaults", "classes", defaults, ours[:1], (CLASSES, no_steps, info)),

@@ -36,6 +36,7 @@ from shortcut.models.maskgit import transformer as maskgit
 from shortcut.models.maskgit import vqgan
 from shortcut.published import publish
 from shortcut.published import published as published_content
+from shortcut.quantized import Target
 
 SIZE = 32  # pixels of the pictures along one side: 4 x 4 codes
 MODEL = maskgit.Config(
@@ -63,6 +64,11 @@ SHARDED = lumina.Config(
 SHARDED_VQ = lumina_vq.Config(
     widths=(32, 32), blocks_per_level=1, latent_channels=8, num_codes=8192, num_groups=8
 )
+QUANTIZED: dict[str, Target] = {  # file -> type of its weights
+    "float8.safetensors": torch.float8_e4m3fn,
+    "int8.safetensors": "int8_convrot",
+    "nvfp4.safetensors": "nvfp4",
+}
 CLIP_WIDTH, CLIP_LENGTH = 16, 12  # of the text encoder; tokens of a text
 CLIP_MODEL = amused.Config(
     width=16,
@@ -117,7 +123,8 @@ def classes(folder: Path) -> None:
     colours = "".join(f"{i * 16:02x}8040" for i in range(VQ.num_codes))
     vq = checkpoint(vqgan.LAYOUT, VQ, 2, code_colours=colours)
     checkpoints.save(folder / "vq.safetensors", vq)
-    checkpoints.save(folder / "float8.safetensors", checkpoints.cast(model, torch.float8_e4m3fn))
+    for name, dtype in QUANTIZED.items():
+        checkpoints.save(folder / name, model, dtype=dtype)
     pictures(folder)
     (folder / "lines.jsonl").write_text(
         '{"class": "a", "seed": 1, "name": "x"}\n{"class": 2, "steps": 2, "cfg": 1.5}\n'

@@ -13,13 +13,13 @@ import tiny
 import torch
 
 from experiments.__main__ import main
-from experiments.tables import load_memory, real_sizes
+from experiments.tables import load_memory, real_sizes, weight_layers
 from experiments.tables.rows import DTYPES
 from experiments.tables.text_measure import by_lengths, text_cases
 from experiments.tables.weight_types import WEIGHTS, sampled
 from shortcut import Pipeline
 from shortcut import checkpoint as checkpoints
-from shortcut.models import maskgit
+from shortcut.models import lumina_dimoo, maskgit
 from shortcut.models.architecture import PublishedSize
 from shortcut.settings import usual_settings
 
@@ -46,6 +46,27 @@ def test_the_fewer_bits_the_further_away_and_float32_is_as_itself(tmp_path: Path
     assert seen["float32"].divergence == pytest.approx(0, abs=1e-5)
     divergences = [seen[name].divergence for name in ("bfloat16", "float8_e4m3fn", "nvfp4")]
     assert 0 < divergences[0] < divergences[1] < divergences[2]
+
+
+@torch.no_grad()
+def test_the_error_of_layers_alone_and_together(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    files = tiny.text(tmp_path)
+    pipeline = Pipeline.load(files["model"], files["vq"])
+    before = {name: id(layer) for name, layer in pipeline.model.named_modules()}
+    states = weight_layers.recorded(pipeline, 1)
+    rows = {row[0]: errors(row) for row in weight_layers.layer_rows(pipeline, states)}
+    assert before == {name: id(layer) for name, layer in pipeline.model.named_modules()}
+    by_layer, every = rows["query"], rows["all"]
+    assert all(0 < few < many for few, many in zip(by_layer, every, strict=True))
+    assert rows["all"][1] < rows["all"][0] < rows["all"][2]
+    config = weight_layers.resized(lumina_dimoo.ARCHITECTURE.sizes["lumina-dimoo"].model, 256)
+    _, float8, int8, nvfp4 = list(weight_layers.block_rows(config))[-1]
+    assert errors(("", int8)) < errors(("", float8)) < errors(("", nvfp4))
+
+
+def errors(row: tuple[str, ...]) -> list[float]:
+    return [float(cell.removesuffix("%")) for cell in row[1:]]
 
 
 # Published sizes

@@ -99,7 +99,7 @@ def test_a_number_makes_the_same_damage_again(damage: str, tmp_path: Path) -> No
 def test_kinds_have_their_own_names_and_samples() -> None:
     found = kinds()
     assert len({kind.name for kind in found}) == len(found)
-    assert {kind.sample for kind in found} <= {"classes", "text", "published", "shards"}
+    assert {kind.sample for kind in found} <= {"classes", "text", "published", "shards", "clip"}
 
 
 def test_a_fault_is_counted_and_kept(

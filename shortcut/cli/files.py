@@ -133,6 +133,8 @@ def describe(checkpoint: Checkpoint) -> str:
         lines |= {
             f"as {name}": f"{_megabytes(whole.shapes(to))} MB" for name, to in TARGETS.items()
         }
+    if quantized and (kept := checkpoint.quantizable.keys() - checkpoint.quantized):
+        lines["unquantized"] = ", ".join(sorted(kept))
     if checkpoint.companions:
         lines["in the file"] = ", ".join(Path(name).name for name in checkpoint.companions)
     elif layout.kind == "model" and checkpoint.path is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..guard import check_whole, shown
 from .key_table import Table, published_key, rename, rename_keys
@@ -67,6 +67,17 @@ class Layout:
         str, ...
     ] = ()  # of a head: fields of its configuration that its model has too, with equal values
     quantizable: tuple[str, ...] = ()  # prefixes of the linear layers whose weights may be float8
+
+    def quantizable_weights(self, config: Any) -> dict[str, torch.Size]:
+        """Return the names and shapes of the weights that may be quantized, in the network's order."""
+        if not self.quantizable:
+            return {}
+        network = self.network(config, device="meta", operations=Bare)
+        return {
+            f"{name}.weight": module.weight.shape
+            for name, module in network.named_modules()
+            if isinstance(module, nn.Linear) and name.startswith(self.quantizable)
+        }
 
 
 # The largest numbers that a configuration may have: what is larger is damaged or hostile, and is never built.
