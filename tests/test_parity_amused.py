@@ -12,20 +12,19 @@ from typing import Any
 import pytest
 import torch
 import uvit_sets
-from golden_sets import FOLDER, load
+from golden_sets import load
 from safetensors.torch import save_file
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.denoiser import Denoised
 from shortcut_pack.shortcut.image import covered
+from shortcut_pack.shortcut.models import amused_vq, meissonic
 from shortcut_pack.shortcut.models.amused import ARCHITECTURE, transformer
-from shortcut_pack.shortcut.models.clip_encoder import ClipTextEncoder
-from shortcut_pack.shortcut.models.key_table import rename
-from shortcut_pack.shortcut.models.layers import Bare
+from shortcut_pack.shortcut.models.clip_encoder import ClipTextEncoder, check_widths, stated_encoder
 from shortcut_pack.shortcut.models.uvit_parts import TextCondition
 from shortcut_pack.shortcut.sampler import decide
 from shortcut_pack.shortcut.schedule import AMUSED, AMUSED_LINEAR, plan
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 from uvit_sets import Run, at_tokens, replay
 
 FORWARD = ("amused_transformer_256", "amused_transformer_512")
@@ -99,9 +98,17 @@ def no_noise_on_the_confidence(run: Run) -> None:
 @pytest.mark.parametrize(
     "spoil", [other_guidance, swapped_micro_conditions, no_noise_on_the_confidence]
 )
-def test_control_a_wrong_run_is_told_apart(spoil: Callable[[Run], None]) -> None:
+def test_control_a_wrong_run_of_a_kind_is_told_apart(spoil: Callable[[Run], None]) -> None:
     run = run_of("amused_sampling_cfg")
     spoil(run)
+    with pytest.raises(AssertionError):
+        run.check()
+
+
+@pytest.mark.parametrize("name", (*MADE, *PAINTED, "amused_img2img"))
+def test_control_a_run_by_another_text_is_told_apart(name: str) -> None:
+    run = run_of(name)
+    uvit_sets.other_text(run)
     with pytest.raises(AssertionError):
         run.check()
 
@@ -121,6 +128,9 @@ def test_image_to_image_at_strength_one_shows_the_network_what_the_original_does
             logits_BLV = network.output.conv2(network(tokens_Bhw, wanted, 0))
         expected = at_tokens(golden[f"step{number:02d}/logits"])
         golden.assert_near(logits_BLV, expected, f"step {number}")
+        with pytest.raises(AssertionError):  # control: with a micro-condition of another size
+            other = replace(wanted, micro_B5=wanted.micro_B5 + 8)
+            golden.assert_near(network.output.conv2(network(tokens_Bhw, other, 0)), expected, "")
         assert int((tokens_Bhw == network.config.mask_id).sum()) <= 1
 
 
@@ -149,8 +159,11 @@ class Uniform:
         return -torch.log(-torch.log(self.u_BL.gather(1, index_BN)))
 
 
-def made_by_a_step(case: str) -> tuple[Tensor, Tensor]:
-    """Tokens (B, L) after a single call of the scheduler: ours with its counts, and its own."""
+def made_by_a_step(case: str, is_spoiled: bool = False) -> tuple[Tensor, Tensor]:
+    """Tokens (B, L) after a single call of the scheduler: ours with its counts, and its own.
+
+    A control turns the logits.
+    """
     about, mask_id = STEPS.args["cases"][case], STEPS.args["mask_token_id"]
     before_BL, logits_BLV = STEPS[f"{case}/sample"].flatten(1), STEPS[f"{case}/logits"]
     if logits_BLV.ndim == 4:
@@ -165,6 +178,8 @@ def made_by_a_step(case: str) -> tuple[Tensor, Tensor]:
         step = plan(replace(USUAL, num_steps=num_steps, temperature=0.0), 12, 12, RULES)[index]
         step = replace(step, num_masked=num_masked, num_revealed=num_masked - after)
         logits_1NV = logits_BLV[row, index_1N[0]].unsqueeze(0)
+        if is_spoiled:
+            logits_1NV = -logits_1NV
         noise: Any = Uniform(u_BL[row : row + 1])
         denoised = Denoised(lambda _, logits_1NV=logits_1NV: logits_1NV, (), True)
         revealed, _ = decide(denoised, step, index_1N, noise)
@@ -176,6 +191,8 @@ def made_by_a_step(case: str) -> tuple[Tensor, Tensor]:
 def test_a_step_equals_the_original(case: str) -> None:
     ours, theirs = made_by_a_step(case)
     assert torch.equal(ours, theirs)
+    spoiled, _ = made_by_a_step(case, is_spoiled=True)
+    assert not torch.equal(spoiled, theirs)  # control
 
 
 def test_steps_that_the_original_takes_for_nothing_are_left_out() -> None:
@@ -201,6 +218,7 @@ def test_masks_of_pictures_equal_the_original() -> None:
         assert not differs_hw[share_hw > 0.5].any()
     soft_1YX = golden["soft/image"].unsqueeze(0).float() / 255
     assert torch.equal(covered(soft_1YX, 16, 16)[0], golden["soft/mask"])
+    assert not torch.equal(covered(soft_1YX.mT, 16, 16)[0], golden["soft/mask"])  # control
 
 
 class Words:
@@ -252,13 +270,25 @@ def test_texts_equal_the_original(name: str, tmp_path: Path, monkeypatch, caplog
 
 @pytest.mark.parametrize("side", (256, 512))
 def test_the_key_table_is_that_of_the_published_files(side: int) -> None:
-    stated = json.loads((FOLDER / f"amused_{side}_transformer_layout.json").read_text())
-    tensors = stated["tensors"]
-    published = {name: torch.empty(shape, device="meta") for name, shape in tensors.items()}
-    ours, unknown = rename(transformer.TABLE, published)
-    network = transformer.Amused(transformer.read_config(ours, {}), device="meta", operations=Bare)
-    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    assert (unknown, {name: tensor.shape for name, tensor in ours.items()}) == ([], expected)
-    assert network.config == ARCHITECTURE.sizes[f"amused-{side}"].model
-    num_parameters = sum(parameter.numel() for parameter in network.parameters())
-    assert num_parameters == stated["num_parameters"]
+    config = uvit_sets.check_key_table(f"amused_{side}_transformer", transformer.LAYOUT)
+    assert config == ARCHITECTURE.sizes[f"amused-{side}"].model
+
+
+def test_the_vq_model_is_that_of_the_published_files() -> None:
+    assert uvit_sets.check_key_table("amused_vqvae", amused_vq.LAYOUT) == amused_vq.PUBLISHED
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"), [("amused", ARCHITECTURE), ("meissonic", meissonic.ARCHITECTURE)]
+)
+def test_the_text_encoder_is_that_of_the_published_files(name: str, architecture: Any) -> None:
+    tensors, about = uvit_sets.published_shapes(f"{name}_text_encoder")
+    stated = stated_encoder(Path(about["file"]), tensors, Path("."))
+    sizes = {k: v for k, v in about["config"].items() if k in stated and k != "hidden_act"}
+    assert sizes == {k: stated[k] for k in sizes}
+    for size in architecture.sizes.values():
+        check_widths((stated["hidden_size"], stated["projection_dim"]), size.model, "here")
+    with torch.device("meta"):
+        network = CLIPTextModelWithProjection(CLIPTextConfig(**stated, bos_token_id=None))
+    expected = {key: tensor.shape for key, tensor in network.state_dict().items()}
+    assert {key: tensor.shape for key, tensor in tensors.items()} == expected

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,9 +9,7 @@ from typing import Any
 import pytest
 import torch
 import uvit_sets
-from golden_sets import FOLDER, load
-from shortcut_pack.shortcut.models.key_table import rename
-from shortcut_pack.shortcut.models.layers import Bare
+from golden_sets import load
 from shortcut_pack.shortcut.models.meissonic import ARCHITECTURE, transformer
 from shortcut_pack.shortcut.models.uvit_parts import TextCondition
 from shortcut_pack.shortcut.schedule import AMUSED, AMUSED_LINEAR
@@ -79,6 +76,14 @@ def test_a_run_equals_the_original(name: str) -> None:
     run_of(name).check()
 
 
+@pytest.mark.parametrize("name", (*MADE, PAINTED))
+def test_control_a_run_by_another_text_is_told_apart(name: str) -> None:
+    run = run_of(name)
+    uvit_sets.other_text(run)
+    with pytest.raises(AssertionError):
+        run.check()
+
+
 def steps_counted_up(run: Run) -> None:
     run.steps = [replace(step, steps_left=step.index) for step in run.steps]
 
@@ -96,16 +101,5 @@ def test_control_a_wrong_run_is_told_apart(spoil: Callable[[Run], None]) -> None
 
 
 def test_the_key_table_is_that_of_the_published_file() -> None:
-    stated = json.loads((FOLDER / "meissonic_transformer_layout.json").read_text())
-    published = {
-        name: torch.empty(shape, device="meta") for name, shape in stated["tensors"].items()
-    }
-    ours, unknown = rename(transformer.TABLE, published)
-    network = transformer.Meissonic(
-        transformer.read_config(ours, {}), device="meta", operations=Bare
-    )
-    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    assert (unknown, {name: tensor.shape for name, tensor in ours.items()}) == ([], expected)
-    assert network.config == ARCHITECTURE.sizes["meissonic-1024"].model
-    num_parameters = sum(parameter.numel() for parameter in network.parameters())
-    assert num_parameters == stated["num_parameters"] == 1_006_946_304
+    config = uvit_sets.check_key_table("meissonic_transformer", transformer.LAYOUT)
+    assert config == ARCHITECTURE.sizes["meissonic-1024"].model

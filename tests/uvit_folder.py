@@ -71,7 +71,7 @@ SMALL = {
         num_codes=56,
         vocabulary=64,
         text_width=16,
-        pooled_width=24,
+        pooled_width=16,
         downsamples=True,
     ),
 }
@@ -84,13 +84,12 @@ STATED = {
 def write_small(folder: Path, text_width: int = 16, family: str = "amused") -> Path:
     """A model that is smaller still, of random weights, with codes of 4 x 4 pixels."""
     write(folder, has_text=False)
-    pooled_width = text_width if family == "amused" else SMALL[family].pooled_width
-    config = replace(SMALL[family], text_width=text_width, pooled_width=pooled_width)
+    config = replace(SMALL[family], text_width=text_width, pooled_width=text_width)
     layout = transformer.LAYOUT if family == "amused" else meissonic.LAYOUT
     model = builders.random_checkpoint(layout, config, seed=0)
     write_weights(folder / "transformer", builders.published(model), 1)
     write_json(folder / "transformer" / "config.json", STATED[family])
-    write_text_encoder(folder, text_width, pooled_width)
+    write_text_encoder(folder, text_width, text_width)
     return folder
 
 

@@ -7,14 +7,18 @@ replay(golden)        -> a `Run`; `check()` compares every step with the record
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from fakes import logits_of
-from golden_sets import GoldenSet
+from golden_sets import FOLDER, GoldenSet
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.denoiser import Denoiser, positions
+from shortcut_pack.shortcut.models.key_table import rename
+from shortcut_pack.shortcut.models.layers import Bare
+from shortcut_pack.shortcut.models.layout import Layout
 from shortcut_pack.shortcut.models.uvit import OnGrid
 from shortcut_pack.shortcut.models.uvit_parts import TextCondition
 from shortcut_pack.shortcut.sampler import Trace, confidence, draw_codes, sample
@@ -47,6 +51,29 @@ def check_pass(golden: GoldenSet, net: Any, condition: TextCondition, steps_left
         logits_BLV = net.output.conv2(net(golden["input_ids"], condition, steps_left))
     golden.assert_near(given[0], at_tokens(golden["feature"]), "feature")
     golden.assert_near(logits_BLV, at_tokens(golden["logits"]), "logits")
+
+
+def published_shapes(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a published file on the meta device, and what else is known of it."""
+    stated = json.loads((FOLDER / f"{name}_layout.json").read_text())
+    shapes = stated["tensors"].items()
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes}, stated
+
+
+def check_key_table(name: str, layout: Layout) -> Any:
+    """Compares the keys and shapes of a published file with those of our network; returns its configuration."""
+    published, stated = published_shapes(name)
+    ours, unknown = rename(layout.table, published)
+    network = layout.network(layout.read_config(ours, {}), device="meta", operations=Bare)
+    expected = {key: tensor.shape for key, tensor in network.state_dict().items()}
+    assert (unknown, {key: tensor.shape for key, tensor in ours.items()}) == ([], expected)
+    assert sum(p.numel() for p in network.parameters()) == stated["num_parameters"]
+    return network.config
+
+
+def other_text(run: Run) -> None:
+    """Spoils a run by the least: a text that is a hundredth longer."""
+    run.conditions = [replace(c, pooled_BC=1.01 * c.pooled_BC) for c in run.conditions]
 
 
 def at_tokens(logits_BVhw: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ import torch
 from experiments import __main__ as commands
 from experiments.judges import reader, world_reader
 from experiments.scenes.facts import Claim, holds
-from experiments.training import world, world_base, world_vq
+from experiments.training import patches, world, world_base, world_vq
+from experiments.training.muon import orthogonalised
 from experiments.world.captions import describe
 from experiments.world.drawing import draw
 from experiments.world.edits import altered, instruction, kept
@@ -106,6 +107,25 @@ def test_crops_lie_on_the_grid_of_codes() -> None:
     assert part.shape == (3, 3, 64, 64) and torch.equal(part, again)
 
 
+def test_the_encoder_gives_the_codes_of_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world_vq, "CONFIG", replace(world_vq.CONFIG, num_codes=64))
+    found = world_vq.measured(20)
+    network = world_vq.started(found)
+    pixels = world_vq.crops(4, 128, torch.Generator().manual_seed(1))
+    wanted = found.project(pixels).view(4, 16, 16, -1).movedim(-1, 1)
+    assert torch.nn.functional.mse_loss(network.latents(pixels), wanted) < 1e-3 * wanted.var()
+    assert (network.encode(pixels) == found.codes(pixels)).float().mean() > 0.98
+    before = network.decode(found.codes(pixels))
+    patches.scale_codebook(network, 1 / found.scale_C)
+    assert torch.allclose(network.decode(found.codes(pixels)), before, atol=1e-4)
+
+
+def test_steps_of_convolutions_have_singular_values_near_one() -> None:
+    weight = torch.randn(6, 2, 3, 3, generator=torch.Generator().manual_seed(0)).flatten(1)
+    values = torch.linalg.svdvals(orthogonalised(weight))
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 def test_the_stages_leave_models_that_load_and_are_not_run_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -117,6 +137,8 @@ def test_the_stages_leave_models_that_load_and_are_not_run_twice(
             return VQGAN(tiny.VQ)
 
     monkeypatch.setattr(world_vq, "train", vq)
+    monkeypatch.setattr(world_vq, "NUM_MEASURED", 4)
+    monkeypatch.setattr(world_vq, "CONFIG", replace(world_vq.CONFIG, num_codes=16))
     small = {"width": 32, "depth": 1, "num_heads": 2, "num_codes": 16}
     sizes = {
         "CONFIG": replace(world_base.CONFIG, mlp_width=32, **small),

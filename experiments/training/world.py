@@ -82,8 +82,8 @@ def train_vq(work: Path) -> None:
 
 
 def make_codes(work: Path) -> None:
-    """Draw the training pictures and write their codes."""
-    world_base.encode(load_vq(work), work)
+    """Draw the training pictures and write their codes, which do not wait for the decoder."""
+    world_base.encode(world_vq.measured().codes, work)
 
 
 def make_judge(work: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from experiments.scenes.dataset import to_network
 from experiments.scenes.tokenizer import NUM_TEXT_IDS
-from experiments.training import base, text_base
+from experiments.training import base, text_base, world_vq
 from experiments.training.pictures import WORLD
 from experiments.world.drawing import draw
 from experiments.world.scene import CLASSES, Scene
@@ -35,7 +35,7 @@ CONFIG = Config(
     depth=7,
     num_heads=4,
     mlp_width=1024,
-    num_codes=1024,
+    num_codes=world_vq.CONFIG.num_codes,
     num_classes=len(CLASSES),
 )
 TEXT_CONFIG = TextConfig(
@@ -45,7 +45,7 @@ TEXT_CONFIG = TextConfig(
     num_kv_heads=4,
     mlp_width=688,
     num_text_ids=NUM_TEXT_IDS,
-    num_codes=1024,
+    num_codes=world_vq.CONFIG.num_codes,
     rope_theta=10_000.0,
     norm_eps=1e-5,
 )
@@ -57,8 +57,12 @@ STAGE = base.Stage(name="class-base", recipe=RECIPE, batch_size=16, kinds_weight
 TEXT_PICTURES, TEXT_EDITS = 13, 3  # of a batch
 
 
-def encode(vqgan: Any, directory: Path) -> None:
-    """Write the codes of the training pictures and of the altered ones, in files that a later run goes on from."""
+def encode(codes_of: Callable[[Tensor], Tensor], directory: Path) -> None:
+    """Write the codes of the training pictures and of the altered ones, in files that a later run goes on from.
+
+    Args:
+        codes_of: from pixels (B, 3, Y, X) to codes (B, h, w).
+    """
     for name, num, compose in (
         ("pictures", NUM_PICTURES, WORLD.compose),
         ("edits", NUM_EDITS, WORLD.altered),
@@ -70,17 +74,17 @@ def encode(vqgan: Any, directory: Path) -> None:
             if not path.exists():
                 scenes = [compose(seed) for seed in range(start, start + CHUNK)]
                 with written_whole(path) as partial, partial.open("wb") as file:
-                    np.save(file, _codes(vqgan, scenes).numpy())
+                    np.save(file, _codes(codes_of, scenes).numpy())
 
 
-@torch.no_grad()
-def _codes(vqgan: Any, scenes: list[Scene], batch_size: int = 50) -> Tensor:
+def _codes(
+    codes_of: Callable[[Tensor], Tensor], scenes: list[Scene], batch_size: int = 50
+) -> Tensor:
     """Return codes (B, L) int16 of the pictures of scenes."""
     parts = []
     for start in range(0, len(scenes), batch_size):
         pixels = np.stack([np.asarray(draw(scene)) for scene in scenes[start : start + batch_size]])
-        pixels_BCYX = to_network(torch.from_numpy(pixels)).to(memory_format=torch.channels_last)
-        parts.append(vqgan.encode(pixels_BCYX).flatten(1).to(torch.int16))
+        parts.append(codes_of(to_network(torch.from_numpy(pixels))).flatten(1).to(torch.int16))
     return torch.cat(parts)
 
 

@@ -1,30 +1,27 @@
-"""Train the VQGAN of the world's pictures, drawn while it learns: on crops first, on whole pictures last.
+"""Train the VQGAN of the world's pictures: encoder and codebook as in `patches`, then the decoder on known codes.
 
-A crop of 64 x 64 pixels costs a quarter of a picture, and its codes lie on the grid of the picture's.
+Crops of 64 x 64 pixels first, which cost a quarter of a picture and lie on its grid of codes; whole pictures last.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.scenes.dataset import to_network
-from experiments.training.vq import (
-    AUTOENCODER_RECIPE,
-    RECIPE,
-    Batch,
-    Quantizer,
-    autoencoder_loss,
-    quantized_loss,
-)
+from experiments.training import patches
+from experiments.training.muon import muon
+from experiments.training.vq import contrast_loss, psnr_db
 from experiments.world.drawing import SIZE, draw
 from experiments.world.scene import compose
 from shortcut.models.maskgit.vqgan import VQGAN, Config
-from shortcut.train.fit import fit
+from shortcut.train.fit import Recipe, fit
 
 # Of 32 channels each is a group of its own for the norms, which then forget its mean: colours came slowly.
 CONFIG = Config(
@@ -34,15 +31,35 @@ CONFIG = Config(
     attention_levels=(),
     latent_channels=128,
     code_width=32,
-    num_codes=1024,
+    num_codes=2048,
 )
 CROP = 64  # pixels a side
 NUM_SEEDS = 1_000_000  # scenes to learn from; fresh ones begin beyond
-# After 500 iterations it paints mean colours alone.
-AUTOENCODER = replace(AUTOENCODER_RECIPE, iterations=2500, checkpoint_every=100)
-ON_CROPS = replace(RECIPE, iterations=3000, lr_end=4e-4, checkpoint_every=100)
-ON_PICTURES = replace(RECIPE, iterations=1500, seed=1, lr=4e-4, warmup=20, checkpoint_every=100)
-CROPS_PER_BATCH, PICTURES_PER_BATCH, CROPS_FOR_CODEBOOK = 8, 4, 96
+NUM_MEASURED = 1500  # pictures for the axes and the codebook
+ON_CROPS = Recipe(
+    iterations=6000,
+    lr=3e-3,
+    lr_end=3e-4,
+    warmup=50,
+    betas=(0.9, 0.95),
+    ema=0.99,
+    autocast=torch.bfloat16,
+    checkpoint_every=100,
+)
+ON_PICTURES = Recipe(
+    iterations=1500,
+    seed=1,
+    lr=1e-3,
+    warmup=20,
+    betas=(0.9, 0.95),
+    ema=0.99,
+    autocast=torch.bfloat16,
+    checkpoint_every=100,
+)
+CROPS_PER_BATCH, PICTURES_PER_BATCH = 4, 2
+NORMS_RATE = 0.5  # learning rate of norms and biases, by that of the convolutions
+
+Batch = tuple[Tensor, Tensor]  # pixels (B, 3, Y, X), codes (B, h, w)
 
 
 def crops(num: int, size: int, generator: torch.Generator) -> Tensor:
@@ -62,34 +79,56 @@ def crops(num: int, size: int, generator: torch.Generator) -> Tensor:
     )
 
 
+def measured(num_pictures: int | None = None) -> patches.Patches:
+    """Return the axes and centres of the patches of pictures drawn by seed."""
+    pixels = crops(num_pictures or NUM_MEASURED, SIZE, torch.Generator().manual_seed(0))
+    return patches.measured(pixels, CONFIG.downscale, CONFIG.code_width, CONFIG.num_codes)
+
+
+def started(found: patches.Patches) -> VQGAN:
+    """Return a network whose encoder and codebook are done."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = VQGAN(CONFIG).to(memory_format=torch.channels_last)  # pyright: ignore
+    patches.set_encoder(network, found)
+    for part in (network.encoder, network.quant_conv, network.quantize):
+        part.requires_grad_(False)
+    return network
+
+
+def decoder_loss(network: VQGAN, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of pictures from their codes: L1, mean square and L1 on contrasts of neighbours."""
+    pixels, codes = batch
+    found = network.decode(codes).float()
+    l1, mse = F.l1_loss(found, pixels), F.mse_loss(found, pixels)
+    contrast = contrast_loss(found, pixels, (1,))
+    return l1 + mse + contrast, {"l1": l1, "contrast": contrast, "psnr_db": psnr_db(mse)}
+
+
 def train(directory: Path) -> VQGAN:
     """Train with checkpoints in `directory`. Returns the averaged network."""
+    found = measured()
+    network = started(found)
+    patches.scale_codebook(network, 1 / found.scale_C)
 
-    def draw_crops(generator: torch.Generator) -> Batch:
-        return crops(CROPS_PER_BATCH, CROP, generator), generator
+    def draw_from(num: int, size: int) -> Callable[[torch.Generator], Batch]:
+        def draw_batch(generator: torch.Generator) -> Batch:
+            pixels = crops(num, size, generator)
+            return pixels, found.codes(pixels)
 
-    def draw_pictures(generator: torch.Generator) -> Batch:
-        return crops(PICTURES_PER_BATCH, SIZE, generator), generator
+        return draw_batch
 
-    with torch.random.fork_rng():
-        torch.manual_seed(AUTOENCODER.seed)
-        network = VQGAN(CONFIG).to(memory_format=torch.channels_last)  # pyright: ignore
-    network = fit(
-        network,
-        draw_crops,
-        autoencoder_loss,
-        AUTOENCODER,
-        checkpoint=directory / "autoencoder.ckpt",
-    )
-    quantizer = Quantizer(network, decay=0.99)
-    quantizer.start_codebook(crops(CROPS_FOR_CODEBOOK, CROP, torch.Generator().manual_seed(0)))
-    quantizer = fit(
-        quantizer, draw_crops, quantized_loss, ON_CROPS, checkpoint=directory / "vq-crops.ckpt"
-    )
-    return fit(
-        quantizer.train(),
-        draw_pictures,
-        quantized_loss,
-        ON_PICTURES,
-        checkpoint=directory / "vq.ckpt",
-    ).vqgan
+    for name, recipe, num, size in (
+        ("vq-crops", ON_CROPS, CROPS_PER_BATCH, CROP),
+        ("vq", ON_PICTURES, PICTURES_PER_BATCH, SIZE),
+    ):
+        network = fit(
+            network,
+            draw_from(num, size),
+            decoder_loss,
+            recipe,
+            checkpoint=directory / f"{name}.ckpt",
+            make_optimizer=partial(muon, norms_rate=NORMS_RATE),
+        )
+    patches.scale_codebook(network, found.scale_C)
+    return network

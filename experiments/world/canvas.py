@@ -55,7 +55,7 @@ class Canvas:
         grey = {"clear": 0.0, "snowfall": 0.35, "rain": 0.75, "fog": 0.6}[scene.weather]
         self.sky = tuple(mix(stop, _GREY[scene.time], grey) for stop in stops)
         self.haze = self.sky[2]
-        self.outline = INK if scene.style == "ink" else None
+        self.has_outlines = scene.style == "ink"
         self.image = Image.new("RGB", (self.side, self.side))
         self.pen = ImageDraw.Draw(self.image)
         self._origin, self._unit, self._tint = (0.0, 0.0), (1.0, 1.0), (INK, 0.0)
@@ -115,8 +115,10 @@ class Canvas:
         )
 
     def _paint(self, colour: Colour) -> dict[str, Any]:
-        line = None if self.outline is None else self._tinted(self.outline)
-        return {"fill": self._tinted(colour), "outline": line, "width": SUPERSAMPLE if line else 1}
+        fill = self._tinted(colour)
+        # A darker tone of its colour: black lines cost the VQ model 1.5 dB.
+        line = mix(fill, INK, 0.5) if self.has_outlines else None
+        return {"fill": fill, "outline": line, "width": SUPERSAMPLE if line else 1}
 
     def _tinted(self, colour: Colour) -> Colour:
         return mix(colour, *self._tint)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from experiments.world.kinds import KINDS
 
@@ -21,8 +21,8 @@ CLASS_NAMES = [f"{time} {place}" for time, place in CLASSES]
 WEATHERS = ("clear", "rain", "snowfall", "fog")
 STYLES = ("flat", "ink")
 HORIZON = 0.6
-# Things stand on multiples of this, half a code, so that few codes show their edges sharply.
-GRAIN = 1 / 32
+# Things stand on multiples of this, a code, so that few codes show their edges sharply.
+GRAIN = 1 / 16
 BODIES = ("sun", "full moon", "crescent moon")
 SKY_KINDS = (*BODIES, "cloud", "balloon", "bird")
 
@@ -185,7 +185,7 @@ def sky_of(rng: random.Random, time: str, weather: str) -> tuple[Thing, ...]:
             found.append(_thing("balloon", colour, x, rng.uniform(0.15, 0.3)))
     if weather != "snowfall" and time != "night" and columns and rng.random() < 0.3:
         x, y = columns.pop(), rng.uniform(0.16, 0.34)
-        shifts = ((0.0, 0.0), (0.08, 0.045), (-0.08, 0.045), (0.0, 0.09))
+        shifts = ((0, 0), (2 * GRAIN, GRAIN), (-2 * GRAIN, GRAIN), (0, 2 * GRAIN))
         found += [_thing("bird", "", x + dx, y + dy) for dx, dy in shifts[: rng.randint(1, 4)]]
     return tuple(found)
 
@@ -314,12 +314,14 @@ def _placed(
         kept.reverse()
     shares = [rng.uniform(0.1, 1.0) for _ in range(len(kept) + 1)]
     unit, edge, looks_left = room / sum(shares), left, rng.random() < 0.5
-    things = []
+    things: list[Thing] = []
     for (kind, colour), share in zip(kept, shares, strict=False):
         width = KINDS[kind].width * scale
         x = edge + share * unit + width / 2
         edge += share * unit + width
-        things.append(
-            _thing(kind, colour, x, base + rng.uniform(-wobble, wobble), scale, looks_left)
-        )
+        thing = _thing(kind, colour, x, base + rng.uniform(-wobble, wobble), scale, looks_left)
+        while things and thing.x - things[-1].x < 0.42 * (things[-1].width + width):
+            thing = replace(thing, x=thing.x + GRAIN)  # snapped too near
+        if thing.x + width / 2 < right + GRAIN / 2:
+            things.append(thing)
     return tuple(things)

@@ -293,11 +293,11 @@ def _cloud(c: Canvas, _: Colour, thing: Thing, place: str) -> None:
         "night": (72, 88, 142),
     }[c.time]
     colour = mix(tone, c.haze, 0.0 if c.weather == "clear" else 0.4)
-    c.outline, outline = None, c.outline
+    c.has_outlines, outlines = False, c.has_outlines
     c.oval(-0.17, 0.1, 0.2, 0.4, colour)
     c.oval(0.12, 0.2, 0.25, 0.5, colour)
     c.pill(-0.5, -0.3, 0.5, 0.22, colour)
-    c.outline = outline
+    c.has_outlines = outlines
 
 
 def _fence(c: Canvas, paint: Colour, thing: Thing, place: str) -> None:
@@ -335,10 +335,10 @@ def _sun(c: Canvas, _: Colour, thing: Thing, place: str) -> None:
 def _full_moon(c: Canvas, _: Colour, thing: Thing, place: str) -> None:
     tone: Colour = (246, 241, 214)
     c.oval(0, 0, 0.5, 0.5, tone)
-    c.outline, outline = None, c.outline
+    c.has_outlines, outlines = False, c.has_outlines
     for u, v, r in ((-0.18, 0.12, 0.13), (0.15, -0.15, 0.15), (0.16, 0.21, 0.08)):
         c.oval(u, v, r, r, mix(tone, (150, 156, 190), 0.4))
-    c.outline = outline
+    c.has_outlines = outlines
 
 
 def _crescent(c: Canvas, _: Colour, thing: Thing, place: str) -> None:

@@ -84,6 +84,7 @@ def fit(
     parts_of: Callable[[Batch], Sequence[Batch]] | None = None,
     ranks: Ranks = ALONE,
     before_batch: Callable[[int], None] | None = None,
+    make_optimizer: Callable[[Network, Recipe], torch.optim.Optimizer] | None = None,
     on_log: Callable[[Figures], None] | None = None,
     log_every: int = 50,
 ) -> Network:
@@ -102,6 +103,7 @@ def fit(
         ranks: more than one process must have joined `distributed.process_group`.
         before_batch: called with the 0-based iteration before its batch is drawn; for data that
             change on the way, and to end the training by an exception.
+        make_optimizer: (network, recipe) -> optimizer of its weights. None = AdamW.
         on_log: called every `log_every` iterations with means since the last call.
 
     Raises:
@@ -112,7 +114,7 @@ def fit(
             file of another kind.
     """
     recipe.check()
-    state = _State.initial(network, recipe)
+    state = _State.initial(network, recipe, make_optimizer or adamw)
     file = StateFile(checkpoint, {**asdict(recipe), **(about or {})}, is_writing=ranks.rank == 0)
     with file.held():
         if (saved := from_first(ranks, file.read)) is not None:
@@ -161,6 +163,16 @@ def fit(
     return cast(Network, state.average.module.eval())
 
 
+def adamw(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return AdamW over the weights of a network that learn."""
+    return torch.optim.AdamW(
+        [p for p in network.parameters() if p.requires_grad],
+        lr=recipe.lr,
+        betas=recipe.betas,
+        weight_decay=recipe.weight_decay,
+    )
+
+
 class LossError(FloatingPointError):
     """The loss or its gradient is not finite."""
 
@@ -207,11 +219,14 @@ class _State:
     sums: dict[str, Tensor] = field(default_factory=dict)  # of the figures since then
 
     @classmethod
-    def initial(cls, network: nn.Module, recipe: Recipe) -> _State:
+    def initial(
+        cls,
+        network: Network,
+        recipe: Recipe,
+        make_optimizer: Callable[[Network, Recipe], torch.optim.Optimizer],
+    ) -> _State:
         parameters = [p for p in network.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay
-        )
+        optimizer = make_optimizer(network, recipe)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.lr_factor)
         average = AveragedModel(
             network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True
