@@ -1,7 +1,8 @@
 """Time runs with and without previews on a real ComfyUI server: python -m experiments previews COMFY_DIR
 
 Both kinds take turns on one server, so that what else the machine does meets both. Seconds of the processor are those
-of the whole server, with its encoding of the previews; they feel other work less than seconds of the clock do.
+of the whole server, with its encoding of the previews. Previews may take a share of the clock, so the machine should do
+nothing else.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def run(options: argparse.Namespace) -> int:
         for number in range(1, options.runs + 1):
             for method in METHODS if number % 2 else METHODS[::-1]:
                 taken[method].append(timed(server, method, number))
-    print(table(("previews", "runs", "seconds", "of the processor", "more"), rows(taken)))
+    columns = ("previews", "runs", "seconds", "more", "of the processor", "more")
+    print(table(columns, rows(taken)))
     return 0
 
 
@@ -80,19 +82,15 @@ def graph_of(seed: int) -> Graph:
 
 
 def rows(taken: dict[str, list[Taken]]) -> list[tuple[str, ...]]:
-    """Return the lines of the table; the last figure is that of pairs, with its standard error."""
-    without, with_ = (taken[method] for method in METHODS)
-    pairs = zip(without, with_, strict=True)
-    more = [100 * (b.processor / a.processor - 1) for a, b in pairs]
-    error = stdev(more) / math.sqrt(len(more)) if len(more) > 1 else math.nan
-    said = ("", f"{fmean(more):+.1f} ± {error:.1f} %")
-    return [
-        (
-            method,
-            str(len(runs)),
-            f"{fmean(run.clock for run in runs):.2f}",
-            f"{fmean(run.processor for run in runs):.2f}",
-            last,
-        )
-        for (method, runs), last in zip(taken.items(), said, strict=True)
-    ]
+    """Return the lines of the table; `more` is the mean of pairs of runs, with its standard error."""
+    found = []
+    for method, runs in taken.items():
+        row = [method, str(len(runs))]
+        for kind in range(len(Taken._fields)):
+            seconds, without = ([run[kind] for run in taken[m]] for m in (method, METHODS[0]))
+            more = [100 * (a / b - 1) for a, b in zip(seconds, without, strict=True)]
+            error = stdev(more) / math.sqrt(len(more)) if len(more) > 1 else math.nan
+            said = "" if method == METHODS[0] else f"{fmean(more):+.1f} ± {error:.1f} %"
+            row += [f"{fmean(seconds):.2f}", said]
+        found.append(tuple(row))
+    return found
