@@ -17,7 +17,7 @@ import torch
 from experiments import gallery
 from experiments.judges import attributes, reader
 from experiments.judges.file import JUDGE, TEXT_JUDGE
-from experiments.robustness import fuzz, soak
+from experiments.robustness import fuzz, previews, soak
 from experiments.scenes import dataset
 from experiments.scenes import tokenizer as scene_tokenizer
 from experiments.scenes.edits import altered
@@ -99,6 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
         load_memory,
         gallery,
         fuzz,
+        previews,
         soak,
         world,
         world_quality,

@@ -258,4 +258,4 @@ def _fill(
         before += job.num_steps
         pixels_1YX3 = vae.decode(latent_of(result.codes_BL, job.grid, latent)["samples"])
         seconds, ratio = (speed.seconds, speed.ratio) if speed else (result.seconds, 1.0)
-        cells[key] = Cell(pixels_1YX3[0].cpu(), seconds, ratio)
+        cells[key] = Cell(pixels_1YX3[0].detach().cpu(), seconds, ratio)

@@ -131,6 +131,32 @@ def test_decoding_1024_pixels_takes_less_than_2_gb(monkeypatch: pytest.MonkeyPat
     assert max(cost.vq_peaks(vq, GRID).values()) > 2.6e9
 
 
+def test_each_card_gets_the_most_exact_weights_that_fit(capsys: pytest.CaptureFixture[str]):
+    small = ["--width", "64", "--height", "32", "--steps", "4", "--full-steps", "2"]
+    assert main(["cost", "lumina-dimoo", *small]) == 0
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    found = {(int(r[0]), r[1]): r[2:] for r in rows if len(r) == 7 and r[0].isdecimal()}
+    assert {card for card, _ in found} == {6, 8, 10, 12, 16, 24}
+    chosen = {card: weights for (card, name), (weights, *_) in found.items() if name == "head"}
+    assert chosen == {
+        6: "nvfp4",
+        8: "nvfp4",
+        10: "int8_convrot",
+        12: "int8_convrot",
+        16: "bfloat16",
+        24: "bfloat16",
+    }
+    for (card, _), (_, _, sampling, _, in_main) in found.items():
+        assert float(sampling) <= (card - 1) * 2**30 / 1e9 + 0.05
+        assert (float(in_main) > 0) == (card == 6)
+    # 8-bit weights and the head, by their numbers of values.
+    model = SIZE.model
+    blocks = model.depth * (4 * model.width + 3 * model.mlp_width) * model.width
+    rest = (model.num_text_ids + 2 * model.num_codes) * model.width * 2
+    least = (blocks + rest) / 1e9 + 0.44
+    assert least < float(found[10, "head"][2]) < least + 0.2
+
+
 def test_the_tables(capsys: pytest.CaptureFixture[str]):
     small = ["--width", "64", "--height", "32", "--steps", "4", "--full-steps", "2"]
     assert main(["cost", "lumina-dimoo", *small]) == 0

@@ -7,6 +7,7 @@ English is what the schemas say, so it has no file.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -43,6 +44,38 @@ def test_each_node_and_each_socket_has_a_name_and_a_tooltip(path):
         for item in (*texts["inputs"].values(), *texts["outputs"].values()):
             assert item["name"] and item["tooltip"], (node_id, item)
             assert len(item["tooltip"]) <= MOST_CHARACTERS, (node_id, item)
+
+
+def heads():
+    """The heads of errors that help pages explain; ... stands for anything."""
+    found = set()
+    for page in PAGES:
+        for line in page.read_text(encoding="utf-8").partition("## Messages")[2].splitlines():
+            found.update(re.findall(r"\*([^*]+)\*(?=[,: ])", line.partition("*: ")[0] + "*:"))
+    return found
+
+
+def said():
+    """The texts in the source, as patterns: what is filled in may be anything."""
+    for path in (*(ROOT / "nodes").rglob("*.py"), *(ROOT / "shortcut").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(p.value if isinstance(p, ast.Constant) else "#" for p in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+@pytest.mark.parametrize("head", sorted(heads()))
+def test_an_error_that_a_help_page_explains_is_one_that_is_raised(head):
+    pattern = re.compile(".*?".join(re.escape(part.strip()) for part in head.split("...")))
+    assert any(pattern.search(text) for text in said())
+
+
+@pytest.mark.parametrize("path", LOCALES, ids=lambda path: path.parent.name)
+def test_each_head_of_an_error_is_translated(path):
+    found = json.loads(path.with_name("main.json").read_text(encoding="utf-8"))
+    assert found["shortcutErrors"].keys() == heads()
+    assert all(found["shortcutErrors"].values())
 
 
 @pytest.mark.parametrize("node", NODES, ids=lambda node: node.__name__)

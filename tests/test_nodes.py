@@ -762,7 +762,7 @@ def test_attention_of_the_run_gets_the_options_of_the_model(model, monkeypatch):
 @needs_comfy
 def test_comfyuis_queue_is_called_as_it_wants_to_be():
     prefetch = pytest.importorskip("comfy.model_prefetch")
-    cpu, blocks = torch.device("cpu"), torch.nn.ModuleList([torch.nn.Linear(1, 1)])
+    cpu, blocks = torch.device("cpu"), torch.nn.ModuleList([torch.nn.Identity()])
     patcher = SimpleNamespace(is_dynamic=lambda: True, load_device=cpu)
     assert host.model_prefetch is prefetch
     assert list(host.ahead_of_use(patcher)(blocks)) == list(blocks)

@@ -27,13 +27,14 @@ from shortcut_pack.shortcut.models.architecture import Request
 from text_nodes import WIDGETS, files  # noqa: F401
 
 TEXT = 64  # width of the text encoder, which ComfyUI's own class projects to as many values
-NAME = "amused-tiny"
+NAME = "tiny"
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["amused", "meissonic"])
+def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as published, with codes of 4 x 4 pixels and CLIP's vocabulary."""
-    folder = uvit_folder.write_small(tmp_path_factory.mktemp("published") / NAME, TEXT)
+    place = tmp_path_factory.mktemp("published") / NAME
+    folder = uvit_folder.write_small(place, TEXT, request.param)
     uvit_folder.write_text_encoder(folder, TEXT, TEXT, vocabulary=49_408, length=77)
     return folder
 
@@ -124,7 +125,7 @@ def test_preset_and_custom_widgets_say_the_schedule_of_a_mask(loaded, caplog) ->
     model, *_ = loaded
     latent = {"samples": torch.zeros(1, 1, 6, 8), "noise_mask": torch.ones(1, 6, 8)}
     run(model, clip_text(0), clip_text(1), latent=latent)
-    assert "schedule is amused, but amused-tiny was made with amused-linear" in caplog.text
+    assert "schedule is amused, but tiny was made with amused-linear" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ def test_a_column_for_each_number_of_full_steps_a_row_for_each_seed(wired):
     grid, chart, _ = compared(wired)
     assert grid.shape == (1, 52 + 2 * (SIDE + 30), LEFT + 3 * STEP_X, 3)
     assert chart.shape[0] == 1 and chart.shape[3] == 3
+    cells = [cell for sheet in compare.SHEETS.values() for cell in sheet.cells.values()]
+    assert cells and not any(cell.pixels_YX3.requires_grad for cell in cells)
     latent = {"choice_temperature": 7.0, "cfg": 2.8}
     for column, options in enumerate(({}, {"head": wired["head"], "full_steps": 4})):
         for row, seed in enumerate((1, 2)):

@@ -7,7 +7,7 @@ They run on stand-ins for ComfyUI, and on the real one if COMFY_DIR names its fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import builders
@@ -21,15 +21,19 @@ from comfy_stubs import needs_comfy
 comfy_stubs.install()
 import comfy.model_management as mm
 import comfy.utils
+import folder_paths
 from shortcut_pack.nodes import native
 from shortcut_pack.nodes.condition import ClassCondition, TextCondition
+from shortcut_pack.nodes.native import model_of
 from shortcut_pack.nodes.sample import MaskedSampler
+from shortcut_pack.nodes.train import TrainHead
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import shipped
 from shortcut_pack.shortcut.models.architecture import HeadSize
 from shortcut_pack.shortcut.models.lumina_dimoo.conditioner import PromptConditioner
 from shortcut_pack.shortcut.models.lumina_dimoo.prompts import load_tokenizer
 from shortcut_pack.shortcut.models.maskgit.classes import ClassConditioner
+from shortcut_pack.shortcut.models.uvit_parts import TextCondition as TextStates
 from shortcut_pack.shortcut.pipeline import conditioner_of
 from test_nodes import Bar, show_previews
 from test_nodes_weights import lora_of
@@ -115,7 +119,8 @@ class Family:
 
 def checkpoint_of(name: str) -> checkpoints.Checkpoint:
     if name in SETS:
-        return uvit_sets.checkpoint(golden_sets.load(SETS[name]))
+        found = uvit_sets.checkpoint(golden_sets.load(SETS[name]))
+        return replace(found, metadata=replace(found.metadata, grid=GRID))
     return builders.model() if name == "maskgit" else builders.text_model()
 
 
@@ -167,6 +172,37 @@ def test_float8_is_near(family: Family) -> None:
     assert getattr(weight, "_qdata", weight).dtype == torch.float8_e4m3fn
     exact, near = (f.run(temperature=0.0, steps=1, full_steps=1) for f in (family, narrow))
     assert (exact["samples"] == near["samples"]).float().mean() > 0.5
+
+
+def test_the_train_node_makes_a_head_that_serves(family: Family, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    fresh = Family(family.name, family.checkpoint)
+    if family.name in SETS:
+        config, conditioner = family.checkpoint.config, model_of(fresh.model).conditioner
+        shapes = ((1, 7, config.text_width), (1, config.pooled_width), (1, 5))
+        text = TextStates(*map(torch.ones, shapes))
+        vars(conditioner)["encoder"] = lambda _: text
+    prompts = "" if family.name == "maskgit" else "a red house"
+    head, _ = TrainHead.execute(fresh.model, 4, 3, 1, "tiny", prompts).result
+    layout = family.checkpoint.architecture.head
+    assert layout is not None and head.model.checkpoint.layout == layout
+    full, by_head = (fresh.run(head=head, full_steps=n)["samples"] for n in (6, 1))
+    assert full.shape == by_head.shape and not torch.equal(full, by_head)
+    name = "lumina" if family.name == "maskgit" else "maskgit"
+    other = Family(name, checkpoint_of(name))
+    with pytest.raises(ValueError, match=r"does not go with|was trained for"):
+        other.run(head=head)
+
+
+def test_one_step_is_for_families_with_students(family: Family) -> None:
+    if not family.checkpoint.architecture.has_students:
+        with pytest.raises(ValueError, match="has no preset 'one_step'"):
+            family.run(preset="one_step")
+        return
+    one = family.run(preset="one_step")["samples"]
+    assert torch.equal(family.run(preset="one_step", head=family.head(), steps=9)["samples"], one)
+    with pytest.raises(ValueError, match="makes whole pictures"):
+        family.run({"samples": one}, preset="one_step", denoise=0.5)
 
 
 class Interrupted(Exception):

@@ -73,9 +73,16 @@ class Server:
         except ValueError:
             return None
 
-    def queue(self, graph: Mapping[str, Any], client: str) -> str | Answer:
-        """Queue a prompt. Return its id, or how it was refused."""
-        answer = self.ask("/prompt", {"prompt": graph, "client_id": client})
+    def queue(
+        self, graph: Mapping[str, Any], client: str, extra: Mapping[str, Any] | None = None
+    ) -> str | Answer:
+        """Queue a prompt. Return its id, or how it was refused.
+
+        Args:
+            extra: what ComfyUI calls `extra_data`.
+        """
+        body = {"prompt": graph, "client_id": client, "extra_data": extra or {}}
+        answer = self.ask("/prompt", body)
         if "prompt_id" in answer and not answer.get("node_errors"):
             return answer["prompt_id"]
         return Answer(ERROR, "refused", json.dumps(answer)[:1000])
@@ -124,6 +131,11 @@ class Server:
         """Return the bytes of memory that the process has now."""
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    def processor_seconds(self) -> float:
+        """Return the seconds of the processor that the process has taken, in all its threads."""
+        stat = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
 
     def descriptors(self) -> int:
         """Return how many files and connections the process has open."""

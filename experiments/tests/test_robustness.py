@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from experiments.__main__ import main
-from experiments.robustness import fuzz, graphs, guard, mutations, samples, soak
+from experiments.robustness import fuzz, graphs, guard, mutations, previews, samples, soak
 from experiments.robustness.guard import Limits, Verdict
 from experiments.robustness.kinds import Kind, kinds
 from experiments.robustness.server import ERROR, INTERRUPTED, SUCCESS, Answer, _answer
@@ -199,3 +199,15 @@ def test_the_soak_is_judged_by_every_line() -> None:
         change(found)
         rows, is_right = soak.judged(found, 10)
         assert not is_right and line in {row[0] for row in rows if row[-1] == "NO"}
+
+
+def test_previews_are_compared_in_pairs_by_seconds():
+    runs = {
+        "none": [previews.Taken(2.0, 1.0), previews.Taken(9.0, 2.0)],
+        "latent2rgb": [previews.Taken(2.4, 1.02), previews.Taken(9.6, 2.08)],
+    }
+    first, second = previews.rows(runs)
+    assert first == ("none", "2", "5.50", "", "1.50", "")
+    assert second == ("latent2rgb", "2", "6.00", "+13.3 ± 6.7 %", "1.55", "+3.0 ± 1.0 %")
+    graphs_made = {str(previews.graph_of(seed)) for seed in range(4)}
+    assert len(graphs_made) == 4, "ComfyUI runs no graph a second time"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import models
+from ..accelerators.choice import FLOAT8 as IN_FLOAT8
 from ..accelerators.choice import HEAD, NAMES, PARTIAL, keeps, kept_bytes, needs_head
 from ..accelerators.shortcut_head import ShortcutHead
 from ..denoiser import Accelerator, Denoiser
@@ -39,9 +40,12 @@ from ..models.layout import Layout
 from ..noise import Noise
 from ..sampler import Trace, sample
 from ..schedule import Settings, Step, plan
+from . import cards
 
 MAX_PROMPT_TOKENS = 2**16
 T, MB, GB = 1e12, 1e6, 1e9
+FULL, LOGITS = "full pass", "logits, guidance, choice of tokens"  # parts of a run
+DECODING = "VQ model, codes to picture"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +137,37 @@ def run(options: argparse.Namespace) -> int:
     for line in flops_table(published, grid, conditions, num_steps, full_steps, names):
         print(line, flush=True)
     print()
-    for line in memory_table(published, grid, conditions):
+    at_once, in_turn = (
+        run_peaks(published, grid, conditions, is_sequential=value) for value in (False, True)
+    )
+    decoding = vq_peaks(published.vq, grid, options.batch_size)
+    for line in memory_table(published, at_once, in_turn, decoding):
+        print(line, flush=True)
+    print()
+    vq_bytes = network_bytes(published.vq) + decoding[DECODING]
+    needs = accelerator_needs(published, grid, conditions, at_once, in_turn)
+    layout = published.architecture.model
+    for line in cards.cards_table(layout, published.model, needs, vq_bytes):
         print(line, flush=True)
     return 0
+
+
+def accelerator_needs(
+    published: Published,
+    grid: Grid,
+    conditions: Branches,
+    at_once: Mapping[str, int],
+    in_turn: Mapping[str, int],
+) -> Iterator[cards.Need]:
+    """Yield what the head and partial passes take. Arguments as `memory_table`."""
+    model = published.model.on_grid(*grid)
+    lengths = [model.sequence_length(condition) for condition in conditions]
+    if published.head is not None:
+        head_bytes = network_bytes(published.head)
+        yield cards.Need(HEAD, head_bytes, max(at_once.values()), max(in_turn.values()))
+    for name in (f"{PARTIAL}{IN_FLOAT8}", PARTIAL):
+        if kept := kept_bytes(name, model, len(conditions[0]), lengths):
+            yield cards.Need(name, kept, *(max(p[FULL], p[LOGITS]) for p in (at_once, in_turn)))
 
 
 def flops_table(
@@ -189,25 +221,37 @@ def _product_bytes(network: Network) -> int:
     return sum(layer.weight.nbytes for layer in layers)
 
 
-def memory_table(published: Published, grid: Grid, conditions: Branches) -> Iterator[str]:
-    """Yield a Markdown table: the most memory above the weights, in each part of a run. In megabytes."""
+def memory_table(
+    published: Published,
+    at_once: Mapping[str, int],
+    in_turn: Mapping[str, int],
+    decoding: Mapping[str, int],
+) -> Iterator[str]:
+    """Yield a Markdown table: the most memory above the weights, in each part of a run. In megabytes.
+
+    Args:
+        at_once, in_turn: of a run with the guidance branches at once, and one at a time.
+        decoding: of the VQ model.
+    """
     yield "| above the weights, MB | branches at once | one at a time |"
     yield "|---|--:|--:|"
-    at_once, in_turn = (
-        run_peaks(published, grid, conditions, is_sequential=value) for value in (False, True)
-    )
     for part in at_once:
         yield f"| {part} | {at_once[part] / MB:.0f} | {in_turn[part] / MB:.0f} |"
     yield f"| **run** | **{max(at_once.values()) / MB:.0f}** | **{max(in_turn.values()) / MB:.0f}** |"
-    for part, peak in vq_peaks(published.vq, grid, len(conditions[0])).items():
+    for part, peak in decoding.items():
         yield f"| {part} | {peak / MB:.0f} | |"
     networks = {"model": published.model, "head": published.head, "VQ model": published.vq}
     weights = [
-        f"{name} {sum(p.nbytes for p in net.parameters()) / GB:.2f} GB ({str(net.dtype).removeprefix('torch.')})"
+        f"{name} {network_bytes(net) / GB:.2f} GB ({str(net.dtype).removeprefix('torch.')})"
         for name, net in networks.items()
         if net is not None
     ]
     yield f"\nWeights: {', '.join(weights)}."
+
+
+def network_bytes(network: Network) -> int:
+    """Return the bytes of a network's weights."""
+    return sum(p.nbytes for p in network.parameters())
 
 
 class _WatchedModel:
@@ -215,8 +259,8 @@ class _WatchedModel:
 
     def __init__(self, model: GridModel, memory: LiveTensors):
         self.grid, self.image_positions = model.grid, model.image_positions
-        self.features = memory.during("full pass", model.features)
-        self.logits = memory.during("logits, guidance, choice of tokens", model.logits)
+        self.features = memory.during(FULL, model.features)
+        self.logits = memory.during(LOGITS, model.logits)
 
 
 class _WatchedHead(Accelerator):
@@ -271,7 +315,7 @@ def vq_peaks(vq: VQNetwork, grid: Grid, num_images: int = 1) -> dict[str, int]:
     codes_Bhw: Tensor = torch.zeros(num_images, *grid, dtype=torch.long, device="meta")
     with LiveTensors(vq) as memory:
         memory.during("VQ model, picture to codes", vq.encode)(pixels_BCYX)
-        memory.during("VQ model, codes to picture", vq.decode)(codes_Bhw)
+        memory.during(DECODING, vq.decode)(codes_Bhw)
     return memory.peaks
 
 
