@@ -22,7 +22,7 @@ FORMATS = (
     EXACT,
     "int8_convrot",
     "nvfp4",
-)  # the most exact first; float8 is as large as int8, and less exact
+)  # the most exact first; float8 is as large as int8
 GB = 1e9
 
 
