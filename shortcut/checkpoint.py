@@ -356,13 +356,19 @@ def build(
     return network
 
 
-def save(path: str | Path, checkpoint: Checkpoint, *, dtype: Target | None = None) -> None:
+def save(
+    path: str | Path,
+    checkpoint: Checkpoint,
+    *,
+    dtype: Target | None = None,
+    device: torch.device | str = "cpu",
+) -> None:
     """Write a checkpoint as one of our files, whole or not at all.
 
     It is written tensor by tensor, so that another type needs no second copy.
 
     Args:
-        dtype: as for `cast`; None = unchanged.
+        dtype, device: as for `cast`; dtype None = unchanged.
 
     Raises:
         ValueError: another suffix than .safetensors, or as `cast`.
@@ -373,7 +379,7 @@ def save(path: str | Path, checkpoint: Checkpoint, *, dtype: Target | None = Non
             f"{path} has the suffix {path.suffix!r}, expected {OUR_SUFFIX}. Rename the output."
         )
     checkpoint = checkpoint.with_text()
-    tensors = checkpoint.tensors.items() if dtype is None else checkpoint.converted(dtype)
+    tensors = checkpoint.tensors.items() if dtype is None else checkpoint.converted(dtype, device)
     with written_whole(path) as partial:
         format = None if dtype is None else quantized.format_of(dtype)
         names = set() if format is None else linear_weights(checkpoint, format)

@@ -26,6 +26,7 @@ from shortcut import checkpoint
 from shortcut.models.maskgit import transformer as maskgit
 from shortcut.models.maskgit import vqgan
 from shortcut.models.maskgit.vqgan import VQGAN
+from shortcut.train.fit import fit
 
 SCENES = [compose(seed) for seed in range(300)]
 
@@ -124,6 +125,32 @@ def test_steps_of_convolutions_have_singular_values_near_one() -> None:
     weight = torch.randn(6, 2, 3, 3, generator=torch.Generator().manual_seed(0)).flatten(1)
     values = torch.linalg.svdvals(orthogonalised(weight))
     assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_a_training_with_muon_resumes_exactly(tmp_path: Path) -> None:
+    def train(iterations: int, name: str) -> torch.Tensor:
+        def draw(generator: torch.Generator) -> torch.Tensor:
+            if draws.pop() == "stop":
+                raise KeyboardInterrupt
+            return torch.randn(4, 3, generator=generator)
+
+        draws = ["go"] * iterations if iterations == 4 else ["stop", "go", "go"]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = torch.nn.Linear(3, 2)
+        fit(
+            network,
+            draw,
+            lambda network, x: (network(x).square().mean(), {}),
+            replace(world_base.RECIPE, iterations=4),
+            checkpoint=tmp_path / name,
+            make_optimizer=world_base.OPTIMIZER,
+        )
+        return network.weight.detach()
+
+    with pytest.raises(KeyboardInterrupt):
+        train(2, "ended.ckpt")
+    assert torch.equal(train(4, "ended.ckpt"), train(4, "whole.ckpt"))
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")

@@ -26,7 +26,7 @@ from shortcut.checkpoint import fingerprint
 from shortcut.models.maskgit.transformer import Config, MaskGIT
 from shortcut.models.maskgit.vqgan import VQGAN
 from shortcut.train.cpu import sdpa_float32
-from shortcut.train.fit import Recipe, fit
+from shortcut.train.fit import MakeOptimizer, Recipe, fit
 
 CONFIG = Config(
     grid=12, width=192, depth=6, num_heads=3, mlp_width=768, num_codes=512, num_classes=16
@@ -174,6 +174,7 @@ def learn(
     stages: Sequence[Stage],
     directory: Path,
     pictures: Pictures = PICTURES,
+    make_optimizer: MakeOptimizer | None = None,
 ) -> MaskGIT:
     """Train on codes (B, L) and classes (B,) of the pictures 0, 1, 2 ..., with checkpoints in `directory`."""
 
@@ -196,5 +197,6 @@ def learn(
             partial(loss_of, kinds_weight=stage.kinds_weight),
             stage.recipe,
             checkpoint=directory / f"{stage.name}.ckpt",
+            make_optimizer=make_optimizer,
         )
     return training.network

@@ -31,7 +31,9 @@ class Muon(torch.optim.AdamW):
                 if weight.grad is None:
                     continue
                 state = self.state[weight]
-                mean = state.setdefault("momentum", torch.zeros_like(weight))
+                if not state:  # AdamW reads a state back only with its step
+                    state.update(step=torch.zeros(()), momentum=torch.zeros_like(weight))
+                mean = state["momentum"]
                 mean.lerp_(weight.grad, 1 - MOMENTUM)
                 step = orthogonalised(weight.grad.lerp(mean, MOMENTUM).flatten(1))
                 size = 0.2 * max(step.shape) ** 0.5
@@ -45,19 +47,28 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if is_tall else matrix
-    x = x / (x.norm() + 1e-7)
+    x = (x / (x.norm() + 1e-7)).bfloat16()
     for _ in range(STEPS):
         square = x @ x.T
         x = a * x + (b * square + c * square @ square) @ x
-    return x.T if is_tall else x
+    return (x.T if is_tall else x).to(matrix.dtype)
 
 
-def muon(network: nn.Module, recipe: Recipe, norms_rate: float) -> Muon:
-    """Return the optimizer of a network; norms and biases have `norms_rate` times the learning rate."""
+def muon(network: nn.Module, recipe: Recipe, others_rate: float) -> Muon:
+    """Return the optimizer of a network.
+
+    Args:
+        others_rate: learning rate of embeddings, norms and biases, by that of convolutions and matrices.
+    """
+    layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    matrices = {layer.weight for layer in layers}
     weights = [weight for weight in network.parameters() if weight.requires_grad]
-    is_many = {True: [w for w in weights if w.ndim > 1], False: [w for w in weights if w.ndim <= 1]}
     groups = [
-        {"params": params, "lr": recipe.lr * (1 if many else norms_rate), "is_orthogonal": many}
-        for many, params in is_many.items()
+        {
+            "params": [w for w in weights if (w in matrices) == is_orthogonal],
+            "lr": recipe.lr * (1.0 if is_orthogonal else others_rate),
+            "is_orthogonal": is_orthogonal,
+        }
+        for is_orthogonal in (True, False)
     ]
     return Muon(groups, betas=recipe.betas, weight_decay=0.0)

@@ -37,7 +37,7 @@ from shortcut.models.lumina_dimoo.prompts import conditions
 from shortcut.models.lumina_dimoo.transformer import Config, LuminaDiMOO
 from shortcut.models.maskgit.vqgan import VQGAN
 from shortcut.train.cpu import sdpa_float32
-from shortcut.train.fit import Recipe, fit
+from shortcut.train.fit import MakeOptimizer, Recipe, fit
 
 CONFIG = Config(
     width=192,
@@ -262,16 +262,20 @@ def learn(
     checkpoint: Path | None = None,
     start: Training | None = None,
     kinds_weight: float = 0.0,
+    make_optimizer: MakeOptimizer | None = None,
 ) -> Training:
     """Train a network on `data`. Returns the averaged network.
 
     Args:
         start: network to go on with; None = a new one.
         kinds_weight: of the loss on the kinds of things.
+        make_optimizer: as of `fit`.
     """
     training = start or initialised(data.config, data.grid, recipe.seed, data.pictures.num_labels)
     loss = partial(loss_of, kinds_weight=kinds_weight)
-    return fit(training, data.draw, loss, recipe, checkpoint=checkpoint)
+    return fit(
+        training, data.draw, loss, recipe, checkpoint=checkpoint, make_optimizer=make_optimizer
+    )
 
 
 def train(directory: Path, vqgan: VQGAN, tokenizer: Any) -> LuminaDiMOO:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from experiments.scenes.dataset import to_network
 from experiments.scenes.tokenizer import NUM_TEXT_IDS
 from experiments.training import base, text_base, world_vq
+from experiments.training.muon import muon
 from experiments.training.pictures import WORLD
 from experiments.world.drawing import draw
 from experiments.world.scene import CLASSES, Scene
@@ -50,9 +52,8 @@ TEXT_CONFIG = TextConfig(
     norm_eps=1e-5,
 )
 NUM_PICTURES, NUM_EDITS, CHUNK = 40_000, 16_000, 1_000
-RECIPE = replace(
-    base.RECIPE, iterations=10_000, lr=1e-3, warmup=300, ema=0.999, checkpoint_every=100
-)
+RECIPE = replace(base.RECIPE, iterations=6000, lr=3e-3, warmup=100, ema=0.998, checkpoint_every=100)
+OPTIMIZER = partial(muon, others_rate=0.5)
 STAGE = base.Stage(name="class-base", recipe=RECIPE, batch_size=16, kinds_weight=1.0)
 TEXT_PICTURES, TEXT_EDITS = 13, 3  # of a batch
 
@@ -104,7 +105,7 @@ def train_classes(directory: Path) -> MaskGIT:
     """Train the class model, with checkpoints in `directory`. Returns the averaged network."""
     codes = load_codes(directory, "pictures")
     classes = torch.tensor([WORLD.compose(seed).class_id for seed in range(len(codes))])
-    return base.learn(codes, classes, CONFIG, (STAGE,), directory, WORLD)
+    return base.learn(codes, classes, CONFIG, (STAGE,), directory, WORLD, OPTIMIZER)
 
 
 def train_text(directory: Path, tokenizer: Any) -> LuminaDiMOO:
@@ -120,7 +121,8 @@ def train_text(directory: Path, tokenizer: Any) -> LuminaDiMOO:
         pictures=WORLD,
     )
     checkpoint = directory / "text-base.ckpt"
-    return text_base.learn(data, RECIPE, checkpoint, kinds_weight=STAGE.kinds_weight).network
+    how = {"kinds_weight": STAGE.kinds_weight, "make_optimizer": OPTIMIZER}
+    return text_base.learn(data, RECIPE, checkpoint, **how).network
 
 
 def texts(say: Callable[[int], str], num: int = 20_000) -> list[str]:

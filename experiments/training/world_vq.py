@@ -128,7 +128,7 @@ def train(directory: Path) -> VQGAN:
             decoder_loss,
             recipe,
             checkpoint=directory / f"{name}.ckpt",
-            make_optimizer=partial(muon, norms_rate=NORMS_RATE),
+            make_optimizer=partial(muon, others_rate=NORMS_RATE),
         )
     patches.scale_codebook(network, found.scale_C)
     return network

@@ -73,6 +73,9 @@ class Recipe:
         )
 
 
+MakeOptimizer = Callable[[Any, Recipe], torch.optim.Optimizer]  # of the weights of a network
+
+
 def fit(
     network: Network,
     draw_batch: Callable[[torch.Generator], Batch],
@@ -84,7 +87,7 @@ def fit(
     parts_of: Callable[[Batch], Sequence[Batch]] | None = None,
     ranks: Ranks = ALONE,
     before_batch: Callable[[int], None] | None = None,
-    make_optimizer: Callable[[Network, Recipe], torch.optim.Optimizer] | None = None,
+    make_optimizer: MakeOptimizer | None = None,
     on_log: Callable[[Figures], None] | None = None,
     log_every: int = 50,
 ) -> Network:
@@ -221,9 +224,9 @@ class _State:
     @classmethod
     def initial(
         cls,
-        network: Network,
+        network: nn.Module,
         recipe: Recipe,
-        make_optimizer: Callable[[Network, Recipe], torch.optim.Optimizer],
+        make_optimizer: MakeOptimizer,
     ) -> _State:
         parameters = [p for p in network.parameters() if p.requires_grad]
         optimizer = make_optimizer(network, recipe)
