@@ -111,7 +111,7 @@ def dequantize(parts: Mapping[str, Tensor], about: Mapping[str, Any], dtype: tor
         return layouts.TensorCoreNVFP4Layout.dequantize(values, params)
     group = rotation(about)
     params = layouts.TensorWiseINT8Layout.Params(
-        scale=parts[SCALE].float(),
+        scale=parts[SCALE].float().reshape(-1, 1),  # some files have it without the last axis
         orig_dtype=dtype,
         orig_shape=(rows, columns),
         convrot=group is not None,

@@ -79,6 +79,13 @@ def test_a_linear_layer_computes_what_is_stored(target: str) -> None:
     assert relative(found, torch.nn.functional.linear(input_BSI, weight, bias_O)) < bound
 
 
+def test_scales_of_int8_without_their_last_axis_are_those_of_rows() -> None:
+    stored = parts_of(normal(48, 32), "int8_convrot")
+    expected = quantized.dequantized("a.weight", stored, torch.float32)
+    flat = {**stored, "a.weight_scale": stored["a.weight_scale"].flatten()}
+    assert torch.equal(quantized.dequantized("a.weight", flat, torch.float32), expected)
+
+
 def test_rotation_keeps_a_value_that_stands_out_from_spoiling_its_row() -> None:
     weight_OI = normal(32, 256)
     weight_OI[:, 7] = 3.0
