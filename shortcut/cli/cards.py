@@ -18,11 +18,7 @@ from ..quantized import TARGETS
 CARDS = (6, 8, 10, 12, 16, 24)  # GiB
 RESERVE = 2**30  # bytes of a card that the system, CUDA and a desktop take
 EXACT = "bfloat16"
-FORMATS = (
-    EXACT,
-    "int8_convrot",
-    "nvfp4",
-)  # the most exact first; float8 is as large as int8
+FORMATS = (EXACT, "int8_convrot", "nvfp4")  # the most exact first; float8 is as large as int8
 GB = 1e9
 
 
@@ -45,7 +41,8 @@ def cards_table(
         layout, model: on the meta device, in bfloat16.
         decoding: bytes of the VQ model and of what it takes, once the model has left the card.
     """
-    needs, weights, layer = list(needs), format_bytes(layout, model), layer_bytes(layout, model)
+    needs, weights = list(needs), format_bytes(layout, model)
+    layer = layer_bytes(layout, model)
     most = weights[EXACT] + max(need.fixed + need.run for need in needs)
     if max(most, decoding) <= CARDS[0] * 2**30 - RESERVE:
         yield f"{EXACT} weights and any accelerator fit a card of {CARDS[0]} GB: {most / GB:.1f} GB while sampling."
@@ -61,7 +58,7 @@ def cards_table(
                     how,
                     weights[format] + need.fixed + run + (0 if format == EXACT else layer),
                 )
-                for format in FORMATS
+                for format in weights
                 for how, run in (("at once", need.run), ("in turn", need.run_in_turn))
             ]
             format, how, total = next((way for way in ways if way[2] <= usable), ways[-1])
@@ -77,13 +74,15 @@ def cards_table(
 
 
 def format_bytes(layout: Layout, model: ModelNetwork) -> dict[str, int]:
-    """Return the bytes of the weights in each of FORMATS."""
+    """Return the bytes of the weights in each of FORMATS that the model can have."""
     checkpoint = Checkpoint(layout, model.config, model.state_dict(), "")
     targets = {EXACT: torch.bfloat16, **TARGETS}
-    shapes = {name: checkpoint.shapes(targets[name]) for name in FORMATS}
+    formats = FORMATS if layout.quantizable_weights(model.config) else (EXACT,)
+    shapes = {name: checkpoint.shapes(targets[name]) for name in formats}
     return {name: sum(t.nbytes for t in tensors.values()) for name, tensors in shapes.items()}
 
 
 def layer_bytes(layout: Layout, model: ModelNetwork) -> int:
     """Return the bytes of the largest layer that is quantized, in bfloat16: it exists so while it computes."""
-    return 2 * max(shape.numel() for shape in layout.quantizable_weights(model.config).values())
+    weights = layout.quantizable_weights(model.config).values()
+    return 2 * max((shape.numel() for shape in weights), default=0)
