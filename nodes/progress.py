@@ -21,8 +21,8 @@ from .timing import StepClock
 PREVIEW_SIZE = 512  # pixels of the longer side
 PREVIEW_INTERVAL = 0.1  # seconds at least between previews; each waits for the device
 PREVIEW_SHARE = 0.02  # of the time of a run at most
-PREVIEW_COST = 0.02  # seconds of the first, before one was timed
-SENDING = 4.0  # a preview costs so many times what making it takes: measured 3, with its encoding as JPEG by ComfyUI
+PREVIEW_COST = 0.04  # seconds of the first, before one was timed
+SENDING = 8.0  # a preview costs so many times what making it takes, with its encoding as JPEG and sending by ComfyUI
 TEXT_INTERVAL = 0.2  # seconds between lines
 
 

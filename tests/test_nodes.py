@@ -688,10 +688,10 @@ def test_previews_cost_at_most_their_share_of_a_run(monkeypatch):
     monkeypatch.setattr(progress.args, "preview_method", progress.LatentPreviewMethod.Auto)
     shown, trace = preview_of_a_step(monkeypatch, 0.0, 2.0, 2.5, 2.52)
     assert shown.of(trace) is not None, "2 % of 2 s"
-    assert shown.spent == pytest.approx(0.08), (
-        "20 ms, and three times that to send it; not the wait for the device"
+    assert shown.spent == pytest.approx(0.16), (
+        "20 ms, and seven times that to send it; not the wait for the device"
     )
-    for now, is_shown in ((7.9, False), (8.1, True)):
+    for now, is_shown in ((15.9, False), (16.1, True)):
         seconds(monkeypatch, progress, now)
         assert (shown.of(trace) is not None) == is_shown
 
