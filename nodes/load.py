@@ -204,7 +204,7 @@ class LoadHead(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, head_name: str) -> bool:
-        """As for Load MIGM."""
+        """Change as the file or the choices of Load MIGM do: see its own."""
         return True
 
     @classmethod

@@ -69,7 +69,7 @@ class Job:
 
     @property
     def images_at_once(self) -> int:
-        """As many as fit beside the weights: a pass of few images costs less than weights that move."""
+        """The images that run together: as many as fit beside the weights, for weights that move cost more."""
         head = self.accelerated.head
         loaded = [self.model] if head is None else [self.model, head]
         room = mm.get_total_memory(self.model.load_device) - sum(m.model_size() for m in loaded)
