@@ -11,7 +11,7 @@ from .compare import SpeedQuality
 from .condition import ClassCondition, TextCondition
 from .folders import register_folders
 from .load import LoadHead, LoadMIGM
-from .sample import MaskedSampler
+from .sample import FlatMaskedSampler, MaskedSampler
 from .train import SaveHead, TrainHead
 
 NODES: list[type[io.ComfyNode]] = [
@@ -21,6 +21,7 @@ NODES: list[type[io.ComfyNode]] = [
     ClassCondition,
     TextCondition,
     MaskedSampler,
+    FlatMaskedSampler,
     DescribeImage,
     ReasonedEdit,
     TrainHead,

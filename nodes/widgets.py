@@ -1,4 +1,8 @@
-"""The widgets of the Shortcut Masked Sampler, and the settings of a run that they stand for."""
+"""The widgets of the Shortcut Masked Sampler, and the settings of a run that they stand for.
+
+What the preset `custom` lets the widgets decide is in that option of the preset alone. ShortcutMaskedSampler, the node
+before, has all widgets in a row: saved workflows hold their values by position.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,14 @@ from comfy_api.latest import io
 from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.models.architecture import ONE_STEP, PRESET_NAMES
 from ..shortcut.schedule import ORDERS, SCHEDULES, Settings
-from ..shortcut.settings import usual_settings, with_preset
+from ..shortcut.settings import usual_full_steps, usual_settings, with_preset
 
 CUSTOM = "custom"
-PRESETS = (CUSTOM, *PRESET_NAMES, ONE_STEP)
+PRESETS = (*PRESET_NAMES, ONE_STEP)
+LATER = {"cfg_image": 4.0, "spread": 0, "order": ORDERS[0]}  # workflows of before do not have them
+# Fields of `Settings` by the widgets that hold their values as they are.
+SAME = ("schedule", "temperature", "choice_temperature", "spread", "order")
+FIELDS = {"steps": "num_steps", "cfg_ramp": "guidance_ramp", **{name: name for name in SAME}}
 
 
 def seed_widget(tooltip: str, *, control: bool = True) -> Any:
@@ -50,12 +58,55 @@ def temperature_widget(name: str, default: float, tooltip: str) -> Any:
     )
 
 
-def widgets() -> list[Any]:
-    """Return the required widgets."""
-    return [
+def read_widgets() -> tuple[Any, Any]:
+    """Return the widgets that are read with any preset: seed and denoise."""
+    return (
         seed_widget(
             "Decides every random choice. Image i of a batch is the same whatever the batch size."
         ),
+        io.Float.Input(
+            "denoise",
+            default=1.0,
+            min=0.01,
+            max=1.0,
+            step=0.01,
+            tooltip="Share of the tokens, under the mask if there is one, that is made anew, "
+            "picked at random. Lower: closer to the given image. Keep 1 with Empty Latent "
+            "Image.",
+        ),
+    )
+
+
+def preset_widget() -> Any:
+    """Return the choice of a preset. `custom` brings the widgets that the others decide."""
+    widgets = [*custom_widgets(), *later_widgets()]
+    for widget in widgets:
+        widget.optional = True  # a setting that is missing is as usual for the model
+    custom = io.DynamicCombo.Option(CUSTOM, widgets)
+    return io.DynamicCombo.Input(
+        "preset",
+        options=[*(io.DynamicCombo.Option(name, []) for name in PRESETS), custom],
+        tooltip="Settings that suit the loaded model. quality: slowest; fast: less detail. "
+        "one_step: for one-step students. custom: widgets for all of them appear.",
+    )
+
+
+def flat_preset_widget() -> Any:
+    """Return the choice of a preset of the node before, beside the widgets that it decides."""
+    return io.Combo.Input(
+        "preset",
+        options=[CUSTOM, *PRESETS],
+        default=CUSTOM,
+        optional=True,
+        tooltip="Settings that suit the loaded model, in place of all widgets but seed and "
+        "denoise. quality: slowest; fast: less detail. one_step: for one-step students. "
+        "custom: the widgets decide.",
+    )
+
+
+def custom_widgets() -> list[Any]:
+    """Return the widgets of what a preset decides."""
+    return [
         io.Int.Input(
             "steps",
             default=32,
@@ -113,34 +164,15 @@ def widgets() -> list[Any]:
             "incoherent ones. Typical: 4 to 12 for MaskGIT, 1 for Lumina-DiMOO, 30 and 4 "
             "for the shipped models.",
         ),
-        io.Float.Input(
-            "denoise",
-            default=1.0,
-            min=0.01,
-            max=1.0,
-            step=0.01,
-            tooltip="Share of the tokens, under the mask if there is one, that is made anew, "
-            "picked at random. Lower: closer to the given image. Keep 1 with Empty Latent "
-            "Image.",
-        ),
     ]
 
 
 def later_widgets() -> list[Any]:
     """Return the widgets that came later: optional and last, or saved workflows would break."""
     return [
-        io.Combo.Input(
-            "preset",
-            options=list(PRESETS),
-            default=CUSTOM,
-            optional=True,
-            tooltip="Settings that suit the loaded model, in place of all widgets but seed and "
-            "denoise. quality: slowest; fast: less detail. one_step: for one-step students. "
-            "custom: the widgets decide.",
-        ),
         weight_widget(
             "cfg_image",
-            4.0,
+            LATER["cfg_image"],
             tooltip="Guidance towards the source images of Text Condition. Higher: less change. "
             "0: off, a third less work. Typical: 4 for Lumina-DiMOO, 1.5 for the shipped "
             "text model.",
@@ -149,7 +181,7 @@ def later_widgets() -> list[Any]:
         ),
         io.Int.Input(
             "spread",
-            default=0,
+            default=LATER["spread"],
             min=0,
             max=64,
             optional=True,
@@ -160,7 +192,7 @@ def later_widgets() -> list[Any]:
         io.Combo.Input(
             "order",
             options=list(ORDERS),
-            default=ORDERS[0],
+            default=LATER["order"],
             optional=True,
             advanced=True,
             tooltip="Which tokens are revealed first. confidence: those that the model is surest "
@@ -182,25 +214,19 @@ def settings_of(
     Args:
         num_guided: branches to guide away from; each gets a weight.
         has_mask: True: a mask says which tokens are made.
-        values: of the widgets.
+        values: of the preset and, for `custom`, of its widgets; one that is missing is as usual for the model.
 
     Raises:
         ValueError: one is out of range, or the model has no such preset.
     """
     usual = usual_settings(checkpoint, num_guided=num_guided, has_mask=has_mask)
     if values["preset"] == CUSTOM:
-        settings = replace(
-            usual,
-            num_steps=values["steps"],
-            full_steps=values["full_steps"],
-            guidance=(values["cfg"], values["cfg_image"], *usual.guidance[2:])[:num_guided],
-            guidance_ramp=values["cfg_ramp"],
-            schedule=values["schedule"],
-            temperature=values["temperature"],
-            choice_temperature=values["choice_temperature"],
-            spread=values["spread"],
-            order=values["order"],
-        )
+        given = {FIELDS[name]: value for name, value in values.items() if name in FIELDS}
+        weights = zip(("cfg", "cfg_image"), usual.guidance, strict=False)
+        guidance = [values.get(name, weight) for name, weight in weights]
+        settings = replace(usual, guidance=(*guidance, *usual.guidance[2:]), **given)
+        share = usual_full_steps(checkpoint.architecture, settings.num_steps)
+        settings = replace(settings, full_steps=values.get("full_steps", share))
         if settings.schedule != usual.schedule:
             logging.warning(
                 "Shortcut Masked Sampler: schedule is %s, but %s was made with %s. A preset sets "
@@ -217,9 +243,10 @@ def settings_of(
     return settings
 
 
-def preset_in_words(preset: str, settings: Settings) -> str:
-    """Return what a preset has set in place of the widgets, by their names."""
-    values = {
+def preset_in_words(values: dict[str, Any], settings: Settings) -> list[str]:
+    """Return a line of what no widget has set, by the names of widgets; none if widgets have set all."""
+    preset, given = values["preset"], values.keys() - {"preset"}
+    set_by_it = {
         "steps": settings.num_steps,
         "full_steps": settings.num_steps if settings.full_steps is None else settings.full_steps,
         "cfg": " and ".join(f"{weight:g}" for weight in settings.guidance) or "0",
@@ -230,5 +257,9 @@ def preset_in_words(preset: str, settings: Settings) -> str:
         "spread": settings.spread,
         "order": settings.order,
     }
-    said = ", ".join(f"{name} {value}" for name, value in values.items())
-    return f"preset {preset} has set {said}; the widgets of these names are not read"
+    more = "; the widgets of these names are not read" if given else ""
+    if preset == CUSTOM:
+        set_by_it = {name: value for name, value in set_by_it.items() if name not in given}
+        more = ", as usual for the model"
+    said = ", ".join(f"{name} {value}" for name, value in set_by_it.items())
+    return [f"preset {preset} has set {said}{more}"] if said else []

@@ -17,6 +17,7 @@ from typing import Any
 
 FILE = Path(__file__).with_suffix(".json")
 SOCKETS = ("Input", "Output")
+PARTS = (*SOCKETS, "Option")  # the last: a choice of DynamicCombo
 CONSTRUCTED = ("Schema", "NodeOutput")
 OVERRIDDEN = ("ComfyNode", "ComfyExtension")
 
@@ -103,7 +104,7 @@ def read(comfy_dir: Path) -> Release:
     for name in public:
         io_type = _io_type(classes.get(name))
         if io_type is not None:
-            constructors = {socket: _socket(f"{name}.{socket}", classes) for socket in SOCKETS}
+            constructors = {socket: _socket(f"{name}.{socket}", classes) for socket in PARTS}
             types[name] = {"io_type": io_type} | {s: c for s, c in constructors.items() if c}
             used += filter(None, constructors.values())
     return Release(

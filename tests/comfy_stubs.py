@@ -87,12 +87,31 @@ class Field:
         return self.io_type
 
     def as_dict(self) -> dict[str, Any]:
-        return self.options
+        listed = self.options.get("options", [])
+        made = [o.as_dict() if isinstance(o, Option) else o for o in listed]
+        return self.options | ({"options": made} if listed else {})
+
+
+class Option:
+    """A choice of a DynamicCombo, with the inputs that it brings."""
+
+    def __init__(self, key: str, inputs: list[Field]):
+        self.key, self.inputs = key, inputs
+
+    def as_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"required": {}}
+        for item in self.inputs:
+            group = found.setdefault("optional" if item.optional else "required", {})
+            group[item.id] = (item.io_type, item.as_dict())
+        return {"key": self.key, "inputs": found}
 
 
 def io_type(io_type: str, **constructors: str) -> Any:
     """A type of sockets or widgets."""
-    made = {name: partial(Field, io_type, found) for name, found in constructors.items()}
+    made: dict[str, Any] = {
+        name: Option if name == "Option" else partial(Field, io_type, found)
+        for name, found in constructors.items()
+    }
     return types.SimpleNamespace(io_type=io_type, **made)
 
 

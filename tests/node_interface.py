@@ -7,11 +7,13 @@ node_interface.json                       is written by hand or from `current()`
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_suffix(".json")
 WIDGET_KEYS = ("default", "min", "max", "step", "options", "control_after_generate", "advanced")
+DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"  # each choice brings inputs of its own
 
 
 def frozen() -> dict[str, Any]:
@@ -37,6 +39,33 @@ def _describe(schema: Any) -> dict[str, Any]:
 
 
 def _input(item: Any) -> dict[str, Any]:
-    options = item.as_dict()
-    found = {"id": item.id, "type": item.get_io_type(), "optional": bool(item.optional)}
-    return found | {key: options[key] for key in WIDGET_KEYS if options.get(key) is not None}
+    return _described(item.id, item.get_io_type(), bool(item.optional), item.as_dict())
+
+
+def _described(id: str, io_type: str, is_optional: bool, given: dict[str, Any]) -> dict[str, Any]:
+    found = {"id": id, "type": io_type, "optional": is_optional}
+    found |= {key: given[key] for key in WIDGET_KEYS if given.get(key) is not None}
+    if io_type == DYNAMIC_COMBO:
+        found["options"] = {
+            option["key"]: [
+                _described(name, its_type, group == "optional", its_options)
+                for group, inputs in option["inputs"].items()
+                for name, (its_type, its_options) in inputs.items()
+            ]
+            for option in given["options"]
+        }
+    return found
+
+
+def expanded(
+    inputs: Iterable[dict[str, Any]], values: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Inputs with those that the chosen options bring, by the names that graphs hold them under.
+
+    `values` is asked for a choice after that input was yielded.
+    """
+    for item in inputs:
+        name = prefix + item["id"]
+        yield name, item
+        if item["type"] == DYNAMIC_COMBO:
+            yield from expanded(item["options"][values[name]], values, f"{name}.")

@@ -74,6 +74,7 @@ def test_loads_under_any_folder_name(folder_name, tmp_path):
         "ShortcutAccelerator",
         "ShortcutClassCondition",
         "ShortcutTextCondition",
+        "ShortcutSampler",
         "ShortcutMaskedSampler",
         "ShortcutDescribeImage",
         "ShortcutReasonedEdit",

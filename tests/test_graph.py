@@ -70,7 +70,8 @@ def check(nodes):
         types = {name: outputs[nodes[i]["class_type"]][at] for name, (i, at) in links.items()}
         if node["class_type"] in CORE:
             continue
-        known = {item["id"]: item for item in INTERFACE[node["class_type"]]["inputs"]}
+        of_node = INTERFACE[node["class_type"]]["inputs"]
+        known = dict(node_interface.expanded(of_node, inputs))
         assert inputs.keys() <= known.keys()
         assert {name for name, item in known.items() if not item["optional"]} <= inputs.keys()
         assert types == {name: known[name]["type"] for name in links}
@@ -78,6 +79,15 @@ def check(nodes):
             assert known[name]["type"] in WIDGETS
             if not name.endswith("_name"):  # what the folders hold
                 check_value(known[name], inputs[name])
+
+
+def nested(inputs):
+    """Return inputs as ComfyUI hands them over: a DynamicCombo's choice in a dict with what it brings."""
+    found = {name: value for name, value in inputs.items() if "." not in name}
+    if "preset" in found:
+        decided = {name.removeprefix("preset."): inputs[name] for name in inputs.keys() - found}
+        found["preset"] = {"preset": found["preset"], **decided}
+    return found
 
 
 def codes_of(nodes, downscale):
@@ -94,7 +104,7 @@ def codes_of(nodes, downscale):
                 return [inputs["vae"].decode(inputs["samples"]["samples"])]
             case "SaveImage":
                 return [inputs["images"]]
-        return ours[name].execute(**inputs).result
+        return ours[name].execute(**nested(inputs)).result
 
     def result(index):
         if index not in results:
@@ -106,7 +116,7 @@ def codes_of(nodes, downscale):
         return results[index]
 
     (last,) = (i for i, node in nodes.items() if node["class_type"] == "SaveImage")
-    (sampler,) = (i for i, n in nodes.items() if n["class_type"] == "ShortcutMaskedSampler")
+    (sampler,) = (i for i, n in nodes.items() if n["class_type"] == "ShortcutSampler")
     codes_B1hw = result(sampler)[0]["samples"]
     assert result(last)[0].shape[1:3] == tuple(side * downscale for side in codes_B1hw.shape[2:])
     return codes_B1hw[:, 0].long()
@@ -223,7 +233,10 @@ def test_runs_with_pictures_or_listed_full_steps_have_no_graph(text, files):
 
 
 def test_the_ranges_are_those_of_the_widgets():
-    inputs = {item["id"]: item for item in INTERFACE["ShortcutMaskedSampler"]["inputs"]}
+    sampler = INTERFACE["ShortcutSampler"]["inputs"]
+    inputs = {
+        item["id"]: item for _, item in node_interface.expanded(sampler, {"preset": "custom"})
+    }
     for name in graph.RANGES.keys() & inputs.keys() - {"seed"}:
         assert graph.RANGES[name] == (inputs[name]["min"], inputs[name]["max"]), name
     assert graph.RANGES["seed"][1] <= inputs["seed"]["max"]

@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 
 import comfy_stubs
+import node_interface
 import pytest
 
 comfy_stubs.install()
@@ -33,14 +34,16 @@ def test_there_is_chinese():
 @pytest.mark.parametrize("path", LOCALES, ids=lambda path: path.parent.name)
 def test_each_node_and_each_socket_has_a_name_and_a_tooltip(path):
     folders.register_folders()
-    schemas = {schema.node_id: schema for schema in (node.define_schema() for node in NODES)}
+    interface = node_interface.current(NODES)
     found = json.loads(path.read_text(encoding="utf-8"))
-    assert found.keys() == schemas.keys()
-    for node_id, schema in schemas.items():
+    assert found.keys() == interface.keys()
+    for node_id, node in interface.items():
         texts = found[node_id]
+        inputs = node_interface.expanded(node["inputs"], {"preset": "custom"})
         assert texts["display_name"] and texts["description"]
-        assert list(texts["inputs"]) == [item.id for item in schema.inputs], node_id
-        assert list(texts["outputs"]) == [str(i) for i in range(len(schema.outputs))], node_id
+        # The page looks for "preset.steps" under "preset_steps".
+        assert list(texts["inputs"]) == [name.replace(".", "_") for name, _ in inputs], node_id
+        assert list(texts["outputs"]) == [str(i) for i in range(len(node["outputs"]))], node_id
         for item in (*texts["inputs"].values(), *texts["outputs"].values()):
             assert item["name"] and item["tooltip"], (node_id, item)
             assert len(item["tooltip"]) <= MOST_CHARACTERS, (node_id, item)

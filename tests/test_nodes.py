@@ -40,7 +40,7 @@ from shortcut_pack.nodes import (
     run as runs,
 )
 from shortcut_pack.nodes.load import LoadHead, LoadMIGM
-from shortcut_pack.nodes.sample import MaskedSampler
+from shortcut_pack.nodes.sample import FlatMaskedSampler
 from shortcut_pack.shortcut import shipped
 from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
 from shortcut_pack.shortcut.generate import generate
@@ -114,7 +114,7 @@ def run(model, latent=None, head=None, positive=None, **changes):
     sockets = {"model": model, "positive": positive or cond(), "latent_image": latent}
     if head is not None:
         sockets["head"] = head
-    return MaskedSampler.execute(**sockets, **(WIDGETS | changes)).result[0]
+    return FlatMaskedSampler.execute(**sockets, **(WIDGETS | changes)).result[0]
 
 
 def codes(latent):
@@ -137,7 +137,7 @@ def test_every_input_and_output_explains_itself(files):
 
 
 def test_every_sampler_widget_says_what_it_does_to_speed_or_images():
-    for item in MaskedSampler.define_schema().inputs:
+    for item in FlatMaskedSampler.define_schema().inputs:
         if item.id in (
             "steps",
             "full_steps",

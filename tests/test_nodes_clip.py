@@ -22,7 +22,7 @@ from shortcut_pack.nodes import folders
 from shortcut_pack.nodes.condition import TextCondition
 from shortcut_pack.nodes.load import LoadMIGM
 from shortcut_pack.nodes.native import model_of
-from shortcut_pack.nodes.sample import MaskedSampler
+from shortcut_pack.nodes.sample import FlatMaskedSampler
 from shortcut_pack.shortcut.models.architecture import Request
 from text_nodes import WIDGETS, files  # noqa: F401
 
@@ -64,7 +64,7 @@ def run(model, positive, negative, **changes):
     latent = changes.pop("latent", {"samples": torch.zeros(2, 1, 6, 8)})
     sockets = {"model": model, "positive": positive, "negative": negative, "latent_image": latent}
     steps = {"steps": 4, "full_steps": 4, "schedule": "amused", "cfg": 9.0, "cfg_ramp": False}
-    return MaskedSampler.execute(**(sockets | WIDGETS | steps | changes)).result[0]
+    return FlatMaskedSampler.execute(**(sockets | WIDGETS | steps | changes)).result[0]
 
 
 def test_the_third_output_is_a_clip_of_the_models_own_encoder(folder: Path) -> None:

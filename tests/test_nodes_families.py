@@ -25,7 +25,7 @@ import folder_paths
 from shortcut_pack.nodes import native
 from shortcut_pack.nodes.condition import ClassCondition, TextCondition
 from shortcut_pack.nodes.native import model_of
-from shortcut_pack.nodes.sample import MaskedSampler
+from shortcut_pack.nodes.sample import FlatMaskedSampler
 from shortcut_pack.nodes.train import TrainHead
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import shipped
@@ -92,7 +92,7 @@ class Family:
             "latent_image": {"samples": torch.zeros(2, 1, *GRID)} if latent is None else latent,
             **self.sockets(number),
         }
-        return MaskedSampler.execute(**(given | WIDGETS | {"cfg": 3.0} | changes)).result[0]
+        return FlatMaskedSampler.execute(**(given | WIDGETS | {"cfg": 3.0} | changes)).result[0]
 
     def head(self) -> Any:
         """A head that was not trained."""

@@ -20,7 +20,7 @@ comfy_stubs.install()
 import folder_paths
 from shortcut_pack.nodes.condition import ClassCondition, TextCondition
 from shortcut_pack.nodes.load import LoadHead, LoadMIGM
-from shortcut_pack.nodes.sample import MaskedSampler
+from shortcut_pack.nodes.sample import FlatMaskedSampler
 from shortcut_pack.nodes.train import SaveHead, TrainHead
 from shortcut_pack.shortcut import models
 from text_nodes import WIDGETS, files  # noqa: F401
@@ -65,7 +65,7 @@ def clip_text(seed):
 def run(model, positive, head=None, **changes):
     latent = {"samples": torch.zeros(2, 1, 3, 5)}
     sockets = {"model": model, "positive": positive, "latent_image": latent, "head": head}
-    return MaskedSampler.execute(**(sockets | WIDGETS | changes)).result[0]
+    return FlatMaskedSampler.execute(**(sockets | WIDGETS | changes)).result[0]
 
 
 def test_it_runs_with_native_conditioning_and_a_head(loaded):

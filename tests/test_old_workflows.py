@@ -10,16 +10,17 @@ The page finds widgets by position, sockets by name and the ends of links by pos
 from __future__ import annotations
 
 import json
-import re
+from dataclasses import replace
 from pathlib import Path
 
 import comfy_stubs
 import node_interface
 import pytest
+import torch
 
 comfy_stubs.install()
 from shortcut_pack.nodes import NODES, folders
-from shortcut_pack.nodes.sample import MaskedSampler
+from shortcut_pack.nodes.sample import FlatMaskedSampler, MaskedSampler
 from test_workflows import PUBLISHED, check_value, widget_values
 from text_nodes import asked, class_model, cond, conditioner, empty, head, model  # noqa: F401
 
@@ -34,7 +35,6 @@ SAMPLERS = [
     for p in SAVED
     if p.values[0]["type"] == "ShortcutMaskedSampler"
 ]
-SCRIPT = Path(__file__).parents[1] / "web" / "preset.js"
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_widgets_and_sockets_are_where_they_were(node, interface):
 def test_a_sampler_runs_as_it_did(node, model, head, asked):
     means = node["means"]
     sockets = {"model": model, "positive": cond(model), "latent_image": empty(), "head": head}
-    MaskedSampler.execute(**sockets, **means)
+    FlatMaskedSampler.execute(**sockets, **means)
     (call,) = asked
     settings = call.settings
     if means.get("preset", "custom") == "quality":
@@ -75,13 +75,31 @@ def test_a_sampler_runs_as_it_did(node, model, head, asked):
     assert (settings.spread, settings.order) == (means.get("spread", 0), "confidence")
 
 
-def test_the_page_greys_out_what_a_preset_decides(interface):
-    """The script leaves alone exactly what a preset does not read."""
-    text = SCRIPT.read_text(encoding="utf-8")
-    constants = dict(re.findall(r'^const (\w+) = "(\w+)";$', text, re.MULTILINE))
-    sampler = interface[constants["NODE"]]
-    options = {item["id"]: item for item in sampler["inputs"]}
-    assert options[constants["PRESET"]]["default"] == constants["CUSTOM"]
-    (listed,) = re.findall(r"^const READ = \[PRESET, (.+)\];", text, re.MULTILINE)
-    read = set(re.findall(r'"(\w+)"', listed)) - {"control_after_generate"}
-    assert read == {"seed", "denoise"} and read < options.keys()
+def test_the_sampler_that_took_over_does_the_same(model, head):
+    sockets = {"model": model, "positive": cond(model), "latent_image": empty(), "head": head}
+    read = {"seed": 3, "denoise": 1.0}
+    decided = {"steps": 5, "full_steps": 2, "cfg": 1.5, "cfg_ramp": True, "schedule": "cosine"}
+    decided |= {"temperature": 0.9, "choice_temperature": 3.0}
+    for preset, values in (("custom", decided), ("fast", {})):
+        old = FlatMaskedSampler.execute(**sockets, **read, **decided, preset=preset)
+        given = {"preset": preset, **values}
+        new = MaskedSampler.execute(**sockets, **read, preset=given)
+        assert torch.equal(new.result[0]["samples"], old.result[0]["samples"])
+
+
+def test_custom_without_a_value_is_as_usual_for_the_model(model, head, asked):
+    """A prompt of the API may leave values out, and a subgraph that shows the preset has none."""
+    sockets = {"model": model, "positive": cond(model), "latent_image": empty(), "head": head}
+    for values in ({}, {"cfg": 1.5, "steps": 8}):
+        given = {"preset": "custom", **values}
+        MaskedSampler.execute(**sockets, seed=3, denoise=1.0, preset=given)
+    usual, changed = (call.settings for call in asked)
+    assert (usual.num_steps, usual.full_steps, usual.schedule) == (64, 11, "lumina")
+    assert changed == replace(usual, num_steps=8, full_steps=1, guidance=(1.5,))
+
+
+def test_a_preset_that_there_is_not_is_refused_with_those_that_there_are(model):
+    """ComfyUI hands over no DynamicCombo at all if the prompt has none of its options."""
+    sockets = {"model": model, "positive": cond(model), "latent_image": empty()}
+    with pytest.raises(ValueError, match=r"one of quality, .* and custom\. Choose one\."):
+        MaskedSampler.execute(**sockets, seed=3, denoise=1.0)

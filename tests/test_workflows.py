@@ -17,7 +17,8 @@ TEMPLATES = [path for path in FILES if path not in APPS]
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 INTERFACE = node_interface.frozen()
 FRONTEND_ONLY = {"MarkdownNote"}
-WIDGETS = {"COMBO", "STRING", "INT", "FLOAT", "BOOLEAN"}
+WIDGETS = {"COMBO", "STRING", "INT", "FLOAT", "BOOLEAN", node_interface.DYNAMIC_COMBO}
+REPLACED = {"ShortcutMaskedSampler"}  # by ShortcutSampler; for workflows of before
 LARGE = "_needs_"  # in the names of templates with files that are not shipped, before how large they are
 SITE = "https://huggingface.co"
 DOWNLOADS = [download for a in ARCHITECTURES for download in a.downloads.values()]
@@ -65,21 +66,27 @@ def widget_values(node):
     A workflow from before an optional widget has no value for it.
     """
     values, found = iter(node["widgets_values"]), {}
-    for item in INTERFACE[node["type"]]["inputs"]:
+    for name, item in node_interface.expanded(INTERFACE[node["type"]]["inputs"], found):
         if item["type"] in WIDGETS:
             value = next(values, None)
             if value is None and item["optional"]:
                 continue
-            found[item["id"]] = value
+            found[name] = value
             if item.get("control_after_generate"):
                 assert next(values) in ("fixed", "increment", "decrement", "randomize")
     assert next(values, None) is None, f"{node['type']} has too many widget values"
     return found
 
 
+def inputs_of(node):
+    """The inputs of one of our nodes, by the names that it holds them under."""
+    inputs = INTERFACE[node["type"]]["inputs"]
+    return dict(node_interface.expanded(inputs, widget_values(node)))
+
+
 def check_value(item, value, more_options=frozenset()):
     match item["type"]:
-        case "COMBO":
+        case "COMBO" | node_interface.DYNAMIC_COMBO:
             assert value in {*item["options"], *more_options}, (item["id"], value)
         case "INT" | "FLOAT":
             assert item["min"] <= value <= item["max"], (item["id"], value)
@@ -111,7 +118,7 @@ def test_templates_are_listed_in_the_order_of_use():
 
 def test_every_node_is_in_a_template():
     used = {node["type"] for path in TEMPLATES for node in ours(read(path))}
-    assert used == set(INTERFACE)
+    assert used == INTERFACE.keys() - REPLACED
 
 
 @of_each_template
@@ -136,10 +143,10 @@ def test_template_widgets_fit_the_nodes_and_use_shipped_files_unless_said(path):
     more_options = PUBLISHED if LARGE in path.stem else set()
     for node in ours(read(path)):
         values = widget_values(node)
-        for item in INTERFACE[node["type"]]["inputs"]:
-            if item["id"] in values:
+        for name, item in inputs_of(node).items():
+            if name in values:
                 # The frozen options hold the shipped files alone.
-                check_value(item, values[item["id"]], more_options)
+                check_value(item, values[name], more_options)
 
 
 @pytest.mark.parametrize("path", [path for path in TEMPLATES if LARGE in path.stem])
@@ -180,17 +187,16 @@ def test_template_links_join_sockets_of_one_type(path):
 @of_each_file
 def test_template_sockets_are_those_of_the_nodes(path):
     for node in ours(read(path)):
-        interface = INTERFACE[node["type"]]
-        known = {item["id"]: item["type"] for item in interface["inputs"]}
-        assert all(known[socket["name"]] == socket["type"] for socket in node["inputs"])
+        known = inputs_of(node)
+        assert all(known[socket["name"]]["type"] == socket["type"] for socket in node["inputs"])
         wired = {socket["name"] for socket in node["inputs"] if socket["link"] is not None}
         required = {
-            item["id"]
-            for item in interface["inputs"]
+            name
+            for name, item in known.items()
             if not item["optional"] and item["type"] not in WIDGETS
         }
         assert required <= wired
-        outputs = [(item["name"], item["type"]) for item in interface["outputs"]]
+        outputs = [(item["name"], item["type"]) for item in INTERFACE[node["type"]]["outputs"]]
         found = [(output["name"], output["type"]) for output in node["outputs"]]
         assert found == outputs[: len(found)], "an output that came later is missing in older files"
 
@@ -308,7 +314,7 @@ def boxes(workflow):
     found = {}
     for node in workflow["nodes"]:
         (x, y), (width, height) = node["pos"], node["size"]
-        if node["type"] == "ShortcutMaskedSampler":
+        if node["type"] == "ShortcutSampler":
             height = max(height, SAMPLER_HEIGHT)
         found[node["id"]] = (x, y - TITLE_HEIGHT, x + width, y + height)
     return found

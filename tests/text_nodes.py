@@ -23,7 +23,7 @@ import torch
 from shortcut_pack.nodes import folders, native
 from shortcut_pack.nodes import run as runs
 from shortcut_pack.nodes.condition import TextCondition
-from shortcut_pack.nodes.sample import MaskedSampler
+from shortcut_pack.nodes.sample import FlatMaskedSampler
 from shortcut_pack.shortcut import shipped
 from shortcut_pack.shortcut.models.lumina_dimoo.conditioner import PromptConditioner
 from shortcut_pack.shortcut.models.lumina_dimoo.prompts import load_tokenizer
@@ -141,7 +141,7 @@ def run(model, latent=None, head=None, positive=None, **changes):
     sockets["positive"] = cond(model) if positive is None else positive
     if head is not None:
         sockets["head"] = head
-    return MaskedSampler.execute(**sockets, **(WIDGETS | changes)).result[0]
+    return FlatMaskedSampler.execute(**sockets, **(WIDGETS | changes)).result[0]
 
 
 @pytest.fixture

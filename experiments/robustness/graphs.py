@@ -56,12 +56,13 @@ class Nodes:
 
     def sample(self, model: Link, positive: Link, latent: Link, is_text: bool, **more: Any) -> Link:
         """Add the sampler."""
-        usual = {"seed": 0, "steps": 4, "full_steps": 2, "cfg": 3.0, "cfg_ramp": not is_text,
-                 "schedule": "lumina" if is_text else "arccos", "temperature": 0.9,
-                 "choice_temperature": 4.0, "denoise": 1.0, "preset": "custom", "cfg_image": 1.5,
-                 "spread": 0}  # fmt: skip
+        custom = {"steps": 4, "full_steps": 2, "cfg": 3.0, "cfg_ramp": not is_text,
+                  "schedule": "lumina" if is_text else "arccos", "temperature": 0.9,
+                  "choice_temperature": 4.0, "cfg_image": 1.5, "spread": 0}  # fmt: skip
         links = {"model": model, "positive": positive, "latent_image": latent}
-        return [self.add("ShortcutMaskedSampler", **links, **(usual | more)), 0]
+        given = {"preset": "custom", "seed": 0, "denoise": 1.0}
+        given |= {f"preset.{name}": more.pop(name, value) for name, value in custom.items()}
+        return [self.add("ShortcutSampler", **links, **(given | more)), 0]
 
     def decode(self, latent: Link, vae: Link) -> Link:
         """Add the decoder."""

@@ -69,8 +69,7 @@ def graph_of(
         return None  # the preset sets them
     height, width = (side * pipeline.downscale for side in grid)
     size = {"width": width, "height": height, "batch_size": num_images}
-    widgets = {
-        "seed": seed,
+    custom = {
         "steps": settings.num_steps,
         "full_steps": full_steps,
         "cfg": sum(settings.guidance),  # one weight, or none for 0
@@ -80,7 +79,9 @@ def graph_of(
     }
     nodes = [_node(name, **inputs) for name, inputs in pipeline.conditioner.graph_nodes(request)]
     texts = [value for node in nodes for value in node["inputs"].values()]
-    if not all(map(_fits, {**size, **widgets}.items())) or any(map(_is_rewritten, texts)):
+    if not all(map(_fits, {"seed": seed, **size, **custom}.items())) or any(
+        map(_is_rewritten, texts)
+    ):
         return None
     dtype = str(pipeline.model.dtype).removeprefix("torch.")
     graph = {
@@ -96,13 +97,17 @@ def graph_of(
         "model": ["1", 0],
         "positive": ["3", 0],
         "latent_image": ["5", 0],
-        **widgets,
-        "cfg_ramp": settings.guidance_ramp,
-        "schedule": settings.schedule,
-        "order": settings.order,
-        "denoise": 1.0,
         "preset": ONE_STEP if settings.is_one_step else "custom",
+        "seed": seed,
+        "denoise": 1.0,
     }
+    if not settings.is_one_step:
+        custom |= {
+            "cfg_ramp": settings.guidance_ramp,
+            "schedule": settings.schedule,
+            "order": settings.order,
+        }
+        sampler |= {f"preset.{name}": value for name, value in custom.items()}
     if pipeline.head_file is not None and pipeline.used_head is not None:
         graph["2"] = _node(
             "ShortcutLoadHead",
@@ -124,7 +129,7 @@ def graph_of(
         sampler["negative"] = ["4", 0]
     return graph | {
         "5": _node("EmptyLatentImage", **size),
-        "6": _node("ShortcutMaskedSampler", **sampler),
+        "6": _node("ShortcutSampler", **sampler),
         "7": _node("VAEDecode", samples=["6", 0], vae=["1", 1]),
         "8": _node("SaveImage", images=["7", 0], filename_prefix="shortcut"),
     }
