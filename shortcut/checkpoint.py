@@ -152,7 +152,7 @@ class Checkpoint:
         self, tensors: Mapping[str, Tensor], target: Target, device: torch.device | str
     ) -> Iterator[tuple[str, Tensor]]:
         format = quantized.format_of(target)
-        names = {} if format is None else linear_weights(self, format)
+        names = set() if format is None else linear_weights(self, format)
         return quantized.recast(tensors, self.quantized, target, names, device)
 
 
@@ -167,18 +167,18 @@ def cast(checkpoint: Checkpoint, target: Target, device: torch.device | str = "c
     """
     tensors = dict(checkpoint.converted(target, device))
     format = quantized.format_of(target)
-    names = () if format is None else linear_weights(checkpoint, format)
+    names = linear_weights(checkpoint, format) if format is not None else ()
     return replace(checkpoint, tensors=tensors, quantized=dict.fromkeys(names, format))
 
 
-def linear_weights(checkpoint: Checkpoint, format: str) -> dict[str, str | None]:
-    """Return {weight to quantize: that of the norm in front of it, or None}. Raise ValueError if there are none."""
+def linear_weights(checkpoint: Checkpoint, format: str) -> set[str]:
+    """Return the names of the weights that may have a quantized format. Raises ValueError if there are none."""
     layout = checkpoint.layout
     if not layout.quantizable:
         raise ValueError(
             f"{format} is for the large weights of a model, and this is a {layout.title}. Choose float16 or bfloat16."
         )
-    return {n: layout.norm_before(n) for n in kitchen.chosen(checkpoint.quantizable, format)}
+    return kitchen.chosen(checkpoint.quantizable, format)
 
 
 def load(
@@ -382,7 +382,7 @@ def save(
     tensors = checkpoint.tensors.items() if dtype is None else checkpoint.converted(dtype, device)
     with written_whole(path) as partial:
         format = None if dtype is None else quantized.format_of(dtype)
-        names = () if format is None else linear_weights(checkpoint, format)
+        names = set() if format is None else linear_weights(checkpoint, format)
         metadata = metadata_of(checkpoint, names)
         write_safetensors(partial, checkpoint.shapes(dtype), tensors, metadata)
 

@@ -139,35 +139,13 @@ def linear(
     )
 
 
-def float8_linear(
-    input: Tensor,
-    weight_OI: Tensor,
-    scale: Tensor,
-    input_scale: Tensor | None,
-    bias: Tensor | None,
-) -> Tensor:
-    """Return the output of a linear layer whose weight is float8_e4m3fn, with activations in the same type.
-
-    Args:
-        input_scale: of activations; None = 1.
-    """
-    tensor = _library().tensor
-    layout, quantized = tensor.TensorCoreFP8Layout, tensor.QuantizedTensor
-    params = layout.Params(scale=scale, orig_dtype=input.dtype, orig_shape=tuple(weight_OI.shape))
-    weight = quantized(weight_OI, layout.__name__, params)
-    input_scale = torch.ones_like(scale) if input_scale is None else input_scale
-    rows = quantized.from_float(input.flatten(0, -2), layout.__name__, scale=input_scale)
-    return torch.nn.functional.linear(rows, weight, bias).unflatten(0, input.shape[:-1])
-
-
 def _library() -> Any:
     """Return comfy-kitchen. Raise ValueError if it is not installed."""
     try:
         import comfy_kitchen.tensor
     except ImportError as error:
         raise ValueError(
-            f"int8 and nvfp4 weights and products in float8 need comfy-kitchen, which cannot be imported ({error}). "
-            "pip install comfy-kitchen"
+            f"int8 and nvfp4 weights need comfy-kitchen, which cannot be imported ({error}). pip install comfy-kitchen"
         ) from error
     return comfy_kitchen
 

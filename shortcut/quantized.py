@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -62,9 +61,6 @@ STORED = {
     "asym_w4a8_int8": Stored(torch.int8, packed=2, scales=("weight_s_rel", "weight_s_channel")),
     "awq_w4a16": Stored(torch.int8, packed=2, scales=(SCALE, "weight_zeros")),
 }
-PRODUCTS = torch.float8_e4m3fn  # the type of activations that may be float8 as well
-SIDE = 16  # the sides of a weight must be multiples of it for a product in float8
-FULL = "full_precision_matrix_mult"  # entry of a mark: activations stay as they are
 FLOAT8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
 COMPUTED = frozenset((*FLOAT8.values(), *kitchen.FORMATS.values()))  # by the layers below
 # What weights are to be: a type, of those of FLOAT8 too, or one of `kitchen.FORMATS`, which are no types.
@@ -99,21 +95,11 @@ def num_values(tensor: Tensor, format: str | None) -> int:
     return tensor.numel() * (STORED[format].packed if format is not None else 1)
 
 
-def quantize(
-    name: str, weight_OI: Tensor, target: Target, norm_I: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Return the tensors that store the weight `name` in a quantized format; on the meta device, without values.
-
-    Args:
-        norm_I: weight of the RMSNorm in front of the layer: activations may be float8_e4m3fn too.
-    """
+def quantize(name: str, weight_OI: Tensor, target: Target) -> dict[str, Tensor]:
+    """Return the tensors that store the weight `name` in a quantized format; on the meta device, without values."""
     layer = name.removesuffix(".weight")
     if isinstance(target, torch.dtype):
-        parts = _float8(weight_OI, target)
-        has_kernel = target == PRODUCTS and not any(side % SIDE for side in weight_OI.shape)
-        if norm_I is not None and has_kernel:
-            parts[INPUT_SCALE] = input_scale(norm_I)
-        parts[MARK] = mark_of(target, is_full=INPUT_SCALE not in parts)
+        parts = {**_float8(weight_OI, target), MARK: mark_of(target)}
     else:
         parts, about = kitchen.quantize(weight_OI, kitchen.FORMATS[target])
         parts[MARK] = bytes_of(json.dumps(about))
@@ -128,43 +114,23 @@ def _float8(weight_OI: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
     Differs: ComfyUI's tools take the scale that uses the range to its end. Float8 has the same precision anywhere in
     its range, so nothing is gained by it.
     """
-    if weight_OI.is_meta:
+    if weight_OI.is_meta:  # `aminmax` there imports sympy, which takes seconds
         return {"weight": weight_OI.to(dtype), SCALE: torch.empty((), device="meta")}
-    scale = _scale_for(_largest(weight_OI), dtype)
+    low, high = weight_OI.aminmax()
+    largest = torch.maximum(-low, high).float()
+    share = (largest / torch.finfo(dtype).max).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = torch.ldexp(torch.ones_like(share), share.frexp().exponent)
+    scale = torch.where(largest.isfinite(), scale, torch.nan)  # float8 has no infinity to tell of
     return {"weight": weight_OI.div(scale).to(dtype), SCALE: scale}
 
 
-def input_scale(norm_I: Tensor) -> Tensor:
-    """Return the scale by which no output of an RMSNorm with that weight leaves the range of float8_e4m3fn.
-
-    The largest of I values is at most sqrt(I) times the root of their mean square. A power of two, as of weights.
-    """
-    if norm_I.is_meta:
-        return torch.empty((), device="meta")
-    return _scale_for(_largest(norm_I) * len(norm_I) ** 0.5, PRODUCTS)
-
-
-def _largest(tensor: Tensor) -> Tensor:
-    """Return the largest absolute value; on the meta device `aminmax` imports sympy, which takes seconds."""
-    low, high = tensor.aminmax()
-    return torch.maximum(-low, high).float()
-
-
-def _scale_for(largest: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the power of two that brings the largest value into the upper half of the range."""
-    share = (largest / torch.finfo(dtype).max).clamp(min=torch.finfo(torch.float32).tiny)
-    scale = torch.ldexp(torch.ones_like(share), share.frexp().exponent)
-    return torch.where(largest.isfinite(), scale, torch.nan)  # float8 has no infinity to tell of
-
-
-def mark_of(dtype: torch.dtype, *, is_full: bool = True) -> Tensor:
+def mark_of(dtype: torch.dtype) -> Tensor:
     """Return the description of a float8 layer.
 
-    Args:
-        is_full: True: activations stay as they are, as the layer below computes it. Without that ComfyUI makes them
-            float8 with the stored input scale or with none, which clips those beyond 448.
+    The mark asks ComfyUI for what the layer below computes. Without it activations would be float8 too, which clips
+    those beyond 448, and costs far more than float8 weights even where a scale prevents that (experiments/LOG.md).
     """
-    mark = {"format": FLOAT8[dtype], **({FULL: True} if is_full else {})}
+    mark = {"format": FLOAT8[dtype], "full_precision_matrix_mult": True}
     return bytes_of(json.dumps(mark))
 
 
@@ -199,15 +165,14 @@ def recast(
     tensors: Tensors,
     formats: Mapping[str, str],
     target: Target,
-    linear_weights: Mapping[str, str | None],
+    linear_weights: Collection[str],
     device: torch.device | str,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) of a checkpoint whose weights are as `target` says, one after the other.
 
     Args:
         formats: {weight: format} of the quantized ones.
-        linear_weights: those to quantize if `target` is a quantized format, each with the weight of the RMSNorm in
-            front of its layer, if there is one; the others stay as they are.
+        linear_weights: those to quantize if `target` is a quantized format; the others stay as they are.
         device: quantizes them.
 
     Raises:
@@ -226,9 +191,7 @@ def recast(
         if name in around:
             continue
         if name in linear_weights:
-            norm = linear_weights[name]
-            norm_I = None if norm is None else tensors[norm]
-            for made, part in quantize(name, tensor.to(device), target, norm_I).items():
+            for made, part in quantize(name, tensor.to(device), target).items():
                 yield made, part if part.is_meta else part.to(tensor.device)
         elif isinstance(target, str) or format is not None:
             yield name, tensor
@@ -271,40 +234,26 @@ def check_device(device: torch.device | str, formats: Collection[str]) -> None:
         ) from error
 
 
-@cache
-def has_float8_products(device: torch.device) -> bool:
-    """Return whether a device multiplies float8 by float8: Nvidia's cards of compute capability 8.9 and later."""
-    is_nvidia = device.type == "cuda" and torch.version.cuda is not None
-    return is_nvidia and torch.cuda.get_device_capability(device) >= (8, 9)
-
-
 class Operations(Bare):
     """Torch's layers, with linear ones that may hold a quantized weight and its scales."""
 
     class Linear(Bare.Linear):
         """A weight in float8 or nvfp4 is brought to the type of the input at each call: at most one layer's weight
-        exists in that type at a time. One in int8 is multiplied as it is, and one in float8 whose description does not
-        say otherwise, where the card multiplies float8.
+        exists in that type at a time. One in int8 is multiplied as it is.
         """
 
-        input_scale: Tensor | None
         weight_scale: Tensor | None
         weight_scale_2: Tensor | None
-        has_float8_products = staticmethod(has_float8_products)
 
         def __init__(self, *args: Any, **options: Any):
             super().__init__(*args, **options)
             self.register_buffer(SCALE, None)
             self.register_buffer(SCALE_2, None)
-            self.register_buffer(INPUT_SCALE, None)
             self.about: dict[str, Any] = {}  # the description of a quantized weight
 
         def forward(self, input: Tensor) -> Tensor:
             if self.weight_scale is None:
                 return super().forward(input)
-            if self.multiplies_float8(input.device):
-                scales = self.weight_scale, self.input_scale
-                return kitchen.float8_linear(input, self.weight, *scales, self.bias)
             if self.weight.dtype in FLOAT8:
                 weight_OI = dequantize(self.weight, self.weight_scale, input.dtype)
                 return F.linear(input, weight_OI, self.bias)
@@ -315,22 +264,16 @@ class Operations(Bare):
             }
             return kitchen.linear(input, parts, self.about, self.bias)
 
-        def multiplies_float8(self, device: torch.device) -> bool:
-            """Return whether activations become float8 too, as in ComfyUI."""
-            is_said = self.weight.dtype == PRODUCTS and not self.about.get(FULL, False)
-            return is_said and self.has_float8_products(device)
-
         def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
             self, state_dict: dict[str, Any], prefix: str, *others: Any
         ) -> None:
             if (mark := state_dict.pop(prefix + MARK, None)) is not None:
-                weight, self.about = state_dict[prefix + "weight"], described(mark)
-                scales = STORED[self.about["format"]].scales
+                weight, scales = state_dict[prefix + "weight"], (SCALE,)
                 if weight.dtype in FLOAT8:
-                    has_scale = prefix + INPUT_SCALE in state_dict
-                    scales = (SCALE, INPUT_SCALE) if has_scale else (SCALE,)
-                    for name in scales:
-                        state_dict[prefix + name] = state_dict[prefix + name].reshape(())
+                    state_dict[prefix + SCALE] = state_dict[prefix + SCALE].reshape(())
+                else:
+                    self.about = described(mark)
+                    scales = STORED[self.about["format"]].scales
                 empty = torch.empty_like(weight, device="meta")
                 self.weight = torch.nn.Parameter(empty, requires_grad=False)
                 for name in scales:

@@ -250,14 +250,12 @@ def _check_scales(name: str, format: str, stored: dict[str, Tensor]) -> None:
         raise ValueError(f"tensor {name!r} is missing, but it is said to be quantized as {format}.")
     if format not in FLOAT8.values():
         return
-    for key in (f"{layer}.{SCALE}", f"{layer}.{INPUT_SCALE}"):
-        if (scale := stored.get(key)) is None:
-            continue
-        if not scale.is_floating_point() or scale.numel() != 1 or not scale.float() > 0:
-            raise ValueError(
-                f"tensor {key!r} is {scale.dtype} {tuple(scale.shape)}, expected one positive float32 value."
-            )
-        stored[key] = scale.float()
+    scale = stored[f"{layer}.{SCALE}"]
+    if not scale.is_floating_point() or scale.numel() != 1 or not scale.float() > 0:
+        raise ValueError(
+            f"tensor '{layer}.{SCALE}' is {scale.dtype} {tuple(scale.shape)}, expected one positive float32 value."
+        )
+    stored[f"{layer}.{SCALE}"] = scale.float()
 
 
 def _check_kitchen(name: str, shape: torch.Size, stored: Mapping[str, Tensor]) -> None:

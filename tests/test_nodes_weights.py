@@ -171,28 +171,6 @@ def test_small_weights_are_computed_as_on_the_command_line(files, choice):
     assert (ours - wanted).abs().max() > 0.01, "float32 would have passed as well"
 
 
-@needs_comfy
-def test_products_in_float8_are_comfyuis_own(files, monkeypatch):
-    import comfy.model_management
-
-    checkpoints.save(put(files), builders.text_model(), dtype=FLOAT8)
-    file = checkpoints.load(files / "migm" / "tiny.safetensors")
-    monkeypatch.setattr(comfy.model_management, "supports_fp8_compute", lambda device=None: True)
-    found = LoadMIGM.execute("tiny.safetensors", "auto", "float32").result[0]
-
-    class Products(quantized.Operations):
-        class Linear(quantized.Operations.Linear):
-            has_float8_products = staticmethod(lambda device: True)
-
-    ours = checkpoints.build(file, dtype=torch.float32, operations=Products)
-    wide = checkpoints.build(file, dtype=torch.float32)
-    tokens_BS = torch.arange(22).reshape(2, 11)
-    with torch.inference_mode():
-        theirs, ours, wide = (n([tokens_BS])[0] for n in (found.model.diffusion_model, ours, wide))
-    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
-    assert (theirs - wide).abs().max() > 0.01, "float8 by float32 would have passed as well"
-
-
 # ------------------------------------------------------------------------------------------- saved by ComfyUI
 
 

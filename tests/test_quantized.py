@@ -112,7 +112,6 @@ def test_the_linear_weights_of_the_blocks_are_stored_as_comfyui_reads_them(path:
         mark = raw.pop(f"{layer}.comfy_quant")
         assert mark.dtype == torch.uint8
         assert json.loads(mark.numpy().tobytes())["format"] == "float8_e4m3fn"
-        raw.pop(f"{layer}.input_scale", None)
     whole = source.with_text().tensors
     assert raw.keys() == whole.keys()
     for name, tensor in raw.items():
@@ -120,68 +119,9 @@ def test_the_linear_weights_of_the_blocks_are_stored_as_comfyui_reads_them(path:
             assert torch.equal(tensor, whole[name]), name
 
 
-def test_activations_may_be_float8_where_a_norm_bounds_them(path: Path) -> None:
-    raw = load_file(path)
-    marks = {k.removesuffix(f".{MARK}"): v for k, v in raw.items() if k.endswith(MARK)}
-    assert len(marks) == 3 * 7
-    for layer, mark in marks.items():
-        is_full = layer.endswith((".out", ".down"))  # attention and SwiGLU bound nothing
-        about = json.loads(bytes(mark))
-        assert about == {"format": "float8_e4m3fn", **({quantized.FULL: True} if is_full else {})}
-        assert (f"{layer}.input_scale" in raw) != is_full
-    for layer, norm in lumina.LAYOUT.norms.items():
-        norm_D = raw[f"blocks.1.{norm}.weight"].float()
-        assert torch.equal(raw[f"blocks.1.{layer}.input_scale"], quantized.input_scale(norm_D))
-
-
-@pytest.mark.parametrize("shape", [(40, 64), (64, 40)])
-def test_sides_that_no_kernel_multiplies_keep_their_activations(shape: tuple[int, int]) -> None:
-    stored = quantized.quantize("a.weight", torch.ones(shape), FLOAT8, torch.ones(shape[1]))
-    assert json.loads(bytes(stored["a.comfy_quant"]))[quantized.FULL] is True
-    assert "a.input_scale" not in stored
-
-
-@pytest.mark.parametrize("largest", [0.01, 7.0, 300.0])
-def test_no_output_of_a_norm_is_clipped(largest: float) -> None:
-    norm_D = torch.rand(256, generator=torch.Generator().manual_seed(0)) * largest
-    norm_D[9] = -largest
-    scale = quantized.input_scale(norm_D)
-    assert scale.log2() == scale.log2().round(), "a power of two"
-    inputs = torch.cat([torch.eye(256), torch.ones(1, 256)]) * 1e4  # one value alone is the worst
-    outputs = torch.nn.functional.rms_norm(inputs, (256,), norm_D) / scale
-    assert 448 / 2.1 < outputs.abs().max() <= 448
-
-
-def test_products_in_float8_where_a_device_has_them(path: Path) -> None:
-    class Products(quantized.Operations):
-        class Linear(quantized.Operations.Linear):
-            has_float8_products = staticmethod(lambda device: True)
-
-    checkpoint, exact = checkpoints.load(path), features(tiny(torch.bfloat16))
-    weights_alone = features(checkpoint)
-    products = features(checkpoint, operations=Products)
-    assert products.dtype == torch.bfloat16
-
-    def error(found: Tensor) -> float:
-        return ((found - exact).norm() / exact.norm()).item()
-
-    assert error(weights_alone) < error(products) < 2 * error(weights_alone)
-    networks: Any = [checkpoints.build(checkpoint, operations=o) for o in (Products, Bare)]
-    layer, weights_alone_layer = (network.get_submodule(LAYER) for network in networks)
-    input_MI = torch.linspace(-3, 3, 3 * layer.in_features).unflatten(0, (3, -1))
-    rounded_MI = (input_MI / layer.input_scale).to(FLOAT8).float() * layer.input_scale
-    torch.testing.assert_close(layer(input_MI), weights_alone_layer(rounded_MI))
-
-
-def test_products_in_float8_wait_for_a_card_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = quantized.has_float8_products.__wrapped__
-    assert not found(torch.device("cpu"))
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    for capability, expected in (((8, 6), False), ((8, 9), True), ((12, 0), True)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
-        assert found(torch.device("cuda")) is expected
-    monkeypatch.setattr(torch.version, "cuda", None)
-    assert not found(torch.device("cuda")), "AMD's cards count capabilities otherwise"
+def test_activations_are_not_quantized_by_comfyui() -> None:
+    stored = quantized.quantize("a.weight", torch.ones(1, 1), FLOAT8)
+    assert json.loads(bytes(stored["a.comfy_quant"]))["full_precision_matrix_mult"] is True
 
 
 def test_a_file_is_a_checkpoint_of_the_same_model(path: Path) -> None:
@@ -329,12 +269,10 @@ def test_a_damaged_layer(changes: dict[str, Any], match: str, path: Path) -> Non
         checkpoints.from_tensors(raw, metadata, path)
 
 
-def test_scales_of_activations_change_nothing_without_products_in_float8(path: Path) -> None:
+def test_scales_of_activations_are_left_to_comfyui(path: Path) -> None:
     raw, metadata = changed(path, input_scale=torch.ones(()))
     found = checkpoints.from_tensors(raw, metadata)
     assert torch.equal(features(found), features(checkpoints.load(path)))
-    with pytest.raises(ValueError, match=f"{LAYER}.input_scale.*expected one positive float32"):
-        checkpoints.from_tensors(*changed(path, input_scale=torch.zeros(())))
 
 
 @pytest.mark.parametrize(
@@ -423,7 +361,7 @@ def older(raw: Raw, metadata: Raw) -> tuple[Raw, Raw]:
         if name == "weight_scale":
             rest[f"{layer}.scale_weight"] = value.reshape(1)
             rest[f"{layer}.scale_input"] = torch.ones(1)
-        elif name not in ("comfy_quant", "input_scale"):
+        elif name != "comfy_quant":
             rest[key] = value
     return rest, metadata
 
@@ -477,11 +415,9 @@ def test_every_way_to_say_float8_is_the_same_model(write: Any, where: str, path:
         torch.testing.assert_close(actual, wanted)
     assert (actual - wanted).norm() < 0.05 * wanted.norm()
     marks = [json.loads(bytes(v.tolist())) for k, v in found.tensors.items() if MARK in k]
-    is_older = write in (older, with_input_scales)
-    # Of 7 layers in each of 3 blocks, 5 follow a norm.
-    assert sum(not mark.get(quantized.FULL, False) for mark in marks) == (0 if is_older else 15)
+    assert [mark["full_precision_matrix_mult"] for mark in marks] == [True] * 21
     scales = [name for name in found.tensors if name.endswith("input_scale")]
-    assert len(scales) == (0 if write is older else 1 if is_older else 15)
+    assert scales == ([f"{LAYER}.input_scale"] if write is with_input_scales else [])
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"layers": 3}'])

@@ -2,8 +2,7 @@
 
 For each type of weights: the memory they take, the accuracy of vanilla pictures of the prompts of `text-quality`, and
 how near the model stays to itself in float32. In every step of a run, float32 sees the same tokens and the same noise,
-and says what it would reveal. The row of float8 x float8 computes on any device what a card of compute capability 8.9
-does.
+and says what it would reveal.
 
     B  images    L  image tokens    N  tokens masked before a step    K  tokens it reveals    V  codebook size
 """
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import fmean, stdev
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,14 +26,12 @@ from experiments.tables.rows import DTYPES
 from experiments.tables.text_measure import PromptCase, batched, by_lengths, scores, text_cases
 from shortcut import Pipeline, shipped
 from shortcut import checkpoint as checkpoints
-from shortcut.checkpoint import Checkpoint
 from shortcut.denoiser import Tokens, guided_logits, image_features, positions
 from shortcut.generate import num_draws
 from shortcut.grid import Grid, usual_grid
-from shortcut.models.architecture import Branches, GridModel, ModelNetwork
-from shortcut.models.layers import Bare
+from shortcut.models.architecture import Branches, GridModel
 from shortcut.noise import Noise
-from shortcut.quantized import TARGETS, Operations, Target
+from shortcut.quantized import TARGETS, Target
 from shortcut.sampler import Trace, decide
 from shortcut.schedule import Settings, plan
 from shortcut.settings import usual_settings
@@ -42,15 +39,7 @@ from shortcut.train.loss import divergence
 
 COLUMNS = ("weights", "MB", "accuracy", "tokens as in float32", "cosine", "divergence")
 FORMATS = (".1%", ".1%", ".4f", ".4f")  # of the last four
-PRODUCTS = "float8 x float8"
-WEIGHTS: dict[str, Target] = {**DTYPES, **TARGETS, PRODUCTS: TARGETS["float8_e4m3fn"]}
-
-
-class Products(Operations):
-    """Layers that multiply float8 by float8 on any device."""
-
-    class Linear(Operations.Linear):
-        has_float8_products = staticmethod(lambda device: True)
+WEIGHTS: dict[str, Target] = {**DTYPES, **TARGETS}
 
 
 class Comparison:
@@ -108,7 +97,8 @@ def run(options: argparse.Namespace) -> int:
     print(table(COLUMNS, []), flush=True)
     for name in WEIGHTS:
         file = checkpoints.cast(checkpoints.load(shipped.TEXT_MODEL, kind="model"), WEIGHTS[name])
-        tested = replace(pipeline, model=built(file, name), head=None, accelerator_name=None)
+        network = checkpoints.build(file, dtype=DTYPES.get(name, torch.bfloat16))
+        tested = replace(pipeline, model=network, head=None, accelerator_name=None)
         found = [measure(tested, pipeline, cases, settings, seed) for seed in options.seeds]
         size = f"{sum(tensor.nbytes for tensor in file.tensors.values()) / 1e6:.1f}"
         texts = map(cell, zip(*found, strict=True), FORMATS)
@@ -118,13 +108,6 @@ def run(options: argparse.Namespace) -> int:
         "activations around quantized weights are bfloat16. In brackets: the standard error of the mean over seeds."
     )
     return 0
-
-
-def built(file: Checkpoint, name: str) -> ModelNetwork:
-    """Return the network of a model whose weights are of the type `name`."""
-    operations: Any = Products if name == PRODUCTS else Bare
-    dtype = DTYPES.get(name, torch.bfloat16)
-    return cast(ModelNetwork, checkpoints.build(file, dtype=dtype, operations=operations))
 
 
 def cell(values: Sequence[float], format: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -67,15 +67,6 @@ class Layout:
         str, ...
     ] = ()  # of a head: fields of its configuration that its model has too, with equal values
     quantizable: tuple[str, ...] = ()  # prefixes of the linear layers whose weights may be float8
-    # Linear layer -> the RMSNorm whose output it takes, by the ends of our names
-    norms: Mapping[str, str] = field(default_factory=dict)
-
-    def norm_before(self, weight: str) -> str | None:
-        """Return the name of the weight of the RMSNorm in front of a linear layer, by the name of its weight."""
-        for layer, norm in self.norms.items():
-            if weight.endswith(f".{layer}.weight"):
-                return f"{weight.removesuffix(f'{layer}.weight')}{norm}.weight"
-        return None
 
     def quantizable_weights(self, config: Any) -> dict[str, torch.Size]:
         """Return the names and shapes of the weights that may be quantized, in the network's order."""

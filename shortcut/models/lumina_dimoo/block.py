@@ -133,13 +133,6 @@ class Block(nn.Module):
         return kv_BSHK.repeat_interleave(self.num_heads // self.num_kv_heads, dim=2).flatten(2)
 
 
-# Linear layer -> the norm whose output it takes
-NORMS = {
-    **dict.fromkeys(("query", "key", "value"), "attention_norm"),
-    **dict.fromkeys(("feed_forward.gate", "feed_forward.up"), "feed_forward_norm"),
-}
-
-
 def kv_heads(kv_width: int, width: int, num_heads: int) -> int:
     """Return how many heads keys and values have, which must divide `num_heads`."""
     num_kv_heads, rest = divmod(kv_width, width // num_heads)

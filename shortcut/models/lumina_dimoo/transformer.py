@@ -28,7 +28,7 @@ from ...guard import shown
 from ...schedule import Step
 from ..layers import Attention, BaseNetwork, KeyValues, key_value_bytes, transformer_bytes
 from ..layout import Layout, Tensors, check_heads, count, given, sizes
-from .block import NORMS, Block, Part, SequencePositions, block_table, kv_heads
+from .block import Block, Part, SequencePositions, block_table, kv_heads
 from .config import check_vocabulary, denies, read_beside, split_output
 
 # Token -> its id, counted from the end of the text ids.
@@ -388,5 +388,4 @@ LAYOUT = Layout(
     narrow=split_output,
     text_output=TextOutput,
     quantizable=("blocks.",),
-    norms=NORMS,
 )
