@@ -197,8 +197,8 @@ def later_widgets() -> list[Any]:
             optional=True,
             advanced=True,
             tooltip="Which tokens are revealed first. confidence: those that the model is surest "
-            "of. halton: far from each other, by a fixed sequence; choice_temperature has "
-            "no effect.",
+            "of. corrected: the same, and full passes take unlikely ones back. halton: far from "
+            "each other.",
         ),
     ]
 

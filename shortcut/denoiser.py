@@ -188,11 +188,15 @@ class Snapshot:
     is_masked_BL: Tensor
     kept: Kept = None  # of a full pass, where the accelerator has `keeps`
     before: Snapshot | None = None  # of a full pass, where it has `looks_back`: the one before
+    is_hidden_BL: Tensor | None = None  # tokens that were known, and were hidden again by the step
 
     def revealed_until(self, step: Step, tokens: Tokens) -> Revealed:
         """Return the tokens that were revealed since, before `step`."""
         is_new_BL = self.is_masked_BL & ~tokens.is_masked_BL
-        index_BK = positions(is_new_BL, self.step.num_masked - step.num_masked)
+        if self.is_hidden_BL is not None:
+            is_new_BL |= self.is_hidden_BL & ~tokens.is_masked_BL
+        num_before = self.step.num_masked + self.step.num_hidden
+        index_BK = positions(is_new_BL, num_before - step.num_masked)
         return Revealed(tokens.codes_BL.gather(1, index_BK), index_BK)
 
 
@@ -267,6 +271,9 @@ class Denoiser:
     def __call__(self, step: Step, tokens: Tokens) -> Denoised:
         """Return the answer of `step` at the masked tokens."""
         predicted = None
+        if self.full is not None and self.full is self.last and self.full.step.num_hidden:
+            is_hidden_BL = tokens.is_masked_BL & ~self.full.is_masked_BL
+            self.full = self.last = replace(self.full, is_hidden_BL=is_hidden_BL)
         if self.accelerator is not None and self.full and self.last and not step.is_full:
             predicted = self.accelerator.predict(step, tokens, self.full, self.last)
         was_full = predicted is None

@@ -38,7 +38,7 @@ from .denoiser import (
 from .models.architecture import HeadNetwork, ModelNetwork, Network
 from .models.layers import Bare
 from .noise import Noise
-from .sampler import choice, decide
+from .sampler import choice, decide, least_probable
 from .schedule import SamplerRules, Settings, Step, plan
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
@@ -115,6 +115,8 @@ def count_flops(
             choose = partial(choice, step=step, index_BN=index_BN, noise=noise)
             denoised = denoiser(step, Tokens(codes_BL, codes_BL.bool(), index_BN, choose))
             decide(denoised, step, index_BN, noise)
+            num_known = count - step.num_masked
+            least_probable(denoised.logits, codes_BL, codes_BL.bool(), num_known, step)
     in_head, in_model = (
         sum(counter.get_flop_counts().get(type(net).__name__, {}).values())
         for net in (head, network)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .noise import Noise
-from .schedule import Step
+from .schedule import CORRECTED, HALTON, Step
 
 # (logits (B, N, V) of the masked tokens, codes drawn from them (B, N), step, indices of the tokens (B, N), noise of the
 # run) -> their scores (B, N)
@@ -88,5 +88,6 @@ def _mirrored(number: int, base: int, size: int) -> int:
 # One of schedule.ORDERS -> (rows and columns of the grid) -> the order
 BY_NAME: dict[str, Callable[[tuple[int, int]], Order]] = {
     "confidence": lambda grid: confidence,
-    "halton": Halton,
+    HALTON: Halton,
+    CORRECTED: lambda grid: confidence,  # the plan says what is hidden again
 }

@@ -62,14 +62,18 @@ def sample(
         FloatingPointError: the model gave logits that are not finite.
     """
     is_finite = torch.ones((), dtype=torch.bool, device=codes_BL.device)
+    is_made_BL = is_masked_BL
     for step in plan:
         index_BN = positions(is_masked_BL, step.num_masked)
         choose = partial(choice, step=step, index_BN=index_BN, noise=noise, order=order)
         denoised = denoise(step, Tokens(codes_BL, is_masked_BL, index_BN, choose))
         revealed, were_finite = decide(denoised, step, index_BN, noise, order)
         is_finite &= were_finite
+        num_known, is_known_BL = plan[0].num_masked - step.num_masked, is_made_BL & ~is_masked_BL
+        hidden_BK = least_probable(denoised.logits, codes_BL, is_known_BL, num_known, step)
         codes_BL = codes_BL.scatter(1, revealed.index_BK, revealed.codes_BK)
         is_masked_BL = is_masked_BL.scatter(1, revealed.index_BK, False)
+        is_masked_BL = is_masked_BL.scatter(1, hidden_BK, True)
         if on_step is not None:
             on_step(Trace(step, denoised, revealed, codes_BL, is_masked_BL))
         del denoised  # its features are large, and the next step begins with a full pass
@@ -111,6 +115,27 @@ def choice(
     """Choose the tokens (B, K) that a step reveals, ascending, as `decide` does without spread."""
     score_BN = draw(logits, step, index_BN, noise, order).score_BN
     return index_BN.gather(1, score_BN.topk(step.num_revealed).indices.sort().values)
+
+
+def least_probable(
+    logits: Logits, codes_BL: Tensor, is_known_BL: Tensor, num_known: int, step: Step
+) -> Tensor:
+    """Return the tokens (B, K) that a step hides again: those known whose codes its full pass finds least probable.
+
+    Source: FreeCorrection (arXiv 2602.02927).
+    Differs: by one pass, not by the mean over all so far; how many, see `schedule.CORRECTED_SHARE`.
+
+    Args:
+        is_known_BL: True where the run has revealed a token before: `num_known` in each image.
+    """
+    if step.num_hidden == 0:
+        return torch.zeros_like(codes_BL[:, :0])
+    index_BN, found = positions(is_known_BL, num_known), []
+    for part_BN in index_BN.split(max(1, AT_ONCE // len(index_BN)), dim=1):
+        code_BN1 = codes_BL.gather(1, part_BN).unsqueeze(-1)
+        found.append(logits(part_BN).log_softmax(-1).gather(-1, code_BN1).squeeze(-1))
+    least_BK = torch.cat(found, 1).topk(step.num_hidden, largest=False).indices
+    return index_BN.gather(1, least_BK)
 
 
 def draw(

@@ -21,6 +21,7 @@ class Step:
     index: int  # 0-based, in the schedule: numbers of steps that reveal nothing are left out
     num_masked: int  # tokens masked before the step, per image
     num_revealed: int  # tokens it reveals, per image; at least 1
+    num_hidden: int = 0  # of those known before that it hides again, per image: see `CORRECTED`
     mask_ratio: float  # share that is masked before the step, as a shortcut head sees it, in [0, 1]
     is_full: bool  # True: a full pass of the model. False: the accelerator is asked first
     guidance: tuple[
@@ -37,7 +38,7 @@ class Step:
     @property
     def num_masked_after(self) -> int:
         """Tokens still masked after the step, per image."""
-        return self.num_masked - self.num_revealed
+        return self.num_masked - self.num_revealed + self.num_hidden
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,7 @@ class Settings:
     schedule: str = "arccos"
     temperature: float = 1.0  # of the codes; 0 = the most likely code
     choice_temperature: float = 7.0  # of the first step; inf = random positions
-    # Which tokens come first: one of ORDERS. Only "confidence" has use for the choice temperature.
+    # Which tokens come first: one of ORDERS. "halton" has no use for the choice temperature.
     order: str = "confidence"
     # Not in the paper. In steps that are not full passes, positions within so many rows and columns of tokens that the
     # last full pass did not see come last: its features there are out of date. 0 = by confidence alone.
@@ -131,7 +132,11 @@ SHARES: dict[str, Callable[[float], float]] = {
 LUMINA, AMUSED, AMUSED_LINEAR = "lumina", "amused", "amused-linear"
 ROUNDED_DOWN = (LUMINA, AMUSED, AMUSED_LINEAR)  # what stays masked; by the model they are of
 SCHEDULES = (*SHARES, *ROUNDED_DOWN)
-ORDERS = ("confidence", "halton")  # see `orders.BY_NAME`
+HALTON, CORRECTED = "halton", "corrected"
+ORDERS = ("confidence", HALTON, CORRECTED)  # see `orders.BY_NAME`
+# By confidence, and each full pass after this share of the steps, but in the last two, hides again what it finds least
+# probable: so large a share of as many tokens as were revealed since the full pass before.
+CORRECTED_FROM, CORRECTED_SHARE = 0.4, 0.25
 
 
 def reveal_counts(
@@ -304,6 +309,7 @@ def plan(
     whole = num_tokens if rules.ratio_of_made else image_tokens
     steps: list[Step] = []
     num_masked, is_full = num_tokens, False
+    masked_at_full = num_tokens  # before the last full pass
     counts = reveal_counts(settings.schedule, num_steps, num_tokens, image_tokens, denoise)
     for i, num_revealed in enumerate(counts):
         is_full |= i in full
@@ -316,11 +322,18 @@ def plan(
         guidance = settings.guidance
         if settings.guidance_ramp:
             guidance = tuple(weight * elapsed for weight in guidance)
+        num_hidden = 0
+        if is_full:
+            if settings.order == CORRECTED and elapsed > CORRECTED_FROM and i < num_steps - 2:
+                share = round(CORRECTED_SHARE * (masked_at_full - num_masked))
+                num_hidden = min(share, num_masked - num_revealed)
+            masked_at_full = num_masked
         steps.append(
             Step(
                 index=i,
                 num_masked=num_masked,
-                num_revealed=num_revealed,
+                num_revealed=num_revealed + num_hidden,
+                num_hidden=num_hidden,
                 mask_ratio=num_masked / whole,
                 is_full=is_full,
                 guidance=guidance,

@@ -9,7 +9,7 @@ from .accelerators.choice import own_full_steps
 from .checkpoint import Checkpoint
 from .guard import MAX_STEPS, check_whole, naming
 from .models.architecture import ONE_STEP, Architecture
-from .schedule import ORDERS, Settings
+from .schedule import HALTON, Settings
 
 USUAL_PRESET = "balanced"  # whose share of full steps a run with a head has
 USUAL_SHARE = 0.25  # the same of a model without presets
@@ -105,9 +105,9 @@ def chosen_settings(
         known = "preset, steps, full_steps, cfg, cfg_image, temperature, choice_temperature, schedule, order, spread"
         raise ValueError(f"settings are {known}; got {', '.join(sorted(given))}.") from None
     settings.check()
-    if settings.order != ORDERS[0] and "choice_temperature" in given:
+    if settings.order == HALTON and "choice_temperature" in given:
         raise ValueError(
-            f"the order {settings.order} has no choice temperature. Leave it out, or the order."
+            f"the order {HALTON} has no choice temperature. Leave it out, or the order."
         )
     return settings
 

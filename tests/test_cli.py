@@ -117,10 +117,12 @@ def test_spread_changes_what_the_head_answers_and_the_picture_says_so(
 
 
 def test_the_order_changes_the_picture_which_says_so(run, tmp_path: Path) -> None:
-    usual = run()[1]
-    assert not torch.equal(run("--order", "halton")[1], usual)
-    with Image.open(tmp_path / "a.png") as picture:
-        assert json.loads(picture.info["shortcut"])["order"] == "halton"
+    usual = run("--steps", "12")[1]
+    for order in ("halton", "corrected"):
+        assert not torch.equal(run("--steps", "12", "--order", order)[1], usual)
+        with Image.open(tmp_path / "a.png") as picture:
+            assert json.loads(picture.info["shortcut"])["order"] == order
+    assert run("--order", "corrected", "--choice-temperature", "4")[0] == 0
     status, _, _, printed = run("--order", "halton", "--choice-temperature", "4")
     assert status and "the order halton has no choice temperature" in printed
 

@@ -76,5 +76,7 @@ def test_an_image_in_halton_order_does_not_depend_on_its_batch_and_known_tokens_
 
 
 def test_an_unknown_order_is_named():
-    with pytest.raises(ValueError, match="order must be one of confidence, halton, got 'spiral'"):
+    with pytest.raises(
+        ValueError, match="order must be one of confidence, halton, corrected, got 'spiral'"
+    ):
         Settings(order="spiral").check()

@@ -59,6 +59,7 @@ ROWS = tuple(  # those first that claims rest on: what is compared at as many FL
                 "vanilla-10",
                 "partial-32-5",
             ),
+            *(f"partial-32-{full}@corrected" for full in (8, 5)),
             *("head-32-5", "ml-cache-32-6", "taylor-32-8", "partial+neighbours-32-4", "vanilla-8"),
             *(f"vanilla-{steps}" for steps in (24, 16, 12, 6)),
             *(

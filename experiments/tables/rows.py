@@ -39,7 +39,11 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KINDS = {"real": 0, "vq": 0, "vanilla": 1, **dict.fromkeys(NAMES, 2)}  # numbers in a row's name
-ORDERS: dict[str, dict[str, Any]] = {"halton": {"order": "halton"}, "spread": {"spread": 1}}
+ORDERS: dict[str, dict[str, Any]] = {
+    "halton": {"order": "halton"},
+    "corrected": {"order": "corrected"},
+    "spread": {"spread": 1},
+}
 Figures = dict[str, Any]  # of a row and seed, as JSON; "seconds" is per image
 
 

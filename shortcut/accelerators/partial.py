@@ -83,28 +83,30 @@ class Partial(Accelerator):
         at_hand = self.where.predict(step, tokens, full, last)
         chosen_BK = tokens.choose(partial(guided_logits, self.model, at_hand, step.guidance))
         new_BK = last.revealed_until(step, tokens).index_BK
-        run = [new_BK, chosen_BK]
-        if self.with_neighbours:
-            run.append(self._neighbours(step, tokens, new_BK, chosen_BK))
-        index_BM = torch.cat(run, 1)
+        others_BM = self._others(step, tokens, last, new_BK, chosen_BK)
+        index_BM = torch.cat([new_BK, chosen_BK, others_BM], 1)
         positions = [self.model.image_positions(index_BM, f_BSD.shape[1]) for f_BSD in at_hand]
         features = renewed(self.model, self.conditions, step, tokens, at_hand, positions, full.kept)
         return Prediction(features, chosen_BK)
 
-    def _neighbours(self, step: Step, tokens: Tokens, new_BK: Tensor, chosen_BK: Tensor) -> Tensor:
-        """Return the masked tokens (B, M) with most of the tokens `new_BK` around them, without `chosen_BK`.
+    def _others(
+        self, step: Step, tokens: Tokens, last: Snapshot, new_BK: Tensor, chosen_BK: Tensor
+    ) -> Tensor:
+        """Return the other masked tokens (B, M) to run: those just hidden again; those around `new_BK` if asked for.
 
         How many there are differs from image to image. Their number is the most that there can be, which needs no
         copy to the host: where there are fewer, other masked tokens fill it up.
         """
-        count = min(NUM_NEIGHBOURS * new_BK.shape[1], step.num_masked_after)
-        nothing_BL = torch.zeros_like(tokens.is_masked_BL)
-        num_near_BL = count_near(nothing_BL.scatter(1, new_BK, True), self.model.grid, 1)
+        count, rank_BL = last.step.num_hidden, torch.zeros_like(tokens.is_masked_BL).float()
+        if self.with_neighbours:
+            count += NUM_NEIGHBOURS * new_BK.shape[1]
+            is_new_BL = torch.zeros_like(tokens.is_masked_BL).scatter(1, new_BK, True)
+            rank_BL = count_near(is_new_BL, self.model.grid, 1)
+        if last.is_hidden_BL is not None:
+            rank_BL = rank_BL + (NUM_NEIGHBOURS + 1) * last.is_hidden_BL
         is_free_BL = tokens.is_masked_BL.scatter(1, chosen_BK, False)
-        order_BL = num_near_BL.masked_fill(~is_free_BL, -1).argsort(
-            dim=1, descending=True, stable=True
-        )
-        return order_BL[:, :count].sort(1).values
+        order_BL = rank_BL.masked_fill(~is_free_BL, -1).argsort(dim=1, descending=True, stable=True)
+        return order_BL[:, : min(count, step.num_masked_after)].sort(1).values
 
 
 def checked(model: MaskedImageModel) -> PartialModel:

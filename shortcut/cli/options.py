@@ -135,7 +135,8 @@ def add_how(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--order",
         choices=ORDERS,
-        help="which tokens come first: those the model is surest of, or by a Halton sequence, far from each other",
+        help="which tokens come first: those the model is surest of; the same, and full passes take unlikely ones back "
+        "(corrected); or by a Halton sequence, far from each other",
     )
     how.add_argument(
         "--spread",
