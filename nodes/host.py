@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import comfy.model_management as mm
@@ -53,7 +55,13 @@ class HostAttention:
         return optimized_attention(q_BSD, k_BTD, v_BTD, num_heads, transformer_options=self.options)
 
 
-def ahead_of_use(patcher: Any) -> Callable[[torch.nn.ModuleList], Iterable[torch.nn.Module]]:
+COMPILE = (
+    "torch_compile_kwargs"  # of a MODEL: what ComfyUI's TorchCompileModel hands to torch.compile
+)
+InOrder = Callable[[torch.nn.ModuleList], Iterable[torch.nn.Module]]  # as of `layers.BaseNetwork`
+
+
+def ahead_of_use(patcher: Any) -> InOrder:
     """Return what goes through the blocks of a pass while ComfyUI copies the weights of the next to the device.
 
     Only ComfyUI's dynamic loading from 0.28 on can do that, of weights that it keeps in main memory.
@@ -71,6 +79,45 @@ def ahead_of_use(patcher: Any) -> Callable[[torch.nn.ModuleList], Iterable[torch
         model_prefetch.prefetch_queue_pop(queue, device, None)
 
     return in_order
+
+
+class Compiled:
+    """Goes through the blocks of a pass, compiled. From the first that cannot be, they run as they are.
+
+    Args:
+        in_order: goes through them as they are.
+        options: of torch.compile.
+    """
+
+    def __init__(self, in_order: InOrder, options: dict[str, Any]):
+        self.in_order, self.options, self.is_on = in_order, options, True
+        self.calls: dict[torch.nn.Module, Callable[..., Tensor]] = {}
+
+    def __call__(self, blocks: torch.nn.ModuleList) -> Iterator[Any]:
+        for block in self.in_order(blocks):
+            yield partial(self._run, block)
+
+    def _run(self, block: torch.nn.Module, *inputs: Any) -> Tensor:
+        if self.is_on:
+            if block not in self.calls:
+                self.calls[block] = torch.compile(block, **self.options)
+            try:
+                return self.calls[block](*inputs)
+            except Exception as error:
+                from torch._dynamo.exc import TorchDynamoException  # slow to import before its use
+
+                if not isinstance(error, TorchDynamoException):
+                    raise
+                self.is_on = False
+                reason = " ".join(str(error).split())[:300]
+                logging.warning("torch.compile failed, the model runs as it is: %s", reason)
+        return block(*inputs)
+
+
+def in_order_of(patcher: Any) -> InOrder:
+    """Return what goes through the blocks of a pass of a MODEL."""
+    in_order, options = ahead_of_use(patcher), patcher.model_options.get(COMPILE)
+    return in_order if options is None else Compiled(in_order, options)
 
 
 class NodeText:

@@ -14,7 +14,7 @@ from ..shortcut import shipped
 from ..shortcut.checkpoint import Checkpoint, cast, naming
 from ..shortcut.models.architecture import Network
 from ..shortcut.pipeline import check_vq, conditioner_of
-from ..shortcut.quantized import FLOAT8, TARGETS, Target, format_of
+from ..shortcut.quantized import FLOAT8, TARGETS, format_of
 from . import clip, folders, host
 from .folders import HEADS, MODELS
 from .host import NodeText
@@ -146,21 +146,35 @@ class LoadMIGM(io.ComfyNode):
         if clip_name != AUTO:
             encoder = Path(folder_paths.get_full_path_or_raise(clip.FOLDER, clip_name))
         text_encoder = clip.build_clip(checkpoint, encoder)
-        if weight_dtype in TARGETS and not checkpoint.quantized:
-            checkpoint = quantize(checkpoint, TARGETS[weight_dtype])
+        checkpoint = as_chosen(checkpoint, weight_dtype)
         vae = CodeVAE(vq)
         latent_format = CodeIds(vq.config.downscale, vae.code_colours())
         model = build_model(checkpoint, weight_dtype, latent_format, conditioner)
+        # TorchCompileModel asks for the MODEL again, without dynamic loading.
+        again = checkpoint.path, weight_dtype, latent_format, conditioner
+        model.cached_patcher_init = reloaded, again
         lines = [_loaded(checkpoint, model.model.network), _loaded(vq, vae.first_stage_model.vq)]
         NodeText().keep(lines)
         return io.NodeOutput(model, vae, text_encoder)
 
 
-def quantize(checkpoint: Checkpoint, target: Target) -> Checkpoint:
-    """Return the checkpoint with quantized weights. Raise ValueError if this ComfyUI does not know the format."""
+def as_chosen(checkpoint: Checkpoint, weight_dtype: str) -> Checkpoint:
+    """Return the checkpoint, with quantized weights if that is the choice.
+
+    Raises ValueError if this ComfyUI does not know the format.
+    """
+    target = TARGETS.get(weight_dtype)
+    if target is None or checkpoint.quantized:
+        return checkpoint
     with naming(checkpoint.path):
         check_formats({str(format_of(target))})
     return cast(checkpoint, target, mm.get_torch_device())
+
+
+def reloaded(path: Path, weight_dtype: str, *others: Any, disable_dynamic: bool = False) -> Any:
+    """Return the MODEL of a file again; `others` as for `build_model`."""
+    checkpoint = as_chosen(folders.load(path, "model"), weight_dtype)
+    return build_model(checkpoint, weight_dtype, *others, disable_dynamic=disable_dynamic)
 
 
 def _loaded(checkpoint: Checkpoint, network: Network) -> str:

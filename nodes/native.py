@@ -37,7 +37,7 @@ from ..shortcut.models.architecture import (
     VQNetwork,
 )
 from ..shortcut.unwrap import SAVED, metadata_tensor
-from .host import HostAttention, ahead_of_use, dtypes
+from .host import HostAttention, dtypes, in_order_of
 from .latents import check_form, check_type, codes_of
 
 MARGIN = 1.25  # of memory estimates, for what an allocator leaves unused and attention needs
@@ -134,7 +134,7 @@ class MaskedImageModel(comfy.model_base.BaseModel):
         """Open a run of the MODEL `patcher`, in which its callbacks and attention overrides take effect."""
         patcher.pre_run()
         self.attention.options = patcher.model_options["transformer_options"]
-        self.network.in_order = ahead_of_use(patcher)
+        self.network.in_order = in_order_of(patcher)
         try:
             yield
         finally:
@@ -188,13 +188,21 @@ def build_model(
     weight_dtype: str,
     latent_format: CodeIds,
     conditioner: Conditioner,
+    *,
+    disable_dynamic: bool = False,
 ) -> Any:
-    """Build the MODEL of a checkpoint; `weight_dtype` is a choice of the loader."""
+    """Build the MODEL of a checkpoint.
+
+    Args:
+        weight_dtype: a choice of the loader.
+        disable_dynamic: True: without ComfyUI's dynamic loading.
+    """
     device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
     config = ModelConfig.of(checkpoint, weight_dtype, device)
     config.latent_format = latent_format
     model = MaskedImageModel(config, offload_device, checkpoint, conditioner)
-    patcher = comfy.model_patcher.CoreModelPatcher(model, device, offload_device)
+    kind = "ModelPatcher" if disable_dynamic else "CoreModelPatcher"
+    patcher = getattr(comfy.model_patcher, kind)(model, device, offload_device)
     with naming(checkpoint.path):
         model.load_model_weights(dict(checkpoint.tensors), assign=patcher.is_dynamic())
     return patcher

@@ -8,12 +8,14 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from .host import COMPILE
+
 # Of a MODEL: transformer options that hold patches, calls that ComfyUI's own samplers make, the objects that are read,
 # and options that come with a patch and change nothing by themselves.
 PATCHES = ("patches", "patches_replace", "wrappers", "callbacks")
 UNHEARD = ("on_prepare_state", "on_apply_hooks", "on_register_all_hook_patches")
 HEEDED = ("diffusion_model.", "latent_format")
-COMPANIONS = ("disable_cfg1_optimization", "torch_compile_kwargs")
+COMPANIONS = ("disable_cfg1_optimization", COMPILE)
 # Patches that ComfyUI's own modules make, by the nodes that ask for them.
 LABELS = {
     "context_handler": "Context Windows",
@@ -44,7 +46,7 @@ def without_effect(patcher: Any) -> list[str]:
     """Return the names of what other nodes put on a MODEL, and a masked image model never asks for.
 
     It asks for changed weights, for anything inside of its network, for the callbacks of a run, and for an override of
-    attention, which may read options of its own.
+    attention, which may read options of its own. Blocks are compiled by the options of torch.compile.
     """
     options = {**patcher.model_options}
     inner = {**options.pop("transformer_options", {})}
@@ -65,6 +67,8 @@ def without_effect(patcher: Any) -> list[str]:
             if key not in COMPANIONS:
                 for name in _names(value, key, key):
                     names.setdefault(name.casefold(), name)
+    if COMPILE in options:
+        names.pop("torch.compile", None)  # its wrapper is of no use, and its options are heeded
     return list(names.values())
 
 

@@ -79,7 +79,8 @@ def read_widgets() -> tuple[Any, Any]:
 
 def preset_widget() -> Any:
     """Return the choice of a preset. `custom` brings the widgets that the others decide."""
-    widgets = [*custom_widgets(), *later_widgets()]
+    # Spread was not seen to help: only workflows of before have it.
+    widgets = [*custom_widgets(), *(item for item in later_widgets() if item.id != "spread")]
     for widget in widgets:
         widget.optional = True  # a setting that is missing is as usual for the model
     custom = io.DynamicCombo.Option(CUSTOM, widgets)

@@ -13,8 +13,10 @@ STORED; this project writes and computes float8, int8 and nvfp4, the others load
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 import torch
@@ -27,6 +29,9 @@ from .models.architecture import Network
 from .models.layers import Bare
 from .models.layout import Tensors
 
+logger = logging.getLogger(__name__)
+
+INTERVAL = 30.0  # seconds between two lines of how far a conversion is
 MARK = "comfy_quant"
 INPUT_SCALE = "input_scale"
 EXTRAS = (  # beside weight and bias
@@ -127,8 +132,8 @@ def _float8(weight_OI: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
 def mark_of(dtype: torch.dtype) -> Tensor:
     """Return the description of a float8 layer.
 
-    Without calibrated input scales ComfyUI would cast activations to float8 unscaled, which clips those beyond 448: the
-    mark asks it for what the layer below computes.
+    The mark asks ComfyUI for what the layer below computes. Without it activations would be float8 too, which clips
+    those beyond 448, and costs far more than float8 weights even where a scale prevents that (experiments/LOG.md).
     """
     mark = {"format": FLOAT8[dtype], "full_precision_matrix_mult": True}
     return bytes_of(json.dumps(mark))
@@ -161,6 +166,18 @@ def dequantized(name: str, tensors: Tensors, dtype: torch.dtype) -> Tensor:
     return kitchen.dequantize(parts, described(tensors[f"{layer}.{MARK}"]), dtype)
 
 
+def _told(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors, and log every INTERVAL how much of them is done and the time left."""
+    total, done = sum(tensor.numel() for tensor in tensors.values()), 0
+    start = said = monotonic()
+    for name, tensor in tensors.items():
+        yield name, tensor
+        done += tensor.numel()
+        if (now := monotonic()) - said >= INTERVAL:
+            said, left = now, (now - start) * (total - done) / done
+            logger.info("%.0f %% of the weights converted, %.0f s left", 100 * done / total, left)
+
+
 def recast(
     tensors: Tensors,
     formats: Mapping[str, str],
@@ -187,7 +204,7 @@ def recast(
     if formats:
         check_computed(formats)
     around = extras(formats)
-    for name, tensor in tensors.items():
+    for name, tensor in _told(tensors):
         if name in around:
             continue
         if name in linear_weights:

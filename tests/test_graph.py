@@ -128,7 +128,6 @@ def codes_of(nodes, downscale):
         (),
         ("--seed", "5", "--batch-size", "2", "--negative", "snow", "--cfg", "1.5"),
         ("--cfg", "0", "--temperature", "0.5", "--choice-temperature", "3", "--schedule", "arccos"),
-        ("--spread", "1"),
         ("--accelerator", "partial+neighbours+float8", "--full-steps", "2"),
     ],
 )
@@ -214,7 +213,7 @@ def test_paths_in_graphs_have_the_same_separators_on_every_system(path):
         ("--cfg", "1.125"),
         ("--choice-temperature", "1001"),
         ("--choice-temperature", "inf"),
-        ("--spread", "65"),
+        ("--spread", "1"),
         ("--prompt", "a {red|blue} house"),
         ("--negative", "snow // rain"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,26 @@ def test_a_head_still_knows_its_model(tmp_path: Path) -> None:
     unsaid = {k: v for k, v in metadata.items() if k != "shortcut.fingerprint"}
     with pytest.raises(ValueError, match="was trained for the model"):
         check_head(head, checkpoints.from_tensors(raw, unsaid))
+
+
+def test_a_long_conversion_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, out = (
+        builders.write(tmp_path / "a.safetensors", builders.model()),
+        tmp_path / "b.safetensors",
+    )
+    monkeypatch.setattr(quantized.logger, "level", quantized.logger.level)  # the command sets it
+    assert main(["convert", str(source), str(out), "--dtype", "nvfp4"]) == 0
+    assert "converted" not in caplog.text, "it took less than INTERVAL"
+    monkeypatch.setattr(quantized, "INTERVAL", 0.0)
+    assert main(["convert", str(source), str(out), "--dtype", "nvfp4"]) == 0
+    assert "100 % of the weights converted, 0 s left" in caplog.messages
+    caplog.clear()
+    checkpoints.cast(builders.model(), "nvfp4")
+    lines = [re.match(r"(\d+) % of the weights", message) for message in caplog.messages]
+    shares = [int(line[1]) for line in lines if line]
+    assert len(shares) == len(builders.model().tensors) and shares == sorted(shares)
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,10 +15,12 @@ import logging
 import os
 import platform
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -214,6 +216,8 @@ def measured_rows(
 ) -> dict[tuple[str, int], Figures]:
     """Return the figures of every row and seed; each is kept in the folder `work` as soon as it is known.
 
+    All rows come with the first seed first; then each row, in their order, with the other seeds.
+
     Args:
         setup: hash of what figures depend on, or a function of a row's name that gives it; figures in `work` with
             another one are not used.
@@ -221,15 +225,21 @@ def measured_rows(
     """
     path = work / "rows.jsonl"
     found = finished(path, setup)
-    for seed, row in product(seeds, rows):
-        if (row.name, seed) not in found:
-            work.mkdir(parents=True, exist_ok=True)
-            figures = measure(row, seed)
-            line = {"setup": _of(setup, row.name), "row": row.name, "seed": seed}
-            with path.open("a") as file:
-                file.write(f"{json.dumps(line | {'figures': figures})}\n")
-            found[row.name, seed] = figures
-            logger.info("%s seed %d is finished", row.name, seed)
+    pieces = (*product(rows, seeds[:1]), *product(rows, seeds[1:]))
+    to_do = [(row, seed) for row, seed in pieces if (row.name, seed) not in found]
+    taken: dict[str, float] = {}  # row -> seconds of its last piece
+    for number, (row, seed) in enumerate(to_do, 1):
+        work.mkdir(parents=True, exist_ok=True)
+        begun = time.monotonic()
+        figures = measure(row, seed)
+        line = {"setup": _of(setup, row.name), "row": row.name, "seed": seed}
+        with path.open("a") as file:
+            file.write(f"{json.dumps(line | {'figures': figures})}\n")
+        found[row.name, seed] = figures
+        taken[row.name] = time.monotonic() - begun
+        usual = mean(taken.values())
+        hours = sum(taken.get(other.name, usual) for other, _ in to_do[number:]) / 3600
+        logger.info("%s seed %d is finished; about %.1f hours to go", row.name, seed, hours)
     return found
 
 

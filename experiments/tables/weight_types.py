@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ from shortcut.settings import usual_settings
 from shortcut.train.loss import divergence
 
 COLUMNS = ("weights", "MB", "accuracy", "tokens as in float32", "cosine", "divergence")
+FORMATS = (".1%", ".1%", ".4f", ".4f")  # of the last four
 WEIGHTS: dict[str, Target] = {**DTYPES, **TARGETS}
 
 
@@ -78,11 +80,11 @@ class Comparison:
 
 def add_parser(steps: Any) -> None:
     """Add `weight-types` to the command line."""
-    about = "measure what bfloat16, float16 and quantized weights cost the text model: a table (20 minutes)"
+    about = "measure what bfloat16, float16 and quantized weights cost the text model: a table (25 minutes a seed)"
     parser = steps.add_parser("weight-types", help=about, description=about)
     parser.add_argument("--per-task", type=int, default=8, metavar="N", help="prompts of each kind")
     parser.add_argument("--steps", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.set_defaults(run=run)
 
 
@@ -92,23 +94,37 @@ def run(options: argparse.Namespace) -> int:
     pipeline = Pipeline.load("scenes text")
     cases = text_cases(pipeline, options.per_task)
     settings = replace(usual_settings(pipeline.model_file), num_steps=options.steps)
-    rows = [measure(name, pipeline, cases, settings, options.seed) for name in WEIGHTS]
-    print(table(COLUMNS, rows))
+    print(table(COLUMNS, []), flush=True)
+    for name in WEIGHTS:
+        file = checkpoints.cast(checkpoints.load(shipped.TEXT_MODEL, kind="model"), WEIGHTS[name])
+        network = checkpoints.build(file, dtype=DTYPES.get(name, torch.bfloat16))
+        tested = replace(pipeline, model=network, head=None, accelerator_name=None)
+        found = [measure(tested, pipeline, cases, settings, seed) for seed in options.seeds]
+        size = f"{sum(tensor.nbytes for tensor in file.tensors.values()) / 1e6:.1f}"
+        texts = map(cell, zip(*found, strict=True), FORMATS)
+        print(f"| {' | '.join((name, size, *texts))} |", flush=True)
     print(
-        f"\nVanilla, {options.steps} steps, {len(cases)} prompts, seed {options.seed}; "
-        "activations around quantized weights are bfloat16."
+        f"\nVanilla, {options.steps} steps, {len(cases)} prompts, seeds {' '.join(map(str, options.seeds))}; "
+        "activations around quantized weights are bfloat16. In brackets: the standard error of the mean over seeds."
     )
     return 0
 
 
+def cell(values: Sequence[float], format: str) -> str:
+    """Return the mean over the seeds, and its standard error where there are several."""
+    if len(values) == 1:
+        return f"{values[0]:{format}}"
+    return f"{fmean(values):{format}} ({stdev(values) / len(values) ** 0.5:{format}})"
+
+
 def measure(
-    name: str, exact: Pipeline, cases: Sequence[PromptCase], settings: Settings, seed: int
-) -> tuple[str, ...]:
-    """Compare the model with weights of the type `name` with itself in float32. Returns the cells of a row."""
-    file = checkpoints.cast(checkpoints.load(shipped.TEXT_MODEL, kind="model"), WEIGHTS[name])
-    dtype = DTYPES.get(name, torch.bfloat16)
-    network = checkpoints.build(file, dtype=dtype)
-    tested = replace(exact, model=network, head=None, accelerator_name=None)
+    tested: Pipeline,
+    exact: Pipeline,
+    cases: Sequence[PromptCase],
+    settings: Settings,
+    seed: int,
+) -> tuple[float, ...]:
+    """Compare a model with itself in float32. Returns the figures of COLUMNS behind the size."""
     judge, grid = reader.FILE.load(TEXT_JUDGE), usual_grid(exact.model_file)
     found, seen = {}, []
     for numbers in by_lengths(cases):
@@ -117,12 +133,10 @@ def measure(
         seen.append(comparison)
     num_tokens = sum(c.num_tokens for c in seen)
     return (
-        name,
-        f"{sum(tensor.nbytes for tensor in file.tensors.values()) / 1e6:.1f}",
-        f"{scores(cases, [found[n] for n in range(len(cases))])['accuracy']:.1%}",
-        f"{sum(c.num_same for c in seen) / num_tokens:.1%}",
-        f"{sum(c.cosine for c in seen) / sum(c.num_steps for c in seen):.4f}",
-        f"{sum(c.divergence for c in seen) / num_tokens:.4f}",
+        scores(cases, [found[n] for n in range(len(cases))])["accuracy"],
+        sum(c.num_same for c in seen) / num_tokens,
+        sum(c.cosine for c in seen) / sum(c.num_steps for c in seen),
+        sum(c.divergence for c in seen) / num_tokens,
     )
 
 

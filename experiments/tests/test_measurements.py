@@ -16,7 +16,7 @@ from experiments.__main__ import main
 from experiments.tables import load_memory, real_sizes, weight_layers
 from experiments.tables.rows import DTYPES
 from experiments.tables.text_measure import by_lengths, text_cases
-from experiments.tables.weight_types import WEIGHTS, sampled
+from experiments.tables.weight_types import WEIGHTS, cell, sampled
 from shortcut import Pipeline
 from shortcut import checkpoint as checkpoints
 from shortcut.models import lumina_dimoo, maskgit
@@ -35,7 +35,8 @@ def test_the_fewer_bits_the_further_away_and_float32_is_as_itself(tmp_path: Path
     groups = by_lengths(cases)
     assert sorted(n for numbers in groups for n in numbers) == list(range(len(cases)))
     settings, seen = replace(usual_settings(exact.model_file), num_steps=4), {}
-    for name in ("float32", "bfloat16", "float8_e4m3fn", "nvfp4"):
+    names = ("float32", "bfloat16", "float8_e4m3fn", "nvfp4")
+    for name in names:
         file = checkpoints.cast(checkpoints.load(files["model"]), WEIGHTS[name])
         dtype = DTYPES.get(name, torch.bfloat16)
         tested = replace(exact, model=checkpoints.build(file, dtype=dtype))
@@ -44,8 +45,13 @@ def test_the_fewer_bits_the_further_away_and_float32_is_as_itself(tmp_path: Path
         seen[name] = found
     assert seen["float32"].num_same == seen["float32"].num_tokens
     assert seen["float32"].divergence == pytest.approx(0, abs=1e-5)
-    divergences = [seen[name].divergence for name in ("bfloat16", "float8_e4m3fn", "nvfp4")]
-    assert 0 < divergences[0] < divergences[1] < divergences[2]
+    divergences = [seen[name].divergence for name in names]
+    assert divergences == sorted(set(divergences))
+
+
+def test_a_cell_has_a_standard_error_where_there_are_several_seeds() -> None:
+    assert cell([0.5], ".1%") == "50.0%"
+    assert cell([0.4, 0.6], ".1%") == "50.0% (10.0%)"
 
 
 @torch.no_grad()

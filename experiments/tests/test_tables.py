@@ -17,7 +17,7 @@ from experiments.scenes.prompts import NUMBERS
 from experiments.scenes.scene import ATTRIBUTE_SIZES, compose_varied
 from experiments.tables import frontier, frontier_measure, text_measure, text_quality
 from experiments.tables.frechet import Gaussian, frechet_distance
-from experiments.tables.rows import Row, Subject
+from experiments.tables.rows import Row, Subject, measured_rows
 from shortcut import Pipeline, checkpoint
 from shortcut.schedule import Settings
 
@@ -59,6 +59,19 @@ def test_a_row_is_known_by_its_name(name: str) -> None:
 def test_a_row_that_does_not_exist_is_named(name: str) -> None:
     with pytest.raises(ValueError, match=f"no row '{name}'"):
         Row.parse(name)
+
+
+def test_every_row_comes_once_before_the_first_is_finished(tmp_path: Path) -> None:
+    rows, done = [Row.parse(name) for name in ("vanilla-2", "head-4-2")], []
+
+    def measure(row: Row, seed: int) -> dict[str, int]:
+        done.append((row.kind, seed))
+        return {"seed": seed}
+
+    found = measured_rows(tmp_path, "", rows, (1, 2, 3), measure)
+    first, second = (("vanilla", 1), ("head", 1)), [("vanilla", 2), ("vanilla", 3)]
+    assert done == [*first, *second, ("head", 2), ("head", 3)]
+    assert measured_rows(tmp_path, "", rows, (1, 2, 3), measure) == found and len(done) == 6
 
 
 # The class model

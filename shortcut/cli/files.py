@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import checkpoint as checkpoints
-from .. import published
+from .. import published, quantized
 from ..checkpoint import Checkpoint
 from ..companions import placed
 from ..files import parts
@@ -99,6 +99,7 @@ def run_convert(options: argparse.Namespace) -> int:
             assert path is not None
             checkpoint.architecture.copy_companions(path, out)
     # Lumina-DiMOO in nvfp4 takes ten minutes and more of a processor.
+    quantized.logger.setLevel(logging.INFO)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoints.save(out, changed, dtype=dtype, device=device)
     print(describe(checkpoints.load(out)))
@@ -117,9 +118,9 @@ def _published(out: Path, checkpoint: Checkpoint, dtype: Target | None) -> Check
 def describe(checkpoint: Checkpoint) -> str:
     """Return lines that say what a checkpoint is."""
     metadata, layout = checkpoint.metadata, checkpoint.layout
-    quantized = ", ".join(sorted(set(checkpoint.quantized.values())))
+    formats = ", ".join(sorted(set(checkpoint.quantized.values())))
     dtype = str(checkpoint.dtype).removeprefix("torch.")
-    types = f"mostly {quantized}, else {dtype}" if quantized else f"mostly {dtype}"
+    types = f"mostly {formats}, else {dtype}" if formats else f"mostly {dtype}"
     origin = "our file" if metadata.config else "published layout"
     lines = {
         "file": checkpoint.path,
@@ -130,12 +131,12 @@ def describe(checkpoint: Checkpoint) -> str:
     }
     if checkpoint.text:
         lines["for text"] = f"{_megabytes(checkpoint.text)} MB more in the file"
-    if layout.quantizable and not quantized:
+    if layout.quantizable and not formats:
         whole = checkpoint.with_text()
         lines |= {
             f"as {name}": f"{_megabytes(whole.shapes(to))} MB" for name, to in TARGETS.items()
         }
-    if quantized and (kept := checkpoint.quantizable.keys() - checkpoint.quantized):
+    if formats and (kept := checkpoint.quantizable.keys() - checkpoint.quantized):
         lines["unquantized"] = ", ".join(sorted(kept))
     if checkpoint.companions:
         lines["in the file"] = ", ".join(Path(name).name for name in checkpoint.companions)

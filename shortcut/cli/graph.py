@@ -22,6 +22,7 @@ from ..grid import Grid
 from ..models.architecture import ONE_STEP, Request
 from ..pipeline import Pipeline
 from ..schedule import Settings
+from ..settings import usual_settings
 
 Node = dict[str, Any]
 Graph = dict[str, Node]
@@ -35,7 +36,6 @@ RANGES = {
     "cfg": (0, 100),
     "temperature": (0, 10),
     "choice_temperature": (0, 1000),
-    "spread": (0, 64),
     "width": (16, 16384),
     "height": (16, 16384),
     "batch_size": (1, 4096),
@@ -65,6 +65,8 @@ def graph_of(
     full_steps = settings.num_steps if settings.full_steps is None else settings.full_steps
     if not isinstance(full_steps, int) or len(settings.guidance) > 1:
         return None
+    if settings.spread != usual_settings(pipeline.model_file).spread:
+        return None
     if settings.is_one_step and (settings.guidance or settings.temperature != 1):
         return None  # the preset sets them
     height, width = (side * pipeline.downscale for side in grid)
@@ -75,7 +77,6 @@ def graph_of(
         "cfg": sum(settings.guidance),  # one weight, or none for 0
         "temperature": settings.temperature,
         "choice_temperature": settings.choice_temperature,
-        "spread": settings.spread,
     }
     nodes = [_node(name, **inputs) for name, inputs in pipeline.conditioner.graph_nodes(request)]
     texts = [value for node in nodes for value in node["inputs"].values()]
