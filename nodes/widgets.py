@@ -255,7 +255,7 @@ def preset_in_words(values: dict[str, Any], settings: Settings) -> list[str]:
         "schedule": settings.schedule,
         "temperature": f"{settings.temperature:g}",
         "choice_temperature": f"{settings.choice_temperature:g}",
-        "spread": settings.spread,
+        **({"spread": settings.spread} if "spread" in given else {}),
         "order": settings.order,
     }
     more = "; the widgets of these names are not read" if given else ""

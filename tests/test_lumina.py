@@ -15,7 +15,7 @@ from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
 from shortcut_pack.shortcut.denoiser import Revealed
 from shortcut_pack.shortcut.gather import tokens_at
 from shortcut_pack.shortcut.generate import Result, generate
-from shortcut_pack.shortcut.models.layers import Bare
+from shortcut_pack.shortcut.models.layers import Bare, Rotary
 from shortcut_pack.shortcut.models.lumina_dimoo import ARCHITECTURE
 from shortcut_pack.shortcut.models.lumina_dimoo import head as lumina_head
 from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
@@ -263,3 +263,17 @@ def test_a_file_may_state_the_guidance_that_suits_source_images():
     for model, guidance, with_sources in ((plain, (4.0,), (2.5, 4.0)), (own, (3.0,), (2.0, 1.5))):
         assert usual_settings(model).guidance == guidance
         assert usual_settings(model, num_guided=2).guidance == with_sources
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotary_positions_are_the_same_with_gradients_and_without(dtype: torch.dtype) -> None:
+    x_BSD = torch.linspace(-3, 3, 2 * 7 * 16).reshape(2, 7, 16).to(dtype)
+    rotary = Rotary.at(torch.arange(7).unsqueeze(0), 8, 10_000.0)
+    exact = rotary(x_BSD)
+    with torch.no_grad():
+        found = rotary(x_BSD)
+    assert found.dtype == dtype and torch.equal(found, exact)
+    lengths = (t.unflatten(-1, (2, 2, 4)).float().norm(dim=-2) for t in (found, x_BSD))
+    torch.testing.assert_close(*lengths, rtol=0.01, atol=0.01)  # of each pair
+    assert not torch.allclose(found[:, 1:], x_BSD[:, 1:])
+    assert torch.equal(found[:, 0], x_BSD[:, 0]), "the first position is not turned"

@@ -10,6 +10,7 @@ import sys
 from types import SimpleNamespace
 
 import comfy_stubs
+import node_interface
 import pytest
 import torch
 
@@ -18,9 +19,10 @@ import text_nodes
 from shortcut_pack.nodes import host, progress
 from shortcut_pack.nodes.condition import TextCondition
 from shortcut_pack.nodes.load import LoadHead, LoadMIGM
+from shortcut_pack.nodes.sample import MaskedSampler
 from shortcut_pack.nodes.timing import Seen, Speed, StepClock, Work, speed_of
 from shortcut_pack.shortcut import shipped
-from test_nodes import empty, files, head, model, run  # noqa: F401
+from test_nodes import cond, empty, files, head, model, run  # noqa: F401
 from text_nodes import conditioner  # noqa: F401
 
 WORK = Work(of_a_pass="8 x 8", num_steps=6, num_to_make=(16,))
@@ -125,6 +127,19 @@ def test_a_preset_says_what_it_set_in_place_of_the_widgets(model, head, shown):
     assert shown[0].startswith("preset fast has set steps 32, full_steps 8, cfg 2.8, cfg_ramp on, ")
     assert shown[0].endswith("the widgets of these names are not read")
     assert all(line.endswith(f"\n{shown[0]}") for line in shown[1:]), "what changes comes first"
+
+
+def test_custom_says_what_no_widget_set_and_nothing_if_widgets_set_all(model, shown):
+    sampler = node_interface.frozen()["ShortcutSampler"]["inputs"]
+    (preset,) = (item for item in sampler if item["id"] == "preset")
+    given = {item["id"]: item["default"] for item in preset["options"]["custom"]}
+    sockets = {"model": model, "positive": cond(), "latent_image": empty()}
+    MaskedSampler.execute(**sockets, seed=1, denoise=1.0, preset={"preset": "custom", **given})
+    assert not any("preset" in line for line in shown)
+    shown.clear()
+    del given["order"]
+    MaskedSampler.execute(**sockets, seed=1, denoise=1.0, preset={"preset": "custom", **given})
+    assert shown[0] == "preset custom has set order confidence, as usual for the model"
 
 
 def test_a_size_far_from_the_models_own_is_said_before_the_run(text_model, shown, caplog):

@@ -47,7 +47,7 @@ def interface():
 def test_widgets_and_sockets_are_where_they_were(node, interface):
     now = interface[node["type"]]
     assert widget_values(node) == node["means"]
-    inputs = {item["id"]: item for item in now["inputs"]}
+    inputs = dict(node_interface.expanded(now["inputs"], node["means"]))
     for name, kind in node["inputs"]:
         assert inputs[name]["type"] == kind
     assert [item["type"] for item in now["outputs"]][: len(node["outputs"])] == node["outputs"]

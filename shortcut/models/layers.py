@@ -238,11 +238,17 @@ class Rotary:
         In float32, cast back to the type of `x_BSD`.
         """
         half = self.cos.shape[-1]
-        first, second = x_BSD.unflatten(-1, (-1, 2 * half)).split(half, dim=-1)
-        turned = (first * self.cos - second * self.sin).to(x_BSD.dtype)
-        return torch.cat(
-            [turned, (second * self.cos + first * self.sin).to(x_BSD.dtype)], -1
-        ).flatten(2)
+        x_BSHK = x_BSD.unflatten(-1, (-1, 2 * half))
+        first, second = x_BSHK.split(half, dim=-1)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            turned = first * self.cos - second * self.sin, second * self.cos + first * self.sin
+            return torch.cat([t.to(x_BSD.dtype) for t in turned], -1).flatten(2)
+        # A third less memory is read and written than with a cast and a `cat`; the values are the same.
+        turned_BSHK = torch.empty_like(x_BSHK)
+        low, high = turned_BSHK.split(half, dim=-1)
+        torch.sub(first * self.cos, second * self.sin, out=low)
+        torch.add(second * self.cos, first * self.sin, out=high)
+        return turned_BSHK.flatten(2)
 
 
 NUM_FREQUENCIES = 128
