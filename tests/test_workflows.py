@@ -285,6 +285,23 @@ def test_an_app_is_a_template_that_opens_as_one(path):
     assert {nodes[number]["type"] for number in shown["outputs"]} == {"SaveImage"}
 
 
+PICTURES = [
+    path for path in sorted((ROOT / "docs").glob("*.png")) if b"workflow" in path.read_bytes()
+]
+
+
+@pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.stem)
+def test_a_picture_that_opens_as_a_template_fits_the_nodes(path):
+    with Image.open(path) as picture:
+        workflow = json.loads(picture.text["workflow"])
+    for node in ours(workflow):
+        assert node["type"] not in REPLACED
+        values = widget_values(node)
+        for name, item in inputs_of(node).items():
+            if name in values:
+                check_value(item, values[name])
+
+
 def test_text_and_class_to_image_are_apps_with_thumbnails():
     assert [path.name.split(".")[0] for path in APPS] == ["class_to_image", "text_to_image"]
     assert all(path.with_suffix(".jpg").is_file() for path in APPS)
