@@ -70,7 +70,10 @@ class MaskedSampler(io.ComfyNode):
 
 
 class FlatMaskedSampler(io.ComfyNode):
-    """The same with all widgets in a row, for workflows that were saved with it."""
+    """The same with all widgets in a row, for workflows that were saved with it.
+
+    ComfyUI's node replacement (to 0.33) is for nodes that are gone, and drops what goes into a DynamicCombo.
+    """
 
     @classmethod
     def define_schema(cls) -> io.Schema:
