@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from shortcut.schedule import ORDERS
+
 CLASSES, TEXT = "scenes (shipped)", "scenes text (shipped)"
 SIZE = 96  # pixels of the class model
 CLASS_NAMES = ("dusk coast", "night snow", "day forest", "dawn desert", "3", "15")
@@ -58,7 +60,7 @@ class Nodes:
         """Add the sampler."""
         custom = {"steps": 4, "full_steps": 2, "cfg": 3.0, "cfg_ramp": not is_text,
                   "schedule": "lumina" if is_text else "arccos", "temperature": 0.9,
-                  "choice_temperature": 4.0, "cfg_image": 1.5, "spread": 0}  # fmt: skip
+                  "choice_temperature": 4.0, "cfg_image": 1.5, "order": "confidence"}  # fmt: skip
         links = {"model": model, "positive": positive, "latent_image": latent}
         given = {"preset": "custom", "seed": 0, "denoise": 1.0}
         given |= {f"preset.{name}": more.pop(name, value) for name, value in custom.items()}
@@ -117,7 +119,7 @@ def sound(random: Random, most_steps: int = 8) -> Graph:
         "cfg": random.choice((0.0, 1.0, 2.8)),
         "temperature": random.choice((0.0, 0.5, 1.0)),
         "schedule": random.choice(("arccos", "cosine", "linear", "root", "square", "lumina")),
-        "spread": random.choice((0, 1)),
+        "order": random.choice(ORDERS),
     }
     if random.random() < 0.7:
         more["head"] = nodes.head(name)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -139,6 +140,15 @@ def made_graphs() -> list[graphs.Graph]:
     return [*some, *(graphs.training(Random(i), "x") for i in range(5)), *graphs.references()]
 
 
+def widgets_of(inputs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the inputs of a node, and those that come with an option, such as preset.steps."""
+    for item in inputs:
+        yield item
+        if isinstance(item.get("options"), dict):
+            for widget in (w for option in item["options"].values() for w in option):
+                yield {**widget, "id": f"{item['id']}.{widget['id']}"}
+
+
 def test_graphs_fit_the_nodes() -> None:
     interface = json.loads(INTERFACE.read_text())
     for graph in made_graphs():
@@ -146,7 +156,7 @@ def test_graphs_fit_the_nodes() -> None:
             for value in node["inputs"].values():
                 assert not isinstance(value, list) or value[0] in graph
             if (described := interface.get(node["class_type"])) is not None:
-                known = {item["id"]: item for item in described["inputs"]}
+                known = {item["id"]: item for item in widgets_of(described["inputs"])}
                 needed = {name for name, item in known.items() if not item["optional"]}
                 assert needed <= node["inputs"].keys() <= known.keys()
 
