@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from ..shortcut.models.architecture import Conditioning
 from .host import NodeText
 from .latents import latent_of
 from .load import Head
+from .native import model_of
 from .patches import lines_without_effect
 from .run import job_of, run
 from .widgets import (
@@ -19,6 +21,7 @@ from .widgets import (
     LATER,
     PRESETS,
     custom_widgets,
+    doubt_of_schedule,
     flat_preset_widget,
     later_widgets,
     preset_in_words,
@@ -65,6 +68,11 @@ class MaskedSampler(io.ComfyNode):
         )
         text = NodeText()
         text.keep([*preset_in_words(preset, job.settings), *lines_without_effect(model, NAME)])
+        if preset["preset"] == CUSTOM:
+            checkpoint, has_mask = model_of(model).checkpoint, "noise_mask" in latent_image
+            if doubt := doubt_of_schedule(checkpoint, job.settings, has_mask=has_mask):
+                text.keep([doubt])
+                logging.warning("%s: %s", NAME, doubt)
         result, _ = run(job, text, NAME)
         return io.NodeOutput(latent_of(result.codes_BL, job.grid, latent_image))
 

@@ -6,7 +6,6 @@ before, has all widgets in a row: saved workflows hold their values by position.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import Any
 
@@ -228,20 +227,23 @@ def settings_of(
         settings = replace(usual, guidance=(*guidance, *usual.guidance[2:]), **given)
         share = usual_full_steps(checkpoint.architecture, settings.num_steps)
         settings = replace(settings, full_steps=values.get("full_steps", share))
-        if settings.schedule != usual.schedule:
-            logging.warning(
-                "Shortcut Masked Sampler: schedule is %s, but %s was made with %s. A preset sets "
-                "all that suits it.",
-                settings.schedule,
-                checkpoint.name,
-                usual.schedule,
-            )
     else:
         settings = with_preset(usual, checkpoint, values["preset"])
     if not has_head:
         settings = replace(settings, full_steps=None)
     settings.check()
     return settings
+
+
+def doubt_of_schedule(checkpoint: Checkpoint, settings: Settings, *, has_mask: bool) -> str | None:
+    """Return a line when the schedule is not the one that the model was made with, else None."""
+    usual = usual_settings(checkpoint, has_mask=has_mask)
+    if settings.schedule == usual.schedule:
+        return None
+    return (
+        f"schedule is {settings.schedule}, but {checkpoint.name} was made with {usual.schedule}. "
+        "A preset sets all that suits it."
+    )
 
 
 def preset_in_words(values: dict[str, Any], settings: Settings) -> list[str]:

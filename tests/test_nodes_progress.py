@@ -122,6 +122,16 @@ def test_the_sampler_says_how_far_it_is_and_what_it_took(model, head, shown, cap
     assert "about" in shown[-1], "of another batch"
 
 
+def test_custom_with_another_schedule_is_doubted_on_the_node(text_model, shown):
+    text_nodes.run(text_model)
+    assert not any("schedule is" in line for line in shown)
+    text_nodes.run(text_model, schedule="arccos")
+    assert "schedule is arccos, but" in shown[-1] and "was made with" in shown[-1]
+    shown.clear()
+    text_nodes.run(text_model, preset="fast", schedule="arccos")  # the preset decides
+    assert not any("schedule is" in line for line in shown)
+
+
 def test_a_preset_says_what_it_set_in_place_of_the_widgets(model, head, shown):
     run(model, head=head, preset="fast", steps=5, cfg=0.5)
     assert shown[0].startswith("preset fast has set steps 32, full_steps 8, cfg 2.8, cfg_ramp on, ")
