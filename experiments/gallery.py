@@ -28,7 +28,7 @@ TEMPLATES = Path(__file__).resolve().parents[1] / "workflows"
 SCALE, GAP, BACKGROUND = 2, 6, (255, 255, 255)
 FULL_STEPS = 8  # of the class model's 32
 TEXT_FULL_STEPS = 14  # of the text model's 64: the preset "quality"
-SIDE_BY_SIDE = (1, 6, 8, 15)  # classes
+SIDE_BY_SIDE = (1, 6, 17, 20)  # classes
 PROMPTS = (
     "three snowy pine trees at night under a crescent moon",
     "a desert at noon with four cacti under two clouds",
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     """Write `scenes.png`, `text.png` and, with and without a head, `side_by_side.png`. Returns 0."""
     scenes = Pipeline.load("scenes")
     classes = [Request(label=name) for name in CLASS_NAMES]
-    every = pictures(scenes, classes, FULL_STEPS, options.seed)
+    every = pictures(scenes, classes, None, options.seed)
     save(every, 8, options.out / "scenes.png", "02_class_to_image")
     few = [classes[number] for number in SIDE_BY_SIDE]
     both = [p for full in (None, FULL_STEPS) for p in pictures(scenes, few, full, options.seed)]

@@ -262,7 +262,7 @@ class ReasonedEdit(io.ComfyNode):
             raise ValueError(
                 "latent_image has a noise mask, but a reasoned edit makes the whole image. Use Empty Latent Image."
             )
-        samples = samples_of(latent_image, model, None)
+        samples = samples_of(latent_image, model)
         grid: Grid = (samples.shape[2], samples.shape[3])
         conditions = masked_model.conditioner.from_conditioning(positive, None, len(samples))
         weights = settings.guidance[: len(conditions) - 1]

@@ -26,14 +26,11 @@ MIXERS = (
 ADDERS = "Latent Multiply, Latent Add or Latent Subtract"
 
 
-def samples_of(latent: dict[str, Any], patcher: Any, only_grid: Grid | None) -> Tensor:
+def samples_of(latent: dict[str, Any], patcher: Any) -> Tensor:
     """Return latents (B, 1, h, w) of the model in `patcher`, an Empty Latent Image made to fit.
 
-    Args:
-        only_grid: the only rows and columns that the model makes; None = any.
-
     Raises:
-        ValueError: they are of another kind or size.
+        ValueError: they are of another kind, or of no size.
     """
     samples, ratio = latent["samples"], latent.get("downscale_ratio_spacial")
     if samples.is_nested:
@@ -44,21 +41,39 @@ def samples_of(latent: dict[str, Any], patcher: Any, only_grid: Grid | None) -> 
         check_multiples(samples.shape[-1] * ratio, samples.shape[-2] * ratio, downscale)
     samples = comfy.sample.fix_empty_latent_channels(patcher, samples, ratio)
     check_form(samples)
-    grid = tuple(samples.shape[2:])
-    if min(grid) < 1 or (only_grid is not None and grid != only_grid):
-        found = _pixels(grid, downscale)
-        size = _pixels(only_grid or (1, 1), downscale)
-        expected = f"{size} only" if only_grid else f"{size} or more"
-        raise ValueError(
-            f"LATENT is for an image of {found} pixels, but this model makes {expected}. Set that "
-            "size in Empty Latent Image, or scale the image to it before VAE Encode."
-        )
+    if min(samples.shape[2:]) < 1:
+        raise _of_wrong_size(samples, f"{in_pixels((1, 1), downscale)} or more", downscale)
     return samples
 
 
-def _pixels(grid: Grid, downscale: int) -> str:
+def of_size(samples_B1hw: Tensor, only_grid: Grid, downscale: int, *, is_all_new: bool) -> Tensor:
+    """Return latents of the only size that a model makes.
+
+    Args:
+        is_all_new: True: nothing of an image is kept, so that empty latents say nothing but a size, and get the right
+            one.
+
+    Raises:
+        ValueError: they hold an image of another size.
+    """
+    if samples_B1hw.shape[2:] == only_grid:
+        return samples_B1hw
+    if is_all_new and not samples_B1hw.any():
+        return samples_B1hw.new_zeros(len(samples_B1hw), 1, *only_grid)
+    raise _of_wrong_size(samples_B1hw, f"{in_pixels(only_grid, downscale)} only", downscale)
+
+
+def in_pixels(grid: Sequence[int], downscale: int) -> str:
+    """Return width x height of an image with so many rows and columns of codes."""
     rows, columns = grid
     return f"{columns * downscale} x {rows * downscale}"
+
+
+def _of_wrong_size(samples_B1hw: Tensor, expected: str, downscale: int) -> ValueError:
+    return ValueError(
+        f"LATENT is for an image of {in_pixels(samples_B1hw.shape[2:], downscale)} pixels, but this model makes "
+        f"{expected}. Set that size in Empty Latent Image, or scale the image to it before VAE Encode."
+    )
 
 
 def check_form(samples: Tensor) -> None:

@@ -23,7 +23,7 @@ from ..shortcut.pipeline import check_head
 from ..shortcut.schedule import Settings, plan
 from .accelerate import Accelerated
 from .host import NodeText, advice_on_memory
-from .latents import codes_of, editable_of, indices_of, samples_of
+from .latents import codes_of, editable_of, in_pixels, indices_of, of_size, samples_of
 from .native import fitted_head, head_of, model_of
 from .progress import StepReport
 from .timing import SEEN, Seen, Speed, Work, speed_of
@@ -48,6 +48,7 @@ class Job:
     conditions: Branches  # those that matter
     grid: Grid
     start: dict[str, Any]  # what `generate` takes to begin with
+    doubt: str | None  # of the size, to be said before the run
 
     @property
     def num_to_make(self) -> tuple[int, ...]:
@@ -113,17 +114,20 @@ def job_of(
         accelerated = replace(accelerated, head=fitted_head(accelerated.head, checkpoint))
         if doubt := check_head(head_of(accelerated.head)[1], checkpoint):
             logging.warning(doubt)
-    only_grid = checkpoint.architecture.fixed_grid(checkpoint.config)
-    samples = samples_of(latent, model, only_grid)
-    num_images, grid = len(samples), (samples.shape[2], samples.shape[3])
+    has_mask, samples = "noise_mask" in latent, samples_of(latent, model)
+    downscale = model.get_model_object("latent_format").spacial_downscale_ratio
+    asked: Grid = (samples.shape[2], samples.shape[3])
+    grid = checkpoint.architecture.fixed_grid(checkpoint.config) or asked
+    is_all_new = denoise == 1 and not has_mask
+    samples = of_size(samples, grid, downscale, is_all_new=is_all_new)
+    num_images = len(samples)
     branches = masked_model.conditioner.from_conditioning(positive, negative, num_images)
-    has_mask = "noise_mask" in latent
     chosen = settings(checkpoint, len(branches) - 1, accelerated.name is not None, has_mask)
     conditions, guidance = needed_branches(branches, chosen.guidance)
     known_codes_BL: Tensor | None = codes_of(samples, checkpoint.config.num_codes)
     is_editable_BL = None
-    if denoise == 1 and not has_mask:
-        known_codes_BL = None  # all are made anew
+    if is_all_new:
+        known_codes_BL = None
     if has_mask:
         is_editable_BL = editable_of(latent["noise_mask"], num_images, grid)
     start = {
@@ -141,6 +145,7 @@ def job_of(
         conditions=conditions,
         grid=grid,
         start=start,
+        doubt=doubt_of_size(checkpoint, asked, grid, downscale),
     )
 
 
@@ -159,10 +164,9 @@ def run(job: Job, text: NodeText, node: str, **progress: Any) -> tuple[Result, S
     num_images, at_once = len(job.start["image_indices"]), job.images_at_once
     needed = job.bytes_of(at_once)
     head = job.accelerated.head
-    downscale = job.model.get_model_object("latent_format").spacial_downscale_ratio
-    if doubt := doubt_of_size(masked_model.checkpoint, job.grid, downscale):
-        text.keep([doubt])
-        logging.warning("%s: %s", node, doubt)
+    if job.doubt is not None:
+        text.keep([job.doubt])
+        logging.warning("%s: %s", node, job.doubt)
     if at_once < num_images:
         line = f"memory holds {at_once} of {num_images} images at a time: they are made in parts"
         text.keep([line])
@@ -209,15 +213,18 @@ def in_words(result: Result, speed: Speed | None) -> str:
     return took if speed is None else f"{took}, {speed}"
 
 
-def doubt_of_size(model: Checkpoint, grid: Grid, downscale: int) -> str | None:
-    """Return what to say of a size far from what the model was trained on; None if it is near."""
+def doubt_of_size(model: Checkpoint, asked: Grid, grid: Grid, downscale: int) -> str | None:
+    """Return what to say of a size far from what the model was trained on, or not the one asked for; None = nothing."""
+    if grid != asked:
+        return (
+            f"{model.name} makes {in_pixels(grid, downscale)} pixels only, and makes that: latent_image is empty and "
+            f"for {in_pixels(asked, downscale)}"
+        )
     usual = usual_grid(model)
     sides = [side / trained for side, trained in zip(grid, usual, strict=True)]
     if max(sides) <= FAR and min(sides) >= 1 / FAR:
         return None
-    found, trained = (
-        f"{columns * downscale} x {rows * downscale}" for rows, columns in (grid, usual)
-    )
+    found, trained = in_pixels(grid, downscale), in_pixels(usual, downscale)
     line = f"{found} pixels is far from the {trained} that {model.name} was trained on: the picture may fall apart"
     times = sides[0] * sides[1]
     return line if times < FAR else f"{line}, and a step works on {times:.0f} times as many tokens"

@@ -14,13 +14,13 @@ from comfy_api.latest import io
 from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.models.architecture import ONE_STEP, PRESET_NAMES
 from ..shortcut.schedule import ORDERS, SCHEDULES, Settings
-from ..shortcut.settings import usual_full_steps, usual_settings, with_preset
+from ..shortcut.settings import NO_SPREAD, usual_full_steps, usual_settings, with_preset
 
 CUSTOM = "custom"
 PRESETS = (*PRESET_NAMES, ONE_STEP)
 LATER = {"cfg_image": 4.0, "spread": 0, "order": ORDERS[0]}  # workflows of before do not have them
 # Fields of `Settings` by the widgets that hold their values as they are.
-SAME = ("schedule", "temperature", "choice_temperature", "spread", "order")
+SAME = ("schedule", "temperature", "choice_temperature", "order")
 FIELDS = {"steps": "num_steps", "cfg_ramp": "guidance_ramp", **{name: name for name in SAME}}
 
 
@@ -78,7 +78,7 @@ def read_widgets() -> tuple[Any, Any]:
 
 def preset_widget() -> Any:
     """Return the choice of a preset. `custom` brings the widgets that the others decide."""
-    # Spread was not seen to help: only workflows of before have it.
+    # Only workflows of before have spread.
     widgets = [*custom_widgets(), *(item for item in later_widgets() if item.id != "spread")]
     for widget in widgets:
         widget.optional = True  # a setting that is missing is as usual for the model
@@ -186,8 +186,7 @@ def later_widgets() -> list[Any]:
             max=64,
             optional=True,
             advanced=True,
-            tooltip="Steps that the head answers leave tokens near new ones, within so many "
-            "tokens, for last. 0: off. Typical: 1 for the shipped class model, else 0.",
+            tooltip="Without effect: here so that workflows of before open.",
         ),
         io.Combo.Input(
             "order",
@@ -257,7 +256,6 @@ def preset_in_words(values: dict[str, Any], settings: Settings) -> list[str]:
         "schedule": settings.schedule,
         "temperature": f"{settings.temperature:g}",
         "choice_temperature": f"{settings.choice_temperature:g}",
-        **({"spread": settings.spread} if "spread" in given else {}),
         "order": settings.order,
     }
     more = "; the widgets of these names are not read" if given else ""
@@ -265,4 +263,5 @@ def preset_in_words(values: dict[str, Any], settings: Settings) -> list[str]:
         set_by_it = {name: value for name, value in set_by_it.items() if name not in given}
         more = ", as usual for the model"
     said = ", ".join(f"{name} {value}" for name, value in set_by_it.items())
-    return [f"preset {preset} has set {said}{more}"] if said else []
+    lines = [f"preset {preset} has set {said}{more}"] if said else []
+    return [*lines, NO_SPREAD] if preset == CUSTOM and values.get("spread") else lines

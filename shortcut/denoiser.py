@@ -246,8 +246,6 @@ class Denoised:
     was_full: bool  # True: from a full pass. False: predicted
     # The image tokens that the step reveals, whose logits alone mean something then. None: not chosen yet.
     chosen_BK: Tensor | None = None
-    # Number of tokens near each position that the last full pass did not see. None: full pass, or spread is off.
-    unseen_BN: Tensor | None = None
 
 
 class Denoiser:
@@ -284,14 +282,8 @@ class Denoiser:
             features = predicted.features if isinstance(predicted, Prediction) else predicted
             self.last = Snapshot(step, features, tokens.is_masked_BL)
         logits = partial(guided_logits, self.model, features, step.guidance)
-        if isinstance(predicted, Prediction):
-            return Denoised(logits, features, was_full, predicted.chosen_BK)
-        unseen_BN = None
-        if step.spread and not was_full and self.full is not None:
-            is_unseen_BL = self.full.is_masked_BL & ~tokens.is_masked_BL
-            near_BL = count_near(is_unseen_BL, self.model.grid, step.spread)
-            unseen_BN = near_BL.gather(1, tokens.index_BN)
-        return Denoised(logits, features, was_full, unseen_BN=unseen_BN)
+        chosen_BK = predicted.chosen_BK if isinstance(predicted, Prediction) else None
+        return Denoised(logits, features, was_full, chosen_BK)
 
     def _full_pass(self, step: Step, tokens: Tokens) -> Snapshot:
         """Run a full pass. What the one before kept is let go first."""

@@ -104,7 +104,7 @@ def decide(
         drawn = draw(denoised.logits, step, index_BK, noise)
         return Revealed(drawn.codes_BN, index_BK), drawn.is_finite
     drawn = draw(denoised.logits, step, index_BN, noise, order)
-    chosen_BK = foremost(drawn.score_BN, denoised.unseen_BN, step.num_revealed).sort().values
+    chosen_BK = drawn.score_BN.topk(step.num_revealed).indices.sort().values
     revealed = Revealed(drawn.codes_BN.gather(1, chosen_BK), index_BN.gather(1, chosen_BK))
     return revealed, drawn.is_finite
 
@@ -112,7 +112,7 @@ def decide(
 def choice(
     logits: Logits, step: Step, index_BN: Tensor, noise: Noise, order: Order = confidence
 ) -> Tensor:
-    """Choose the tokens (B, K) that a step reveals, ascending, as `decide` does without spread."""
+    """Choose the tokens (B, K) that a step reveals, ascending, as `decide` does."""
     score_BN = draw(logits, step, index_BN, noise, order).score_BN
     return index_BN.gather(1, score_BN.topk(step.num_revealed).indices.sort().values)
 
@@ -153,15 +153,6 @@ def draw(
         scores.append(order(logits_BNV, codes[-1], step, part_BN, noise))
         del logits_BNV  # before the next are made
     return Drawn(torch.cat(codes, 1), torch.cat(scores, 1), is_finite)
-
-
-def foremost(score_BN: Tensor, unseen_BN: Tensor | None, count: int) -> Tensor:
-    """Return the `count` positions (B, K) to reveal first: fewest `unseen_BN` first, then highest scores."""
-    if unseen_BN is None:
-        return score_BN.topk(count).indices
-    order_BN = score_BN.argsort(dim=1, descending=True)
-    fewest_first_BN = unseen_BN.gather(1, order_BN).argsort(dim=1, stable=True)
-    return order_BN.gather(1, fewest_first_BN)[:, :count]
 
 
 def draw_codes(logits_BNV: Tensor, step: Step, index_BN: Tensor, noise: Noise) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .guard import MAX_SIDE, MAX_STEPS, MAX_WEIGHT, check_number, check_whole, shown
+from .guard import MAX_STEPS, MAX_WEIGHT, check_number, check_whole, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,6 @@ class Step:
     choice_temperature: (
         float  # of the Gumbel noise on the confidence; 0 = none, inf = positions by noise alone
     )
-    spread: int = 0  # where there is no full pass: see `Settings`
     steps_left: int = 0  # of the schedule after this one: what models that take a timestep are told
 
     @property
@@ -58,9 +57,6 @@ class Settings:
     choice_temperature: float = 7.0  # of the first step; inf = random positions
     # Which tokens come first: one of ORDERS. "halton" has no use for the choice temperature.
     order: str = "confidence"
-    # Not in the paper. In steps that are not full passes, positions within so many rows and columns of tokens that the
-    # last full pass did not see come last: its features there are out of date. 0 = by confidence alone.
-    spread: int = 0
     is_one_step: bool = False  # True: of a student whose one step starts from partly random codes
 
     def check(self) -> None:
@@ -87,7 +83,6 @@ class Settings:
             )
         if self.choice_temperature != math.inf:
             check_number("choice temperature", self.choice_temperature, 0, MAX_WEIGHT)
-        check_whole("spread", self.spread, 0, MAX_SIDE)
         if isinstance(self.full_steps, tuple) and len(self.full_steps) > self.num_steps:
             raise ValueError(
                 f"full steps lists {len(self.full_steps)} of {self.num_steps} steps, expected no more."
@@ -340,7 +335,6 @@ def plan(
                 temperature=settings.temperature,
                 score_temperature=score_temperature,
                 choice_temperature=choice_temperature,
-                spread=settings.spread,
                 steps_left=num_steps - 1 - i,
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +12,12 @@ from .guard import MAX_STEPS, check_whole, naming
 from .models.architecture import ONE_STEP, Architecture
 from .schedule import HALTON, Settings
 
+logger = logging.getLogger(__name__)
+
 USUAL_PRESET = "balanced"  # whose share of full steps a run with a head has
 USUAL_SHARE = 0.25  # the same of a model without presets
+# A setting of earlier versions, which files, command lines and workflows may still state.
+NO_SPREAD = "spread has no effect any more: pictures gained nothing by it"
 
 
 def usual_settings(
@@ -30,6 +35,8 @@ def usual_settings(
     """
     architecture = model.architecture
     stated = {k: tuple(v) if isinstance(v, list) else v for k, v in model.metadata.defaults.items()}
+    if stated.pop("spread", 0):
+        logger.warning("%s: %s.", model.name, NO_SPREAD)
     source_guidance = stated.pop("source_guidance", architecture.guidance.get(2))
     with naming(model.path):
         try:
@@ -102,7 +109,7 @@ def chosen_settings(
             usual, num_steps=num_steps, full_steps=full_steps, guidance=guidance, **given
         )
     except TypeError:
-        known = "preset, steps, full_steps, cfg, cfg_image, temperature, choice_temperature, schedule, order, spread"
+        known = "preset, steps, full_steps, cfg, cfg_image, temperature, choice_temperature, schedule, order"
         raise ValueError(f"settings are {known}; got {', '.join(sorted(given))}.") from None
     settings.check()
     if settings.order == HALTON and "choice_temperature" in given:

@@ -1,4 +1,4 @@
-"""The files that come with the pack: small models of procedural landscapes, their VQGAN and their shortcut heads."""
+"""The files that come with the pack: small models of procedural landscapes, their VQGANs and their shortcut heads."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ FOLDER = Path(__file__).resolve().parents[1] / "shipped"
 MODEL = FOLDER / "scenes-maskgit.safetensors"
 VQ = FOLDER / "scenes-vqgan.safetensors"
 HEAD = FOLDER / "scenes-maskgit-head.safetensors"
-TEXT_FOLDER = FOLDER / "scenes-lumina"  # the text model with its tokenizer and its head
+TEXT_FOLDER = FOLDER / "scenes-lumina"  # the text model with its tokenizer, head and VQGAN
 TEXT_MODEL = TEXT_FOLDER / "scenes-lumina.safetensors"
 TEXT_HEAD = TEXT_FOLDER / "scenes-lumina-head.safetensors"
+TEXT_VQ = TEXT_FOLDER / "scenes-lumina-vqgan.safetensors"
 
 # What the nodes list: name -> kind -> file, or a folder for the only file of that kind in it.
 NAME, TEXT_NAME = "scenes (shipped)", "scenes text (shipped)"
 CHOICES = {
     NAME: {"model": MODEL, "vq": VQ, "head": HEAD},
-    TEXT_NAME: {"model": TEXT_FOLDER, "vq": VQ, "head": TEXT_FOLDER},
+    TEXT_NAME: {"model": TEXT_FOLDER, "vq": TEXT_FOLDER, "head": TEXT_FOLDER},
 }
 
 

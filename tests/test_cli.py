@@ -104,16 +104,12 @@ def test_full_steps_equal_to_steps_is_vanilla(run, folder: Path) -> None:
     assert not torch.equal(run("--head", head, "--full-steps", "1", "--cfg", "0")[1], vanilla)
 
 
-def test_spread_changes_what_the_head_answers_and_the_picture_says_so(
-    run, folder: Path, tmp_path: Path
-) -> None:
+def test_spread_of_earlier_versions_is_said_to_have_no_effect(run, folder: Path, caplog) -> None:
     short = ("--head", str(folder / "head.safetensors"), "--full-steps", "2")
     usual = run(*short)[1]
-    assert not torch.equal(run(*short, "--spread", "1")[1], usual)
-    with Image.open(tmp_path / "a.png") as picture:
-        assert json.loads(picture.info["shortcut"])["spread"] == 1
-    vanilla = run("--head", "none")[1]
-    assert torch.equal(run("--head", "none", "--spread", "1")[1], vanilla)
+    assert torch.equal(run(*short, "--spread", "0")[1], usual) and not caplog.text
+    assert torch.equal(run(*short, "--spread", "1")[1], usual)
+    assert "spread has no effect any more" in caplog.text
 
 
 def test_the_order_changes_the_picture_which_says_so(run, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import builders
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.cli import batch, texts
@@ -134,6 +135,22 @@ def test_pictures_of_other_settings_are_not_taken_for_finished(run: Run, tmp_pat
     assert "trees.png is there and was made with other settings" in outcome["failed"]["2"]
     assert "error: 2 of 3 lines failed" in error
     assert files(tmp_path)["00001.png"] == made["00001.png"]
+
+
+@pytest.mark.parametrize(("spread", "is_same"), [(0, True), (1, False)])
+def test_pictures_of_earlier_versions_are_finished_unless_they_were_spread(
+    run: Run, tmp_path: Path, spread: int, is_same: bool
+) -> None:
+    run(THREE[:1])
+    about = {**inside(tmp_path, "00001.png"), "spread": spread}
+    del about["size"]
+    chunks = PngInfo()
+    chunks.add_text("shortcut", json.dumps(about))
+    with Image.open(tmp_path / "out" / "00001.png") as picture:
+        picture.save(tmp_path / "out" / "00001.png", pnginfo=chunks)
+    _, outcome, error = run(THREE[:1])
+    assert outcome["skipped"] == ([1] if is_same else [])
+    assert is_same or "other settings (spread)" in error
 
 
 def test_several_images_of_a_line(run: Run, tmp_path: Path) -> None:

@@ -159,19 +159,3 @@ def test_tokens_near_are_counted_in_rows_and_columns(radius, expected):
     near_BL = count_near(is_counted_BL, (3, 4), radius)
     assert near_BL[0].tolist() == [count for row in expected for count in row]
     assert not near_BL[1].any()
-
-
-def test_what_was_revealed_since_the_last_full_pass_is_unseen():
-    settings = Settings(num_steps=6, full_steps=(0, 3), spread=1, **UNGUIDED)
-    _, traces = run(varied(1, L, V), CLASS_0, settings, num_tokens=L, accelerator=Reuse())
-    unseen_BL = torch.zeros(1, L, dtype=torch.bool)
-    for trace in traces:
-        if trace.step.is_full:
-            unseen_BL[:] = False
-            assert trace.denoised.unseen_BN is None
-        else:
-            was_masked_BL = trace.is_masked_BL.scatter(1, trace.revealed.index_BK, True)
-            near_BL = count_near(unseen_BL, (6, 6), 1)
-            assert torch.equal(trace.denoised.unseen_BN[0], near_BL[was_masked_BL])
-        unseen_BL.scatter_(1, trace.revealed.index_BK, True)
-    assert unseen_BL.any()

@@ -213,7 +213,6 @@ def test_paths_in_graphs_have_the_same_separators_on_every_system(path):
         ("--cfg", "1.125"),
         ("--choice-temperature", "1001"),
         ("--choice-temperature", "inf"),
-        ("--spread", "1"),
         ("--prompt", "a {red|blue} house"),
         ("--negative", "snow // rain"),
     ],

@@ -330,7 +330,6 @@ HUGE = 10**400
         {"temperature": HUGE},
         {"choice_temperature": HUGE},
         {"guidance": (HUGE,)},
-        {"spread": HUGE},
         {"full_steps": HUGE},
         {"full_steps": tuple(range(100_000))},
     ],

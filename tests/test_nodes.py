@@ -145,7 +145,6 @@ def test_every_sampler_widget_says_what_it_does_to_speed_or_images():
             "cfg_image",
             "temperature",
             "choice_temperature",
-            "spread",
         ):
             assert "Typical" in item.tooltip, item.id
 
@@ -506,18 +505,30 @@ def test_the_input_latent_is_left_alone(model):
     assert "downscale_ratio_spacial" not in found and "noise_mask" in found
 
 
+OTHER_SIZE = {"samples": torch.ones(1, 1, 2 * GRID, 2 * GRID)}
+
+
 @pytest.mark.parametrize(
-    ("latent", "message"),
+    ("latent", "denoise"),
     [
-        (
-            empty(side=8),
-            r"is for an image of 16 x 16 pixels.* makes 8 x 8 only\. Set that size",
-        ),
+        (OTHER_SIZE, 1.0),
+        (empty(side=2 * GRID), 0.5),
+        (empty(side=2 * GRID) | {"noise_mask": torch.ones(1, 1, 16, 16)}, 1.0),
     ],
 )
-def test_latents_that_are_no_codes_of_this_size_are_refused(model, latent, message):
-    with pytest.raises(ValueError, match=message):
-        run(model, latent, denoise=0.5)
+def test_an_image_of_a_size_that_the_model_does_not_make_is_refused(model, latent, denoise):
+    expected = r"is for an image of 16 x 16 pixels.* makes 8 x 8 only\. Set that size"
+    with pytest.raises(ValueError, match=expected):
+        run(model, latent, denoise=denoise)
+
+
+def test_an_empty_latent_of_another_size_gets_the_only_one_and_the_node_says_so(model, caplog):
+    """As a workflow has it that was saved with a model of another size under the same name."""
+    found = run(model, empty(2, side=2 * GRID))
+    assert torch.equal(found["samples"], run(model, empty(2))["samples"])
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 1 and "makes 8 x 8 pixels only, and makes that" in said[0]
+    assert said[0].endswith("latent_image is empty and for 16 x 16")
 
 
 def test_a_model_of_another_kind_is_refused(model):

@@ -26,7 +26,7 @@ import comfy.model_management as mm
 import comfy.utils
 from shortcut_pack.nodes import condition, host, native
 from shortcut_pack.nodes.condition import TextCondition
-from shortcut_pack.nodes.widgets import settings_of
+from shortcut_pack.nodes.widgets import preset_in_words, settings_of
 from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
 from shortcut_pack.shortcut.generate import generate
 from shortcut_pack.shortcut.models import lumina_dimoo
@@ -323,14 +323,11 @@ def test_presets_of_a_model_of_classes_are_its_own(class_model):
     assert settings.schedule == "arccos"
 
 
-def test_a_preset_spreads_as_the_models_file_says_and_custom_as_the_widget(model, head, asked):
-    run(model, head=head, preset="fast", spread=2)
-    run(model, head=head, spread=2)
-    assert [call.settings.spread for call in asked] == [0, 2]
-    checkpoint = model.model.checkpoint
-    stated = replace(checkpoint.metadata, defaults={"spread": 1})
-    settings = settings_of(replace(checkpoint, metadata=stated), 1, True, False, {"preset": "fast"})
-    assert settings.spread == 1
+def test_spread_of_saved_workflows_is_said_to_have_no_effect():
+    settings, widgets = Settings(), {**WIDGETS, "preset": "custom"}
+    assert not any("spread" in line for line in preset_in_words(widgets, settings))
+    *_, line = preset_in_words({**widgets, "spread": 1}, settings)
+    assert "spread has no effect any more" in line
 
 
 def test_a_schedule_that_is_not_the_models_is_said(model, caplog):

@@ -34,6 +34,7 @@ from shortcut_pack.shortcut.models.uvit import TrunkKept
 from shortcut_pack.shortcut.models.uvit_parts import TextCondition, micro_conditions
 from shortcut_pack.shortcut.sampler import Trace
 from shortcut_pack.shortcut.schedule import SamplerRules, Settings, plan
+from shortcut_pack.shortcut.settings import usual_settings
 from shortcut_pack.shortcut.train.evaluate import divergence_of_run
 from shortcut_pack.shortcut.train.loss import divergence
 from shortcut_pack.shortcut.train.teacher import teacher_of
@@ -463,9 +464,10 @@ def test_partial_passes_follow_the_model_better_than_the_head_and_than_kept_feat
         pipeline.model_file,
         pipeline.model,
         pipeline.conditioner,
-        settings=Settings(num_steps=32, full_steps=8),
+        settings=replace(usual_settings(pipeline.model_file), num_steps=32, full_steps=8),
     )
-    conditions = (torch.tensor([1, 12]), torch.full((2,), 16))
+    no_class = pipeline.model_file.config.num_classes
+    conditions = (torch.tensor([1, 12]), torch.full((2,), no_class))
     names = ("partial+neighbours", "partial", "head", "reuse")
     found = [
         divergence_of_run(teacher, named(n, pipeline.head), teacher.settings, conditions, 0).mean()

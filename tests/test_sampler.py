@@ -26,11 +26,10 @@ from fakes import (
 )
 from golden_sets import tiny_maskgit
 from shortcut_pack.shortcut import sampler
-from shortcut_pack.shortcut.accelerators.reuse import Reuse
 from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
-from shortcut_pack.shortcut.denoiser import Denoised, Denoiser, count_near
+from shortcut_pack.shortcut.denoiser import Denoised, Denoiser
 from shortcut_pack.shortcut.noise import Noise
-from shortcut_pack.shortcut.sampler import foremost, positions, sample
+from shortcut_pack.shortcut.sampler import positions, sample
 from shortcut_pack.shortcut.schedule import Settings, plan
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -275,7 +274,7 @@ def test_no_global_random_state_is_read_or_moved():
 
 @pytest.mark.parametrize("at_once", [1, 7, 50])
 def test_pieces_of_positions_make_the_same_pictures(at_once, monkeypatch):
-    settings, draw, sizes = Settings(num_steps=6, full_steps=3, spread=1), Noise.codes, []
+    settings, draw, sizes = Settings(num_steps=6, full_steps=3), Noise.codes, []
     whole, _ = tiny_run((1, 2, 3), settings)
 
     def watched(noise, step, index_BN, logits_BNV):
@@ -338,53 +337,6 @@ def test_positions_are_ascending():
     assert positions(is_masked_BL, 3).tolist() == [[0, 2, 3], [1, 2, 3]]
 
 
-# --- spread: between full passes, away from what the last one did not see ---
-
-
-def test_the_fewest_unseen_come_first_and_of_these_the_most_certain():
-    score_BN = torch.tensor([[9.0, 1.0, 5.0, 7.0, 3.0], [1.0, 2.0, 3.0, 4.0, 5.0]])
-    unseen_BN = torch.tensor([[2.0, 0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
-    assert foremost(score_BN, unseen_BN, 4).tolist() == [[2, 1, 3, 4], [4, 3, 2, 1]]
-    assert foremost(score_BN, None, 2)[0].tolist() == [0, 3]
-
-
-def num_beside_unseen(spread: int, **more) -> list[int]:
-    """Tokens that each step between full passes reveals within one row and column of unseen ones."""
-    settings = Settings(
-        num_steps=9, full_steps=(0, 3, 6), schedule="square", spread=spread, **more, **UNGUIDED
-    )
-    model, unseen_BL = varied(1, 144, V), torch.zeros(8, 144, dtype=torch.bool)
-    class_B = torch.zeros(8, dtype=torch.long)
-    _, traces = run(model, [class_B], settings, num_tokens=144, accelerator=Reuse())
-    found = []
-    for trace in traces:
-        if trace.step.is_full:
-            unseen_BL[:] = False
-        else:
-            is_near_BL = count_near(unseen_BL, model.grid, 1) > 0
-            found.append(int(is_near_BL.gather(1, trace.revealed.index_BK).sum()))
-        unseen_BL.scatter_(1, trace.revealed.index_BK, True)
-    return found
-
-
-@pytest.mark.parametrize("choice_temperature", [0.0, 7.0, math.inf])
-def test_positions_beside_unseen_tokens_wait_while_there_are_others(choice_temperature):
-    by_confidence = num_beside_unseen(0, choice_temperature=choice_temperature)
-    spread = num_beside_unseen(1, choice_temperature=choice_temperature)
-    assert min(by_confidence) > 0
-    assert spread[:3] == [0, 0, 0]  # later there are too few others
-
-
-def test_spread_changes_no_run_whose_steps_are_all_full():
-    usual, spread = Settings(num_steps=8), Settings(num_steps=8, spread=2)
-    model, _ = tiny_maskgit()
-    runs = [run(model, classes(1, 2), s, num_tokens=L)[0] for s in (usual, spread)]
-    assert torch.equal(*runs)
-    shortened = [replace(s, full_steps=2) for s in (usual, spread)]
-    runs = [run(model, classes(1, 2), s, num_tokens=L, accelerator=Reuse())[0] for s in shortened]
-    assert not torch.equal(*runs)
-
-
 # --- nothing waits for the device ---
 
 
@@ -392,7 +344,7 @@ def loop_inputs(device: str):
     """Arguments of `sample` for a run with head and guidance, on `device`."""
     model, head = (network.to(device) for network in copy.deepcopy(tiny_maskgit()))
     conditions = tuple(c.to(device) for c in classes(1, 2))
-    steps = plan(Settings(num_steps=8, full_steps=3, spread=1), 30, L)
+    steps = plan(Settings(num_steps=8, full_steps=3), 30, L)
     codes_BL = torch.zeros(2, L, dtype=torch.long, device=device)
     is_masked_BL = some_masked(2, 30).to(device)
     denoiser = Denoiser(model, conditions, ShortcutHead(head, model, conditions))

@@ -347,9 +347,6 @@ def test_full_steps_as_a_list():
         ({"guidance": (-1.0,)}, "cfg must be a finite number of at least 0, got -1.0"),
         ({"choice_temperature": math.nan}, "choice temperature must be at least 0, got nan"),
         ({"choice_temperature": -1.0}, "choice temperature must be at least 0, got -1.0"),
-        ({"spread": -1}, "spread must be a whole number of at least 0, got -1"),
-        ({"spread": 0.5}, "spread must be a whole number of at least 0, got 0.5"),
-        ({"spread": True}, "spread must be a whole number of at least 0, got True"),
         ({"full_steps": 0}, r"full steps must be between 1 and steps \(32\), got 0"),
         (
             {"full_steps": 33},

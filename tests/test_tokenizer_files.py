@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +68,9 @@ def test_a_tokenizer_that_may_run_away_is_refused(
     entries: dict[str, Any], match: str, folder: Path, config: Any
 ) -> None:
     changed(folder, **entries)
-    begun = time.perf_counter()
     with pytest.raises(ValueError, match=match) as caught:
         load_tokenizer(folder, config)
     assert str(folder) in str(caught.value)
-    assert time.perf_counter() - begun < 5  # the first import of transformers included
 
 
 @pytest.mark.parametrize(

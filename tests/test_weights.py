@@ -253,6 +253,13 @@ def test_sampler_settings_come_with_a_model() -> None:
     assert found.choice_temperature == usual_settings(builders.model()).choice_temperature == 7.0
 
 
+def test_a_file_that_states_spread_of_earlier_versions_is_read_with_a_word(caplog) -> None:
+    usual = usual_settings(builders.model())
+    assert usual_settings(builders.model(defaults={"spread": 0})) == usual and not caplog.text
+    assert usual_settings(builders.model(defaults={"spread": 1})) == usual
+    assert "spread has no effect any more" in caplog.text
+
+
 @pytest.mark.parametrize("defaults", [{"speed": 9}, {"num_steps": 0}, {"num_steps": "x"}])
 def test_unusable_sampler_settings(defaults: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="unusable sampler settings"):

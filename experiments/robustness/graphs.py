@@ -13,7 +13,7 @@ from typing import Any
 from shortcut.schedule import ORDERS
 
 CLASSES, TEXT = "scenes (shipped)", "scenes text (shipped)"
-SIZE = 96  # pixels of the class model
+SIZE = 128  # pixels of the class model
 CLASS_NAMES = ("dusk coast", "night snow", "day forest", "dawn desert", "3", "15")
 PROMPTS = ("A forest at dawn with three pine trees.", "A snowy night.", "", "the sea, a red house")
 TYPES = ("default", "default", "float32", "bfloat16")

@@ -1,8 +1,7 @@
 """Make pairs of scenes that differ in one thing, and instructions from one to the other, either way.
 
-Covered: all things of a group taken away or added (trees, houses, boats, clouds, sun or moon); another colour of
-houses, sails or round trees; another sun or moon; another time of day.
-Not covered: how many, where, another land, several changes at once.
+Covered: all things of a kind taken away or added; another colour of things that have one; another time of day, weather
+or style.
 """
 
 from __future__ import annotations
@@ -10,31 +9,20 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from experiments.scenes.captions import (
-    BOATS,
-    HOUSES,
+    STYLE_WORDS,
     TIME_NOUNS,
     TIME_WORDS,
-    TREE,
-    TREE_NOUNS,
+    WEATHER_WORDS,
     Words,
     group_words,
     where_words,
 )
-from experiments.scenes.facts import GROUPS, Claim, Facts, holds
-from experiments.scenes.scene import (
-    BODY_KINDS,
-    HOUSE_COLOURS,
-    SAIL_COLOURS,
-    TIMES,
-    Body,
-    Scene,
-    body_of,
-    compose_stars,
-    compose_varied,
-)
+from experiments.scenes.claims import Claim, Facts, holds
+from experiments.scenes.facts import GROUPS, visible_groups
+from experiments.scenes.kinds import KINDS
+from experiments.scenes.scene import BODIES, STYLES, TIMES, Scene, Thing, compose, scattered, sky_of
 
 REMOVE = ("remove the {}", "remove the {}", "delete the {}", "erase the {}", "without the {}")
 REMOVE_SEVERAL = (*REMOVE, "remove all {}", "no {}")
@@ -47,22 +35,21 @@ COLOUR = (
     "change the colour of the {noun} to {colour}",
     "make the colour of the {noun} {colour}",
 )
-BODY = ("replace the {} with a {}", "change the {} to a {}", "turn the {} into a {}")
 TIME = ("make it {new}", "make it {new}", "turn {old} into {new}", "change {old} to {new}")
-SHARE_DOT = 0.2  # of instructions that end in a full stop
+_ROWS = ("sky", "back", "water", "front")
 
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
     """What to change in a picture."""
 
-    task: str  # time of day | remove | add | sun or moon | colour
+    task: str  # one of TASKS
     words: Words  # its claims are those that were asked for
 
 
 def altered(seed: int) -> Scene:
-    """Return the varied scene of a seed with one thing changed."""
-    scene, rng = compose_varied(seed), random.Random(f"edit of {seed}")
+    """Return the scene of a seed with one thing changed."""
+    scene, rng = compose(seed), random.Random(f"edit of {seed}")
     for change in rng.sample(_CHANGES, len(_CHANGES)):
         other = change(scene, rng)
         if other is not None:
@@ -73,91 +60,97 @@ def altered(seed: int) -> Scene:
 def instruction(before: Facts, after: Facts, seed: int) -> Instruction:
     """Return the instruction that turns a picture of `before` into one of `after`; they differ in one thing."""
     rng = random.Random(seed)
-    task, words = _instruction_words(before, after, rng)
-    if rng.random() < SHARE_DOT:
+    task, words = _words(before, after, rng)
+    if rng.random() < 0.2:
         words = replace(words, text=f"{words.text}.")
     return Instruction(task, words)
 
 
 def kept(before: Facts, after: Facts) -> tuple[Claim, ...]:
-    """Return all that is true of both pictures: land, hour, and which things there are."""
-    groups = (Claim("each", (group,), tuple(sorted(after.kinds(group)))) for group in GROUPS)
-    claims = (Claim("time", value=after.time), Claim("biome", value=after.biome), *groups)
-    return tuple(claim for claim in claims if holds(claim, before))
+    """Return all that is true of both pictures."""
+    groups = (Claim("each", (group,), tuple(sorted(after.colours(group)))) for group in GROUPS)
+    whole = (Claim("time", value=after.time), Claim("place", value=after.place))
+    whole += (Claim("weather", value=after.weather), Claim("style", value=after.style))
+    return tuple(claim for claim in (*whole, *groups) if holds(claim, before))
 
 
 # Each: the scene with one change of a kind, or None if it has nothing to change so.
 
 
 def _without(scene: Scene, rng: random.Random) -> Scene | None:
-    empty: dict[str, Any] = {"trees": (), "houses": (), "boats": (), "clouds": (), "body": None}
-    there = [name for name in empty if getattr(scene, name)]
-    if not there:
+    groups = [g for g in visible_groups(scene) if (scene.place, g) != ("town", "house")]
+    if not groups:
         return None
-    name = rng.choice(there)
-    return replace(scene, **{name: empty[name]})
+    gone = rng.choice(groups)
+    return _mapped(scene, lambda thing: None if thing.kind == gone else thing)
 
 
 def _recoloured(scene: Scene, rng: random.Random) -> Scene | None:
-    """Give all things of one group and colour another colour, which no other thing of the group has."""
-    choices = {"houses": HOUSE_COLOURS, "boats": SAIL_COLOURS}
-    if scene.trees and scene.trees[0].species == "round":
-        choices["trees"] = ("green", "orange")
-    there = [name for name in choices if getattr(scene, name)]
-    if not there:
+    """Give all things of one kind and colour another colour, which no other of them has."""
+    groups = [g for g in visible_groups(scene) if len(GROUPS[g]) > 1]
+    if not groups:
         return None
-    name = rng.choice(there)
-    things = getattr(scene, name)
-    used = sorted({thing.colour for thing in things})
-    old, new = rng.choice(used), rng.choice([c for c in choices[name] if c not in used])
-    recoloured = tuple(replace(t, colour=new) if t.colour == old else t for t in things)
-    return replace(scene, **{name: recoloured})
-
-
-def _with_another_body(scene: Scene, rng: random.Random) -> Scene | None:
-    if scene.body is None or scene.time == "day":
+    group = rng.choice(groups)
+    used = sorted({thing.colour for thing in scene.things if thing.kind == group})
+    free = [colour for colour in GROUPS[group] if colour not in used]
+    if not free:
         return None
-    kinds = BODY_KINDS[2:] if scene.time == "night" else BODY_KINDS[1:]
-    kind = rng.choice([kind for kind in kinds if kind != scene.body.kind])
-    return replace(scene, body=_moved(scene.body, kind, scene.time, rng))
+    old, new = rng.choice(used), rng.choice(free)
+    is_meant = {(group, old)}
+    return _mapped(scene, lambda t: replace(t, colour=new) if (t.kind, t.colour) in is_meant else t)
 
 
 def _at_another_time(scene: Scene, rng: random.Random) -> Scene:
-    """Change the time; the sun becomes a moon at night, a moon the sun by day."""
+    """Change the time; sun or moon go with it."""
     time = rng.choice([time for time in TIMES if time != scene.time])
-    body = scene.body
-    if body is not None:
-        kind = "sun" if time == "day" else body.kind
-        if time == "night" and kind == "sun":
-            kind = rng.choice(BODY_KINDS[2:])
-        body = _moved(body, kind, time, rng)
-    stars = compose_stars(rng, body) if time == "night" else ()
-    return replace(scene, time=time, body=body, stars=stars)
+    bodies = [body for body in sky_of(rng, time, scene.weather) if body.kind in BODIES][:1]
+    had_body = any(thing.kind in BODIES for thing in scene.sky)
+    others = tuple(thing for thing in scene.sky if thing.kind not in BODIES)
+    if bodies and had_body:
+        x = next(thing.x for thing in scene.sky if thing.kind in BODIES)
+        others = (replace(bodies[0], x=x), *others)
+    dots = scattered(rng, 14, 0.4, 0.09) if time == "night" and scene.weather == "clear" else ()
+    return replace(scene, time=time, sky=others, dots=dots)
 
 
-def _moved(body: Body, kind: str, time: str, rng: random.Random) -> Body:
-    return body_of(rng, kind, time, body.x, body.size)
+def _in_another_style(scene: Scene, rng: random.Random) -> Scene | None:
+    (style,) = (style for style in STYLES if style != scene.style)
+    return replace(scene, style=style) if rng.random() < 0.5 else None
 
 
-_CHANGES: tuple[Callable[[Scene, random.Random], Scene | None], ...] = (
-    _without,
-    _recoloured,
-    _with_another_body,
-    _at_another_time,
-)
+def _mapped(scene: Scene, change: Callable[[Thing], Thing | None]) -> Scene:
+    rows = {row: tuple(t for old in getattr(scene, row) if (t := change(old))) for row in _ROWS}
+    return replace(scene, **rows)
 
 
-def _instruction_words(before: Facts, after: Facts, rng: random.Random) -> tuple[str, Words]:
+_CHANGES = (_without, _recoloured, _without, _recoloured, _at_another_time, _in_another_style)
+
+
+def _words(before: Facts, after: Facts, rng: random.Random) -> tuple[str, Words]:
     """Return the task and the words."""
     if before.time != after.time:
         return "time of day", _to_time(before.time, after.time, rng)
-    group = next(group for group in GROUPS if before.kinds(group) != after.kinds(group))
+    if before.weather != after.weather:
+        words = WEATHER_WORDS.get(after.weather, ("in clear weather",))
+        return "weather", Words(
+            f"the same picture {rng.choice(words)}", (Claim("weather", value=after.weather),)
+        )
+    if before.style != after.style:
+        words = rng.choice(STYLE_WORDS[after.style])
+        return "style", Words(f"the same picture {words}", (Claim("style", value=after.style),))
+    group = next(group for group in GROUPS if before.colours(group) != after.colours(group))
+    kind = KINDS[group]
     if not after.things[group]:
-        return "remove", _to_remove(before, group, rng)
+        several = len(before.things[group]) > 1
+        text = rng.choice(REMOVE_SEVERAL if several else REMOVE).format(
+            kind.plural if several else kind.noun
+        )
+        return "remove", Words(text, (Claim("count", (group,), 0),))
     if not before.things[group]:
-        return "add", _to_add(after, group, rng)
-    if group == "bodies":
-        return "sun or moon", _to_body(before, after, rng)
+        things = group_words(after, group, rng)
+        if rng.random() < 0.5:
+            things = things + where_words(after, group, rng)
+        return "add", Words(rng.choice(ADD).format(things.text), things.claims)
     return "colour", _to_colour(before, after, group, rng)
 
 
@@ -171,51 +164,13 @@ def _to_time(old: str, new: str, rng: random.Random) -> Words:
     return Words(rng.choice(TIME).format(old=old_noun, new=new_noun), claims)
 
 
-def _to_remove(before: Facts, group: str, rng: random.Random) -> Words:
-    forms = REMOVE_SEVERAL if len(before.things[group]) > 1 else REMOVE
-    claims = (Claim("count", (group,), 0),)
-    return Words(rng.choice(forms).format(_noun(before, group, rng)), claims)
-
-
-def _to_add(after: Facts, group: str, rng: random.Random) -> Words:
-    things = group_words(after, group, rng)
-    if rng.random() < 0.5:
-        things = things + where_words(after, group, rng)
-    return Words(rng.choice(ADD).format(things.text), things.claims)
-
-
-def _to_body(before: Facts, after: Facts, rng: random.Random) -> Words:
-    (kind,) = after.kinds("bodies")
-    # Between two moons only the full name says which one is meant.
-    text = rng.choice(BODY).format(before.kinds("bodies")[0], kind)
-    return Words(text, (Claim("all", ("bodies",), (kind,)),))
-
-
 def _to_colour(before: Facts, after: Facts, group: str, rng: random.Random) -> Words:
-    kinds = before.kinds(group)
-    changed = [pair for pair in zip(kinds, after.kinds(group), strict=True) if pair[0] != pair[1]]
-    (old, *_), (new, *_) = (kind.split() for kind in changed[0])  # "green round" -> "green"
-    nouns = {"houses": rng.choice(HOUSES), "boats": ("sail", "sails"), "trees": TREE}[group]
-    noun = nouns[len(changed) > 1]
-    if len(changed) < len(kinds) or rng.random() < 0.3:
+    pairs = list(zip(before.colours(group), after.colours(group), strict=True))
+    changed = [pair for pair in pairs if pair[0] != pair[1]]
+    old, new = changed[0]
+    kind, several = KINDS[group], len(changed) > 1
+    noun = (kind.detail + "s" * several) if kind.detail else (kind.plural if several else kind.noun)
+    if len(changed) < len(pairs) or rng.random() < 0.3:
         noun = f"{old} {noun}"
-    claims = (Claim("each", (group,), tuple(sorted(after.kinds(group)))),)
+    claims = (Claim("each", (group,), tuple(sorted(after.colours(group)))),)
     return Words(rng.choice(COLOUR).format(noun=noun, colour=new), claims)
-
-
-def _noun(facts: Facts, group: str, rng: random.Random) -> str:
-    """Return a noun for the things of a group."""
-    kinds = facts.kinds(group)
-    if group == "bodies":
-        return rng.choice((kinds[0], "sun" if kinds[0] == "sun" else "moon"))
-    nouns = rng.choice(
-        {
-            "trees": (TREE, TREE_NOUNS.get(kinds[0], (TREE,))[0]),
-            "houses": HOUSES,
-            "boats": BOATS,
-            "clouds": (("cloud", "clouds"),),
-        }[group]
-    )
-    noun = nouns[len(kinds) > 1]
-    has_one_colour = group == "houses" and len(set(kinds)) == 1
-    return f"{kinds[0]} {noun}" if has_one_colour and rng.random() < 0.3 else noun

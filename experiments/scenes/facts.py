@@ -1,156 +1,90 @@
-"""Facts that a picture of a scene shows, and claims about it that can be checked.
+"""Tell what the picture of a scene shows: as facts that claims are checked on, and for each token.
 
-The same facts come from a scene (`facts_of`) and from a picture (`text_judge.read`), so what a caption
-claims is checked alike on both.
+L  tokens
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable
+from itertools import pairwise
 
-from experiments.scenes.scene import BODY_KINDS, HOUSE_COLOURS, SAIL_COLOURS, Scene, Tree
+import torch
+from torch import Tensor
 
-TREE_KINDS = ("pine", "green round", "orange round", "cactus", "snowy pine", "palm")
-# Group -> what its things can be: species, or the colour of a house or a sail.
-GROUPS: dict[str, tuple[str, ...]] = {
-    "trees": TREE_KINDS,
-    "houses": HOUSE_COLOURS,
-    "boats": SAIL_COLOURS,
-    "clouds": ("cloud",),
-    "bodies": BODY_KINDS[1:],  # sun or moon; a sky has one at most
-}
-PLACES = {"left": (0.0, 0.4), "middle": (0.4, 0.6), "right": (0.6, 1.0)}  # of a picture's width
-TOLERANCE = 0.05  # of the picture's width, for positions that are read from a picture
+from experiments.scenes import claims
+from experiments.scenes.kinds import KINDS
+from experiments.scenes.scene import Scene, Thing
+from shortcut.grid import Grid
 
-
-@dataclass(frozen=True, slots=True)
-class Thing:
-    """One thing of a group: its kind and its centre, 0 = left edge, 1 = right edge."""
-
-    kind: str
-    x: float
+# Group -> what its things can be, by colour; "" = they have none.
+GROUPS: dict[str, tuple[str, ...]] = {name: kind.colours for name, kind in KINDS.items()}
+LABELS = (None, *((group, colour) for group, colours in GROUPS.items() for colour in colours))
+_NUMBER = {label: number for number, label in enumerate(LABELS)}
+MOST_HIDDEN = 0.35  # of a thing that can still be told
+LEAST_APART = 3 / 32  # of two things of a kind that can be counted
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a picture shows."""
-
-    time: str
-    biome: str
-    things: Mapping[str, tuple[Thing, ...]]  # group -> its things from left to right
-    weather: str = "clear"
-    style: str = "flat"
-
-    def kinds(self, group: str) -> list[str]:
-        return [thing.kind for thing in self.things[group]]
-
-    def xs(self, group: str) -> list[float]:
-        return [thing.x for thing in self.things[group]]
+def facts_of(scene: Scene) -> claims.Facts:
+    """Return what a scene holds, hidden or not."""
+    return _facts(scene, scene.things)
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Something said about a picture.
-
-    what       of                value
-    time                         one of TIMES
-    biome                        one of BIOMES
-    weather                      as in `world.scene`
-    style                        likewise
-    count      group             how many
-    several    group             None: at least two
-    all        group             kinds: it has things, all of them of one of these
-    each       group             kinds, sorted: it has exactly these
-    place      group             one of PLACES, in which all its things stand
-    left of    two groups        None: all things of the first are left of all of the second
-    between    two groups        None: the first stands between two things of the second
-    """
-
-    what: Literal[
-        "time",
-        "biome",
-        "weather",
-        "style",
-        "count",
-        "several",
-        "all",
-        "each",
-        "place",
-        "left of",
-        "between",
-    ]
-    of: tuple[str, ...] = ()
-    value: Any = None
-
-    @property
-    def label(self) -> str:
-        """Return its subject, for tables: "count trees", "colour houses", "place", "order"."""
-        match self.what:
-            case "time" | "biome" | "weather" | "style":
-                return self.what
-            case "count" | "several":
-                return f"count {self.of[0]}"
-            case "all" | "each":
-                return f"{'colour' if self.of[0] in ('houses', 'boats') else 'kind'} {self.of[0]}"
-            case "place":
-                return "place"
-            case _:
-                return "order"
-
-
-def facts_of(scene: Scene) -> Facts:
+def seen_facts(scene: Scene) -> claims.Facts:
     """Return what the picture of a scene shows."""
-    groups = {
-        "trees": [(tree_kind(tree), tree.x) for tree in scene.trees],
-        "houses": [(house.colour, house.x) for house in scene.houses],
-        "boats": [(boat.colour, boat.x) for boat in scene.boats],
-        "clouds": [("cloud", cloud.x) for cloud in scene.clouds],
-        "bodies": [(scene.body.kind, scene.body.x)] if scene.body else [],
-    }
+    out_of_sight = hidden(scene)
+    return _facts(scene, [thing for thing in scene.things if thing not in out_of_sight])
+
+
+def _facts(scene: Scene, shown: Iterable[Thing]) -> claims.Facts:
+    in_order = sorted(shown, key=lambda thing: thing.x)
     things = {
-        group: tuple(Thing(kind, x) for kind, x in sorted(found, key=lambda pair: pair[1]))
-        for group, found in groups.items()
+        group: tuple(claims.Thing(t.colour, t.x) for t in in_order if t.kind == group)
+        for group in GROUPS
     }
-    return Facts(scene.time, scene.biome, things)
+    return claims.Facts(scene.time, scene.place, things, scene.weather, scene.style)
 
 
-def tree_kind(tree: Tree) -> str:
-    """Return one of `TREE_KINDS`: round trees of another colour are of another kind."""
-    return f"{tree.colour} round" if tree.species == "round" else tree.species
+def hidden(scene: Scene) -> set[Thing]:
+    """Return the things that others in front of them hide for the most part."""
+    things = scene.things
+    return {
+        thing
+        for i, thing in enumerate(things)
+        if sum(_overlap(thing, other) for other in things[i + 1 :] if other.kind != "fence")
+        > MOST_HIDDEN
+    }
 
 
-def holds(claim: Claim, facts: Facts, tolerance: float = TOLERANCE) -> bool:
-    """Return whether a claim is true.
+def visible_groups(scene: Scene) -> list[str]:
+    """Return the groups that the scene shows, all things of each in sight and apart from each other."""
+    out_of_sight = {thing.kind for thing in hidden(scene)}
+    found = []
+    for group, things in facts_of(scene).things.items():
+        is_apart = all(b.x - a.x >= LEAST_APART for a, b in pairwise(things)) or group == "bird"
+        if things and is_apart and group not in out_of_sight:
+            found.append(group)
+    return found
 
-    Args:
-        tolerance: how far beyond the edges of its place a thing may stand.
-    """
-    xs = [facts.xs(group) for group in claim.of]
-    match claim.what:
-        case "time":
-            return facts.time == claim.value
-        case "biome":
-            return facts.biome == claim.value
-        case "weather":
-            return facts.weather == claim.value
-        case "style":
-            return facts.style == claim.value
-        case "count":
-            return len(xs[0]) == claim.value
-        case "several":
-            return len(xs[0]) >= 2
-        case "all":
-            kinds = facts.kinds(claim.of[0])
-            return bool(kinds) and set(kinds) <= set(claim.value)
-        case "each":
-            return Counter(facts.kinds(claim.of[0])) == Counter(claim.value)
-        case "place":
-            low, high = PLACES[claim.value]
-            return bool(xs[0]) and all(low - tolerance <= x <= high + tolerance for x in xs[0])
-        case "left of":
-            return all(xs) and max(xs[0]) < min(xs[1])
-        case "between":
-            return all(xs) and min(xs[1]) < min(xs[0]) and max(xs[0]) < max(xs[1])
+
+def labels_of(scene: Scene, grid: Grid) -> Tensor:
+    """Return numbers (L,) in `LABELS` of what stands in front on each token, by rectangles around things."""
+    number_YX = torch.zeros(grid, dtype=torch.long)
+    rows, columns = grid
+    for thing in scene.things:
+        left, top, right, bottom = thing.box
+        across, down = _tokens(left, right, columns), _tokens(top, bottom, rows)
+        number_YX[down, across] = _NUMBER[thing.kind, thing.colour]
+    return number_YX.flatten()
+
+
+def _tokens(low: float, high: float, size: int) -> slice:
+    """Return the tokens of `size` whose centre lies between two positions; at least one."""
+    first = min(max(0, round(low * size)), size - 1)
+    return slice(first, max(first + 1, round(high * size)))
+
+
+def _overlap(thing: Thing, other: Thing) -> float:
+    """Return the share of a thing's box that lies in that of another."""
+    (la, ta, ra, ba), (lb, tb, rb, bb) = thing.box, other.box
+    width, height = min(ra, rb) - max(la, lb), min(ba, bb) - max(ta, tb)
+    return max(0.0, width) * max(0.0, height) / ((ra - la) * (ba - ta))

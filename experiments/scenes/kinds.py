@@ -1,59 +1,57 @@
-"""Label each token of the picture of a scene with the kind of thing that stands there."""
+"""Tell what can stand in a picture of the world: its nouns, colours and size.
+
+Lengths are fractions of the picture.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from experiments.scenes.facts import GROUPS, tree_kind
-from experiments.scenes.scene import Scene, Tree
-from shortcut.grid import Grid
-
-KINDS = (
-    None,
-    *((group, kind) for group, kinds in GROUPS.items() for kind in kinds),
-)  # None: land, sky
-_NUMBER = {kind: number for number, kind in enumerate(KINDS)}
-
-Box = tuple[float, float, float, float]  # left, top, right, bottom in parts of the picture
+from dataclasses import dataclass
 
 
-def kinds_of(scene: Scene, grid: Grid) -> Tensor:
-    """Return numbers (L,) in `KINDS` of what stands in front on each token, by rectangles around things."""
-    number_YX = torch.zeros(grid, dtype=torch.long)
-    rows, columns = grid
-    for kind, (left, top, right, bottom) in _boxes(scene):
-        across, down = _tokens(left, right, columns), _tokens(top, bottom, rows)
-        number_YX[down, across] = _NUMBER[kind]
-    return number_YX.flatten()
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of thing; its size is that of the front row."""
+
+    noun: str
+    plural: str
+    width: float
+    height: float
+    colours: tuple[str, ...] = ("",)  # "" = it has no colour to name
+    detail: str = ""  # what the colour belongs to, e.g. "sail"; "" = the thing itself
+    synonyms: tuple[tuple[str, str], ...] = ()
 
 
-def _tokens(low: float, high: float, size: int) -> slice:
-    """Return the tokens of `size` whose centre lies between two positions; at least one."""
-    first = min(max(0, round(low * size)), size - 1)
-    return slice(first, max(first + 1, round(high * size)))
-
-
-def _boxes(scene: Scene) -> list[tuple[tuple[str, str], Box]]:
-    """Return things and the rectangles around them, as `drawing` draws them, from back to front."""
-    found: list[tuple[tuple[str, str], Box]] = []
-
-    def add(group: str, kind: str, x: float, half: float, top: float, bottom: float) -> None:
-        found.append(((group, kind), (x - half, top, x + half, bottom)))
-
-    if body := scene.body:
-        half = body.size / 2
-        add("bodies", body.kind, body.x, half, body.y - half, body.y + half)
-    for cloud in scene.clouds:
-        w, y = cloud.width, cloud.y
-        add("clouds", "cloud", cloud.x, 0.5 * w, y - 0.41 * w, y + 0.14 * w)
-    for boat in scene.boats:
-        w, base = boat.width, boat.base
-        add("boats", boat.colour, boat.x, 0.5 * w, base - 1.1 * w, base + 0.02)
-    for thing in sorted((*scene.houses, *scene.trees), key=lambda thing: thing.base):
-        x, base = thing.x, thing.base
-        if isinstance(thing, Tree):
-            add("trees", tree_kind(thing), x, 0.25 * thing.height, base - thing.height, base)
-        else:
-            add("houses", thing.colour, x, 0.5 * thing.width, base - 0.95 * thing.width, base)
-    return found
+KINDS: dict[str, Kind] = {
+    kind.noun: kind
+    for kind in (
+        Kind("house", "houses", 0.26, 0.28, ("red", "blue", "yellow", "white"), "",
+             (("cottage", "cottages"), ("home", "homes"))),
+        Kind("lighthouse", "lighthouses", 0.12, 0.36, ("red", "blue")),
+        Kind("windmill", "windmills", 0.24, 0.33),
+        Kind("tent", "tents", 0.22, 0.165, ("red", "blue", "green")),
+        Kind("pine tree", "pine trees", 0.15, 0.29, synonyms=(("pine", "pines"), ("fir", "firs"))),
+        Kind("round tree", "round trees", 0.17, 0.27, ("green", "orange", "pink")),
+        Kind("palm tree", "palm trees", 0.24, 0.36, synonyms=(("palm", "palms"),)),
+        Kind("cactus", "cacti", 0.15, 0.25),
+        Kind("street lamp", "street lamps", 0.07, 0.28, synonyms=(("lamp", "lamps"),)),
+        Kind("flower", "flowers", 0.095, 0.14, ("red", "yellow", "purple")),
+        Kind("car", "cars", 0.28, 0.135, ("red", "blue", "yellow", "green")),
+        Kind("person", "people", 0.105, 0.225, ("red", "blue", "yellow", "green"), "shirt"),
+        Kind("snowman", "snowmen", 0.16, 0.23, ("red", "blue", "green"), "scarf"),
+        Kind("cow", "cows", 0.25, 0.18, ("brown", "black")),
+        Kind("sheep", "sheep", 0.19, 0.15),
+        Kind("dog", "dogs", 0.19, 0.16, ("brown", "white")),
+        Kind("cat", "cats", 0.14, 0.165, ("black", "orange", "white")),
+        Kind("boat", "boats", 0.18, 0.2, ("white", "red", "yellow"), "sail",
+             (("sailboat", "sailboats"), ("sailing boat", "sailing boats"))),
+        Kind("balloon", "balloons", 0.14, 0.2, ("red", "blue", "yellow", "purple"), "",
+             (("hot air balloon", "hot air balloons"),)),
+        Kind("bird", "birds", 0.08, 0.03),
+        Kind("cloud", "clouds", 0.2, 0.1),
+        Kind("fence", "fences", 1.0, 0.08, ("white", "brown")),
+        Kind("bridge", "bridges", 0.5, 0.12),
+        Kind("sun", "suns", 0.16, 0.16),
+        Kind("full moon", "full moons", 0.15, 0.15),
+        Kind("crescent moon", "crescent moons", 0.15, 0.15),
+    )
+}  # fmt: skip

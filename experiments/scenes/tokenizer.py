@@ -16,16 +16,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from experiments.scenes.captions import caption
-from experiments.scenes.edits import altered, instruction
-from experiments.scenes.facts import facts_of
-from experiments.scenes.scene import compose_varied
 from shortcut.models.lumina_dimoo.prompts import LEARNED_WORDS, TASKS
 from shortcut.models.lumina_dimoo.transformer import SPECIAL_IDS
 from shortcut.writing import written_whole
 
 NUM_TEXT_IDS = 640
-CAPTION_SEEDS = range(20_000)  # of the captions whose words are known
 UNKNOWN, END_OF_TEXT, MASK = "<unk>", "<|endoftext|>", "<|mdm_mask|>"
 WORD = r"\w+|[,.:]"
 END_OF_TEXT_ID = -275  # counted from the end of the text ids, as SPECIAL_IDS
@@ -101,20 +96,6 @@ def save(folder: Path, tokenizer: Any, learned: Iterable[str]) -> None:
     for name, text in files.items():
         with written_whole(folder / name) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
-
-
-def make(folder: Path) -> None:
-    """Write the tokenizer of the captions and of the prompts of all tasks into `folder`."""
-    captions = [caption(compose_varied(seed), seed) for seed in CAPTION_SEEDS]
-    edits = [_instruction(seed) for seed in CAPTION_SEEDS]
-    save(folder, build([*captions, *SYSTEM_PROMPTS, *INSTRUCTIONS]), [*captions, *edits])
-
-
-def _instruction(seed: int) -> str:
-    """Return the instruction of one edit that the model learned."""
-    before, after = facts_of(compose_varied(seed)), facts_of(altered(seed))
-    pair = (before, after) if seed % 2 else (after, before)
-    return instruction(*pair, seed).words.text
 
 
 def _special_ids() -> dict[str, int]:

@@ -1,13 +1,14 @@
-"""Measure ways to run the shipped class model, operations against quality: python -m experiments frontier
+"""Measure ways to run a model of the scenes, operations against quality: python -m experiments frontier
 
 A row is a way to run the model, such as partial-32-8 (accelerator, steps, full passes). A piece is a row with a seed:
-256 pictures, evenly over the classes. Finished pieces are kept in --work, from which the command resumes, and the table
-shows all that are there: after the first piece of each row the surprise, which needs few pictures, then the distance of
-the rows that claims rest on. `frontier_measure.py` describes what is measured of a picture.
+pictures of classes or, of a text model, of captions or edits. Finished pieces are kept in --work, from which the
+command resumes, and the table shows all that are there: after the first piece of each row the surprise, which needs few
+pictures, then the distance of the rows that claims rest on. `frontier_measure.py` describes what is measured of a
+picture.
 
 Differences are taken from vanilla with 32 steps over the seeds that both rows have. Standard errors are those of a
-jackknife over 16 groups of pictures. The temperature is the one that suits vanilla with 32 steps best on other seeds
-(RESULTS.md).
+jackknife over 16 groups of pictures. The temperature in a model's file is the one that suits vanilla with 32 steps best
+on other seeds (RESULTS.md).
 """
 
 from __future__ import annotations
@@ -22,11 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.judges import attributes
-from experiments.judges.file import JUDGE
+from experiments.judge import reader
+from experiments.tables.cases import FIRST_SEED, cases_of, edits_of
 from experiments.tables.frechet import Gaussian
-from experiments.tables.frontier_measure import THINGS, Estimate, distance, jackknifed, measure
-from experiments.tables.quality_measure import NUM_CLASSES
+from experiments.tables.frontier_measure import Estimate, distance, jackknifed, measure
 from experiments.tables.report import Cost, Panel, draw_chart, table
 from experiments.tables.rows import (
     Figures,
@@ -71,12 +71,14 @@ ROWS = tuple(  # those first that claims rest on: what is compared at as many FL
     )
 )
 SEEDS = tuple(range(101, 133))
-REFERENCE_SEEDS = range(1, 13)
+# Of the row of fresh scenes, of which no network has seen one.
+REFERENCE_SEEDS, FIRST_REFERENCE, REFERENCE_STRIDE = range(1, 13), 10_000_000, 100_000
 COLUMNS = (
     *("", "steps", "full", "of vanilla 32", "CPU s", "seeds", "distance", "minus vanilla 32"),
-    *("surprise minus vanilla 32", *THINGS, "right class"),
+    *("surprise minus vanilla 32", "things", "asked for and shown", "minus vanilla 32"),
 )
-FILES = {"model": shipped.MODEL, "head": shipped.HEAD, "vq": shipped.VQ, "judge": JUDGE}
+FILES = {"model": shipped.MODEL, "head": shipped.HEAD, "vq": shipped.VQ, "judge": reader.PATH}
+TASKS = "class", "text", "edit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +89,9 @@ class FrontierRow(Cost):
     distance: Estimate
     farther: Estimate  # distance minus the baseline's
     surprise: Estimate  # minus the baseline's
-    shown: list[float]  # things of each kind, then the share with the right class
+    things: float  # that the judge sees
+    met: float  # share of pictures that show all that was asked for
+    met_more: Estimate  # minus the baseline's
 
     def cells(self, flops: int) -> tuple[str, ...]:
         """Return the row's text, by COLUMNS.
@@ -95,13 +99,16 @@ class FrontierRow(Cost):
         Args:
             flops: of the baseline.
         """
-        name, steps, full, seconds, _ = self.cost_cells
         share = f"{self.flops / flops:.3f}" if self.num_steps else ""
-        counts = [f"{count:.2f}" for count in self.shown[:-1]]
         estimates = (_text(self.distance, 1), _text(self.farther, 1), _text(self.surprise, 3))
+        shown = (f"{self.things:.2f}", f"{self.met:.1%}", _text(self.met_more, 3))
         return (
-            *(name, steps, full, share, seconds, str(self.seeds), *estimates, *counts),
-            f"{self.shown[-1]:.1%}",
+            *self.cost_cells[:3],
+            share,
+            self.cost_cells[3],
+            str(self.seeds),
+            *estimates,
+            *shown,
         )
 
 
@@ -112,12 +119,13 @@ def _text(estimate: Estimate, digits: int) -> str:
 
 def add_parser(steps: Any) -> None:
     """Add `frontier` to the command line."""
-    about = "measure operations against quality of the class model: a table (hours)"
+    about = "measure operations against quality of the class or the text model: a table (hours)"
     parser = steps.add_parser("frontier", help=about, description=about)
-    parser.add_argument("--num", type=int, default=256, help="pictures per row and seed")
-    add_arguments(parser, ROWS, Path("output/frontier"), FILES, seeds=SEEDS)
+    parser.add_argument("--task", choices=TASKS, default=TASKS[0])
+    parser.add_argument("--num", type=int, default=250, help="pictures per row and seed")
+    add_arguments(parser, ROWS, Path("output/frontier"), dict.fromkeys(FILES), seeds=SEEDS)
     add_sampler_arguments(parser)
-    parser.set_defaults(run=run, temperature=1.03, spread=0)
+    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -127,18 +135,27 @@ def run(options: argparse.Namespace) -> int:
     subject = subject_of(options)
     rows = parse_rows(options.rows, subject)
     files = options.model, options.vq, options.judge
-    without_head = setup_of(files, subject, options, options.num)
-    with_head = setup_of((*files, options.head), subject, options, options.num)
+    without_head = setup_of(files, subject, options, options.task, options.num)
+    with_head = setup_of(
+        (*files, options.head or options.model), subject, options, options.task, options.num
+    )
+    make_cases = edits_of if options.task == "edit" else cases_of
+    cases = make_cases(subject.pipeline, range(FIRST_SEED, FIRST_SEED + options.num))
 
     def setup(name: str) -> str:
         return with_head if needs_head(Row.parse(name).kind) else without_head
 
     def measure_row(row: Row, seed: int) -> Figures:
-        return measure(row, seed, options.num, subject)
+        if row.num_steps:
+            return measure(row, seed, cases, subject)
+        first = FIRST_REFERENCE + REFERENCE_STRIDE * seed
+        fresh = cases_of(subject.pipeline, range(first, first + options.num))
+        return measure(row, seed, fresh, subject)
 
     measured_rows(options.work, setup, [Row("vq")], REFERENCE_SEEDS, measure_row)
     pieces = measured_rows(options.work, setup, rows, options.seeds, measure_row)
-    found = rows_of(pieces, subject)
+    by_length = sorted(cases, key=lambda case: sum(c.numel() for c in case.conditions))
+    found = rows_of(pieces, subject, by_length[len(cases) // 2].conditions)
     flops = next(
         (row.flops for row in found if (row.kind, row.num_steps) == BASELINE and not row.order), 0
     )
@@ -146,8 +163,9 @@ def run(options: argparse.Namespace) -> int:
     print(
         f"\nDistance: Frechet distance in the judge's features from {len(REFERENCE_SEEDS) * options.num} fresh scenes "
         "through the VQ, extrapolated to infinitely many pictures; lower is better. Surprise: -log p of half of a "
-        "finished picture's codes given the other half, by the model itself, nats a code. Things a picture and right "
-        f"class: as the judge sees them. {options.num} pictures a seed. {setting_of(options, subject)}"
+        "finished picture's codes given the other half, by the model itself, nats a code. Things a picture, and share "
+        f"of pictures that show all that was asked for: as the judge sees them. {options.num} pictures a seed; "
+        f"operations are those of a prompt of median length. {setting_of(options, subject)}"
     )
     if options.chart:
         panels: list[Panel] = [
@@ -163,51 +181,57 @@ def _range(estimate: Estimate) -> tuple[float, float, float]:
     return value - error, value, value + error
 
 
-def rows_of(pieces: Mapping[tuple[str, int], Figures], subject: Subject) -> list[FrontierRow]:
-    """Return the rows of all `pieces`, by FLOPs."""
+def rows_of(
+    pieces: Mapping[tuple[str, int], Figures], subject: Subject, conditions: Any
+) -> list[FrontierRow]:
+    """Return the rows of all `pieces`, by FLOPs.
+
+    Args:
+        conditions: of one image; only their shapes matter.
+    """
     by_row: dict[str, Pieces] = {}
     for (name, seed), figures in sorted(pieces.items()):
         by_row.setdefault(name, {})[seed] = {n: np.array(v) for n, v in figures.items()}
     reference = Gaussian.of(_pooled(by_row["vq"], "features"))
     baseline = by_row.get("-".join(map(str, BASELINE)), {})
-    classes = 2 * (torch.zeros(1).long(),)
     rows = []
     for name, own in by_row.items():
         row = Row.parse(name)
         others = {} if own is baseline else baseline
-        found = estimates(own, others, reference) if row.num_steps else (UNKNOWN,) * 3
+        found = estimates(own, others, reference) if row.num_steps else (UNKNOWN,) * 4
         rows.append(
             FrontierRow(
-                **subject.cost(row, float(_pooled(own, "seconds").mean()), classes),
+                **subject.cost(row, float(_pooled(own, "seconds").mean()), conditions),
                 seeds=len(own),
                 distance=found[0],
                 farther=found[1],
                 surprise=found[2],
-                shown=[float(_pooled(own, n).mean()) for n in (*THINGS, "right")],
+                things=float(_pooled(own, "things").mean()),
+                met=float(_pooled(own, "met").mean()),
+                met_more=found[3],
             )
         )
     return sorted(rows, key=lambda row: row.flops)
 
 
 def estimates(own: Pieces, baseline: Pieces, reference: Gaussian) -> tuple[Estimate, ...]:
-    """Return a row's distance; its distance and its surprise minus the baseline's, over the seeds that both have."""
+    """Return a row's distance; its distance, surprise and share met minus the baseline's, over common seeds."""
     features_BD = _pooled(own, "features")
     far = jackknifed(lambda kept: distance(features_BD[kept], reference), len(features_BD))
     common = sorted(own.keys() & baseline.keys())
     if not common:
-        return far, UNKNOWN, UNKNOWN
+        return far, UNKNOWN, UNKNOWN, UNKNOWN
     paired = [{seed: pieces[seed] for seed in common} for pieces in (own, baseline)]
     a_BD, b_BD = (_pooled(pieces, "features") for pieces in paired)
-    more_B = _pooled(paired[0], "surprise") - _pooled(paired[1], "surprise")
 
     def farther(kept: np.ndarray) -> float:
         return distance(a_BD[kept], reference) - distance(b_BD[kept], reference)
 
-    return (
-        far,
-        jackknifed(farther, len(a_BD)),
-        jackknifed(lambda kept: float(more_B[kept].mean()), len(more_B)),
-    )
+    def more(figure: str) -> Estimate:
+        more_B = _pooled(paired[0], figure) - _pooled(paired[1], figure)
+        return jackknifed(lambda kept: float(more_B[kept].mean()), len(more_B))
+
+    return far, jackknifed(farther, len(a_BD)), more("surprise"), more("met")
 
 
 def _pooled(pieces: Pieces, figure: str) -> np.ndarray:
@@ -215,13 +239,25 @@ def _pooled(pieces: Pieces, figure: str) -> np.ndarray:
 
 
 def subject_of(options: argparse.Namespace) -> Subject:
-    """Load pipeline and judge. Raises ValueError if the model has other classes than the scenes."""
-    pipeline = load_pipeline(options)
-    if getattr(pipeline.model_file.config, "num_classes", 0) != NUM_CLASSES:
+    """Load pipeline and judge. Raises ValueError if the model does not take what the task gives."""
+    usual: dict[str, Path | None] = dict(FILES)
+    if options.model is not None:
+        usual["head"] = options.head  # the usual one is of another model
+    elif options.task != "class":
         raise ValueError(
-            f"{options.model} does not have the {NUM_CLASSES} classes of the scenes. Only models of the scenes can be "
-            "judged."
+            f"--task {options.task} needs --model, such as the one that `models` makes. The shipped text model draws "
+            "other scenes, which the judge does not know."
         )
-    judge = attributes.FILE.load(options.judge).to(pipeline.device)
-    settings = with_options(usual_settings(pipeline.model_file), options)
+    for name, path in usual.items():
+        if getattr(options, name) is None:
+            setattr(options, name, path)
+    pipeline = load_pipeline(options)
+    if (options.task == "class") == ("prompt" in pipeline.architecture.takes):
+        raise ValueError(
+            f"{options.model} is a {pipeline.architecture.title}. Use --task class for a class model, text or edit for "
+            "a text model."
+        )
+    num_guided = 2 if options.task == "edit" else 1
+    settings = with_options(usual_settings(pipeline.model_file, num_guided=num_guided), options)
+    judge = reader.load(options.judge).to(pipeline.device)
     return Subject(pipeline, judge, settings, options.batch)

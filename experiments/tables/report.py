@@ -8,8 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-COST_COLUMNS = ("", "steps", "full", "s / image", "GFLOP / image")
-TITLES = {"real": "real scenes", "vq": "real scenes through the VQ"}
+TITLES = {"vq": "real scenes through the VQ"}
 # Kind of row -> its colour in a chart.
 COLOURS = {
     "vanilla": "#606879",
@@ -27,49 +26,32 @@ Panel = tuple[str, Callable[[Any], Sequence[float]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a row of a table takes for one image; subclasses add a measure of quality."""
+    """What a row of a table takes for one image; subclasses add measures of quality."""
 
-    kind: str  # real | vq | vanilla | an accelerator
+    kind: str  # vq | vanilla | an accelerator
     num_steps: int  # 0: a reference, nothing was sampled
     num_full: int
     seconds: float  # mean over the seeds
     flops: int
-    flops_full: int
-    flops_head: int
     order: str = ""  # of revealing; "" = the usual one
 
     @property
     def cost_cells(self) -> tuple[str, ...]:
-        """Return the row's text, by COST_COLUMNS."""
+        """Return name, steps, full passes and seconds."""
         if not self.num_steps:
-            return (TITLES[self.kind], "", "", "", "")
+            return (TITLES[self.kind], "", "", "")
         steps = str(self.num_steps), str(self.num_full)
         return (
             ", ".join(filter(None, (self.kind, self.order))),
             *steps,
             f"{self.seconds:.3f}",
-            f"{self.flops / 1e9:.2f}",
         )
-
-    @property
-    def head_share(self) -> float:
-        """Return the FLOPs of a pass of the head as a share of a full pass; 0 if there is no head."""
-        if not self.flops_head:
-            return 0.0
-        head = self.flops_head / (self.num_steps - self.num_full)
-        return head / (self.flops_full / self.num_full)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table; all columns but the first hold numbers."""
     lines = [columns, ("---", *["---:"] * (len(columns) - 1)), *rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in lines)
-
-
-def head_share(rows: Sequence[Cost]) -> str:
-    """Return a sentence about the cost of a pass of the head; empty if no row has one."""
-    share = next((row.head_share for row in rows if row.head_share), 0.0)
-    return f"A pass of the head takes {share:.1%} of the FLOPs of a full pass." if share else ""
 
 
 def draw_chart(path: Path, rows: Sequence[Any], panels: Sequence[Panel]) -> None:

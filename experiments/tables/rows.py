@@ -1,9 +1,6 @@
-"""What the quality tables share: rows, the pipeline under test, resuming, the cost of a row.
+"""Rows of the quality table, the pipeline under test, resuming, the cost of a row.
 
-python -m experiments frontier        the class model, by the distance of its pictures from scenes
-python -m experiments text-quality    the text model, by what its pictures show
-
-    B  images    L  image tokens    h, w  rows, columns of codes
+B  images    L  image tokens    h, w  rows, columns of codes
 """
 
 from __future__ import annotations
@@ -16,7 +13,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -38,12 +35,8 @@ from shortcut.schedule import Settings
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-KINDS = {"real": 0, "vq": 0, "vanilla": 1, **dict.fromkeys(NAMES, 2)}  # numbers in a row's name
-ORDERS: dict[str, dict[str, Any]] = {
-    "halton": {"order": "halton"},
-    "corrected": {"order": "corrected"},
-    "spread": {"spread": 1},
-}
+KINDS = {"vq": 0, "vanilla": 1, **dict.fromkeys(NAMES, 2)}  # numbers in a row's name
+ORDERS = ("halton", "corrected")  # of revealing
 Figures = dict[str, Any]  # of a row and seed, as JSON; "seconds" is per image
 
 
@@ -64,7 +57,7 @@ class Row:
         is_known = KINDS.get(kind) == len(numbers) and order in ("", *ORDERS)
         if not is_known or not all(number.isdecimal() for number in numbers):
             raise ValueError(
-                f"there is no row {name!r}. Expected real, vq, vanilla-STEPS or ACCELERATOR-STEPS-FULL, such as "
+                f"there is no row {name!r}. Expected vq, vanilla-STEPS or ACCELERATOR-STEPS-FULL, such as "
                 f"head-32-8 or head-32-8@halton. Accelerators: {', '.join(NAMES)}. Orders: {', '.join(ORDERS)}."
             )
         sizes = [int(number) for number in numbers]
@@ -95,7 +88,7 @@ class Subject:
         """Return the sampler settings of a row."""
         full_steps = None if row.kind == "vanilla" else row.full_steps
         settings = replace(self.settings, num_steps=row.num_steps, full_steps=full_steps)
-        return replace(settings, **ORDERS[row.order]) if row.order else settings
+        return replace(settings, order=row.order) if row.order else settings
 
     def accelerator(self, row: Row) -> MakeAccelerator | None:
         """Return what makes the accelerator of a row's runs."""
@@ -146,8 +139,6 @@ class Subject:
             "num_full": row.full_steps,
             "seconds": seconds,
             "flops": flops.total if flops else 0,
-            "flops_full": flops.full if flops else 0,
-            "flops_head": flops.head if flops else 0,
         }
 
 
@@ -155,10 +146,10 @@ def add_arguments(
     parser: argparse.ArgumentParser,
     rows: Sequence[str],
     work: Path,
-    files: dict[str, Path],
-    seeds: Sequence[int] = (1, 2),
+    files: Mapping[str, Path | None],
+    seeds: Sequence[int],
 ) -> None:
-    """Add the options of all tables. `files` holds the default of --model, --vq and so on."""
+    """Add the options of the table. `files` holds the default of --model, --vq and so on; None = the task's."""
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--batch", type=int, default=50, help="pictures sampled at a time")
     parser.add_argument(
@@ -181,7 +172,6 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--choice-temperature", type=float)
-    parser.add_argument("--spread", type=int)
 
 
 def load_pipeline(options: argparse.Namespace) -> Pipeline:
@@ -193,7 +183,7 @@ def load_pipeline(options: argparse.Namespace) -> Pipeline:
 
 def with_options(settings: Settings, options: argparse.Namespace) -> Settings:
     """Return settings with those given by `add_sampler_arguments`. Raises ValueError for a wrong --cfg."""
-    given = {n: getattr(options, n) for n in ("temperature", "choice_temperature", "spread")}
+    given = {n: getattr(options, n) for n in ("temperature", "choice_temperature")}
     given = {name: value for name, value in given.items() if value is not None}
     if options.cfg is not None:
         if len(options.cfg) != len(settings.guidance):

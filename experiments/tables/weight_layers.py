@@ -19,8 +19,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from experiments.tables.cases import FIRST_SEED, batched, batches, cases_of
 from experiments.tables.report import table
-from experiments.tables.text_measure import batched, by_lengths, text_cases
 from shortcut import Pipeline, quantized
 from shortcut.denoiser import Conditions, image_features
 from shortcut.grid import usual_grid
@@ -41,7 +41,7 @@ def add_parser(steps: Any) -> None:
     """Add `weight-layers` to the command line."""
     about = "measure the error of each layer in few bits: two tables (5 minutes)"
     parser = steps.add_parser("weight-layers", help=about, description=about)
-    parser.add_argument("--per-task", type=int, default=2, metavar="N", help="prompts of each kind")
+    parser.add_argument("--num", type=int, default=16, help="prompts")
     parser.add_argument("--width", type=int, help="of the block; default: the published one")
     parser.set_defaults(run=run)
 
@@ -50,7 +50,7 @@ def add_parser(steps: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the tables. Returns 0."""
     pipeline = Pipeline.load("scenes text")
-    states = recorded(pipeline, options.per_task)
+    states = recorded(pipeline, options.num)
     rows = list(layer_rows(pipeline, states))
     print(table(("quantized", *quantized.TARGETS), rows))
     print(f"\nShipped text model, {len(states)} states of 16 vanilla steps, seed 1.\n")
@@ -64,13 +64,14 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def recorded(pipeline: Pipeline, per_task: int) -> list[State]:
+def recorded(pipeline: Pipeline, num: int) -> list[State]:
     """Return states of vanilla runs: every fourth step."""
-    cases, grid = text_cases(pipeline, per_task), usual_grid(pipeline.model_file)
+    cases = cases_of(pipeline, range(FIRST_SEED, FIRST_SEED + num))
+    grid = usual_grid(pipeline.model_file)
     vanilla = replace(pipeline, head=None, accelerator_name=None)
     settings = replace(usual_settings(pipeline.model_file), num_steps=16)
     states: list[State] = []
-    for numbers in by_lengths(cases):
+    for numbers in batches(cases, num):
         conditions = batched(cases, numbers)
 
         def keep(trace: Trace, conditions: Sequence[Conditions] = conditions) -> None:

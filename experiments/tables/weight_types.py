@@ -1,8 +1,7 @@
 """Measure what smaller weights cost the shipped text model: python -m experiments weight-types
 
-For each type of weights: the memory they take, the accuracy of vanilla pictures of the prompts of `text-quality`, and
-how near the model stays to itself in float32. In every step of a run, float32 sees the same tokens and the same noise,
-and says what it would reveal.
+For each type of weights: the memory they take, and how near the model stays to itself in float32. In every step of a
+vanilla run, float32 sees the same tokens and the same noise, and says what it would reveal.
 
     B  images    L  image tokens    N  tokens masked before a step    K  tokens it reveals    V  codebook size
 """
@@ -19,11 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.judges import reader
-from experiments.judges.file import TEXT_JUDGE
+from experiments.tables.cases import FIRST_SEED, Case, batched, batches, cases_of
 from experiments.tables.report import table
 from experiments.tables.rows import DTYPES
-from experiments.tables.text_measure import PromptCase, batched, by_lengths, scores, text_cases
 from shortcut import Pipeline, shipped
 from shortcut import checkpoint as checkpoints
 from shortcut.denoiser import Tokens, guided_logits, image_features, positions
@@ -37,8 +34,8 @@ from shortcut.schedule import Settings, plan
 from shortcut.settings import usual_settings
 from shortcut.train.loss import divergence
 
-COLUMNS = ("weights", "MB", "accuracy", "tokens as in float32", "cosine", "divergence")
-FORMATS = (".1%", ".1%", ".4f", ".4f")  # of the last four
+COLUMNS = ("weights", "MB", "tokens as in float32", "cosine", "divergence")
+FORMATS = (".1%", ".4f", ".4f")  # of the last three
 WEIGHTS: dict[str, Target] = {**DTYPES, **TARGETS}
 
 
@@ -82,7 +79,7 @@ def add_parser(steps: Any) -> None:
     """Add `weight-types` to the command line."""
     about = "measure what bfloat16, float16 and quantized weights cost the text model: a table (25 minutes a seed)"
     parser = steps.add_parser("weight-types", help=about, description=about)
-    parser.add_argument("--per-task", type=int, default=8, metavar="N", help="prompts of each kind")
+    parser.add_argument("--num", type=int, default=64, help="prompts")
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.set_defaults(run=run)
@@ -92,7 +89,7 @@ def add_parser(steps: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the table. Returns 0."""
     pipeline = Pipeline.load("scenes text")
-    cases = text_cases(pipeline, options.per_task)
+    cases = cases_of(pipeline, range(FIRST_SEED, FIRST_SEED + options.num))
     settings = replace(usual_settings(pipeline.model_file), num_steps=options.steps)
     print(table(COLUMNS, []), flush=True)
     for name in WEIGHTS:
@@ -120,20 +117,17 @@ def cell(values: Sequence[float], format: str) -> str:
 def measure(
     tested: Pipeline,
     exact: Pipeline,
-    cases: Sequence[PromptCase],
+    cases: Sequence[Case],
     settings: Settings,
     seed: int,
 ) -> tuple[float, ...]:
     """Compare a model with itself in float32. Returns the figures of COLUMNS behind the size."""
-    judge, grid = reader.FILE.load(TEXT_JUDGE), usual_grid(exact.model_file)
-    found, seen = {}, []
-    for numbers in by_lengths(cases):
-        codes_Bhw, comparison = sampled(tested, exact, cases, numbers, settings, seed, grid)
-        found |= zip(numbers, reader.read(judge, tested.decode(codes_Bhw)), strict=True)
+    grid, seen = usual_grid(exact.model_file), []
+    for numbers in batches(cases, len(cases)):
+        _, comparison = sampled(tested, exact, cases, numbers, settings, seed, grid)
         seen.append(comparison)
     num_tokens = sum(c.num_tokens for c in seen)
     return (
-        scores(cases, [found[n] for n in range(len(cases))])["accuracy"],
         sum(c.num_same for c in seen) / num_tokens,
         sum(c.cosine for c in seen) / sum(c.num_steps for c in seen),
         sum(c.divergence for c in seen) / num_tokens,
@@ -143,7 +137,7 @@ def measure(
 def sampled(
     tested: Pipeline,
     exact: Pipeline,
-    cases: Sequence[PromptCase],
+    cases: Sequence[Case],
     numbers: Sequence[int],
     settings: Settings,
     seed: int,

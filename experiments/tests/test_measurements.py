@@ -14,8 +14,8 @@ import torch
 
 from experiments.__main__ import main
 from experiments.tables import load_memory, real_sizes, weight_layers
+from experiments.tables.cases import FIRST_SEED, batches, cases_of
 from experiments.tables.rows import DTYPES
-from experiments.tables.text_measure import by_lengths, text_cases
 from experiments.tables.weight_types import WEIGHTS, cell, sampled
 from shortcut import Pipeline
 from shortcut import checkpoint as checkpoints
@@ -31,8 +31,8 @@ def test_the_fewer_bits_the_further_away_and_float32_is_as_itself(tmp_path: Path
     pytest.importorskip("transformers")
     files = tiny.text(tmp_path)
     exact = Pipeline.load(files["model"], files["vq"])
-    cases = text_cases(exact, 2)
-    groups = by_lengths(cases)
+    cases = cases_of(exact, range(FIRST_SEED, FIRST_SEED + 16))
+    groups = batches(cases, 16)
     assert sorted(n for numbers in groups for n in numbers) == list(range(len(cases)))
     settings, seen = replace(usual_settings(exact.model_file), num_steps=4), {}
     names = ("float32", "bfloat16", "float8_e4m3fn", "nvfp4")
@@ -60,7 +60,7 @@ def test_the_error_of_layers_alone_and_together(tmp_path: Path) -> None:
     files = tiny.text(tmp_path)
     pipeline = Pipeline.load(files["model"], files["vq"])
     before = {name: id(layer) for name, layer in pipeline.model.named_modules()}
-    states = weight_layers.recorded(pipeline, 1)
+    states = weight_layers.recorded(pipeline, 8)
     rows = {row[0]: errors(row) for row in weight_layers.layer_rows(pipeline, states)}
     assert before == {name: id(layer) for name, layer in pipeline.model.named_modules()}
     by_layer, every = rows["query"], rows["all"]
@@ -83,7 +83,7 @@ def test_rows_are_vanilla_the_presets_and_decoding(
 ) -> None:
     name = "maskgit-512"
     conditions = real_sizes.SYSTEMS["maskgit-512"].size.conditions
-    size = PublishedSize(tiny.MODEL, tiny.HEAD, tiny.VQ, (4, 4), conditions)
+    size = PublishedSize(replace(tiny.MODEL, grid=4), tiny.HEAD, tiny.VQ, (4, 4), conditions)
     system = replace(real_sizes.SYSTEMS[name], size=size)
     monkeypatch.setitem(real_sizes.SYSTEMS, name, system)
     where = ["--models", name, "--device", "cpu", "--dtypes", "float32", "--repeats", "2"]

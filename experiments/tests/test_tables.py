@@ -1,4 +1,4 @@
-"""The tables: distances, what counts as right, resuming, the commands at the least size."""
+"""The table of ways to run: distances, what counts as met, resuming, the command at the least size."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ import pytest
 import tiny
 import torch
 
+from experiments.scenes.edits import altered
 from experiments.scenes.facts import facts_of
-from experiments.scenes.prompts import NUMBERS
-from experiments.scenes.scene import ATTRIBUTE_SIZES, compose_varied
-from experiments.tables import frontier, frontier_measure, text_measure, text_quality
+from experiments.scenes.scene import compose
+from experiments.tables import frontier, frontier_measure
+from experiments.tables.cases import FIRST_SEED, Case, cases_of, edits_of
 from experiments.tables.frechet import Gaussian, frechet_distance
-from experiments.tables.rows import Row, Subject, measured_rows
+from experiments.tables.rows import Row, measured_rows
 from shortcut import Pipeline, checkpoint
-from shortcut.schedule import Settings
 
-ROWS = ("real", "vq", "vanilla-2", "head-4-2", "reuse-4-2")
-CLASS_ROWS = ("vanilla-4", "head-4-2", "partial+neighbours-4-2@halton")
+ROWS = ("vanilla-4", "head-4-2", "partial+neighbours-4-2@halton")
 
 
 def parsed(module: Any, *arguments: str) -> argparse.Namespace:
@@ -48,7 +47,7 @@ def test_fewer_vectors_than_dimensions_are_measured_and_nan_is_refused() -> None
         Gaussian.of(np.array([[0.0, 1.0], [np.nan, 0.0]]))
 
 
-@pytest.mark.parametrize("name", [*frontier.ROWS, *text_quality.ROWS, "head-32-8@spread"])
+@pytest.mark.parametrize("name", [*frontier.ROWS, "vq", "head-32-8@halton"])
 def test_a_row_is_known_by_its_name(name: str) -> None:
     assert Row.parse(name).name == name
 
@@ -74,44 +73,6 @@ def test_every_row_comes_once_before_the_first_is_finished(tmp_path: Path) -> No
     assert measured_rows(tmp_path, "", rows, (1, 2, 3), measure) == found and len(done) == 6
 
 
-# The class model
-
-
-def codes_shown(pixels_BCYX: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """A judge that reads the class from the brightness, as `Painter` paints it."""
-    code_B = (pixels_BCYX[:, 0, 0, 0] * 32).round().long()
-    values = {"time": code_B // 4, "biome": code_B % 4}
-    logits = {
-        name: torch.nn.functional.one_hot(values.get(name, torch.zeros_like(code_B)), size).float()
-        for name, size in ATTRIBUTE_SIZES.items()
-    }
-    return torch.nn.functional.one_hot(code_B, 64).float(), logits
-
-
-class Painter:
-    """A pipeline whose pictures of code c have the brightness c / 32."""
-
-    device = torch.device("cpu")
-
-    def decode(self, codes_Bhw: torch.Tensor) -> torch.Tensor:
-        return (codes_Bhw[:, :1, :1] / 32).unsqueeze(1).expand(-1, 3, 4, 4)
-
-
-@pytest.mark.parametrize(("shift", "right"), [(0, 1.0), (4, 0.0), (1, 0.0)])
-def test_accuracy_is_the_share_of_samples_that_show_their_class(
-    shift: int, right: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def class_and_shift(subject: Any, row: Row, conditions: Any, *rest: Any) -> Any:
-        return ((conditions[0] + shift) % 16).view(-1, 1, 1).expand(-1, 2, 2), 0.5
-
-    monkeypatch.setattr(Subject, "sample", class_and_shift)
-    monkeypatch.setattr(frontier_measure, "surprise", lambda *_: np.zeros(len(_[-1])))
-    painter: Any = Painter()
-    subject = Subject(painter, codes_shown, Settings(), batch_size=5)
-    found = frontier_measure.measure(Row.parse("vanilla-2"), 1, 32, subject)
-    assert np.mean(found["right"]) == right and len(found["features"]) == 32
-
-
 def test_the_distance_of_few_pictures_is_not_larger_than_that_of_many() -> None:
     features = np.random.default_rng(0).normal(size=(200, 256, 8))
     reference = Gaussian(np.zeros(8), np.eye(8))
@@ -127,9 +88,9 @@ def test_standard_errors_are_those_of_the_mean() -> None:
     assert found == values.mean() and error == pytest.approx(1 / 64, rel=0.4)
 
 
-def class_command(files: dict[str, Path], work: Path, *more: str) -> argparse.Namespace:
-    sizes = ("--num", "32", "--batch", "32", "--dtype", "float32", "--seeds", "1", "2")
-    rows = ("--rows", *CLASS_ROWS, "--work", str(work))
+def command(files: dict[str, Path], work: Path, *more: str) -> argparse.Namespace:
+    sizes = ("--num", "8", "--batch", "4", "--dtype", "float32", "--seeds", "1", "2")
+    rows = ("--rows", *ROWS, "--work", str(work))
     return parsed(frontier, "frontier", *sizes, *tiny.arguments(files), *rows, *more)
 
 
@@ -138,7 +99,6 @@ def test_the_class_table_resumes_and_measures_only_what_changed(
 ) -> None:
     files, done = tiny.classes(tmp_path), []
     monkeypatch.setattr(frontier, "BASELINE", ("vanilla", 4))
-    monkeypatch.setattr(frontier, "REFERENCE_SEEDS", range(1, 3))
 
     def counted(row: Row, seed: int, *rest: Any) -> Any:
         if len(done) == 6:
@@ -146,17 +106,16 @@ def test_the_class_table_resumes_and_measures_only_what_changed(
         done.append((row.name, seed))
         return frontier_measure.measure(row, seed, *rest)
 
-    options = class_command(files, tmp_path, "--chart", str(tmp_path / "q.png"))
+    options = command(files, tmp_path, "--chart", str(tmp_path / "q.png"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(frontier, "measure", counted)
         options.run(options)
     assert options.run(options) == 0
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if line.startswith("|")]
-    assert len(lines) == 3 + len(CLASS_ROWS) and len({line.count("|") for line in lines}) == 1
-    assert (
-        torch.__version__ in printed and [line.split("|")[6] for line in lines[3:]] == [" 2 "] * 3
-    )
+    assert len(lines) == 3 + len(ROWS) and len({line.count("|") for line in lines}) == 1
+    assert torch.__version__ in printed
+    assert [line.split("|")[6] for line in lines[3:]] == [" 2 "] * 3
     assert (tmp_path / "q.png").read_bytes()[:4] == b"\x89PNG"
     seen: list[str] = []
     monkeypatch.setattr(
@@ -172,32 +131,33 @@ def test_the_class_table_resumes_and_measures_only_what_changed(
 
 
 def test_pictures_follow_from_the_seed_whatever_the_batch(tmp_path: Path) -> None:
-    subject = frontier.subject_of(class_command(tiny.classes(tmp_path), tmp_path, "--spread", "3"))
-    assert subject.settings.spread == 3
+    subject = frontier.subject_of(command(tiny.classes(tmp_path), tmp_path))
+    cases = cases_of(subject.pipeline, range(FIRST_SEED, FIRST_SEED + 6))
     row = Row.parse("head-4-2")
-    found = frontier_measure.measure(row, 1, 16, subject)
-    again = frontier_measure.measure(row, 1, 16, replace(subject, batch_size=5))
-    other = frontier_measure.measure(row, 2, 16, subject)
+    found = frontier_measure.measure(row, 1, cases, subject)
+    again = frontier_measure.measure(row, 1, cases, replace(subject, batch_size=5))
+    other = frontier_measure.measure(row, 2, cases, subject)
     for name in ("features", "surprise"):
         np.testing.assert_allclose(found[name], again[name], atol=1e-3)
         assert not np.allclose(found[name], other[name], atol=1e-3)
     full, short = (
-        subject.cost(Row.parse(n), 0.0, 2 * (torch.zeros(1).long(),)) for n in CLASS_ROWS[:2]
+        subject.cost(Row.parse(name), 0.0, cases[0].conditions)["flops"] for name in ROWS[:2]
     )
-    assert full["flops_head"] == 0 < short["flops_head"] and short["flops"] < full["flops"]
+    assert short < full
 
 
 def test_a_picture_of_unlikely_codes_is_a_surprise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subject = frontier.subject_of(class_command(tiny.classes(tmp_path), tmp_path))
+    subject = frontier.subject_of(command(tiny.classes(tmp_path), tmp_path))
 
     def mostly_code_3(model: Any, features: Any, weights: Any, index_BN: Any) -> torch.Tensor:
         return torch.nn.functional.one_hot(torch.full_like(index_BN, 3), 16) * 4.0
 
     monkeypatch.setattr(frontier_measure, "guided_logits", mostly_code_3)
-    codes_Bhw = torch.tensor([3, 2]).view(2, 1, 1).expand(2, 4, 4)
-    likely, unlikely = frontier_measure.surprise(subject, codes_Bhw, range(2))
+    codes_Bhw = torch.tensor([3, 2]).view(2, 1, 1).expand(2, 16, 16)
+    conditions = (torch.zeros(2).long(),)
+    likely, unlikely = frontier_measure.surprise(subject, codes_Bhw, conditions, range(2))
     assert likely == pytest.approx(np.log(1 + 15 * np.exp(-4)), rel=1e-5)
     assert unlikely - likely == pytest.approx(4, rel=1e-5)
 
@@ -216,52 +176,45 @@ def pipeline(text_files: dict[str, Path]) -> Pipeline:
     return Pipeline.load(text_files["model"], text_files["vq"])
 
 
-def text_command(files: dict[str, Path], work: Path, *more: str) -> argparse.Namespace:
-    sizes = ["--per-task", "1", "--batch", "3", "--dtype", "float32", "--work", str(work)]
-    rows = ["--rows", *ROWS, "--seeds", "1"]
-    return parsed(text_quality, "text-quality", *sizes, *tiny.arguments(files), *rows, *more)
+def share_met(cases: list[Case], scenes: list[Any]) -> float:
+    pairs = zip(cases, scenes, strict=True)
+    return sum(case.is_met(facts_of(scene)) for case, scene in pairs) / len(cases)
 
 
 def test_a_picture_of_the_scene_that_a_prompt_came_from_is_right(pipeline: Pipeline) -> None:
-    cases = text_measure.text_cases(pipeline, 3)
-    own = [facts_of(case.scene) for case in cases]
-    found = text_measure.scores(cases, own)
-    assert found["accuracy"] == 1 and set(found["tasks"]) == set(NUMBERS)
-    assert text_measure.scores(cases, own[1:] + own[:1])["accuracy"] < 0.5
+    cases = cases_of(pipeline, range(40))
+    own = [case.scene for case in cases]
+    assert share_met(cases, own) == 1
+    assert share_met(cases, own[1:] + own[:1]) < 0.3
 
 
 def test_an_edit_is_right_if_it_does_what_was_asked_and_nothing_else(pipeline: Pipeline) -> None:
-    cases = text_measure.edit_cases(pipeline, 2)
-    done = text_measure.scores(cases, [facts_of(case.scene) for case in cases])
-    assert (done["accuracy"], set(done["labels"].values())) == (1, {1.0})
-    sources = []
-    for case in cases:
-        pair = [compose_varied(case.prompt.seed), text_measure.altered(case.prompt.seed)]
-        sources += [facts_of(scene) for scene in pair if scene != case.scene]
-    unchanged = text_measure.scores(cases, sources)
-    assert unchanged["labels"] == {"what was asked for": 0.0, "all else kept": 1.0}
+    cases = edits_of(pipeline, range(8))
+    assert share_met(cases, [case.scene for case in cases]) == 1
+    pairs = [(compose(seed), case.scene) for seed, case in enumerate(cases)]
+    unchanged = [scene if scene != after else altered(n) for n, (scene, after) in enumerate(pairs)]
+    assert share_met(cases, unchanged) == 0
     wanted, unwanted, without_source = cases[0].conditions
-    assert wanted.shape[1] - without_source.shape[1] == 12 * 13 + 2 == unwanted.shape[1] - 6
+    assert wanted.shape[1] - without_source.shape[1] == 16 * 17 + 2 == unwanted.shape[1] - 6
 
 
-def test_the_text_tables_are_printed_and_resumed(
+def test_the_text_table_is_printed_and_resumed(
     text_files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = text_command(text_files, tmp_path, "--chart", str(tmp_path / "q.png"))
+    text = ("--task", "text", "--rows", "vanilla-2", "head-4-2", "reuse-4-2")
+    options = command(text_files, tmp_path, *text)
     assert options.run(options) == 0
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 * (2 + len(ROWS)) and all(task in lines[0] for task in NUMBERS)
-    assert "8 prompts" in printed
+    assert len(lines) == 2 + 4
     before = (tmp_path / "rows.jsonl").read_text()
     assert options.run(options) == 0
     assert capsys.readouterr().out == printed
     assert (tmp_path / "rows.jsonl").read_text() == before
-    edits = ("--task", "edit", "--rows", "vanilla-2", "--cfg", "2.5", "0")
-    options = text_command(text_files, tmp_path, *edits)
+    edits = ("--task", "edit", "--rows", "vanilla-2", "--cfg", "2.5", "0", "--num", "3")
+    options = command(text_files, tmp_path, *edits)
     options.run(options)
-    printed = capsys.readouterr().out
-    assert "all else kept" in printed and "guidance (2.5, 0.0)" in printed
+    assert "guidance (2.5, 0.0)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -269,11 +222,12 @@ def test_the_text_tables_are_printed_and_resumed(
     [
         (("--cfg", "1", "2"), r"--cfg needs 1 numbers"),
         (("--rows", "head-4-9"), "full steps must be between 1 and"),
+        (("--task", "class"), "Use --task class for a class model, text or edit"),
     ],
 )
 def test_bad_options_are_named(
     text_files: dict[str, Path], tmp_path: Path, change: tuple[str, ...], message: str
 ) -> None:
-    options = text_command(text_files, tmp_path, *change)
+    options = command(text_files, tmp_path, "--task", "text", *change)
     with pytest.raises(ValueError, match=message):
         options.run(options)

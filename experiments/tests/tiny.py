@@ -1,19 +1,21 @@
 """Write tiny models with random weights, which fit the scenes and each other.
 
-classes(folder) -> {"model", "head", "vq", "judge"} of the class model: 4x4 codes of 16
-text(folder)    -> the same of the text model: 12x12 codes of 16, with the shipped tokenizer
+classes(folder) -> {"model", "head", "vq", "judge"} of the class model: 16x16 codes of 16
+text(folder)    -> the same of the text model: 16x16 codes of 16, with a tokenizer of its captions
 """
 
 from __future__ import annotations
 
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiments.judges import attributes, reader
+from experiments.judge import reader
+from experiments.training.stages import make_tokenizer
 from shortcut import checkpoint as checkpoints
-from shortcut import shipped
 from shortcut.checkpoint import Checkpoint
 from shortcut.files import Metadata
 from shortcut.models.layers import Bare
@@ -26,7 +28,7 @@ from shortcut.models.maskgit import transformer as maskgit
 from shortcut.models.maskgit import vqgan
 
 MODEL = maskgit.Config(
-    grid=4, width=64, depth=2, num_heads=4, mlp_width=48, num_codes=16, num_classes=16
+    grid=16, width=64, depth=2, num_heads=4, mlp_width=48, num_codes=16, num_classes=24
 )
 HEAD = maskgit_head.Config(model_width=64, width=16, num_blocks=1, num_heads=4, has_time=True)
 _ROPE: dict[str, Any] = {"mlp_width": 48, "rope_theta": 10_000.0, "norm_eps": 1e-5}
@@ -79,19 +81,27 @@ def classes(folder: Path) -> dict[str, Path]:
     checkpoints.save(paths["model"], model())
     checkpoints.save(paths["head"], head(model()))
     checkpoints.save(paths["vq"], checkpoint(vqgan.LAYOUT, VQ, 2))
-    attributes.FILE.save(paths["judge"], attributes.FILE.initialised(0, (8, 8, 8, 16)), {})
+    reader.save(paths["judge"], reader.Reader.initialised(0, (8,) * 5), {})
     return paths
+
+
+@cache
+def tokenizer_folder() -> Path:
+    """Return a folder with a tokenizer of the scenes' words."""
+    folder = Path(tempfile.mkdtemp())
+    make_tokenizer(folder, 1_000)
+    return folder
 
 
 def text(folder: Path) -> dict[str, Path]:
     paths = {n: folder / f"{n}.safetensors" for n in ("model", "head", "vq", "judge")}
-    network = checkpoint(lumina.LAYOUT, TEXT_MODEL, 3, grid=(12, 12))
+    network = checkpoint(lumina.LAYOUT, TEXT_MODEL, 3, grid=(16, 16))
     fits = {"model_fingerprint": network.fingerprint}
     checkpoints.save(paths["model"], network)
-    copy_tokenizer(shipped.TEXT_FOLDER, paths["model"])
+    copy_tokenizer(tokenizer_folder(), paths["model"])
     checkpoints.save(paths["head"], checkpoint(lumina_head.LAYOUT, TEXT_HEAD, 4, **fits))
     checkpoints.save(paths["vq"], checkpoint(vqgan.LAYOUT, VQ, 2))
-    reader.FILE.save(paths["judge"], reader.FILE.initialised(0, (8,) * 5), {})
+    reader.save(paths["judge"], reader.Reader.initialised(0, (8,) * 5), {})
     return paths
 
 

@@ -22,7 +22,6 @@ from ..grid import Grid
 from ..models.architecture import ONE_STEP, Request
 from ..pipeline import Pipeline
 from ..schedule import Settings
-from ..settings import usual_settings
 
 Node = dict[str, Any]
 Graph = dict[str, Node]
@@ -64,8 +63,6 @@ def graph_of(
     """
     full_steps = settings.num_steps if settings.full_steps is None else settings.full_steps
     if not isinstance(full_steps, int) or len(settings.guidance) > 1:
-        return None
-    if settings.spread != usual_settings(pipeline.model_file).spread:
         return None
     if settings.is_one_step and (settings.guidance or settings.temperature != 1):
         return None  # the preset sets them

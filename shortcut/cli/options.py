@@ -138,11 +138,7 @@ def add_how(parser: argparse.ArgumentParser) -> None:
         help="which tokens come first: those the model is surest of; the same, and full passes take unlikely ones back "
         "(corrected); or by a Halton sequence, far from each other",
     )
-    how.add_argument(
-        "--spread",
-        type=int,
-        help="between full passes, keep so many codes away from tokens that the last one did not see; 0 = no",
-    )
+    how.add_argument("--spread", type=int, help="of earlier versions; no effect")
     add_draws(how)
 
 

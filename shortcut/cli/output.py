@@ -130,5 +130,6 @@ def _differing(found: Any, expected: Mapping[str, Any]) -> str:
     if not isinstance(found, Mapping):
         return "it has none of ours"
     names = [n for n in (*expected, *found) if n not in NAMES]
-    wrong = [n for n in dict.fromkeys(names) if found.get(n) != expected.get(n)]
+    # What is off may be missing: settings come and go with versions.
+    wrong = [n for n in dict.fromkeys(names) if (found.get(n) or None) != (expected.get(n) or None)]
     return ", ".join(wrong[:5]) + (" ..." if len(wrong) > 5 else "")

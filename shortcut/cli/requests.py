@@ -27,6 +27,7 @@ from ..models.architecture import ONE_STEP, Architecture, Branches, Request
 from ..pipeline import Pipeline, chosen_settings
 from ..sampler import Trace
 from ..schedule import Settings, plan
+from ..settings import NO_SPREAD
 from . import contents
 from .graph import Graph, graph_of
 from .options import check_taken, fields_given
@@ -214,7 +215,9 @@ def settings_of(
         ValueError: one is out of range, or does not go with another.
     """
     full_steps = None if options.full_steps is None else full_steps_of(options.full_steps)
-    as_typed = ("preset", "steps", "cfg", "cfg_image", "order", "spread")
+    if options.spread:
+        logger.warning("%s.", NO_SPREAD)
+    as_typed = ("preset", "steps", "cfg", "cfg_image", "order")
     as_typed += ("temperature", "choice_temperature", "schedule")
     return chosen_settings(
         pipeline.model_file,

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 
-from experiments.world.canvas import SNOW, Canvas, Colour, mix
-from experiments.world.scene import Point, Thing
+from experiments.scenes.canvas import SNOW, Canvas, Colour, mix
+from experiments.scenes.scene import Point, Thing
 
 _WOOD: Colour = (112, 74, 54)
 _DARK: Colour = (44, 40, 56)

@@ -7,7 +7,7 @@ has to be padded.
 
 Source: Xin et al. 2025 (arXiv 2510.06308), Nie et al. 2025 (arXiv 2502.09992): cross-entropy of masked tokens, here of
 the target's codes alone. Chang et al. 2022, equation 3: share of masked tokens. What a head needs in the last features
-is learned as by the MaskGIT (`training.base`): which codes are known, and positions.
+is learned as by the MaskGIT (`class_model`): which codes are known, and positions.
 
     B  samples    P  prompt tokens    L  image tokens    S  sequence    D  width    V  codebook size
 """
@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,69 +24,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.judges.reader import TRAIN_FOLDER
-from experiments.scenes.prompts import FIRST_PROMPT_SEED
+from experiments.scenes.captions import caption
+from experiments.scenes.edits import altered, instruction
+from experiments.scenes.facts import facts_of, labels_of
+from experiments.scenes.scene import Scene, compose
 from experiments.scenes.tokenizer import END_OF_TEXT_ID, NUM_TEXT_IDS
-from experiments.training.base import RECIPE as BASE_RECIPE
-from experiments.training.base import codes_loss, encode_all
-from experiments.training.pictures import SCENES, Pictures
-from experiments.training.readers import KINDS_WEIGHT, Readers
+from experiments.training.class_model import CONFIG as CLASS_MODEL
+from experiments.training.class_model import OPTIMIZER, RECIPE, codes_loss
+from experiments.training.codes import GRID, load_codes
+from experiments.training.readers import Readers
 from shortcut.grid import Grid
 from shortcut.models.lumina_dimoo.prompts import conditions
 from shortcut.models.lumina_dimoo.transformer import Config, LuminaDiMOO
-from shortcut.models.maskgit.vqgan import VQGAN
 from shortcut.train.cpu import sdpa_float32
-from shortcut.train.fit import MakeOptimizer, Recipe, fit
+from shortcut.train.fit import Recipe, fit
 
 CONFIG = Config(
-    width=192,
-    depth=6,
-    num_heads=3,
-    num_kv_heads=3,
-    mlp_width=512,
+    width=256,
+    depth=7,
+    num_heads=4,
+    num_kv_heads=4,
+    mlp_width=688,
     num_text_ids=NUM_TEXT_IDS,
-    num_codes=512,
+    num_codes=CLASS_MODEL.num_codes,
     rope_theta=10_000.0,
     norm_eps=1e-5,
 )
-GRID = (12, 12)
-EDITS_FOLDER = "text-edits"  # of pictures of the altered scenes 0, 1, 2 ...
+NUM_PICTURES, NUM_EDITS = 13, 3  # of a batch; an edit takes twice the time of a picture
+FIRST_FRESH_WORDING = 40_000_000  # seeds of wordings of captions that are not learned from
 SHARE_UNCONDITIONAL = 0.1  # of samples whose text is dropped, for guidance
 SHARE_WITHOUT_SOURCE = 0.1  # of edits whose source image is dropped, for its guidance
 SHARE_REGION = 0.25  # of pictures with a region to fill, whose other tokens are all known
 SHARE_UNSURE, SHARE_UNKNOWN = 0.1, 0.15  # of prompts with unknown words; of the words in them
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """A part of the training; the next goes on with its averaged network."""
-
-    name: str  # of its checkpoint
-    recipe: Recipe
-    num_pictures: int  # of a batch
-    num_edits: int  # likewise; each takes twice the time of a picture
-    kinds_weight: float = 0.0  # of the loss on the kinds of things
-
-
-# Words and what they stand for come together slowly: more and smaller batches teach more in the same time. So does
-# naming the kinds of things.
-_SMALL = replace(BASE_RECIPE, iterations=3500, seed=1, lr=1e-3, warmup=100)
-STAGES = (
-    Stage(
-        name="text-base",
-        recipe=replace(BASE_RECIPE, iterations=3000),
-        num_pictures=54,
-        num_edits=10,
-    ),
-    Stage(name="text-longer", recipe=_SMALL, num_pictures=27, num_edits=5),
-    Stage(
-        name="text-kinds",
-        recipe=replace(_SMALL, iterations=12000, seed=2),
-        num_pictures=13,
-        num_edits=3,
-        kinds_weight=KINDS_WEIGHT,
-    ),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,27 +65,26 @@ class Batch:
     prompts: list[Tensor]  # (1, P) in lengths of their own
     codes_BL: Tensor
     is_masked_BL: Tensor
-    kind_BL: Tensor  # numbers in `scenes.kinds.KINDS`
+    label_BL: Tensor  # numbers in `facts.LABELS`
 
 
 class _Sample(NamedTuple):
     prompt_1P: Tensor
     codes_L: Tensor
-    scene: Any  # of the codes
+    scene: Scene  # of the codes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """Batches are drawn from it: codes (B, L) of the varied scenes 0, 1, 2 ..., and of the altered ones."""
+    """Batches are drawn from it: codes (B, L) of the scenes 0, 1, 2 ..., and of the altered ones."""
 
     codes: Tensor
     altered: Tensor  # of the first scenes
     tokenizer: Any
     config: Config
     grid: Grid
-    num_pictures: int  # of a batch
-    num_edits: int  # likewise
-    pictures: Pictures = SCENES
+    num_pictures: int = NUM_PICTURES  # of a batch
+    num_edits: int = NUM_EDITS  # likewise
 
     def draw(self, generator: torch.Generator) -> Batch:
         """Draw a batch that follows from the generator alone."""
@@ -130,14 +97,14 @@ class TrainingData:
             with_unknown_words(sample.prompt_1P, self.config, generator) for sample in samples
         ]
         codes_BL = torch.stack([sample.codes_L for sample in samples]).long()
-        kind_BL = torch.stack([self.pictures.labels(sample.scene, self.grid) for sample in samples])
-        return Batch(prompts, codes_BL, draw_masks(has_region_B, self.grid, generator), kind_BL)
+        label_BL = torch.stack([labels_of(sample.scene, self.grid) for sample in samples])
+        return Batch(prompts, codes_BL, draw_masks(has_region_B, self.grid, generator), label_BL)
 
     def _picture(self, rng: random.Random) -> _Sample:
         """Draw a picture behind a caption or behind the unconditional prompt."""
         seed = rng.randrange(len(self.codes))
-        scene = self.pictures.compose(seed)
-        text = self.pictures.caption(scene, rng.randrange(FIRST_PROMPT_SEED))
+        scene = compose(seed)
+        text = caption(scene, rng.randrange(FIRST_FRESH_WORDING))
         wanted, unwanted = conditions(self.tokenizer, self.config, "text_to_image", text)
         prompt_1P = unwanted if rng.random() < SHARE_UNCONDITIONAL else wanted
         return _Sample(prompt_1P, self.codes[seed], scene)
@@ -145,13 +112,11 @@ class TrainingData:
     def _edit(self, rng: random.Random) -> _Sample:
         """Draw a result behind an instruction and its source image, or without one of them."""
         seed = rng.randrange(len(self.altered))
-        scenes = self.pictures.compose(seed), self.pictures.altered(seed)
+        scenes = compose(seed), altered(seed)
         codes = self.codes[seed], self.altered[seed]
         before, after = rng.sample((0, 1), 2)
-        facts = [self.pictures.facts(scene) for scene in scenes]
-        asked = self.pictures.instruction(
-            facts[before], facts[after], rng.randrange(FIRST_PROMPT_SEED)
-        )
+        facts = [facts_of(scene) for scene in scenes]
+        asked = instruction(facts[before], facts[after], rng.randrange(FIRST_FRESH_WORDING))
         source_1YX = codes[before].long().view(1, *self.grid)
         branches = conditions(
             self.tokenizer, self.config, "edit", asked.words.text, sources=[source_1YX]
@@ -214,10 +179,10 @@ def _between(low_B: Tensor, high_B: Tensor, size: int) -> Tensor:
 class Training(nn.Module):
     """The network in training, with readers of its last features, which are not kept."""
 
-    def __init__(self, network: LuminaDiMOO, grid: Grid, num_kinds: int):
+    def __init__(self, network: LuminaDiMOO, grid: Grid):
         super().__init__()
         self.network, self.grid = network, grid
-        self.readers = Readers(network.config.width, grid, num_kinds)
+        self.readers = Readers(network.config.width, grid)
 
     def image_features(self, batch: Batch) -> Tensor:
         """Return the last features (B, L, D) of the image tokens of all samples."""
@@ -232,20 +197,16 @@ class Training(nn.Module):
         return target_BSD[:, view.image_positions(index_L, target_BSD.shape[1])]
 
 
-def loss_of(
-    training: Training, batch: Batch, kinds_weight: float = 0.0
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the cross-entropy of the masked codes and, weighted, of known codes, positions and kinds of things."""
+def loss_of(training: Training, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the cross-entropy of the masked codes and, weighted, of known codes, positions and labels."""
     features_BLD = training.image_features(batch)
     logits_BLV = training.network.code_output(features_BLD)
     loss, figures = codes_loss(logits_BLV, batch.codes_BL, batch.is_masked_BL)
-    read, read_figures = training.readers.loss(features_BLD, batch.kind_BL, kinds_weight)
+    read, read_figures = training.readers.loss(features_BLD, batch.label_BL)
     return loss + read, figures | read_figures
 
 
-def initialised(
-    config: Config, grid: Grid, seed: int, num_kinds: int = SCENES.num_labels
-) -> Training:
+def initialised(config: Config, grid: Grid, seed: int) -> Training:
     """Return a network with normal weights of deviation 0.02; the global random state is left alone."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -253,46 +214,25 @@ def initialised(
         for module in network.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-        return Training(network, grid, num_kinds)
+        return Training(network, grid)
 
 
-def learn(
-    data: TrainingData,
-    recipe: Recipe,
-    checkpoint: Path | None = None,
-    start: Training | None = None,
-    kinds_weight: float = 0.0,
-    make_optimizer: MakeOptimizer | None = None,
-) -> Training:
-    """Train a network on `data`. Returns the averaged network.
-
-    Args:
-        start: network to go on with; None = a new one.
-        kinds_weight: of the loss on the kinds of things.
-        make_optimizer: as of `fit`.
-    """
-    training = start or initialised(data.config, data.grid, recipe.seed, data.pictures.num_labels)
-    loss = partial(loss_of, kinds_weight=kinds_weight)
+def learn(data: TrainingData, recipe: Recipe, checkpoint: Path | None = None) -> Training:
+    """Train a network on `data`. Returns the averaged network."""
+    training = initialised(data.config, data.grid, recipe.seed)
     return fit(
-        training, data.draw, loss, recipe, checkpoint=checkpoint, make_optimizer=make_optimizer
+        training, data.draw, loss_of, recipe, checkpoint=checkpoint, make_optimizer=OPTIMIZER
     )
 
 
-def train(directory: Path, vqgan: VQGAN, tokenizer: Any) -> LuminaDiMOO:
-    """Train on the pictures in `directory`, with checkpoints there. Returns the averaged network."""
-    codes, _ = encode_all(vqgan, directory / TRAIN_FOLDER)
-    altered_codes, _ = encode_all(vqgan, directory / EDITS_FOLDER)
-    training = initialised(CONFIG, GRID, STAGES[0].recipe.seed)
-    for stage in STAGES:
-        data = TrainingData(
-            codes=codes,
-            altered=altered_codes,
-            tokenizer=tokenizer,
-            config=CONFIG,
-            grid=GRID,
-            num_pictures=stage.num_pictures,
-            num_edits=stage.num_edits,
-        )
-        checkpoint = directory / f"{stage.name}.ckpt"
-        training = learn(data, stage.recipe, checkpoint, training.train(), stage.kinds_weight)
-    return training.network
+def train(directory: Path, tokenizer: Any) -> LuminaDiMOO:
+    """Train on the codes of `directory`, with checkpoints there. Returns the averaged network."""
+    data = TrainingData(
+        codes=load_codes(directory, "pictures"),
+        altered=load_codes(directory, "edits"),
+        tokenizer=tokenizer,
+        config=CONFIG,
+        grid=GRID,
+    )
+    recipe = replace(RECIPE, iterations=5300)
+    return learn(data, recipe, directory / "text-model.ckpt").network

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from experiments.world.scene import Point, Scene, Thing
+from experiments.scenes.scene import Point, Scene, Thing
 
 Colour = tuple[int, int, int]
 SUPERSAMPLE = 3
