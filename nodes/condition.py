@@ -37,7 +37,7 @@ class ClassCondition(io.ComfyNode):
             category="shortcut",
             description="Says what the image shall show, as one of the classes that the model was "
             "trained on. The shipped model knows dawn, day, dusk and night with forest, desert, "
-            "snow and coast.",
+            "snow, coast, lake and town.",
             search_aliases=["class", "label", "imagenet", "maskgit", "prompt"],
             inputs=[
                 io.Model.Input(

@@ -1,7 +1,7 @@
 """What stands around each position, by depth-wise convolutions over the grid: of new tokens, and of features.
 
 The heads of the paper find the neighbours of a position by attention alone, which small ones learn slowly, and their
-self-attention takes a good part of their operations. What these parts gain: `experiments ablation`.
+self-attention takes a good part of their operations. What these parts gain: experiments/RESULTS.md.
 
     B  sequences    N  tokens just revealed    L  image tokens, rows x columns    M  image positions asked for
     D  width of the model, or of the head

@@ -93,7 +93,7 @@ def head_config(
     """Return the sizes of a head for a model: the paper's, with two attention heads where the model is small.
 
     Args:
-        num_blocks: None = 1. A second one gained nothing (`experiments ablation`).
+        num_blocks: None = 1. A second one gained nothing (experiments/RESULTS.md).
         bottleneck: the model's width by the head's; None = 2.
         sees_new: False: blind to the tokens just revealed; Lumina-DiMOO only.
         kernel: side of the neighbourhood that `nearby` looks at, in place of self-attention, MaskGIT only;
