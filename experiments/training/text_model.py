@@ -29,8 +29,8 @@ from experiments.scenes.edits import altered, instruction
 from experiments.scenes.facts import facts_of, labels_of
 from experiments.scenes.scene import Scene, compose
 from experiments.scenes.tokenizer import END_OF_TEXT_ID, NUM_TEXT_IDS
-from experiments.training.class_model import CONFIG as CLASS_MODEL
-from experiments.training.class_model import OPTIMIZER, RECIPE, codes_loss
+from experiments.training import class_model
+from experiments.training.class_model import OPTIMIZER, codes_loss
 from experiments.training.codes import GRID, load_codes
 from experiments.training.readers import Readers
 from shortcut.grid import Grid
@@ -46,10 +46,11 @@ CONFIG = Config(
     num_kv_heads=4,
     mlp_width=688,
     num_text_ids=NUM_TEXT_IDS,
-    num_codes=CLASS_MODEL.num_codes,
+    num_codes=class_model.CONFIG.num_codes,
     rope_theta=10_000.0,
     norm_eps=1e-5,
 )
+RECIPE = replace(class_model.RECIPE, iterations=5300)
 NUM_PICTURES, NUM_EDITS = 13, 3  # of a batch; an edit takes twice the time of a picture
 FIRST_FRESH_WORDING = 40_000_000  # seeds of wordings of captions that are not learned from
 SHARE_UNCONDITIONAL = 0.1  # of samples whose text is dropped, for guidance
@@ -234,5 +235,4 @@ def train(directory: Path, tokenizer: Any) -> LuminaDiMOO:
         config=CONFIG,
         grid=GRID,
     )
-    recipe = replace(RECIPE, iterations=5300)
-    return learn(data, recipe, directory / "text-model.ckpt").network
+    return learn(data, RECIPE, directory / "text-model.ckpt").network
