@@ -523,7 +523,7 @@ def test_an_image_of_a_size_that_the_model_does_not_make_is_refused(model, laten
 
 
 def test_an_empty_latent_of_another_size_gets_the_only_one_and_the_node_says_so(model, caplog):
-    """As a workflow has it that was saved with a model of another size under the same name."""
+    """A workflow has one that was saved with a model of another size under the same name."""
     found = run(model, empty(2, side=2 * GRID))
     assert torch.equal(found["samples"], run(model, empty(2))["samples"])
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]

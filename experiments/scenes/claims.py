@@ -25,7 +25,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a picture shows."""
+    """Hold what a picture shows."""
 
     time: str
     place: str

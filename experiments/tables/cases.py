@@ -1,4 +1,4 @@
-"""What pictures are asked for in tables, and what each must show: classes, captions or edits of fresh scenes.
+"""Ask for pictures in tables and say what each must show: classes, captions or edits of fresh scenes.
 
 P  prompt tokens
 """

@@ -169,7 +169,7 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.chart:
         panels: list[Panel] = [
-            ("distance in codes (lower is better)", lambda row: _range(row.distance)),
+            ("distance (lower is better)", lambda row: _range(row.distance)),
             ("surprise minus vanilla 32 (lower is better)", lambda row: _range(row.surprise)),
         ]
         draw_chart(options.chart, [row for row in found if row.num_steps], panels)

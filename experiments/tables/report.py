@@ -26,7 +26,7 @@ Panel = tuple[str, Callable[[Any], Sequence[float]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a row of a table takes for one image; subclasses add measures of quality."""
+    """Hold what a row of a table takes for one image; subclasses add measures of quality."""
 
     kind: str  # vq | vanilla | an accelerator
     num_steps: int  # 0: a reference, nothing was sampled
