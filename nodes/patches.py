@@ -15,7 +15,7 @@ from .host import COMPILE
 PATCHES = ("patches", "patches_replace", "wrappers", "callbacks")
 UNHEARD = ("on_prepare_state", "on_apply_hooks", "on_register_all_hook_patches")
 HEEDED = ("diffusion_model.", "latent_format")
-COMPANIONS = ("disable_cfg1_optimization", COMPILE)
+COMPANIONS = ("disable_cfg1_optimization", "multigpu_options", COMPILE)
 # Patches that ComfyUI's own modules make, by the nodes that ask for them.
 LABELS = {
     "context_handler": "Context Windows",
@@ -24,7 +24,6 @@ LABELS = {
     "diffusion_model": "torch.compile",
     "manual_cast_dtype": "ModelComputeDtype",
     "model_sampling": "ModelSampling",
-    "multigpu_clones": "MultiGPU CFG Split",
     "rope_options": "ScaleROPE",
 }
 SAID: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()  # model -> names that the log has

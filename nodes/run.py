@@ -5,6 +5,7 @@ B  images    L  image tokens
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,10 +22,11 @@ from ..shortcut.memory import images_that_fit
 from ..shortcut.models.architecture import Branches, Conditioning, Grid
 from ..shortcut.pipeline import check_head
 from ..shortcut.schedule import Settings, plan
+from ..shortcut.split import Copy
 from .accelerate import Accelerated
 from .host import NodeText, advice_on_memory
 from .latents import codes_of, editable_of, in_pixels, indices_of, of_size, samples_of
-from .native import fitted_head, head_of, model_of
+from .native import copies_of, fitted_head, head_of, model_of
 from .progress import StepReport
 from .timing import SEEN, Seen, Speed, Work, speed_of
 
@@ -171,14 +173,20 @@ def run(job: Job, text: NodeText, node: str, **progress: Any) -> tuple[Result, S
         line = f"memory holds {at_once} of {num_images} images at a time: they are made in parts"
         text.keep([line])
         logging.info("%s: %s", node, line)
-    loaded = [job.model] if head is None else [job.model, head]
+    copies = copies_of(job.model)
+    if copies and len(conditions) == 1:
+        text.keep(["one device does all: without cfg there is one guidance branch"])
+    loaded = [job.model, *copies] if head is None else [job.model, head, *copies]
     mm.load_models_gpu(loaded, memory_required=needed)
     is_sequential = len(conditions) > 1 and job.model.get_free_memory(device) < needed
     if is_sequential:
         logging.info("%s: memory is short, one guidance branch at a time", node)
     colours_V3 = job.model.get_model_object("latent_format").colours_V3
     report = StepReport(job.num_steps, job.grid, colours_V3, device, text, **progress)
-    with masked_model.running(job.model), advice_on_memory(MEMORY_ADVICE):
+    with contextlib.ExitStack() as stack:
+        for patcher in (job.model, *copies):
+            stack.enter_context(model_of(patcher).running(patcher))
+        stack.enter_context(advice_on_memory(MEMORY_ADVICE))
         result = generate(
             masked_model.network.on_grid(*job.grid, is_sequential=is_sequential),
             conditions,
@@ -187,6 +195,9 @@ def run(job: Job, text: NodeText, node: str, **progress: Any) -> tuple[Result, S
             accelerator=job.accelerated.make,
             images_at_once=at_once,
             device=device,
+            copies=[
+                Copy(model_of(copy).network.on_grid(*job.grid), copy.load_device) for copy in copies
+            ],
             on_step=report,
             **job.start,
         )

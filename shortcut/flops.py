@@ -97,7 +97,7 @@ def count_flops(
     codes_BL = _ids(num_images, num_tokens)
     name = accelerator or (HEAD if head is not None else None)
     make = None if name is None else named(name, head and _on_meta(head))
-    made = make and make(model, conditions)
+    made = None if make is None else make(model, conditions)
     given, kept = (codes_BL, codes_BL.bool(), conditions, steps[0]), None
     with _Elements() as written_by_full, FlopCounterMode(display=False) as counter:
         if made is not None and made.keeps:

@@ -22,6 +22,7 @@ from .one_step import OneStepStudent
 from .orders import BY_NAME
 from .sampler import Trace, sample
 from .schedule import SamplerRules, Settings, Step, plan
+from .split import Copy, Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ def generate(
     denoise: float = 1.0,
     images_at_once: int = MAX_IMAGES,
     device: torch.device | str = "cpu",
+    copies: Sequence[Copy] = (),
     on_step: Callable[[Trace], None] | None = None,
 ) -> Result:
     """Make the codes of a batch of images.
@@ -63,6 +65,7 @@ def generate(
         is_editable_BL: True where tokens may be made anew; None = everywhere.
         denoise: share of the editable tokens that is made anew, picked at random by the seed, in (0, 1].
         images_at_once: the most images in a pass; more are made one group after the other, and come out the same.
+        copies: of the model on other devices, which take guidance branches over.
         on_step: hook of the sampler; images are handled in groups of equal numbers of tokens to make.
 
     Raises:
@@ -92,8 +95,9 @@ def generate(
             )
             denoiser = Denoiser(student, group_conditions)
         else:
-            made = accelerator and accelerator(model, group_conditions)
-            denoiser = Denoiser(model, group_conditions, made)
+            passes = Split(model, torch.device(device), copies) if copies else model
+            made = None if accelerator is None else accelerator(model, group_conditions, passes)
+            denoiser = Denoiser(passes, group_conditions, made)
         check_whole(
             "steps x tokens x images", num_draws(steps) * num_tokens * len(rows), 0, MAX_DRAWS
         )

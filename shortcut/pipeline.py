@@ -45,6 +45,7 @@ from .models.architecture import (
 from .sampler import Trace
 from .schedule import Settings
 from .settings import chosen_settings
+from .split import Copy
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Pipeline:
     head: HeadNetwork | None = None
     device: torch.device
     is_sequential: bool = False  # one guidance branch at a time
+    copies: tuple[tuple[ModelNetwork, torch.device], ...] = ()  # of the model, on other devices
     accelerator_name: str | None = None  # one of `accelerators.choice.NAMES`; None = vanilla
 
     @classmethod
@@ -76,6 +78,7 @@ class Pipeline:
         device: str = "cpu",
         dtype: torch.dtype | None = None,
         is_sequential: bool = False,
+        more_devices: Sequence[str] = (),
         accelerator: str | None = None,
     ) -> Pipeline:
         """Load files and check that they fit each other.
@@ -86,16 +89,18 @@ class Pipeline:
             head: None = none, or the shipped one.
             device: "cuda" is the process's own device under torchrun.
             dtype: of model and head; None = float32, or the file's own type where float32 would take over 8 GB.
+            more_devices: each holds the model too and takes guidance branches over: those behind the first.
             accelerator: what answers steps that are not full passes, one of `accelerators.choice.NAMES`; None = the
                 head, if there is one.
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: a file is damaged or unknown, two do not fit each other, or there is no such device.
+            ValueError: a file is damaged or unknown, two do not fit each other, or there is no such device, or it is
+                named twice.
         """
         if (files := shipped.files_of(str(model))) is not None:
             model, vq, head = files["model"], vq or files["vq"], head or files["head"]
-        found_device = checked_device(device)
+        found_device, *others = checked_devices((device, *more_devices))
         model_file = checkpoints.load(model, kind="model")
         assert model_file.path is not None
         vq_file = checkpoints.load(vq or model_file.folder, kind="vq")
@@ -117,6 +122,13 @@ class Pipeline:
             head=head_file and cast(HeadNetwork, build(head_file, dtype=dtype)),
             device=found_device,
             is_sequential=is_sequential,
+            copies=tuple(
+                (
+                    cast(ModelNetwork, checkpoints.build(model_file, dtype=dtype, device=other)),
+                    other,
+                )
+                for other in others
+            ),
         )
         return pipeline if accelerator is None else pipeline.with_accelerator(accelerator)
 
@@ -229,6 +241,11 @@ class Pipeline:
             return model.activation_bytes(num_images, lengths) + kept
 
         at_once = images_at_once(needed, len(image_indices), self.device)
+        if (num_idle := len(self.copies) + 1 - len(conditions)) > 0:
+            logger.warning(
+                "%d of the devices stay idle: the run has %d guidance branches, and a branch takes one.",
+                *(num_idle, len(conditions)),
+            )
         with advice_on_memory():
             return generate(
                 model,
@@ -244,6 +261,10 @@ class Pipeline:
                 denoise=denoise,
                 images_at_once=at_once,
                 device=self.device,
+                copies=[
+                    Copy(copy.on_grid(*grid, is_sequential=self.is_sequential), device)
+                    for copy, device in self.copies
+                ],
                 on_step=on_step,
             )
 
@@ -326,6 +347,20 @@ def _differing(head: Checkpoint, model: Checkpoint) -> str | None:
         if mine != its and not (is_ours and name == "num_heads"):
             return name
     return None
+
+
+def checked_devices(names: Sequence[str]) -> list[torch.device]:
+    """Return the devices of these names. Raises ValueError as `checked_device`, and if two are the same."""
+    devices: list[torch.device] = []
+    for name in names:
+        device = torch.empty(0, device=checked_device(name)).device  # "cuda" with its number
+        if device in devices:
+            raise ValueError(
+                f"device {name!r} is named twice: every copy of the model takes a device of its own. Name others, such "
+                "as --device cuda:0 --more-devices cuda:1."
+            )
+        devices.append(device)
+    return devices
 
 
 def checked_device(name: str) -> torch.device:

@@ -204,6 +204,15 @@ class Patcher:
         self.object_patches: dict[str, Any] = {}
         self.callbacks: dict[str, Any] = {}
         self.wrappers: dict[str, Any] = {}
+        self.additional_models: dict[str, list[Any]] = {}
+
+    def set_additional_models(self, key: str, models: list[Any]) -> None:
+        self.additional_models[key] = models
+
+    def get_additional_models_with_key(self, key: str) -> list[Any]:
+        return self.additional_models.get(key, [])
+
+    def match_multigpu_clones(self) -> None: ...
 
     def is_dynamic(self) -> bool:
         return False

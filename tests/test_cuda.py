@@ -80,11 +80,12 @@ def test_features_logits_and_predictions_are_those_of_a_cpu(name: str):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_seed_gives_the_pictures_of_a_cpu_but_for_rounding(name: str):
-    codes = {device: case(name, device).run().codes_BL.cpu() for device in ("cpu", "cuda")}
+    made = {device: case(name, device) for device in ("cpu", "cuda")}
+    codes = {device: made[device].run().codes_BL.cpu() for device in made}
     assert (codes["cpu"] == codes["cuda"]).float().mean() > 0.9
     pixels = [
-        case(name, d).pipeline.vq.decode(codes["cpu"].to(d).unflatten(1, (12, 12))).cpu()
-        for d in codes
+        made[d].pipeline.vq.decode(codes["cpu"].to(d).unflatten(1, made[d].grid)).cpu()
+        for d in made
     ]
     torch.testing.assert_close(*pixels, atol=2e-3, rtol=0)
 
@@ -104,6 +105,17 @@ def test_an_image_does_not_depend_on_its_batch():
     together = made.run().codes_BL
     alone = torch.cat([made.run([image]).codes_BL for image in range(NUM_IMAGES)])
     assert (alone == together).float().mean() > 0.9  # kernels round by the size of the batch
+
+
+@pytest.mark.parametrize("accelerator", ["head", "partial"])
+def test_a_guidance_branch_on_another_device_changes_the_picture_by_rounding_alone(
+    accelerator: str,
+):
+    made = case("scenes text", "cuda")
+    alone = replace(made, pipeline=made.pipeline.with_accelerator(accelerator))
+    copies = ((case("scenes text", "cpu").pipeline.model, torch.device("cpu")),)
+    shared = replace(alone, pipeline=replace(alone.pipeline, copies=copies))
+    assert (shared.run().codes_BL == alone.run().codes_BL).float().mean() > 0.9
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 import builders
@@ -11,7 +10,7 @@ import pytest
 import torch
 from golden_sets import load
 from lumina_sets import head, network
-from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
+from shortcut_pack.shortcut.accelerators.choice import named
 from shortcut_pack.shortcut.denoiser import Revealed
 from shortcut_pack.shortcut.gather import tokens_at
 from shortcut_pack.shortcut.generate import Result, generate
@@ -52,7 +51,7 @@ def run(
     **options: Any,
 ) -> Result:
     places = list(range(len(prompts[0]))) if places is None else places
-    accelerator = partial(ShortcutHead, head("dimoo_sampling_t0_shortcut"))
+    accelerator = named("head", head("dimoo_sampling_t0_shortcut"))
     settings = replace(settings, guidance=settings.guidance[: len(prompts) - 1])
     return generate(
         model,

@@ -42,7 +42,7 @@ from shortcut_pack.nodes import (
 from shortcut_pack.nodes.load import LoadHead, LoadMIGM
 from shortcut_pack.nodes.sample import FlatMaskedSampler
 from shortcut_pack.shortcut import shipped
-from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
+from shortcut_pack.shortcut.accelerators.choice import named
 from shortcut_pack.shortcut.generate import generate
 from shortcut_pack.shortcut.models import maskgit
 from shortcut_pack.shortcut.models.architecture import Request
@@ -418,7 +418,7 @@ def test_the_node_gives_what_the_pipeline_gives(model, head):
         seed=3,
         image_indices=range(2),
         num_tokens=L,
-        accelerator=partial(ShortcutHead, head.model),
+        accelerator=named("head", head.model),
     )
     assert torch.equal(codes(run(model, empty(2), head)), expected.codes_BL)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import builders
@@ -27,7 +26,7 @@ import comfy.utils
 from shortcut_pack.nodes import condition, host, native
 from shortcut_pack.nodes.condition import TextCondition
 from shortcut_pack.nodes.widgets import preset_in_words, settings_of
-from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
+from shortcut_pack.shortcut.accelerators.choice import named
 from shortcut_pack.shortcut.generate import generate
 from shortcut_pack.shortcut.models import lumina_dimoo
 from shortcut_pack.shortcut.models.architecture import Request
@@ -76,7 +75,7 @@ def test_the_node_gives_what_the_pipeline_gives(model, head, conditioner):
         seed=3,
         image_indices=range(2),
         num_tokens=15,
-        accelerator=partial(ShortcutHead, head.model),
+        accelerator=named("head", head.model),
     )
     found = run(model, empty(2), head)
     assert found["samples"].shape == (2, 1, *GRID)

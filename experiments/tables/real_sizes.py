@@ -22,7 +22,7 @@ from torch import Tensor
 from experiments.tables.report import table
 from experiments.tables.rows import hardware_of
 from shortcut import checkpoint as checkpoints
-from shortcut.accelerators.shortcut_head import ShortcutHead
+from shortcut.accelerators.choice import named
 from shortcut.checkpoint import Checkpoint
 from shortcut.flops import count_flops
 from shortcut.generate import generate
@@ -132,7 +132,7 @@ def measure(
             seed=0,
             image_indices=range(batch_size),
             num_tokens=num_tokens,
-            accelerator=None if settings.full_steps is None else partial(ShortcutHead, head),
+            accelerator=None if settings.full_steps is None else named("head", head),
             device=device,
         ).seconds
 

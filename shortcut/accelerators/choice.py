@@ -7,10 +7,10 @@ from functools import partial
 
 import torch
 
-from ..denoiser import Accelerator, Conditions, PartialModel
+from ..denoiser import Accelerator, Conditions, MaskedImageModel, PartialModel
 from ..models.architecture import GridModel, HeadNetwork
 from . import MakeAccelerator, ml_cache
-from .partial import Partial
+from .partial import Partial, checked
 from .reuse import Reuse
 from .shortcut_head import ShortcutHead
 from .taylor import Taylor
@@ -76,9 +76,14 @@ def _kept_dtype(name: str) -> torch.dtype | None:
 
 
 def _made(
-    name: str, head: HeadNetwork | None, model: GridModel, conditions: Sequence[Conditions]
+    name: str,
+    head: HeadNetwork | None,
+    model: GridModel,
+    conditions: Sequence[Conditions],
+    passes: MaskedImageModel | None = None,
+    /,
 ) -> Accelerator:
-    """Make the accelerator of a run."""
+    """Make the accelerator of a run, as `MakeAccelerator`."""
     kind, *options = name.removesuffix(FLOAT8).split("+")
     asked = None if head is None else ShortcutHead(head, model, conditions)
     if asked is not None and kind == HEAD:
@@ -88,10 +93,12 @@ def _made(
     if kind == "taylor":
         return Taylor()
     kept_dtype = _kept_dtype(name)
+    partial_model = checked(model)
+    makes_passes = partial_model if passes is None else passes
     if kind == ML_CACHE:
-        return ml_cache.MLCache(model, conditions, kept_dtype=kept_dtype)
+        return ml_cache.MLCache(makes_passes, conditions, kept_dtype=kept_dtype)
     return Partial(
-        model,
+        makes_passes,
         conditions,
         where=asked,
         with_neighbours="neighbours" in options,

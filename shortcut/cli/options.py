@@ -182,6 +182,12 @@ def add_where(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("where")
     add_device(where)
     where.add_argument(
+        "--more-devices",
+        nargs="+",
+        metavar="DEVICE",
+        help="hold the model too, and run guidance branches side by side: cuda:1",
+    )
+    where.add_argument(
         "--json",
         action="store_true",
         help="one JSON line last: seconds, steps, FLOPs, seeds; with --prompts: what was made and what failed",
@@ -203,7 +209,7 @@ def check_no_text(options: argparse.Namespace) -> None:
 def check_effect(options: argparse.Namespace, names: Collection[str], what: str) -> None:
     """Raise ValueError for an option that was given and is not among `names`, those that have an effect with `what`."""
     parser = argparse.ArgumentParser(add_help=False)
-    for add in (add_files, add_what, add_how, add_text):
+    for add in (add_files, add_what, add_how, add_text, add_where):
         add(parser)
     for action in parser._actions:
         if action.dest not in names and getattr(options, action.dest) != action.default:

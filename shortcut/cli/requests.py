@@ -96,6 +96,7 @@ def load_pipeline(options: argparse.Namespace) -> Pipeline:
         device=options.device,
         dtype=None if options.dtype is None else getattr(torch, options.dtype),
         is_sequential=options.sequential,
+        more_devices=options.more_devices or (),
         accelerator=options.accelerator,
     )
 
