@@ -116,6 +116,11 @@ def job_of(
         accelerated = replace(accelerated, head=fitted_head(accelerated.head, checkpoint))
         if doubt := check_head(head_of(accelerated.head)[1], checkpoint):
             logging.warning(doubt)
+        if accelerated.head.load_device != model.load_device:
+            raise ValueError(
+                f"MODEL runs on {model.load_device} and the head on {accelerated.head.load_device}, expected one "
+                "device. Take Select Model Device out, or start ComfyUI with --cuda-device."
+            )
     has_mask, samples = "noise_mask" in latent, samples_of(latent, model)
     downscale = model.get_model_object("latent_format").spacial_downscale_ratio
     asked: Grid = (samples.shape[2], samples.shape[3])

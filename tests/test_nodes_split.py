@@ -60,6 +60,12 @@ def test_without_cfg_the_node_says_that_the_copy_is_idle(model, copied, monkeypa
     assert "one device" not in shown[-1]
 
 
+def test_a_model_that_was_put_on_another_device_than_the_head_is_refused(model, head):
+    head.load_device = torch.device("cuda", 1)
+    with pytest.raises(ValueError, match=r"MODEL runs on cpu and the head on cuda:1.*Select Model"):
+        run(model, head=head)
+
+
 @pytest.mark.skipif(not COMFY_DIR, reason="COMFY_DIR names no ComfyUI folder")
 def test_comfyuis_own_copies_have_the_patches_of_the_model(files):
     put(files)
