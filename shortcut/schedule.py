@@ -48,6 +48,8 @@ class Settings:
     full_steps: int | tuple[int, ...] | None = (
         None  # how many are full passes, or which; None = all
     )
+    # How much closer full passes stand at the beginning, if they are given by number; 1 = evenly.
+    full_power: float = 1.0
     guidance: tuple[float, ...] = (2.8,)  # empty = no guidance branch at all
     guidance_ramp: bool = (
         True  # True: rises evenly from 0 in the first step to `guidance` in the last
@@ -72,6 +74,7 @@ class Settings:
             )
         if self.order not in ORDERS:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {shown(self.order)}.")
+        check_number("full power", self.full_power, 1, MAX_FULL_POWER)
         for name, value in (
             ("temperature", self.temperature),
             *(("cfg", g) for g in self.guidance),
@@ -95,7 +98,8 @@ class Settings:
             return frozenset(range(num_steps))
         if isinstance(self.full_steps, int):
             limit = num_steps if num_steps < self.num_steps else self.full_steps
-            return frozenset(full_step_indices(num_steps, min(self.full_steps, limit)))
+            num_full = min(self.full_steps, limit)
+            return frozenset(full_step_indices(num_steps, num_full, self.full_power))
         if 0 not in self.full_steps or not all(0 <= i < self.num_steps for i in self.full_steps):
             raise ValueError(
                 f"the list of full steps must contain 0 and stay below steps ({self.num_steps}), "
@@ -115,6 +119,7 @@ class SamplerRules:
     )
 
 
+MAX_FULL_POWER = 8.0
 # Share of the tokens per step at r = 1 .. 0, before normalisation.
 # Source: llvictorll/Maskgit-pytorch Trainer/vit.py adap_sche.
 SHARES: dict[str, Callable[[float], float]] = {
@@ -252,12 +257,12 @@ def float32(number: float) -> float:
     return struct.unpack("f", struct.pack("f", number))[0]
 
 
-def full_step_indices(num_steps: int, num_full: int) -> list[int]:
-    """Return the steps that are full passes: step 0, then `num_full - 1` more, evenly spread.
+def full_step_indices(num_steps: int, num_full: int, power: float = 1.0) -> list[int]:
+    """Return the steps that are full passes: step 0, then `num_full - 1` more.
 
     Source: MIGM-Shortcut Trainer/vit.py sample_shortcut: step k is
     max(previous + 1, round(num_steps * (k / num_full))), rounding halves to even.
-    Differs: `num_full` = 1 is step 0 alone.
+    Differs: `num_full` = 1 is step 0 alone; a power of k / num_full above 1 brings them closer to the beginning.
 
     Raises:
         ValueError: `num_full` outside 1 .. `num_steps`.
@@ -268,7 +273,7 @@ def full_step_indices(num_steps: int, num_full: int) -> list[int]:
         )
     indices = [0]
     for k in range(1, num_full):
-        indices.append(max(indices[-1] + 1, round(num_steps * (k / num_full))))
+        indices.append(max(indices[-1] + 1, round(num_steps * (k / num_full) ** power)))
     return indices
 
 

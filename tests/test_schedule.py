@@ -270,6 +270,20 @@ def test_full_steps_are_exactly_as_many_as_asked_for():
             assert indices[-1] < num_steps
 
 
+def test_a_power_brings_full_steps_to_the_beginning_and_keeps_their_number():
+    assert full_step_indices(32, 8, 1.4) == [0, 2, 5, 8, 12, 17, 21, 27]
+    for num_steps in range(1, 65):
+        for num_full in range(1, num_steps + 1):
+            even, early = (full_step_indices(num_steps, num_full, power) for power in (1, 1.4))
+            assert len(set(early)) == num_full
+            assert all(e <= o for e, o in zip(early, even, strict=True))
+    settings = Settings(num_steps=32, full_steps=8, full_power=1.4)
+    assert sorted(settings.full_indices(32)) == full_step_indices(32, 8, 1.4)
+    assert replace(settings, full_steps=(0, 9)).full_indices(32) == {0, 9}
+    with pytest.raises(ValueError, match="full power must be"):
+        replace(settings, full_power=0.5).check()
+
+
 def test_plan_counts_down_to_zero():
     steps = plan(Settings(num_steps=8, full_steps=3), 30, 36)
     assert [s.index for s in steps] == list(range(8))

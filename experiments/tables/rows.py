@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KINDS = {"vq": 0, "vanilla": 1, **dict.fromkeys(NAMES, 2)}  # numbers in a row's name
 ORDERS = ("halton", "corrected")  # of revealing
-EARLY, POWER = "early", 1.4  # full passes that stand closer at the beginning: see `early`
 Figures = dict[str, Any]  # of a row and seed, as JSON; "seconds" is per image
 
 
@@ -48,19 +47,18 @@ class Row:
     kind: str  # one of KINDS
     num_steps: int = 0
     full_steps: int = 0
-    order: str = ""  # one of ORDERS, or EARLY; "" = as the settings have it
+    order: str = ""  # one of ORDERS; "" = as the settings have it
 
     @classmethod
     def parse(cls, name: str) -> Row:
         """Return the row of a name. Raises ValueError for an unknown one."""
         way, _, order = name.partition("@")
         kind, *numbers = re.split(r"-(?=\d)", way)  # an accelerator's name may have a dash
-        is_known = KINDS.get(kind) == len(numbers) and order in ("", *ORDERS, EARLY)
+        is_known = KINDS.get(kind) == len(numbers) and order in ("", *ORDERS)
         if not is_known or not all(number.isdecimal() for number in numbers):
             raise ValueError(
                 f"there is no row {name!r}. Expected vq, vanilla-STEPS or ACCELERATOR-STEPS-FULL, such as "
-                f"head-32-8 or head-32-8@halton. Accelerators: {', '.join(NAMES)}. Behind "
-                f"the @: {', '.join((*ORDERS, EARLY))}."
+                f"head-32-8 or head-32-8@halton. Accelerators: {', '.join(NAMES)}. Orders: {', '.join(ORDERS)}."
             )
         sizes = [int(number) for number in numbers]
         return cls(kind, *(sizes if len(sizes) != 1 else 2 * sizes), order=order)
@@ -70,14 +68,6 @@ class Row:
         """Return the name on the command line."""
         numbers = (self.num_steps, self.full_steps)[: KINDS[self.kind]]
         return "@".join(filter(None, ("-".join(map(str, (self.kind, *numbers))), self.order)))
-
-
-def early(num_steps: int, num_full: int) -> tuple[int, ...]:
-    """Return steps for full passes, as the paper's rule would be with a power: num_steps * (k / num_full) ** POWER."""
-    steps = [0]
-    for k in range(1, num_full):
-        steps.append(max(steps[-1] + 1, round(num_steps * (k / num_full) ** POWER)))
-    return tuple(steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +88,6 @@ class Subject:
         """Return the sampler settings of a row."""
         full_steps = None if row.kind == "vanilla" else row.full_steps
         settings = replace(self.settings, num_steps=row.num_steps, full_steps=full_steps)
-        if row.order == EARLY:
-            return replace(settings, full_steps=early(row.num_steps, row.full_steps))
         return replace(settings, order=row.order) if row.order else settings
 
     def accelerator(self, row: Row) -> MakeAccelerator | None:

@@ -18,7 +18,7 @@ from experiments.scenes.scene import compose
 from experiments.tables import frontier, frontier_measure
 from experiments.tables.cases import FIRST_SEED, Case, cases_of, edits_of
 from experiments.tables.frechet import Gaussian, frechet_distance
-from experiments.tables.rows import Row, early, measured_rows
+from experiments.tables.rows import Row, measured_rows
 from shortcut import Pipeline, checkpoint
 
 ROWS = ("vanilla-4", "head-4-2", "partial+neighbours-4-2@halton")
@@ -58,12 +58,6 @@ def test_a_row_is_known_by_its_name(name: str) -> None:
 def test_a_row_that_does_not_exist_is_named(name: str) -> None:
     with pytest.raises(ValueError, match=f"no row '{name}'"):
         Row.parse(name)
-
-
-def test_early_full_passes_stand_closer_at_the_beginning() -> None:
-    assert early(32, 8) == (0, 2, 5, 8, 12, 17, 21, 27)
-    assert early(8, 8) == tuple(range(8))
-    assert early(16, 1) == (0,)
 
 
 def test_every_row_comes_once_before_the_first_is_finished(tmp_path: Path) -> None:

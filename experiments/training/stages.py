@@ -34,7 +34,7 @@ from shortcut.models.lumina_dimoo.prompts import load_tokenizer
 logger = logging.getLogger(__name__)
 
 TITLE = "Drawn landscapes, 128 x 128"
-DEFAULTS = {"num_steps": 32, "guidance": [2.0], "choice_temperature": 8.0}
+DEFAULTS = {"num_steps": 32, "guidance": [2.0], "choice_temperature": 8.0, "full_power": 1.4}
 TEXT_DEFAULTS = {
     "guidance": [3.0],
     "source_guidance": [2.5, 1.5],
