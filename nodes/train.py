@@ -192,9 +192,10 @@ class SaveHead(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix: str) -> bool | str:
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
         try:
-            folders.checked_name(filename_prefix)
+            if filename_prefix is not None:  # as it is of a link
+                folders.checked_name(filename_prefix)
         except ValueError:  # told before hours of training, in words without what the page escapes
             return (
                 "filename_prefix is no name for a file. Give one such as my_head, without a dot in "

@@ -381,3 +381,8 @@ def test_no_name_leads_out_of_the_folder(model, files, output, name, slash):
         SaveHead.execute(None, name)
     assert not output.exists()
     assert SaveHead.validate_inputs("heads/mine") is True
+
+
+def test_the_name_of_a_file_may_come_from_another_node():
+    """ComfyUI checks a linked input as None, and an error there refuses the whole workflow."""
+    assert SaveHead.validate_inputs(None) is True
