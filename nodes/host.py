@@ -58,6 +58,7 @@ class HostAttention:
 COMPILE = (
     "torch_compile_kwargs"  # of a MODEL: what ComfyUI's TorchCompileModel hands to torch.compile
 )
+MULTIGPU = "multigpu"  # ComfyUI's key of a MODEL's copies
 InOrder = Callable[[torch.nn.ModuleList], Iterable[torch.nn.Module]]  # as of `layers.BaseNetwork`
 
 
@@ -118,6 +119,14 @@ def in_order_of(patcher: Any) -> InOrder:
     """Return what goes through the blocks of a pass of a MODEL."""
     in_order, options = ahead_of_use(patcher), patcher.model_options.get(COMPILE)
     return in_order if options is None else Compiled(in_order, options)
+
+
+def copies_of(patcher: Any) -> list[Any]:
+    """Return the MODEL on other devices, where ComfyUI's MultiGPU CFG Split has put it there, as it is patched now."""
+    if not patcher.get_additional_models_with_key(MULTIGPU):
+        return []
+    patcher.match_multigpu_clones()
+    return patcher.get_additional_models_with_key(MULTIGPU)
 
 
 class NodeText:

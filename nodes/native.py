@@ -40,7 +40,6 @@ from ..shortcut.unwrap import SAVED, metadata_tensor
 from .host import HostAttention, dtypes, in_order_of
 from .latents import check_form, check_type, codes_of
 
-MULTIGPU = "multigpu"  # ComfyUI's key of a MODEL's copies
 MARGIN = 1.25  # of memory estimates, for what an allocator leaves unused and attention needs
 
 
@@ -182,14 +181,6 @@ def model_of(patcher: Any) -> MaskedImageModel:
             "MIGM."
         )
     return patcher.model
-
-
-def copies_of(patcher: Any) -> list[Any]:
-    """Return the MODEL on other devices, where ComfyUI's MultiGPU CFG Split has put it there, as it is patched now."""
-    if not patcher.get_additional_models_with_key(MULTIGPU):
-        return []
-    patcher.match_multigpu_clones()
-    return patcher.get_additional_models_with_key(MULTIGPU)
 
 
 def build_model(

@@ -24,9 +24,9 @@ from ..shortcut.pipeline import check_head
 from ..shortcut.schedule import Settings, plan
 from ..shortcut.split import Copy
 from .accelerate import Accelerated
-from .host import NodeText, advice_on_memory
+from .host import NodeText, advice_on_memory, copies_of
 from .latents import codes_of, editable_of, in_pixels, indices_of, of_size, samples_of
-from .native import copies_of, fitted_head, head_of, model_of
+from .native import fitted_head, head_of, model_of
 from .progress import StepReport
 from .timing import SEEN, Seen, Speed, Work, speed_of
 

@@ -14,12 +14,13 @@ from torch import Tensor
 from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint
 from .denoiser import Canvas, Conditions
+from .devices import advice_on_memory
 from .generate import needed_branches
 from .grid import Grid
 from .memory import check_memory
 from .models.architecture import Branches, Network
 from .models.text_rules import AnswerModel, TextConditioner, TextRules
-from .pipeline import Pipeline, advice_on_memory
+from .pipeline import Pipeline
 from .text import answer, in_parallel
 from .text_schedule import ParallelSettings, TextSettings
 

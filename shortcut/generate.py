@@ -22,7 +22,7 @@ from .one_step import OneStepStudent
 from .orders import BY_NAME
 from .sampler import Trace, sample
 from .schedule import SamplerRules, Settings, Step, plan
-from .split import Copy, Split
+from .split import Copy, split
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +95,9 @@ def generate(
             )
             denoiser = Denoiser(student, group_conditions)
         else:
-            passes = Split(model, torch.device(device), copies) if copies else model
-            made = None if accelerator is None else accelerator(model, group_conditions, passes)
-            denoiser = Denoiser(passes, group_conditions, made)
+            shared = split(model, torch.device(device), copies)
+            made = None if accelerator is None else accelerator(shared, group_conditions)
+            denoiser = Denoiser(shared, group_conditions, made)
         check_whole(
             "steps x tokens x images", num_draws(steps) * num_tokens * len(rows), 0, MAX_DRAWS
         )

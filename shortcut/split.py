@@ -39,7 +39,7 @@ class Share:
     conditions: list[Conditions]
 
 
-class Split(PartialModel):
+class Split(MaskedImageModel):
     """A model whose passes are shared by several devices. Everything else is asked of the first.
 
     Args:
@@ -64,16 +64,6 @@ class Split(PartialModel):
         """Return float32 logits (B, N, V) from the features of the image tokens `index_BN`."""
         return self.first.logits(features_BND, index_BN)
 
-    def sequence_logits(self, features_BSD: Tensor) -> Tensor:
-        """Return float32 logits (B, S, V) at all positions of a branch's sequence."""
-        return cast(PartialModel, self.first).sequence_logits(features_BSD)
-
-    def kept_bytes(
-        self, num_images: int, lengths: Sequence[int], kept_dtype: torch.dtype | None
-    ) -> float:
-        """Return the memory of what a full pass keeps, on all devices together."""
-        return cast(PartialModel, self.first).kept_bytes(num_images, lengths, kept_dtype)
-
     def features(
         self,
         codes_BL: Tensor,
@@ -89,6 +79,41 @@ class Split(PartialModel):
                     share.model.features(share.codes_BL, share.is_masked_BL, share.conditions, step)
                 )
         return self._gathered(found)
+
+    def _shares(
+        self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Conditions]
+    ) -> list[Share]:
+        """Return what each device that has branches is given of a pass."""
+        turns, num_branches = len(self.parts), len(conditions)
+        return [
+            Share(
+                cast(PartialModel, part.model),
+                branches := slice(first, num_branches, turns),
+                codes_BL.to(part.device),
+                is_masked_BL.to(part.device),
+                [condition.to(part.device) for condition in conditions[branches]],
+            )
+            for first, part in enumerate(self.parts[:num_branches])
+        ]
+
+    def _gathered(self, found: Sequence[Features]) -> Features:
+        """Return the features of all branches, in their order, on the run's device."""
+        device, turns, num_branches = self.parts[0].device, len(self.parts), sum(map(len, found))
+        return tuple(found[b % turns][b // turns].to(device) for b in range(num_branches))
+
+
+class PartialSplit(Split, PartialModel):
+    """A split model that makes partial passes too."""
+
+    def sequence_logits(self, features_BSD: Tensor) -> Tensor:
+        """Return float32 logits (B, S, V) at all positions of a branch's sequence."""
+        return cast(PartialModel, self.first).sequence_logits(features_BSD)
+
+    def kept_bytes(
+        self, num_images: int, lengths: Sequence[int], kept_dtype: torch.dtype | None
+    ) -> float:
+        """Return the memory of what a full pass keeps, on all devices together."""
+        return cast(PartialModel, self.first).kept_bytes(num_images, lengths, kept_dtype)
 
     def kept_features(
         self,
@@ -132,23 +157,16 @@ class Split(PartialModel):
                 )
         return self._gathered(found)
 
-    def _shares(
-        self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Conditions]
-    ) -> list[Share]:
-        """Return what each device that has branches is given of a pass."""
-        turns, num_branches = len(self.parts), len(conditions)
-        return [
-            Share(
-                cast(PartialModel, part.model),
-                branches := slice(first, num_branches, turns),
-                codes_BL.to(part.device),
-                is_masked_BL.to(part.device),
-                [condition.to(part.device) for condition in conditions[branches]],
-            )
-            for first, part in enumerate(self.parts[:num_branches])
-        ]
 
-    def _gathered(self, found: Sequence[Features]) -> Features:
-        """Return the features of all branches, in their order, on the run's device."""
-        device, turns, num_branches = self.parts[0].device, len(self.parts), sum(map(len, found))
-        return tuple(found[b % turns][b // turns].to(device) for b in range(num_branches))
+def split(
+    model: MaskedImageModel, device: torch.device, copies: Sequence[Copy]
+) -> MaskedImageModel:
+    """Return a model whose passes are shared with its `copies`, as `Split`; without any, the model itself."""
+    if not copies:
+        return model
+    return (PartialSplit if isinstance(model, PartialModel) else Split)(model, device, copies)
+
+
+def unsplit(model: MaskedImageModel) -> MaskedImageModel:
+    """Return the model on the run's device, which heads ask for embeddings."""
+    return model.first if isinstance(model, Split) else model

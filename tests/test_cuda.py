@@ -13,11 +13,12 @@ from fakes import logits_of
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import shipped
 from shortcut_pack.shortcut.denoiser import Denoiser
+from shortcut_pack.shortcut.devices import advice_on_memory
 from shortcut_pack.shortcut.generate import Result, num_draws
 from shortcut_pack.shortcut.grid import usual_grid
 from shortcut_pack.shortcut.models.architecture import Branches, GridModel, Request
 from shortcut_pack.shortcut.noise import Noise
-from shortcut_pack.shortcut.pipeline import Pipeline, advice_on_memory, conditioner_of
+from shortcut_pack.shortcut.pipeline import Pipeline, conditioner_of
 from shortcut_pack.shortcut.sampler import Trace, sample
 from shortcut_pack.shortcut.schedule import Settings, plan
 from shortcut_pack.shortcut.settings import usual_settings

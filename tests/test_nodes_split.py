@@ -10,7 +10,7 @@ import torch
 from comfy_stubs import COMFY_DIR
 
 comfy_stubs.install()
-from shortcut_pack.nodes import host, native, patches
+from shortcut_pack.nodes import host, patches
 from shortcut_pack.nodes.accelerate import Accelerator
 from shortcut_pack.nodes.load import LoadMIGM
 from text_nodes import build, conditioner, files, head, model, put, run  # noqa: F401 - fixtures
@@ -22,7 +22,7 @@ def copied(model, conditioner):
     if COMFY_DIR and not hasattr(model, "deepclone_multigpu"):
         pytest.skip("this ComfyUI has no MultiGPU CFG Split")
     with_copy, copy = build(conditioner), build(conditioner)
-    with_copy.set_additional_models(native.MULTIGPU, [copy])
+    with_copy.set_additional_models(host.MULTIGPU, [copy])
     with_copy.model_options["multigpu_options"] = {torch.device("cpu"): {"relative_speed": 1.0}}
     return with_copy, copy
 
@@ -69,7 +69,7 @@ def test_comfyuis_own_copies_have_the_patches_of_the_model(files):
     copy = found.deepclone_multigpu(new_load_device=torch.device("cpu"))
     copy.is_multigpu_base_clone = True
     with_copy = found.clone()
-    with_copy.set_additional_models(native.MULTIGPU, [copy])
+    with_copy.set_additional_models(host.MULTIGPU, [copy])
     key = "diffusion_model.blocks.0.query.weight"
     shape, generator = found.model.state_dict()[key].shape, torch.Generator().manual_seed(1)
     patch = {key: ("diff", (torch.randn(shape, generator=generator),))}

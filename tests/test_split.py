@@ -15,7 +15,7 @@ from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.accelerators.choice import named
 from shortcut_pack.shortcut.generate import Result, generate
 from shortcut_pack.shortcut.models.maskgit import ARCHITECTURE as MASKGIT
-from shortcut_pack.shortcut.split import Copy, Split
+from shortcut_pack.shortcut.split import Copy, split
 from test_partial import CASES, WAYS, conditions_of, head_of, model_of, settings_of
 from third_architecture.transformer import OnGrid
 
@@ -83,7 +83,7 @@ def test_an_architecture_without_partial_passes_is_refused_as_on_one_device():
     network: Any = None
     model: Any = OnGrid(network, 4, 4)
     with pytest.raises(ValueError, match="makes no partial passes"):
-        named("partial", None)(model, (), Split(model, CPU, []))
+        named("partial", None)(split(model, CPU, [Copy(model, CPU)]), ())
 
 
 def test_a_pipeline_shares_its_branches_and_says_who_is_idle(caplog: pytest.LogCaptureFixture):

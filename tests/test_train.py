@@ -11,8 +11,8 @@ import builders
 import pytest
 import torch
 from shortcut_pack.shortcut import checkpoint as checkpoints
-from shortcut_pack.shortcut.accelerators.choice import named
 from shortcut_pack.shortcut.accelerators.reuse import Reuse
+from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
 from shortcut_pack.shortcut.distributed import ALONE, Ranks
 from shortcut_pack.shortcut.gather import tokens_at
 from shortcut_pack.shortcut.generate import generate
@@ -384,7 +384,7 @@ def used_run(
         seed=seed,
         image_indices=range(2),
         num_tokens=NUM_TOKENS,
-        accelerator=named("head", head),
+        accelerator=lambda model, c: ShortcutHead(head, model, c),
         on_step=recorder,
     )
     return recorder.trajectories()
@@ -436,7 +436,7 @@ def test_the_head_serves_runs_with_few_full_steps(from_full):
         ).codes_BL
 
     wanted = codes(None, None)
-    by_head = codes(3, named("head", head))
+    by_head = codes(3, lambda model, c: ShortcutHead(head, model, c))
     by_reuse = codes(3, lambda model, c: Reuse())
     assert (by_head != wanted).float().mean() < 0.75 * (by_reuse != wanted).float().mean()
 

@@ -24,13 +24,13 @@ from experiments.tables.rows import hardware_of
 from shortcut import checkpoint as checkpoints
 from shortcut.accelerators.choice import named
 from shortcut.checkpoint import Checkpoint
+from shortcut.devices import checked_device
 from shortcut.flops import count_flops
 from shortcut.generate import generate
 from shortcut.models import ARCHITECTURES
 from shortcut.models.architecture import Architecture, Grid, PublishedSize
 from shortcut.models.layers import Bare
 from shortcut.models.layout import Layout
-from shortcut.pipeline import checked_device
 from shortcut.quantized import TARGETS
 from shortcut.schedule import Settings
 

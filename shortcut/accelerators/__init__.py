@@ -2,27 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 from ..denoiser import Accelerator, Conditions, MaskedImageModel
-from ..models.architecture import GridModel
 
-
-class MakeAccelerator(Protocol):
-    """Makes the accelerator of a run."""
-
-    def __call__(
-        self,
-        model: GridModel,
-        conditions: Sequence[Conditions],
-        passes: MaskedImageModel | None = None,
-        /,
-    ) -> Accelerator:
-        """Make it.
-
-        Args:
-            conditions: of the run.
-            passes: makes the passes of the run; None = `model`, which heads ask for embeddings, does so itself.
-        """
-        ...
+# (model, conditions of the run) -> its accelerator
+MakeAccelerator = Callable[[MaskedImageModel, Sequence[Conditions]], Accelerator]

@@ -10,7 +10,7 @@ import torch
 from ..denoiser import Accelerator, Conditions, MaskedImageModel, PartialModel
 from ..models.architecture import GridModel, HeadNetwork
 from . import MakeAccelerator, ml_cache
-from .partial import Partial, checked
+from .partial import Partial
 from .reuse import Reuse
 from .shortcut_head import ShortcutHead
 from .taylor import Taylor
@@ -78,12 +78,10 @@ def _kept_dtype(name: str) -> torch.dtype | None:
 def _made(
     name: str,
     head: HeadNetwork | None,
-    model: GridModel,
+    model: MaskedImageModel,
     conditions: Sequence[Conditions],
-    passes: MaskedImageModel | None = None,
-    /,
 ) -> Accelerator:
-    """Make the accelerator of a run, as `MakeAccelerator`."""
+    """Make the accelerator of a run."""
     kind, *options = name.removesuffix(FLOAT8).split("+")
     asked = None if head is None else ShortcutHead(head, model, conditions)
     if asked is not None and kind == HEAD:
@@ -93,12 +91,10 @@ def _made(
     if kind == "taylor":
         return Taylor()
     kept_dtype = _kept_dtype(name)
-    partial_model = checked(model)
-    makes_passes = partial_model if passes is None else passes
     if kind == ML_CACHE:
-        return ml_cache.MLCache(makes_passes, conditions, kept_dtype=kept_dtype)
+        return ml_cache.MLCache(model, conditions, kept_dtype=kept_dtype)
     return Partial(
-        makes_passes,
+        model,
         conditions,
         where=asked,
         with_neighbours="neighbours" in options,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from ..denoiser import Accelerator, Conditions, Features, MaskedImageModel, Snapshot, Tokens
 from ..models.architecture import HeadNetwork
 from ..schedule import Step
+from ..split import unsplit
 
 
 class ShortcutHead(Accelerator):
@@ -26,7 +27,7 @@ class ShortcutHead(Accelerator):
     def __init__(
         self, head: HeadNetwork, model: MaskedImageModel, conditions: Sequence[Conditions]
     ):
-        self.head, self.model, self.conditions = head, model, conditions
+        self.head, self.model, self.conditions = head, unsplit(model), conditions
 
     def predict(self, step: Step, tokens: Tokens, full: Snapshot, last: Snapshot) -> Features:
         """Return the features of `step`, one tensor for each guidance branch.

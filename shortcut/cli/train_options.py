@@ -15,10 +15,11 @@ import torch
 from .. import checkpoint as checkpoints
 from .. import shipped
 from ..checkpoint import Checkpoint
+from ..devices import checked_device
 from ..grid import Grid
 from ..guard import naming
 from ..models.architecture import ModelNetwork, Request
-from ..pipeline import checked_device, conditioner_of, default_dtype
+from ..pipeline import conditioner_of, default_dtype
 from ..schedule import Settings
 from ..settings import usual_settings
 from ..train.teacher import Teacher, teacher_of
