@@ -16,7 +16,7 @@ from ..shortcut import checkpoint as checkpoints
 from ..shortcut import models, shipped
 from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.containers import INDEX_SUFFIX
-from ..shortcut.files import OUR_SUFFIX, SHARD_PATTERN, parts, read_metadata
+from ..shortcut.files import OUR_SUFFIX, SHARD_PATTERN, find, parts, read_metadata
 from ..shortcut.guard import guarded
 from ..shortcut.models.layout import Kind
 
@@ -129,13 +129,22 @@ def new_head_file(prefix: str) -> Path:
     return Path(folder, f"{name}_{number:05}_.safetensors")
 
 
-def stamp(category: str, name: str, kind: Kind) -> str:
-    """Return a text that changes when the file of a choice, or one in its folder, is replaced, brought or removed."""
+def stamp(category: str, name: str | None, kind: Kind, *, is_beside: bool = False) -> str:
+    """Return a text that changes when the file of a choice, or one in its folder, is replaced, brought or removed.
+
+    Args:
+        name: None = it comes from another node, whose changes ComfyUI sees itself.
+        is_beside: True: the choice is of a model, and what counts is the file of `kind` that lies beside it.
+    """
+    if name is None:
+        return "linked"
     try:
         path = path_of(category, name, kind)
-    except FileNotFoundError:
+        if is_beside and path.is_file() and name not in shipped.CHOICES:
+            path = find(path.parent, models.layouts(kind))
+        files = sorted(path.rglob("*")) if path.is_dir() else parts(path)
+    except (FileNotFoundError, ValueError):  # `execute` says what is wrong
         return "missing"
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
     found = [(file, file.stat()) for file in files if not file.is_dir()]
     return " ".join(f"{file} {status.st_size} {status.st_mtime_ns}" for file, status in found)
 

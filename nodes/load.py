@@ -121,10 +121,14 @@ class LoadMIGM(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: str, vq_name: str, **_: Any) -> str:
-        stamps = [folders.stamp(MODELS, model_name, "model")]
-        if vq_name != AUTO:
-            stamps.append(folders.stamp(MODELS, vq_name, "vq"))
+    def fingerprint_inputs(
+        cls, model_name: str | None, vq_name: str | None, clip_name: str | None = AUTO, **_: Any
+    ) -> str:
+        is_auto = vq_name == AUTO
+        vq = folders.stamp(MODELS, model_name if is_auto else vq_name, "vq", is_beside=is_auto)
+        stamps = [folders.stamp(MODELS, model_name, "model"), vq]
+        if clip_name != AUTO:
+            stamps.append(folders.stamp(clip.FOLDER, clip_name, "model"))
         return " ".join(stamps)
 
     @classmethod
@@ -222,7 +226,7 @@ class LoadHead(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, head_name: str, **_: Any) -> str:
+    def fingerprint_inputs(cls, head_name: str | None, **_: Any) -> str:
         return folders.stamp(HEADS, head_name, "head")
 
     @classmethod

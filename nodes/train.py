@@ -7,6 +7,7 @@ the model's weights stays in it: a weight that was made there and moved outside 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,8 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 from PIL import Image
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ..shortcut import checkpoint as checkpoints
 from ..shortcut.grid import usual_grid
@@ -29,6 +32,7 @@ from ..shortcut.train.chart import loss_chart
 from ..shortcut.train.learn import HeadPlan, learn
 from ..shortcut.train.log import Figures, read_log, time_left
 from ..shortcut.train.teacher import RUNS, Teacher, teacher_of
+from ..shortcut.values import fingerprint
 from . import folders
 from .accelerate import Accelerated
 from .drawing import image_of
@@ -158,6 +162,7 @@ class TrainHead(io.ComfyNode):
                     masked_model.checkpoint,
                     plan,
                     checkpoint=kept,
+                    about=_changes(model),
                     on_iteration=report.on_iteration,
                     on_log=report.on_log,
                 )
@@ -192,9 +197,10 @@ class SaveHead(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix: str) -> bool | str:
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
         try:
-            folders.checked_name(filename_prefix)
+            if filename_prefix is not None:  # as it is of a link
+                folders.checked_name(filename_prefix)
         except ValueError:  # told before hours of training, in words without what the page escapes
             return (
                 "filename_prefix is no name for a file. Give one such as my_head, without a dot in "
@@ -274,6 +280,17 @@ def _requests(model: MaskedImageModel, prompts: str) -> list[Request]:
                 f"{model.checkpoint.name} needs prompts to show what it does. Write some into prompts, one a line."
             ) from error
     return requests
+
+
+def _changes(model: Any) -> dict[str, str]:
+    """Return what tells the weights of a MODEL from those of its file, as LoRA loaders change them; empty = nothing."""
+    found, digest = getattr(model, "patches", {}), hashlib.sha256()
+    for weight, patches in sorted(found.items()):
+        for strength, patch, strength_model, *_ in patches:
+            leaves = tree_leaves(getattr(patch, "weights", patch))
+            tensors = {f"{i}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
+            digest.update(f"{weight} {strength} {strength_model} {fingerprint(tensors)}".encode())
+    return {"changes of weights": digest.hexdigest()[:16]} if found else {}
 
 
 def _plan(

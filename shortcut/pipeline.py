@@ -195,6 +195,7 @@ class Pipeline:
             RuntimeError: the device is out of memory.
         """
         check_whole("num_images", num_images, 1, MAX_IMAGES)
+        settings = {name: value for name, value in settings.items() if value is not None}
         is_faster = settings.get("preset", ONE_STEP) != ONE_STEP or "full_steps" in settings
         self = self.accelerated(accelerator, is_faster=is_faster)
         request = Request(prompt=prompt, label=label, negative=negative)

@@ -111,6 +111,15 @@ def test_each_line_may_have_an_accelerator_of_its_own(run: Run, tmp_path: Path) 
     assert "settings" in run(changed)[2]
 
 
+def test_a_list_of_one_full_step_is_a_list(run: Run, tmp_path: Path) -> None:
+    """It says which step is full, as longer ones do, not how many."""
+    line = {"prompt": "a red house", "accelerator": "reuse"}
+    status, outcome, error = run([{**line, "full_steps": [0]}, {**line, "full_steps": [2]}])
+    assert status == 1 and outcome["made"] == [1]
+    assert inside(tmp_path, "00001.png")["full_steps"] == [0]
+    assert "line 2: the list of full steps must contain 0" in error
+
+
 def test_what_is_finished_is_not_made_again(run: Run, tmp_path: Path) -> None:
     run(THREE)
     made = files(tmp_path)

@@ -259,6 +259,7 @@ def test_two_processes_go_on_where_one_stopped(
         (["--steps", "1"], "at least 2 steps, got [1]"),
         (["--lr", "-1"], "lr must be a number above 0"),
         (["--kl", "-1"], "weight of guided kl in the loss must be a finite number of at least 0"),
+        (["--replay-memory", "inf"], "--replay-memory must be a finite number of at least 0"),
         (["--blocks", "0"], "at least 1 block"),
         (["--autocast", "float16"], "Use bfloat16 or float32"),
         (["--out", "head.pth"], "expected .safetensors"),

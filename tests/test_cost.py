@@ -168,6 +168,17 @@ def test_the_tables(capsys: pytest.CaptureFixture[str]):
     assert "Weights: model 15.13 GB (bfloat16)" in said
 
 
+def test_few_steps_leave_out_presets_with_more_full_passes(capsys: pytest.CaptureFixture[str]):
+    small = ["--width", "64", "--height", "32"]
+    fewest = min(preset.num_full for preset in ARCHITECTURE.presets.values())
+    for steps, expected in ((fewest, ["vanilla", "head"]), (fewest - 1, ["vanilla"])):
+        assert main(["cost", "lumina-dimoo", *small, "--steps", f"{steps}"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        rows = [line.split(" | ") for line in lines if line.startswith(f"| {steps} | ")]
+        rows = [row for row in rows if len(row) == 12]
+        assert [row[2] for row in rows] == expected
+
+
 def test_an_image_of_one_token(capsys: pytest.CaptureFixture[str]):
     assert (
         main(["cost", "lumina-dimoo", "--width", "16", "--height", "16", "--full-steps", "1"]) == 0

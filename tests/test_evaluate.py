@@ -102,6 +102,14 @@ def test_accelerators_without_a_head_have_rows_of_their_own(folder: Path, capsys
     assert all(row["nats"] == row["nats_error"] == 0 for row in rows[3:])  # all steps are full
 
 
+def test_one_image_has_no_standard_error(folder: Path, capsys) -> None:
+    """Strict readers of JSON, such as browsers, refuse a NaN."""
+    assert main(command(folder, "--num", "1", "--full-steps", "2", "--json")) == 0
+    out = capsys.readouterr().out
+    found = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert [row["nats_error"] for row in found["cost"]] == [None] * 3
+
+
 def test_a_head_is_needed(folder: Path, capsys) -> None:
     assert main(["evaluate", "--model", str(folder / "model.safetensors")]) == 1
     assert "give --head FILE" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from comfy_stubs import needs_comfy
 comfy_stubs.install()
 import comfy.model_management as mm
 import comfy.utils
-from shortcut_pack.nodes import folders, native
+from shortcut_pack.nodes import clip, folders, native
 from shortcut_pack.nodes import run as runs
 from shortcut_pack.nodes.load import LoadHead, LoadMIGM
 from shortcut_pack.shortcut import checkpoint as checkpoints
@@ -71,6 +71,33 @@ def test_a_model_in_several_files_is_one_choice(files):
     before = folders.stamp("migm", "Lumina-DiMOO", "model")
     lumina_folder.rewrite_json(folder / "config.json", n_layers=3)
     assert folders.stamp("migm", "Lumina-DiMOO", "model") != before
+
+
+def test_whatever_file_a_loader_reads_is_read_again_once_replaced(files):
+    file = put(files)
+    choice = {"model_name": file.name, "vq_name": "auto", "clip_name": "words.safetensors"}
+    words = files / clip.FOLDER / "words.safetensors"
+    builders.write(words, builders.vq())
+    for replaced in (file, files / "migm" / "vq" / "vq.safetensors", words):
+        before = LoadMIGM.fingerprint_inputs(**choice)
+        assert LoadMIGM.fingerprint_inputs(**choice) == before
+        replaced.touch()
+        assert LoadMIGM.fingerprint_inputs(**choice) != before, replaced
+
+
+def test_a_part_of_a_bare_model_is_read_again_once_replaced(files):
+    lumina_folder.write(files / "migm")
+    index = "model.safetensors.index.json"
+    before = folders.stamp("migm", index, "model")
+    (files / "migm" / lumina_folder.SHARDS[0]).touch()
+    assert folders.stamp("migm", index, "model") != before
+
+
+def test_a_name_from_another_node_does_not_load_a_model_with_every_run():
+    """ComfyUI gives None for it, and takes an error here for a change."""
+    found = LoadMIGM.fingerprint_inputs(model_name=None, vq_name="auto", weight_dtype="default")
+    assert found == LoadMIGM.fingerprint_inputs(None, "auto") == "linked linked"
+    assert LoadHead.fingerprint_inputs(None, weight_dtype="default") == "linked"
 
 
 def test_a_download_in_progress_is_no_choice(files):
@@ -136,7 +163,7 @@ def test_a_file_that_is_not_there_is_asked_for_by_name(files, category, name, wh
     node, kind = {"migm": (LoadMIGM, "model"), "migm_heads": (LoadHead, "head")}[category]
     given = {"model_name": name, "vq_name": "auto"} if kind == "model" else {"head_name": name}
     assert node.validate_inputs(**given) is True, "the page would escape what is said there"
-    assert node.fingerprint_inputs(**given) == "missing"
+    assert {*node.fingerprint_inputs(**given).split()} == {"missing"}
     with pytest.raises(FileNotFoundError) as raised:
         node.execute(**given, weight_dtype="default")
     message = str(raised.value)

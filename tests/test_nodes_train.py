@@ -272,6 +272,25 @@ def test_other_settings_need_another_name(model):
     train_head(model, iterations=7, checkpoint_name="tinier")
 
 
+def test_a_training_goes_on_with_the_lora_that_it_was_begun_with(model):
+    """The MODEL of a LoRA loader is of the same file, and its head another."""
+    weight = "diffusion_model.blocks.0.attention.out.weight"
+
+    def changed(strength, seed):
+        change = torch.randn(32, 32, generator=torch.Generator().manual_seed(seed))
+        model.patches = {weight: [(strength, ("diff", (change,)), 1.0, None, None)]}
+        return model
+
+    head, _ = train_head(changed(0.5, seed=0))
+    assert_equal(weights_of(train_head(changed(0.5, seed=0))[0]), weights_of(head))
+    for strength, seed in ((0.6, 0), (0.5, 1)):
+        with pytest.raises(ValueError, match=r"made by another recipe \(changes of weights"):
+            train_head(changed(strength, seed))
+    model.patches = {}
+    with pytest.raises(ValueError, match="now None"):
+        train_head(model)
+
+
 def test_without_a_log_the_chart_shows_what_was_just_learned(model, monkeypatch):
     expected = train_head(model)[1]
     monkeypatch.setattr(train, "read_log", lambda kept: [])
@@ -381,3 +400,8 @@ def test_no_name_leads_out_of_the_folder(model, files, output, name, slash):
         SaveHead.execute(None, name)
     assert not output.exists()
     assert SaveHead.validate_inputs("heads/mine") is True
+
+
+def test_the_name_of_a_file_may_come_from_another_node():
+    """ComfyUI checks a linked input as None, and an error there refuses the whole workflow."""
+    assert SaveHead.validate_inputs(None) is True

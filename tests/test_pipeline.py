@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import builders
 import pytest
 import torch
 from fakes import varied
-from shortcut_pack.shortcut import memory
+from shortcut_pack.shortcut import Pipeline, memory
 from shortcut_pack.shortcut.generate import generate, masked_at_start, needed_branches
+from shortcut_pack.shortcut.sampler import Trace
 from shortcut_pack.shortcut.schedule import SamplerRules, Settings
 
 L, V = 36, 12
@@ -128,3 +132,18 @@ def test_a_branch_of_weight_0_is_left_out() -> None:
     assert needed_branches((wanted, text), (0.0,)) == ((wanted,), ())
     with pytest.raises(ValueError, match="zip"):
         needed_branches((wanted, text), ())
+
+
+def test_a_setting_of_none_is_not_given(tmp_path: Path) -> None:
+    """A preset or full steps of None choose no accelerator, as on the command line."""
+    builders.write(tmp_path / "model.safetensors", builders.model())
+    builders.write(tmp_path / "vq.safetensors", builders.vq())
+    pipeline, num_full = Pipeline.load(tmp_path), []
+    for given in ({}, {"preset": None}, {"full_steps": None}, {"full_steps": 2}):
+
+        def count(trace: Trace) -> None:
+            num_full[-1] += trace.denoised.was_full
+
+        num_full.append(0)
+        pipeline.generate(label="0", steps=6, on_step=count, **given)
+    assert num_full == [6, 6, 6, 2]

@@ -97,7 +97,7 @@ def add_parser(commands: Any) -> None:
         "--full-steps",
         type=int,
         nargs="+",
-        help="full passes; rows for each; default: those of the presets",
+        help="full passes; rows for each; default: those of the presets that the steps leave room for",
     )
     parser.add_argument(
         "--accelerator",
@@ -130,7 +130,8 @@ def run(options: argparse.Namespace) -> int:
     num_steps = published.settings.num_steps if options.steps is None else options.steps
     full_steps = options.full_steps
     if full_steps is None:
-        full_steps = [preset.num_full for preset in published.architecture.presets.values()]
+        usual = (preset.num_full for preset in published.architecture.presets.values())
+        full_steps = [num_full for num_full in usual if num_full <= num_steps]
     images = "one image" if options.batch_size == 1 else f"{options.batch_size} images"
     print(f"{options.size}, {images} of {width} x {height} pixels with guidance.\n")
     names = options.accelerator or [PARTIAL if published.head is None else HEAD]

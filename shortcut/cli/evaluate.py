@@ -73,7 +73,7 @@ class Row:
     flops: int
     seconds: float
     nats: float  # divergence of the codes from the model's own, mean over images
-    nats_error: float  # its standard error; NaN for one image
+    nats_error: float | None  # its standard error; None for one image
 
 
 def run(options: argparse.Namespace) -> int:
@@ -190,15 +190,16 @@ def costs(
             flops.total,
             result.seconds / options.num,
             nats_B.mean().item(),
-            nats_B.std().item() / options.num**0.5,
+            nats_B.std().item() / options.num**0.5 if options.num > 1 else None,
         )
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a Markdown table; numbers to four digits."""
+    """Return a Markdown table; numbers to four digits, nothing for None."""
 
     def line(cells: Iterable[Any]) -> str:
-        texts = (f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells)
+        shown = ("" if cell is None else cell for cell in cells)
+        texts = (f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in shown)
         return f"| {' | '.join(texts)} |"
 
     return "\n".join([line(header), line("---" for _ in header), *(line(row) for row in rows)])

@@ -319,7 +319,10 @@ def _argument(key: str, value: Any) -> str:
         raise ValueError(f"its {key} is {value!r}, expected a text, a number or a list of numbers.")
     # pandas writes 5.0 for 5 in a column where some rows have nothing.
     is_whole = [isinstance(v, float) and v.is_integer() for v in values]
-    return ",".join(str(int(v) if whole else v) for v, whole in zip(values, is_whole, strict=True))
+    text = ",".join(str(int(v) if whole else v) for v, whole in zip(values, is_whole, strict=True))
+    # One number alone would be how many, not which.
+    is_list_of_one = isinstance(value, list) and len(value) == 1 and flag(key) == "--full-steps"
+    return f"{text}," if is_list_of_one else text
 
 
 class _LineParser(argparse.ArgumentParser):

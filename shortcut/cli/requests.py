@@ -231,9 +231,9 @@ def settings_of(
 
 
 def full_steps_of(text: str) -> int | tuple[int, ...]:
-    """Return how many steps are full ("8"), or which ("0,4,9")."""
+    """Return how many steps are full ("8"), or which ("0,4,9"; of one alone "0,")."""
     try:
-        numbers = tuple(int(part) for part in text.split(","))
+        numbers = tuple(int(part) for part in text.removesuffix(",").split(","))
     except ValueError:
         raise ValueError(
             f"--full-steps must be a number or a list such as 0,4,9, got {text!r}."

@@ -24,6 +24,7 @@ from ..devices import advice_on_memory, checked_device
 from ..distributed import Ranks, process_group
 from ..files import FORMAT_KEY, OUR_SUFFIX, read_metadata
 from ..grid import usual_grid
+from ..guard import MAX_WEIGHT, check_number
 from ..models import layouts
 from ..train.chart import loss_chart
 from ..train.cpu import keep_memory
@@ -253,6 +254,7 @@ def plan_of(options: argparse.Namespace, teacher: Teacher, model_file: Checkpoin
         )
     else:
         config = start.config
+    check_number("--replay-memory", options.replay_memory, 0, MAX_WEIGHT)
     recipe = recipe_for(config, options.iterations, options.seed)
     is_float32 = teacher.model.dtype == torch.float32
     rollouts = rollouts_for(

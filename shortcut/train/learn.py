@@ -199,6 +199,7 @@ def learn(
     *,
     ranks: Ranks = ALONE,
     checkpoint: Path | None = None,
+    about: Mapping[str, Any] | None = None,
     is_judged: bool = True,
     on_iteration: Callable[[int], None] | None = None,
     on_log: Callable[[Figures], None] | None = None,
@@ -208,6 +209,7 @@ def learn(
     Args:
         model_file: what the teacher was built from; its tensors are not needed.
         ranks, checkpoint, on_iteration, on_log: as for `train_head`.
+        about: what else a resumed training must have in common, beside the plan, the model's file and the requests.
         is_judged: True: it is held against runs that it never saw, and the file says how it did.
 
     Raises:
@@ -215,6 +217,7 @@ def learn(
     """
     head = untrained(plan, teacher)
     about = {
+        **(about or {}),
         "model": model_file.fingerprint,
         "start": plan.start.fingerprint if plan.start is not None else "untrained",
         "shown": _shown(teacher),
