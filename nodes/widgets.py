@@ -161,7 +161,7 @@ def custom_widgets() -> list[Any]:
             round=0.01,
             advanced=True,
             tooltip="Randomness of where tokens are revealed. Too low: flat images; too high: "
-            "incoherent ones. Typical: 4 to 12 for MaskGIT, 1 for Lumina-DiMOO, 30 and 4 "
+            "incoherent ones. Typical: 4 to 12 for MaskGIT, 1 for Lumina-DiMOO, 8 and 4 "
             "for the shipped models.",
         ),
     ]

@@ -109,8 +109,8 @@ def add_how(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--preset",
         choices=(*PRESET_NAMES, ONE_STEP),
-        help="steps and full passes, as measured with a head in the paper for the model's architecture; one_step is "
-        "for one-step students of MaskGIT and Meissonic",
+        help="steps and full passes, of MaskGIT and Lumina-DiMOO those that the paper measured with a head; "
+        "one_step is for one-step students of MaskGIT and Meissonic",
     )
     how.add_argument(
         "--accelerator",

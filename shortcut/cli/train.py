@@ -71,7 +71,7 @@ def add_parser(commands: Any) -> None:
         "--kernel",
         type=int,
         help="side of the neighbourhood of new tokens, and of features in place of self-attention, that the head looks "
-        "at, in codes (odd; 0 = none, as published); MaskGIT only; default: 7",
+        "at, in codes (odd; 0 = none, as published); not of Lumina-DiMOO; default: 7",
     )
     how = parser.add_argument_group("how it learns")
     how.add_argument("--lr", type=float, help="peak learning rate; default: by the head's width")
@@ -89,8 +89,8 @@ def add_parser(commands: Any) -> None:
     how.add_argument(
         "--kl",
         type=float,
-        help="weight of the divergence of guided codes; default: 0.3; of a MaskGIT head that is not --stepwise 4, "
-        "less in fewer than 1000 iterations",
+        help="weight of the divergence of guided codes; default: 0.3; not of Lumina-DiMOO and "
+        "not --stepwise: 4, less in fewer than 1000 iterations",
     )
     how.add_argument(
         "--replay-memory",

@@ -33,7 +33,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--model",
         type=Path,
-        help="MaskGIT or Lumina-DiMOO: a published file or folder, or one of ours; default: the shipped model",
+        help="a published file or folder, or one of ours; default: the shipped class model",
     )
     model.add_argument(
         "--prompts",
