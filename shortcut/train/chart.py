@@ -14,7 +14,7 @@ SIZE, MARGIN = (640, 400), (64, 30, 16, 40)  # left, top, right, bottom
 LINES = {
     "loss": ("loss", "#222222"),
     "mse": ("squared error", "#1f77b4"),
-    "reuse": ("squared error of keeping the features", "#aaaaaa"),
+    "reuse": ("squared error, features kept", "#aaaaaa"),
     "guided_kl": ("divergence of guided codes", "#d62728"),
 }
 
@@ -49,11 +49,13 @@ def loss_chart(logs: Sequence[Figures], iterations: int | None = None) -> Image.
         _, y = at(0, exponent)
         draw.line((left, y, left + width, y), fill="#dddddd")
         draw.text((8, y - 6), f"{10.0**exponent:g}", fill="black", font=font)
-    for number, (name, line) in enumerate(shown.items()):
+    legend = float(left + 8)
+    for name, line in shown.items():
         title, colour = LINES[name]
         points = [at(log["iteration"], math.log10(v)) for log, v in zip(logs, line, strict=True)]
         draw.line([at(0, math.log10(line[0])), *points], fill=colour, width=2)
-        draw.text((left + 8 + 150 * number, 8), title[:24], fill=colour, font=font)
+        draw.text((legend, 8), title, fill=colour, font=font)
+        legend += font.getlength(title) + 24
     caption = f"{last:.0f} iterations"
     if iterations is not None:
         caption = f"{last:.0f} of {iterations} iterations, {time_left(logs[-1], iterations)}"
