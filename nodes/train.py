@@ -284,13 +284,13 @@ def _requests(model: MaskedImageModel, prompts: str) -> list[Request]:
 
 def _changes(model: Any) -> dict[str, str]:
     """Return what tells the weights of a MODEL from those of its file, as LoRA loaders change them; empty = nothing."""
-    found, digest = getattr(model, "patches", {}), hashlib.sha256()
-    for weight, patches in sorted(found.items()):
+    digest = hashlib.sha256()
+    for weight, patches in sorted(model.patches.items()):
         for strength, patch, strength_model, *_ in patches:
             leaves = tree_leaves(getattr(patch, "weights", patch))
             tensors = {f"{i}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
             digest.update(f"{weight} {strength} {strength_model} {fingerprint(tensors)}".encode())
-    return {"changes of weights": digest.hexdigest()[:16]} if found else {}
+    return {"changes of weights": digest.hexdigest()[:16]} if model.patches else {}
 
 
 def _plan(

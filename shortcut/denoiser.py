@@ -143,6 +143,26 @@ class PerturbedModel(MaskedImageModel, Protocol):
         ...
 
 
+class Relayed(MaskedImageModel):
+    """A model that makes its passes in a way of its own, and asks another for all else."""
+
+    def __init__(self, model: MaskedImageModel):
+        self.model = model
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of an image's tokens."""
+        return self.model.grid
+
+    def image_positions(self, index_BN: Tensor, length: int) -> Tensor:
+        """Return the positions of the image tokens `index_BN` in a sequence of `length` tokens."""
+        return self.model.image_positions(index_BN, length)
+
+    def logits(self, features_BND: Tensor, index_BN: Tensor) -> Tensor:
+        """Return float32 logits (B, N, V) from the features of the image tokens `index_BN`."""
+        return self.model.logits(features_BND, index_BN)
+
+
 @dataclass(frozen=True, slots=True)
 class Revealed:
     """Revealed tokens: their codes and, in ascending order, their indices among the image tokens."""

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .denoiser import Conditions, Features, MaskedImageModel, PerturbedModel
+from .denoiser import Conditions, Features, MaskedImageModel, PerturbedModel, Relayed
 from .noise import seeded
 from .schedule import Step
 
@@ -30,7 +30,7 @@ PERTURBATION = 0.1  # share of noise in an embedding, as a sine
 START, NOISE = 2, 3  # streams of an image's seed
 
 
-class OneStepStudent:
+class OneStepStudent(Relayed):
     """A model that sees its start in place of masked tokens.
 
     Args:
@@ -54,7 +54,8 @@ class OneStepStudent:
             raise ValueError(
                 "this model has no one-step students: there are some of MaskGIT and Meissonic. Choose another preset."
             )
-        self.model, self.seed, self.image_indices = model, seed, image_indices
+        super().__init__(model)
+        self.student, self.seed, self.image_indices = model, seed, image_indices
         num_tokens = model.grid[0] * model.grid[1]
         generators = [seeded(seed, i, START) for i in image_indices]
         codes = [torch.randint(num_codes, (num_tokens,), generator=g) for g in generators]
@@ -62,19 +63,6 @@ class OneStepStudent:
         num_masked = max(1, round(MASK_RATIO * num_tokens))
         self.codes_BL = torch.stack(codes).to(device)
         self.is_masked_BL = (torch.stack(order) < num_masked).to(device)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of an image's tokens."""
-        return self.model.grid
-
-    def image_positions(self, index_BN: Tensor, length: int) -> Tensor:
-        """Return what the model says."""
-        return self.model.image_positions(index_BN, length)
-
-    def logits(self, features_BND: Tensor, index_BN: Tensor) -> Tensor:
-        """Return what the model says."""
-        return self.model.logits(features_BND, index_BN)
 
     def features(
         self,
@@ -84,7 +72,7 @@ class OneStepStudent:
         step: Step,
     ) -> Features:
         """Run the start, whatever the tokens are."""
-        return self.model.perturbed_features(
+        return self.student.perturbed_features(
             self.codes_BL, self.is_masked_BL, conditions, step, self._perturbed
         )
 

@@ -16,7 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .denoiser import Conditions, Features, Kept, MaskedImageModel, PartialModel
+from .denoiser import Conditions, Features, Kept, MaskedImageModel, PartialModel, Relayed
 from .schedule import Step
 
 
@@ -30,7 +30,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one device is given of a pass."""
+    """A device's part of a pass."""
 
     model: PartialModel  # where it is asked for partial passes
     branches: slice
@@ -39,8 +39,8 @@ class Share:
     conditions: list[Conditions]
 
 
-class Split(MaskedImageModel):
-    """A model whose passes are shared by several devices. Everything else is asked of the first.
+class Split(Relayed):
+    """A model whose passes are shared by several devices. All else is asked of the first.
 
     Args:
         model: the one on the run's device.
@@ -49,20 +49,8 @@ class Split(MaskedImageModel):
     """
 
     def __init__(self, model: MaskedImageModel, device: torch.device, copies: Sequence[Copy]):
-        self.first, self.parts = model, (Copy(model, device), *copies)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of an image's tokens."""
-        return self.first.grid
-
-    def image_positions(self, index_BN: Tensor, length: int) -> Tensor:
-        """Return the positions of the image tokens `index_BN` in a sequence of `length` tokens."""
-        return self.first.image_positions(index_BN, length)
-
-    def logits(self, features_BND: Tensor, index_BN: Tensor) -> Tensor:
-        """Return float32 logits (B, N, V) from the features of the image tokens `index_BN`."""
-        return self.first.logits(features_BND, index_BN)
+        super().__init__(model)
+        self.parts = Copy(model, device), *copies
 
     def features(
         self,
@@ -107,13 +95,13 @@ class PartialSplit(Split, PartialModel):
 
     def sequence_logits(self, features_BSD: Tensor) -> Tensor:
         """Return float32 logits (B, S, V) at all positions of a branch's sequence."""
-        return cast(PartialModel, self.first).sequence_logits(features_BSD)
+        return cast(PartialModel, self.model).sequence_logits(features_BSD)
 
     def kept_bytes(
         self, num_images: int, lengths: Sequence[int], kept_dtype: torch.dtype | None
     ) -> float:
         """Return the memory of what a full pass keeps, on all devices together."""
-        return cast(PartialModel, self.first).kept_bytes(num_images, lengths, kept_dtype)
+        return cast(PartialModel, self.model).kept_bytes(num_images, lengths, kept_dtype)
 
     def kept_features(
         self,
@@ -169,4 +157,4 @@ def split(
 
 def unsplit(model: MaskedImageModel) -> MaskedImageModel:
     """Return the model on the run's device, which heads ask for embeddings."""
-    return model.first if isinstance(model, Split) else model
+    return model.model if isinstance(model, Split) else model

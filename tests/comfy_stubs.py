@@ -202,6 +202,7 @@ class Patcher:
         self.model, self.load_device = model, load_device
         self.model_options: dict[str, Any] = {"transformer_options": {}}
         self.object_patches: dict[str, Any] = {}
+        self.patches: dict[str, Any] = {}
         self.callbacks: dict[str, Any] = {}
         self.wrappers: dict[str, Any] = {}
         self.additional_models: dict[str, list[Any]] = {}

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from golden_sets import load
-from shortcut_pack.shortcut import schedule
+from shortcut_pack.shortcut import schedule, shipped
+from shortcut_pack.shortcut.checkpoint import load as load_checkpoint
 from shortcut_pack.shortcut.models.lumina_dimoo import ARCHITECTURE
 from shortcut_pack.shortcut.schedule import (
     AMUSED,
@@ -24,6 +25,7 @@ from shortcut_pack.shortcut.schedule import (
     plan,
     reveal_counts,
 )
+from shortcut_pack.shortcut.settings import usual_settings
 
 AMUSED_SETTINGS = Settings(num_steps=12, choice_temperature=2.0, schedule=AMUSED)
 
@@ -282,6 +284,14 @@ def test_a_power_brings_full_steps_to_the_beginning_and_keeps_their_number():
     assert replace(settings, full_steps=(0, 9)).full_indices(32) == {0, 9}
     with pytest.raises(ValueError, match="full power must be"):
         replace(settings, full_power=0.5).check()
+
+
+def test_the_shipped_class_model_asks_for_early_full_steps_and_the_text_model_for_even_ones():
+    powers = [
+        usual_settings(load_checkpoint(path, kind="model")).full_power
+        for path in (shipped.MODEL, shipped.TEXT_MODEL)
+    ]
+    assert powers == [1.4, 1.0]
 
 
 def test_plan_counts_down_to_zero():
