@@ -208,7 +208,7 @@ def run(job: Job, text: NodeText, node: str, **progress: Any) -> tuple[Result, S
         )
     patches = getattr(job.model, "patches_uuid", None)
     work = Work(
-        of_a_pass=(job.grid, at_once, job.lengths, is_sequential, patches),
+        of_a_pass=(job.grid, at_once, job.lengths, is_sequential, len(copies), patches),
         num_steps=job.settings.num_steps,
         num_to_make=job.num_to_make,
     )

@@ -11,6 +11,7 @@ from comfy_stubs import COMFY_DIR
 
 comfy_stubs.install()
 from shortcut_pack.nodes import host, patches
+from shortcut_pack.nodes import run as runs
 from shortcut_pack.nodes.accelerate import Accelerator
 from shortcut_pack.nodes.load import LoadMIGM
 from text_nodes import build, conditioner, files, head, model, put, run  # noqa: F401 - fixtures
@@ -58,6 +59,15 @@ def test_without_cfg_the_node_says_that_the_copy_is_idle(model, copied, monkeypa
     assert "one device does all: without cfg there is one guidance branch" in shown[-1]
     run(model, cfg=0)
     assert "one device" not in shown[-1]
+
+
+def test_a_run_on_one_device_is_no_measure_for_one_on_two(model, monkeypatch, copied):
+    works: list[object] = []
+    monkeypatch.setattr(runs, "speed_of", lambda clock, work, seen: works.append(work))
+    with_copy, _ = copied
+    for patcher in (model, with_copy):
+        run(patcher)
+    assert works[0].of_a_pass != works[1].of_a_pass
 
 
 def test_a_model_that_was_put_on_another_device_than_the_head_is_refused(model, head):
