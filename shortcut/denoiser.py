@@ -285,6 +285,7 @@ class Denoiser:
         self.model, self.conditions, self.accelerator = model, conditions, accelerator
         self.full: Snapshot | None = None
         self.last: Snapshot | None = None
+        self.num_full = 0  # passes of the model so far
 
     def __call__(self, step: Step, tokens: Tokens) -> Denoised:
         """Return the answer of `step` at the masked tokens."""
@@ -312,6 +313,7 @@ class Denoiser:
         if accelerator is not None and accelerator.looks_back and self.full is not None:
             before = replace(self.full, before=None)
         self.full = self.last = None
+        self.num_full += 1
         if accelerator is not None and accelerator.keeps:
             model = cast(PartialModel, self.model)
             features, kept = model.kept_features(*given, accelerator.kept_dtype)

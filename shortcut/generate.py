@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from .accelerators import MakeAccelerator
-from .denoiser import Conditions, Denoiser
+from .cuda_graph import Made, Start, unrecorded
+from .denoiser import Conditions, Denoiser, MaskedImageModel
 from .guard import MAX_DRAWS, MAX_IMAGES, MAX_SEED, MAX_SIDE, check_whole
 from .models.architecture import Branches, GridModel
 from .noise import Noise, seeded
 from .one_step import OneStepStudent
-from .orders import BY_NAME
-from .sampler import Trace, sample
+from .orders import BY_NAME, Order
+from .sampler import Trace, check_logits, fill
 from .schedule import SamplerRules, Settings, Step, plan
 from .split import Copy, split
 
@@ -33,6 +34,33 @@ class Result:
     num_steps: int  # steps executed; the longest group's where images have different numbers of tokens to make
     num_full: int  # of these, full passes of the model
     seconds: float  # wall time of the sampling loop
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is done with the tensors of a group of images."""
+
+    model: MaskedImageModel
+    steps: Sequence[Step]
+    accelerator: MakeAccelerator | None
+    order: Order
+    on_step: Callable[[Trace], None] | None
+
+    def __call__(
+        self,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        code_TBL: Tensor,
+        choice_TBL: Tensor,
+        *conditions: Conditions,
+    ) -> Made:
+        """Fill the masked tokens, by the noise of the run."""
+        made = None if self.accelerator is None else self.accelerator(self.model, conditions)
+        denoiser, noise = Denoiser(self.model, conditions, made), Noise(code_TBL, choice_TBL)
+        filled_BL, is_finite = fill(
+            denoiser, codes_BL, is_masked_BL, self.steps, noise, self.on_step, self.order
+        )
+        return Made(filled_BL, is_finite, denoiser.num_full)
 
 
 def generate(
@@ -52,6 +80,7 @@ def generate(
     device: torch.device | str = "cpu",
     copies: Sequence[Copy] = (),
     on_step: Callable[[Trace], None] | None = None,
+    start: Start = unrecorded,
 ) -> Result:
     """Make the codes of a batch of images.
 
@@ -67,6 +96,7 @@ def generate(
         images_at_once: the most images in a pass; more are made one group after the other, and come out the same.
         copies: of the model on other devices, which take guidance branches over.
         on_step: hook of the sampler; images are handled in groups of equal numbers of tokens to make.
+        start: starts the run of a group, or a recording of it.
 
     Raises:
         ValueError: a setting is out of range, tensors do not fit the model's number of tokens, or a one-step student
@@ -83,7 +113,7 @@ def generate(
     if known_codes_BL is not None:
         codes_BL = known_codes_BL.to(device, torch.long, copy=True)
     begun, num_steps, num_full = time.perf_counter(), 0, 0
-    order = BY_NAME[settings.order](model.grid)
+    order = BY_NAME[settings.order](model.grid, device)
     for count, rows in groups(model, conditions, is_masked_BL, images_at_once):
         rows_B = torch.tensor(rows, device=device)
         steps = plan(settings, count, num_tokens, rules, denoise)
@@ -93,20 +123,26 @@ def generate(
             student = OneStepStudent(
                 model, model.config.num_codes, seed=seed, image_indices=indices, device=device
             )
-            denoiser = Denoiser(student, group_conditions)
+            run = Run(student, steps, None, order, on_step)
         else:
             shared = split(model, torch.device(device), copies)
-            made = None if accelerator is None else accelerator(shared, group_conditions)
-            denoiser = Denoiser(shared, group_conditions, made)
+            run = Run(shared, steps, accelerator, order, on_step)
         check_whole(
             "steps x tokens x images", num_draws(steps) * num_tokens * len(rows), 0, MAX_DRAWS
         )
-        counter = _FullPassCounter(on_step)
         noise = Noise.draw(seed, indices, num_draws(steps), num_tokens, device)
-        codes_BL[rows_B] = sample(
-            denoiser, codes_BL[rows_B], is_masked_BL[rows_B], steps, noise, counter, order
+        made = start(
+            (model.grid, settings.order, tuple(steps)),
+            run,
+            (
+                *(codes_BL[rows_B], is_masked_BL[rows_B]),
+                *(noise.code_TBL, noise.choice_TBL),
+                *group_conditions,
+            ),
         )
-        num_steps, num_full = max(num_steps, len(steps)), max(num_full, counter.num_full)
+        check_logits(made.is_finite)
+        codes_BL[rows_B] = made.codes_BL
+        num_steps, num_full = max(num_steps, len(steps)), max(num_full, made.num_full)
     return Result(codes_BL, num_steps, num_full, time.perf_counter() - begun)
 
 
@@ -187,15 +223,3 @@ def masked_at_start(
     rank_BL = order_BL.masked_fill(~is_masked_BL, 2.0).argsort(1).argsort(1)
     num_picked_B1 = (denoise * is_masked_BL.sum(1, keepdim=True)).ceil()
     return is_masked_BL & (rank_BL < num_picked_B1)
-
-
-class _FullPassCounter:
-    """Counts the full passes of a run on their way to the caller's hook."""
-
-    def __init__(self, on_step: Callable[[Trace], None] | None):
-        self.on_step, self.num_full = on_step, 0
-
-    def __call__(self, trace: Trace) -> None:
-        self.num_full += trace.denoised.was_full
-        if self.on_step is not None:
-            self.on_step(trace)

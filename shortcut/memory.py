@@ -14,7 +14,9 @@ logger = logging.getLogger(__name__)
 def memory_of(device: torch.device) -> tuple[int, int] | None:
     """Return the bytes of a device that are free, and all of them; None = it does not say."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)
+        free, whole = torch.cuda.mem_get_info(device)
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + idle, whole  # torch keeps what a run before took, for the next
     if device.type != "cpu":
         return None
     try:

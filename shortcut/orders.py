@@ -46,10 +46,11 @@ class Halton:
 
     Args:
         grid: rows and columns of an image's tokens.
+        device: of the run.
     """
 
-    def __init__(self, grid: tuple[int, int]):
-        self.rank_L = torch.tensor(halton_ranks(*grid))
+    def __init__(self, grid: tuple[int, int], device: torch.device | str):
+        self.rank_L = torch.tensor(halton_ranks(*grid), device=device)
 
     def __call__(
         self, logits_BNV: Tensor, drawn_BN: Tensor, step: Step, index_BN: Tensor, noise: Noise
@@ -57,7 +58,7 @@ class Halton:
         """Score the tokens (B, N) by their place in the sequence."""
         num_tokens = len(self.rank_L)
         start_B1 = (noise.choice_TBL[0, :, :1] * num_tokens).long()
-        rank_BN = self.rank_L.to(index_BN.device)[index_BN]
+        rank_BN = self.rank_L[index_BN]
         return -((rank_BN - start_B1) % num_tokens).float()
 
 
@@ -85,9 +86,9 @@ def _mirrored(number: int, base: int, size: int) -> int:
     return numerator * size // denominator
 
 
-# One of schedule.ORDERS -> (rows and columns of the grid) -> the order
-BY_NAME: dict[str, Callable[[tuple[int, int]], Order]] = {
-    "confidence": lambda grid: confidence,
+# One of schedule.ORDERS -> (rows and columns of the grid, device) -> the order
+BY_NAME: dict[str, Callable[[tuple[int, int], torch.device | str], Order]] = {
+    "confidence": lambda grid, device: confidence,
     HALTON: Halton,
-    CORRECTED: lambda grid: confidence,  # the plan says what is hidden again
+    CORRECTED: lambda grid, device: confidence,  # the plan says what is hidden again
 }

@@ -25,6 +25,7 @@ from .accelerators import MakeAccelerator
 from .accelerators.choice import HEAD, PARTIAL, kept_bytes, named, needs_head
 from .checkpoint import Checkpoint
 from .companions import placed
+from .cuda_graph import Recordings, unrecorded
 from .denoiser import Conditions
 from .devices import advice_on_memory, checked_devices
 from .generate import Result, generate, needed_branches
@@ -65,6 +66,7 @@ class Pipeline:
     device: torch.device
     is_sequential: bool = False  # one guidance branch at a time
     copies: tuple[tuple[ModelNetwork, torch.device], ...] = ()  # of the model, on other devices
+    recordings: Recordings | None = None  # of runs; None = none is recorded
     accelerator_name: str | None = None  # one of `accelerators.choice.NAMES`; None = vanilla
 
     @classmethod
@@ -78,6 +80,7 @@ class Pipeline:
         dtype: torch.dtype | None = None,
         is_sequential: bool = False,
         more_devices: Sequence[str] = (),
+        cuda_graph: bool = False,
         accelerator: str | None = None,
     ) -> Pipeline:
         """Load files and check that they fit each other.
@@ -89,17 +92,24 @@ class Pipeline:
             device: "cuda" is the process's own device under torchrun.
             dtype: of model and head; None = float32, or the file's own type where float32 would take over 8 GB.
             more_devices: each holds the model too and takes guidance branches over: those behind the first.
+            cuda_graph: True: a run is recorded, and one with the same plan, number of images and length of the prompt
+                is started from the recording. Runs with an `on_step` and of one-step students are not.
             accelerator: what answers steps that are not full passes, one of `accelerators.choice.NAMES`; None = the
                 head, if there is one.
 
         Raises:
             FileNotFoundError: a file is missing.
             ValueError: a file is damaged or unknown, two do not fit each other, or there is no such device, or it is
-                named twice.
+                named twice, or it records nothing.
         """
         if (files := shipped.files_of(str(model))) is not None:
             model, vq, head = files["model"], vq or files["vq"], head or files["head"]
         found_device, *others = checked_devices((device, *more_devices))
+        if cuda_graph and (found_device.type != "cuda" or others):
+            raise ValueError(
+                f"a CUDA graph is recorded on one NVIDIA GPU, got {', '.join((device, *more_devices))}. Leave it out "
+                "(--cuda-graph), or use --device cuda alone."
+            )
         model_file = checkpoints.load(model, kind="model")
         assert model_file.path is not None
         vq_file = checkpoints.load(vq or model_file.folder, kind="vq")
@@ -128,6 +138,7 @@ class Pipeline:
                 )
                 for other in others
             ),
+            recordings=Recordings() if cuda_graph else None,
         )
         return pipeline if accelerator is None else pipeline.with_accelerator(accelerator)
 
@@ -246,6 +257,11 @@ class Pipeline:
                 "%d of the devices stay idle: the run has %d guidance branches, and a branch takes one.",
                 *(num_idle, len(conditions)),
             )
+        start = unrecorded
+        if self.recordings is not None and on_step is None and not settings.is_one_step:
+            start = self.recordings.start(
+                (id(self.model), id(self.head), self.accelerator_name, self.is_sequential)
+            )
         with advice_on_memory():
             return generate(
                 model,
@@ -266,6 +282,7 @@ class Pipeline:
                     for copy, device in self.copies
                 ],
                 on_step=on_step,
+                start=start,
             )
 
     @torch.no_grad()

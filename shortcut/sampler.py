@@ -1,6 +1,6 @@
 """The sampling loop: reveals masked tokens step by step. It knows no model and waits for no device.
 
-All counts come from the plan, so nothing in a step is copied to the host.
+All counts come from the plan, so nothing in a step is copied to the host, and a run may be recorded (cuda_graph.py).
 
     B  images    L  image tokens    N  tokens still masked    K  tokens revealed by a step    V  codebook size
 """
@@ -40,7 +40,6 @@ class Drawn:
     is_finite: Tensor  # whether all logits were
 
 
-@torch.no_grad()
 def sample(
     denoise: Callable[[Step, Tokens], Denoised],
     codes_BL: Tensor,
@@ -50,7 +49,27 @@ def sample(
     on_step: Callable[[Trace], None] | None = None,
     order: Order = confidence,
 ) -> Tensor:
-    """Fill the masked positions of `codes_BL`. Known codes never change. Returns code ids (B, L).
+    """Fill the masked positions of `codes_BL`, as `fill` does. Returns code ids (B, L).
+
+    Raises:
+        FloatingPointError: the model gave logits that are not finite.
+    """
+    codes_BL, is_finite = fill(denoise, codes_BL, is_masked_BL, plan, noise, on_step, order)
+    check_logits(is_finite)
+    return codes_BL
+
+
+@torch.no_grad()
+def fill(
+    denoise: Callable[[Step, Tokens], Denoised],
+    codes_BL: Tensor,
+    is_masked_BL: Tensor,
+    plan: Sequence[Step],
+    noise: Noise,
+    on_step: Callable[[Trace], None] | None = None,
+    order: Order = confidence,
+) -> tuple[Tensor, Tensor]:
+    """Fill the masked positions of `codes_BL`. Known codes never change.
 
     Args:
         denoise: (step, tokens) -> how to make the logits of the masked positions.
@@ -58,8 +77,8 @@ def sample(
         on_step: called after each step; an exception from it ends the run.
         order: says which tokens come first.
 
-    Raises:
-        FloatingPointError: the model gave logits that are not finite.
+    Returns:
+        (code ids (B, L), whether all logits were finite: for `check_logits`)
     """
     is_finite = torch.ones((), dtype=torch.bool, device=codes_BL.device)
     is_made_BL = is_masked_BL
@@ -77,8 +96,7 @@ def sample(
         if on_step is not None:
             on_step(Trace(step, denoised, revealed, codes_BL, is_masked_BL))
         del denoised  # its features are large, and the next step begins with a full pass
-    check_logits(is_finite)
-    return codes_BL
+    return codes_BL, is_finite
 
 
 def check_logits(is_finite: Tensor) -> None:

@@ -12,6 +12,7 @@ import torch
 from fakes import logits_of
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import shipped
+from shortcut_pack.shortcut.cuda_graph import Recordings
 from shortcut_pack.shortcut.denoiser import Denoiser
 from shortcut_pack.shortcut.devices import advice_on_memory
 from shortcut_pack.shortcut.generate import Result, num_draws
@@ -22,6 +23,7 @@ from shortcut_pack.shortcut.pipeline import Pipeline, conditioner_of
 from shortcut_pack.shortcut.sampler import Trace, sample
 from shortcut_pack.shortcut.schedule import Settings, plan
 from shortcut_pack.shortcut.settings import usual_settings
+from shortcut_pack.shortcut.train import head as training_head
 from shortcut_pack.shortcut.train.head import device_of_runs
 from shortcut_pack.shortcut.train.learn import HeadPlan, learn
 from shortcut_pack.shortcut.train.teacher import teacher_of
@@ -119,6 +121,19 @@ def test_a_guidance_branch_on_another_device_changes_the_picture_by_rounding_alo
     assert (shared.run().codes_BL == alone.run().codes_BL).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("accelerator", ["head", "partial"])
+def test_a_recorded_run_makes_the_codes_of_one_that_is_not(name: str, accelerator: str):
+    made = case(name, "cuda")
+    made = replace(made, pipeline=made.pipeline.with_accelerator(accelerator))
+    recordings = Recordings()
+    recorded = replace(made, pipeline=replace(made.pipeline, recordings=recordings))
+    for images in ((0, 1), (2, 3), (1, 0)):
+        same = recorded.run(images).codes_BL == made.run(images).codes_BL
+        assert same.float().mean() > 0.9  # products may be rounded in another way
+    assert len(recordings.kept) == 1
+
+
 @contextlib.contextmanager
 def no_waiting() -> Iterator[None]:
     """Raises RuntimeError where the host waits for the device."""
@@ -203,5 +218,5 @@ def test_runs_are_kept_there_where_they_fit(monkeypatch: pytest.MonkeyPatch):
     teacher = teacher_of(model_file, network, conditioner_of(model_file), device="cuda")
     rollouts = HeadPlan.default(model_file, iterations=10).rollouts
     assert device_of_runs(teacher, rollouts).type == "cuda"
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**20, 2**40))
+    monkeypatch.setattr(training_head, "memory_of", lambda device: (2**20, 2**40))
     assert device_of_runs(teacher, rollouts).type == "cpu"

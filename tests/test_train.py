@@ -23,6 +23,7 @@ from shortcut_pack.shortcut.models.maskgit.transformer import Config, MaskGIT
 from shortcut_pack.shortcut.noise import seeded
 from shortcut_pack.shortcut.pipeline import conditioner_of
 from shortcut_pack.shortcut.schedule import SamplerRules, Settings
+from shortcut_pack.shortcut.train import head as training_head
 from shortcut_pack.shortcut.train.evaluate import evaluate, held_out_runs
 from shortcut_pack.shortcut.train.fit import Recipe
 from shortcut_pack.shortcut.train.head import (
@@ -458,7 +459,7 @@ def test_runs_are_kept_on_a_gpu_only_where_they_take_little_of_it(monkeypatch):
     # 3 runs of 8 images, 8 steps, 2 branches of 17 positions, width 32, in half precision.
     needed = 3 * 8 * (8 * 2 * 17 * 32 * 2)
     for free, expected in ((4 * needed, "cuda"), (4 * needed - 4, "cpu")):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2**40))
+        monkeypatch.setattr(training_head, "memory_of", lambda device, free=free: (free, 2**40))
         assert device_of_runs(on_gpu, ROLLOUTS).type == expected
 
 

@@ -24,6 +24,7 @@ from experiments.tables.rows import hardware_of
 from shortcut import checkpoint as checkpoints
 from shortcut.accelerators.choice import named
 from shortcut.checkpoint import Checkpoint
+from shortcut.cuda_graph import Recordings, Start, unrecorded
 from shortcut.devices import checked_device
 from shortcut.flops import count_flops
 from shortcut.generate import generate
@@ -89,6 +90,7 @@ def add_parser(steps: Any) -> None:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bfloat16"])
     parser.add_argument("--batch", type=int, default=1, help="images at a time")
     parser.add_argument("--repeats", type=int, default=3, help="the table has the median")
+    parser.add_argument("--cuda-graph", action="store_true", help="record the runs")
     parser.set_defaults(run=run)
 
 
@@ -98,17 +100,24 @@ def run(options: argparse.Namespace) -> int:
     lines = []
     for name in options.models:
         for dtype in options.dtypes:
-            lines += measure(SYSTEMS[name], dtype, device, options.batch, options.repeats)
+            start = Recordings().start(name) if options.cuda_graph else unrecorded
+            lines += measure(SYSTEMS[name], dtype, device, options.batch, options.repeats, start)
     print(table(COLUMNS, lines))
     print(
         f"\nRandom weights. {hardware_of(device)}; torch {torch.__version__}; batch {options.batch}, median of "
-        f"{options.repeats} runs. Peak: of all that lies on the device at a time."
+        f"{options.repeats} runs{', as CUDA graphs' if options.cuda_graph else ''}. Peak: of all that lies on the "
+        "device at a time."
     )
     return 0
 
 
 def measure(
-    system: System, dtype: str, device: torch.device, batch_size: int, repeats: int
+    system: System,
+    dtype: str,
+    device: torch.device,
+    batch_size: int,
+    repeats: int,
+    start: Start,
 ) -> list[tuple[str, ...]]:
     """Return the rows of a system with weights of one type, by COLUMNS: vanilla, presets, decoding."""
     architecture, size = system.architecture, system.size
@@ -134,6 +143,7 @@ def measure(
             num_tokens=num_tokens,
             accelerator=None if settings.full_steps is None else named("head", head),
             device=device,
+            start=start,
         ).seconds
 
     vq_file = random_checkpoint(architecture.vqs[0], size.vq, torch.float32, device)

@@ -188,6 +188,12 @@ def add_where(parser: argparse.ArgumentParser) -> None:
         help="hold the model too, and run guidance branches side by side: cuda:1",
     )
     where.add_argument(
+        "--cuda-graph",
+        action="store_true",
+        help="of --prompts, on an NVIDIA GPU: record a run, and start those of the same plan from the recording. Meant "
+        "for small models",
+    )
+    where.add_argument(
         "--json",
         action="store_true",
         help="one JSON line last: seconds, steps, FLOPs, seeds; with --prompts: what was made and what failed",
@@ -228,6 +234,10 @@ def check_outputs(options: argparse.Namespace) -> None:
             raise ValueError("nothing says where to write. Add --out FILE.png.")
         if options.out_dir is not None:
             raise ValueError("--out-dir is for --prompts. Give --out FILE.png instead.")
+        if options.cuda_graph:
+            raise ValueError(
+                "--cuda-graph is for --prompts: a run alone takes longer to record than to make. Leave it out."
+            )
         if options.out.suffix.lower() != ".png":
             raise ValueError(
                 f"--out {options.out} is no PNG: pictures are PNG files. Name it .png."

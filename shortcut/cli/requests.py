@@ -97,6 +97,7 @@ def load_pipeline(options: argparse.Namespace) -> Pipeline:
         dtype=None if options.dtype is None else getattr(torch, options.dtype),
         is_sequential=options.sequential,
         more_devices=options.more_devices or (),
+        cuda_graph=options.cuda_graph,
         accelerator=options.accelerator,
     )
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..denoiser import Conditions, MaskedImageModel
 from ..distributed import ALONE, Ranks
 from ..guard import MAX_IMAGES, MAX_ITERATIONS, check_whole
+from ..memory import memory_of
 from ..models.architecture import GridModel, HeadConfig, HeadNetwork
 from ..models.layers import Attention
 from ..models.layout import Layout
@@ -233,7 +234,7 @@ def device_of_runs(teacher: Teacher, config: RolloutConfig, ranks: Ranks = ALONE
         (longest,), config.images_per_run // ranks.world_size, (0, RUNS)
     )
     needed = config.runs_kept * trajectory_bytes(teacher, conditions, longest.num_steps)
-    free, _ = torch.cuda.mem_get_info(teacher.device)
+    free, _ = memory_of(teacher.device) or (0, 0)
     return teacher.device if needed <= free / 4 else CPU
 
 
