@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import comfy.model_management as mm
+import comfy.ops
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_execution.utils import get_executing_context
@@ -22,6 +23,11 @@ with contextlib.suppress(ImportError):  # before ComfyUI 0.28 there is none
     model_prefetch = importlib.import_module("comfy.model_prefetch")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def looks_up_float8() -> bool:
+    """Return whether embeddings may be float8 in this ComfyUI: from 0.28 on."""
+    return comfy.ops.mixed_precision_ops().Embedding is not comfy.ops.manual_cast.Embedding
 
 
 def dtypes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..shortcut.checkpoint import Checkpoint, cast, naming
 from ..shortcut.models.architecture import Network
 from ..shortcut.pipeline import check_vq, conditioner_of
 from ..shortcut.quantized import FLOAT8, TARGETS, format_of
+from ..shortcut.weight_formats import with_plain_lookups
 from . import clip, folders, host
 from .folders import HEADS, MODELS
 from .host import NodeText
@@ -168,11 +170,14 @@ def as_chosen(checkpoint: Checkpoint, weight_dtype: str) -> Checkpoint:
     Raises ValueError if this ComfyUI does not know the format.
     """
     target = TARGETS.get(weight_dtype)
-    if target is None or checkpoint.quantized:
+    if target is not None and not checkpoint.quantized:
+        with naming(checkpoint.path):
+            check_formats({str(format_of(target))})
+        checkpoint = cast(checkpoint, target, mm.get_torch_device())
+    if host.looks_up_float8():
         return checkpoint
-    with naming(checkpoint.path):
-        check_formats({str(format_of(target))})
-    return cast(checkpoint, target, mm.get_torch_device())
+    plain = with_plain_lookups(checkpoint.layout, checkpoint.tensors, checkpoint.quantized)
+    return replace(checkpoint, tensors=plain[0], quantized=plain[1])
 
 
 def reloaded(path: Path, weight_dtype: str, *others: Any, disable_dynamic: bool = False) -> Any:

@@ -152,12 +152,12 @@ class Checkpoint:
         self, tensors: Mapping[str, Tensor], target: Target, device: torch.device | str
     ) -> Iterator[tuple[str, Tensor]]:
         format = quantized.format_of(target)
-        names = set() if format is None else linear_weights(self, format)
-        return quantized.recast(tensors, self.quantized, target, names, device)
+        chosen = {} if format is None else formats_for(self, format)
+        return quantized.recast(tensors, self.quantized, target, chosen, device)
 
 
 def cast(checkpoint: Checkpoint, target: Target, device: torch.device | str = "cpu") -> Checkpoint:
-    """Return the checkpoint with all weights in a type, or the linear ones of a model's blocks in a quantized format.
+    """Return the checkpoint with all weights in a type, or a model's large ones in a quantized format.
 
     Args:
         device: quantizes, a tensor at a time; all of them come to lie where they were.
@@ -167,18 +167,18 @@ def cast(checkpoint: Checkpoint, target: Target, device: torch.device | str = "c
     """
     tensors = dict(checkpoint.converted(target, device))
     format = quantized.format_of(target)
-    names = linear_weights(checkpoint, format) if format is not None else ()
-    return replace(checkpoint, tensors=tensors, quantized=dict.fromkeys(names, format))
+    chosen = {} if format is None else formats_for(checkpoint, format)
+    return replace(checkpoint, tensors=tensors, quantized=chosen)
 
 
-def linear_weights(checkpoint: Checkpoint, format: str) -> set[str]:
-    """Return the names of the weights that may have a quantized format. Raises ValueError if there are none."""
+def formats_for(checkpoint: Checkpoint, format: str) -> dict[str, str]:
+    """Return {weight: format} of a model that is to have a quantized format. Raises ValueError for other networks."""
     layout = checkpoint.layout
     if not layout.quantizable:
         raise ValueError(
             f"{format} is for the large weights of a model, and this is a {layout.title}. Choose float16 or bfloat16."
         )
-    return kitchen.chosen(checkpoint.quantizable, format)
+    return kitchen.formats_of(checkpoint.quantizable, layout.lookups, format)
 
 
 def load(
@@ -261,10 +261,7 @@ def from_tensors(
         )
         if formats or any(tensor.dtype in quantized.FLOAT8 for tensor in tensors.values()):
             network = layout.network(config, device="meta", operations=Bare)
-            quantizable = layout.quantizable
-            tensors, formats = weight_formats.settled(
-                network, tensors, stored, formats, quantizable
-            )
+            tensors, formats = weight_formats.settled(network, layout, tensors, stored, formats)
         check_finite({**tensors, **text})
         if layout.check_beside is not None and path is not None and is_published:
             layout.check_beside(path, config)
@@ -382,8 +379,9 @@ def save(
     tensors = checkpoint.tensors.items() if dtype is None else checkpoint.converted(dtype, device)
     with written_whole(path) as partial:
         format = None if dtype is None else quantized.format_of(dtype)
-        names = set() if format is None else linear_weights(checkpoint, format)
-        metadata = metadata_of(checkpoint, names)
+        metadata = metadata_of(
+            checkpoint, {} if format is None else formats_for(checkpoint, format)
+        )
         write_safetensors(partial, checkpoint.shapes(dtype), tensors, metadata)
 
 

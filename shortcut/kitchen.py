@@ -11,31 +11,40 @@ Source: github.com/Comfy-Org/comfy-kitchen (Apache-2.0), comfy_kitchen/tensor in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 INT8, NVFP4 = "int8_tensorwise", "nvfp4"  # as files name them
+FLOAT8 = "float8_e4m3fn"
 FORMATS = {"int8_convrot": INT8, "nvfp4": NVFP4}  # as users name them -> as files do
 SCALE, SCALE_2 = "weight_scale", "weight_scale_2"
 ROTATED = (256, 64, 16)  # inputs that are rotated together: the first that divides a layer's
 BLOCK = 16  # inputs of nvfp4 that share a scale
 
 
-def chosen(weights: Mapping[str, torch.Size], format: str) -> set[str]:
-    """Return the names of the weights to store in a format, of all that may be, in the network's order.
+def formats_of(
+    weights: Mapping[str, torch.Size], lookups: Sequence[str], format: str
+) -> dict[str, str]:
+    """Return {weight: format} of a model that is to have a format.
 
-    nvfp4 leaves out those without sides in multiples of 16, and the last block's: no later block evens out its error,
-    which is a fifth of all in the shipped text model (`python -m experiments weight-layers`).
+    nvfp4 has blocks of 16 only, and its error in the last block, which no later block evens out, is a fifth of all in
+    the shipped text model (`python -m experiments weight-layers`). So the last block, sides that are no multiples of 16
+    and embeddings are float8 there, which shows in none of the model's figures (RESULTS.md).
+
+    Args:
+        weights: of linear layers, in the network's order, and their shapes.
+        lookups: of large embeddings.
     """
     if format != NVFP4:
-        return {*weights}
+        return dict.fromkeys(weights, format)
     blocks = {name: name.split(".")[:2] for name in weights}
     last = list(blocks.values())[-1]
-    inner = {name for name, block in blocks.items() if block != last}
-    return {name for name in inner or weights if not any(side % BLOCK for side in weights[name])}
+    inner = [name for name, block in blocks.items() if block != last]
+    fit = {name for name in inner or weights if not any(side % BLOCK for side in weights[name])}
+    return {name: NVFP4 if name in fit else FLOAT8 for name in (*lookups, *weights)}
 
 
 def quantize(weight_OI: Tensor, format: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Quantized weights: linear layers stored in 8 bits or fewer, in the layout that ComfyUI reads.
+"""Quantized weights: linear layers and large embeddings stored in 8 bits or fewer, in the layout that ComfyUI reads.
 
 Source: comfyanonymous/ComfyUI v0.28.0, QUANTIZATION.md, comfy/quant_ops.py QUANT_ALGOS and comfy/ops.py
 _load_quantized_module.
@@ -100,13 +100,14 @@ def num_values(tensor: Tensor, format: str | None) -> int:
     return tensor.numel() * (STORED[format].packed if format is not None else 1)
 
 
-def quantize(name: str, weight_OI: Tensor, target: Target) -> dict[str, Tensor]:
+def quantize(name: str, weight_OI: Tensor, format: str) -> dict[str, Tensor]:
     """Return the tensors that store the weight `name` in a quantized format; on the meta device, without values."""
     layer = name.removesuffix(".weight")
-    if isinstance(target, torch.dtype):
-        parts = {**_float8(weight_OI, target), MARK: mark_of(target)}
+    if format in FLOAT8.values():
+        dtype = STORED[format].dtype
+        parts = {**_float8(weight_OI, dtype), MARK: mark_of(dtype)}
     else:
-        parts, about = kitchen.quantize(weight_OI, kitchen.FORMATS[target])
+        parts, about = kitchen.quantize(weight_OI, format)
         parts[MARK] = bytes_of(json.dumps(about))
     return {f"{layer}.{part}": tensor for part, tensor in parts.items()}
 
@@ -182,14 +183,14 @@ def recast(
     tensors: Tensors,
     formats: Mapping[str, str],
     target: Target,
-    linear_weights: Collection[str],
+    chosen: Mapping[str, str],
     device: torch.device | str,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) of a checkpoint whose weights are as `target` says, one after the other.
 
     Args:
         formats: {weight: format} of the quantized ones.
-        linear_weights: those to quantize if `target` is a quantized format; the others stay as they are.
+        chosen: {weight: format} of those to quantize if `target` is a quantized format; the others stay as they are.
         device: quantizes them.
 
     Raises:
@@ -207,8 +208,8 @@ def recast(
     for name, tensor in _told(tensors):
         if name in around:
             continue
-        if name in linear_weights:
-            for made, part in quantize(name, tensor.to(device), target).items():
+        if name in chosen:
+            for made, part in quantize(name, tensor.to(device), chosen[name]).items():
                 yield made, part if part.is_meta else part.to(tensor.device)
         elif isinstance(target, str) or format is not None:
             yield name, tensor
@@ -227,10 +228,12 @@ def check_computed(formats: Mapping[str, str]) -> None:
         )
 
 
-def check_layers(network: Network, formats: Collection[str]) -> None:
-    """Raise ValueError if a quantized weight is not one of a linear layer of `Operations`."""
-    for name in formats:
-        if not isinstance(network.get_submodule(name.removesuffix(".weight")), Operations.Linear):
+def check_layers(network: Network, formats: Mapping[str, str]) -> None:
+    """Raise ValueError if a quantized weight is not one of a linear layer of `Operations`, or a float8 embedding."""
+    for name, format in formats.items():
+        layer = network.get_submodule(name.removesuffix(".weight"))
+        is_lookup = isinstance(layer, Operations.Embedding) and format in FLOAT8.values()
+        if not is_lookup and not isinstance(layer, Operations.Linear):
             raise ValueError(
                 f"tensor {name!r} is quantized and not of a linear layer, which only ComfyUI computes. Load it there, "
                 "or convert it to bfloat16."
@@ -251,22 +254,54 @@ def check_device(device: torch.device | str, formats: Collection[str]) -> None:
         ) from error
 
 
-class Operations(Bare):
-    """Torch's layers, with linear ones that may hold a quantized weight and its scales."""
+class Holder(torch.nn.Module):
+    """A layer that may hold a quantized weight and its scales."""
 
-    class Linear(Bare.Linear):
+    weight: Tensor
+    weight_scale: Tensor | None
+    weight_scale_2: Tensor | None
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.register_buffer(SCALE, None)
+        self.register_buffer(SCALE_2, None)
+        self.about: dict[str, Any] = {}  # the description of a quantized weight
+        self.register_load_state_dict_pre_hook(_make_room)
+
+
+def _make_room(layer: Holder, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+    """Make the places of a quantized weight that is loaded next, and of its scales."""
+    if (mark := state_dict.pop(prefix + MARK, None)) is None:
+        return
+    weight, scales = state_dict[prefix + "weight"], (SCALE,)
+    if weight.dtype in FLOAT8:
+        state_dict[prefix + SCALE] = state_dict[prefix + SCALE].reshape(())
+    else:
+        layer.about = described(mark)
+        scales = STORED[layer.about["format"]].scales
+    layer.weight = torch.nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False)
+    for name in scales:
+        layer.register_buffer(name, torch.empty_like(state_dict[prefix + name], device="meta"))
+    for name in set(EXTRAS) - {*scales}:  # such as scales of activations
+        state_dict.pop(prefix + name, None)
+
+
+class Operations(Bare):
+    """Torch's layers, with linear ones and embeddings that may hold a quantized weight."""
+
+    class Embedding(Holder, Bare.Embedding):
+        """Of a weight in float8 the rows looked up are brought to float32."""
+
+        def forward(self, input: Tensor) -> Tensor:
+            if self.weight_scale is None:
+                return super().forward(input)
+            rows = F.embedding(input, self.weight.view(torch.uint8)).view(self.weight.dtype)
+            return dequantize(rows, self.weight_scale, torch.float32)
+
+    class Linear(Holder, Bare.Linear):
         """A weight in float8 or nvfp4 is brought to the type of the input at each call: at most one layer's weight
         exists in that type at a time. One in int8 is multiplied as it is.
         """
-
-        weight_scale: Tensor | None
-        weight_scale_2: Tensor | None
-
-        def __init__(self, *args: Any, **options: Any):
-            super().__init__(*args, **options)
-            self.register_buffer(SCALE, None)
-            self.register_buffer(SCALE_2, None)
-            self.about: dict[str, Any] = {}  # the description of a quantized weight
 
         def forward(self, input: Tensor) -> Tensor:
             if self.weight_scale is None:
@@ -280,26 +315,6 @@ class Operations(Bare):
                 SCALE_2: self.weight_scale_2,
             }
             return kitchen.linear(input, parts, self.about, self.bias)
-
-        def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
-            self, state_dict: dict[str, Any], prefix: str, *others: Any
-        ) -> None:
-            if (mark := state_dict.pop(prefix + MARK, None)) is not None:
-                weight, scales = state_dict[prefix + "weight"], (SCALE,)
-                if weight.dtype in FLOAT8:
-                    state_dict[prefix + SCALE] = state_dict[prefix + SCALE].reshape(())
-                else:
-                    self.about = described(mark)
-                    scales = STORED[self.about["format"]].scales
-                empty = torch.empty_like(weight, device="meta")
-                self.weight = torch.nn.Parameter(empty, requires_grad=False)
-                for name in scales:
-                    self.register_buffer(
-                        name, torch.empty_like(state_dict[prefix + name], device="meta")
-                    )
-                for name in set(EXTRAS) - {*scales}:  # such as scales of activations
-                    state_dict.pop(prefix + name, None)
-            super()._load_from_state_dict(state_dict, prefix, *others)
 
 
 def _listed(formats: Mapping[str, str]) -> str:

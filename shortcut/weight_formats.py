@@ -19,7 +19,7 @@ from . import kitchen
 from .guard import parse_json, shown
 from .models.architecture import Network
 from .models.key_table import Table, content, dense, rename_keys
-from .models.layout import Tensors
+from .models.layout import Layout, Tensors
 from .quantized import (
     EXTRAS,
     FLOAT8,
@@ -159,21 +159,20 @@ def renamed(
 
 def settled(
     network: Network,
+    layout: Layout,
     tensors: Tensors,
     stored: Tensors,
     formats: Mapping[str, str],
-    quantizable: tuple[str, ...],
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return (tensors with all that is stored, {weight: format}) of a network.
 
     No tensor of the first is float8 that is not also in the second, so that float8 is never taken for a type to compute
     in: weights of linear layers that were simply cast to it get a scale of 1, others become bfloat16, which holds every
-    value of float8.
+    value of float8; so do those with a scale but for linear layers and the layout's `lookups`.
 
     Args:
         network: it is not filled, and asked for the types of its layers only.
         tensors: as `split` gives the weights, checked against the network.
-        quantizable: prefixes of the linear layers that stay float8 where they have no scale.
     """
     all_tensors, all_formats = {**tensors, **stored}, dict(formats)
     for name, tensor in tensors.items():
@@ -188,19 +187,34 @@ def settled(
             if tensor.is_meta:
                 continue
             all_tensors[name] = tensor
-            if not is_linear:
-                scale = all_tensors[f"{layer}.{SCALE}"]
-                all_tensors[name] = dequantize(tensor, scale.reshape(()), torch.bfloat16)
-                del all_formats[name]
-                for extra in extras([name]):
-                    all_tensors.pop(extra, None)
-        elif tensor.dtype in FLOAT8 and is_linear and name.startswith(quantizable):
+            if not is_linear and name not in layout.lookups:
+                _make_plain(name, all_tensors, all_formats)
+        elif tensor.dtype in FLOAT8 and is_linear and name.startswith(layout.quantizable):
             all_formats[name] = FLOAT8[tensor.dtype]
             all_tensors[f"{layer}.{SCALE}"] = torch.ones(())
             all_tensors[f"{layer}.{MARK}"] = mark_of(tensor.dtype)
         elif tensor.dtype in FLOAT8:
             all_tensors[name] = tensor.to(torch.bfloat16)
     return all_tensors, all_formats
+
+
+def with_plain_lookups(
+    layout: Layout, tensors: Tensors, formats: Mapping[str, str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return (tensors, {weight: format}) without quantized embeddings, for hosts that cannot look them up."""
+    all_tensors, all_formats = dict(tensors), dict(formats)
+    for name in formats.keys() & {*layout.lookups}:
+        _make_plain(name, all_tensors, all_formats)
+    return all_tensors, all_formats
+
+
+def _make_plain(name: str, tensors: dict[str, Tensor], formats: dict[str, str]) -> None:
+    """Bring the float8 weight `name` to bfloat16, and take away what is stored beside it."""
+    scale = tensors[f"{name.removesuffix('.weight')}.{SCALE}"]
+    tensors[name] = dequantize(tensors[name], scale.reshape(()), torch.bfloat16)
+    del formats[name]
+    for extra in extras([name]):
+        tensors.pop(extra, None)
 
 
 def _layer(key: str, extra: str) -> str | None:

@@ -301,7 +301,13 @@ def _contents() -> dict[str, dict[str, Any]]:
         "comfy.model_patcher": {"CoreModelPatcher": Patcher},
         "comfy.lora": {"model_lora_keys_unet": None, "load_lora": None},
         "comfy.quant_ops": {"QUANT_ALGOS": dict.fromkeys(QUANT_ALGOS)},
-        "comfy.ops": {"manual_cast": _operations(), "pick_operations": _pick_operations},
+        "comfy.ops": {
+            "manual_cast": (plain := _operations()),
+            "mixed_precision_ops": lambda: (
+                plain
+            ),  # as before 0.28: embeddings of plain weights only
+            "pick_operations": _pick_operations,
+        },
         "comfy.sample": {"fix_empty_latent_channels": lambda model, samples, _: samples},
         "comfy.sd": {"VAE": VAE, "CLIP": CLIP},
         "comfy.sd1_clip": {

@@ -23,6 +23,7 @@ from shortcut_pack.shortcut.models.layers import Bare
 from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
 from shortcut_pack.shortcut.pipeline import check_head, default_dtype
 from shortcut_pack.shortcut.quantized import MARK
+from shortcut_pack.shortcut.weight_formats import with_plain_lookups
 from torch import Tensor
 
 FLOAT8 = torch.float8_e4m3fn
@@ -56,7 +57,7 @@ def features(checkpoint: Checkpoint, **options: Any) -> Tensor:
 def test_the_only_error_is_the_rounding_of_float8(dtype: torch.dtype, spread: float) -> None:
     generator = torch.Generator().manual_seed(0)
     weight_OI = (torch.randn(64, 128, generator=generator) * spread).to(dtype)
-    stored = quantized.quantize("a.weight", weight_OI, FLOAT8)
+    stored = quantized.quantize("a.weight", weight_OI, "float8_e4m3fn")
     scale = stored["a.weight_scale"]
     assert scale.log2() == scale.log2().round(), "a power of two"
     exact_OI = stored["a.weight"].double() * scale.double()
@@ -71,7 +72,7 @@ def test_the_only_error_is_the_rounding_of_float8(dtype: torch.dtype, spread: fl
 
 def test_control_float8_without_a_scale_loses_small_weights() -> None:
     weight_OI = torch.randn(64, 128, generator=torch.Generator().manual_seed(0)) * 0.001
-    stored = quantized.quantize("a.weight", weight_OI, FLOAT8)
+    stored = quantized.quantize("a.weight", weight_OI, "float8_e4m3fn")
 
     def error(found_OI: Tensor) -> float:
         return ((found_OI - weight_OI).norm() / weight_OI.norm()).item()
@@ -82,7 +83,7 @@ def test_control_float8_without_a_scale_loses_small_weights() -> None:
 
 
 def test_weights_that_are_all_zero() -> None:
-    stored = quantized.quantize("a.weight", torch.zeros(4, 4), FLOAT8)
+    stored = quantized.quantize("a.weight", torch.zeros(4, 4), "float8_e4m3fn")
     back_OI = quantized.dequantize(stored["a.weight"], stored["a.weight_scale"], torch.float32)
     assert torch.equal(back_OI, torch.zeros(4, 4))
 
@@ -120,7 +121,7 @@ def test_the_linear_weights_of_the_blocks_are_stored_as_comfyui_reads_them(path:
 
 
 def test_activations_are_not_quantized_by_comfyui() -> None:
-    stored = quantized.quantize("a.weight", torch.ones(1, 1), FLOAT8)
+    stored = quantized.quantize("a.weight", torch.ones(1, 1), "float8_e4m3fn")
     assert json.loads(bytes(stored["a.comfy_quant"]))["full_precision_matrix_mult"] is True
 
 
@@ -325,16 +326,32 @@ def test_other_quantized_layers_load_for_comfyui_alone(
             refused(found)
 
 
-def test_a_float8_embedding_becomes_bfloat16(path: Path) -> None:
+def test_a_float8_embedding_is_looked_up_as_it_is(path: Path, tmp_path: Path) -> None:
     raw, metadata = changed(path)
-    stored = quantized.quantize("token.weight", raw["token.weight"], FLOAT8)
+    stored = quantized.quantize("token.weight", raw["token.weight"], "float8_e4m3fn")
     found = checkpoints.from_tensors(raw | stored, metadata, path)
     expected = quantized.dequantize(
         stored["token.weight"], stored["token.weight_scale"], torch.bfloat16
     )
-    assert torch.equal(found.tensors["token.weight"], expected)
-    assert "token.weight" not in found.quantized and "token.comfy_quant" not in found.tensors
-    assert features(found).isfinite().all()
+    tensors, formats = with_plain_lookups(found.layout, found.tensors, found.quantized)
+    plain = replace(found, tensors=tensors, quantized=formats)
+    assert torch.equal(plain.tensors["token.weight"], expected)
+    assert plain.quantized == {k: v for k, v in found.quantized.items() if k != "token.weight"}
+    assert found.quantized["token.weight"] == "float8_e4m3fn"
+    assert "token.comfy_quant" not in plain.tensors
+    torch.testing.assert_close(features(found), features(plain), rtol=0, atol=0)
+    checkpoints.save(tmp_path / "again.safetensors", found)
+    assert checkpoints.load(tmp_path / "again.safetensors").quantized == found.quantized
+
+
+def test_a_float8_embedding_that_makes_logits_too_becomes_bfloat16() -> None:
+    source = builders.model()
+    stored = quantized.quantize("token.weight", source.tensors["token.weight"], "float8_e4m3fn")
+    found = checkpoints.from_tensors(
+        {**source.tensors, **stored}, checkpoints.metadata_of(replace(source, tensors={}))
+    )
+    assert found.tensors["token.weight"].dtype == torch.bfloat16
+    assert not found.quantized and "token.comfy_quant" not in found.tensors
 
 
 # The same in files of others.
@@ -478,7 +495,7 @@ def test_rows_of_a_float8_output_matrix_are_kept_with_its_scale() -> None:
     raw: dict[str, Any] = lumina_folder.raw()
     output = "model.transformer.ff_out"
     exact = checkpoints.from_tensors(raw, num_heads=4, **lumina_folder.SIZES)
-    raw |= quantized.quantize(f"{output}.weight", raw[f"{output}.weight"], FLOAT8)
+    raw |= quantized.quantize(f"{output}.weight", raw[f"{output}.weight"], "float8_e4m3fn")
     found = checkpoints.from_tensors(raw, num_heads=4, **lumina_folder.SIZES)
     back = checkpoints.cast(found, torch.float32).tensors["code_output.weight"]
     torch.testing.assert_close(back, exact.tensors["code_output.weight"], rtol=0.07, atol=1e-3)

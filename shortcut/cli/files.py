@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -118,9 +119,12 @@ def _published(out: Path, checkpoint: Checkpoint, dtype: Target | None) -> Check
 def describe(checkpoint: Checkpoint) -> str:
     """Return lines that say what a checkpoint is."""
     metadata, layout = checkpoint.metadata, checkpoint.layout
-    formats = ", ".join(sorted(set(checkpoint.quantized.values())))
-    dtype = str(checkpoint.dtype).removeprefix("torch.")
-    types = f"mostly {formats}, else {dtype}" if formats else f"mostly {dtype}"
+    layers: defaultdict[str, list[str]] = defaultdict(list)  # format -> those in it
+    for name, format in checkpoint.quantized.items():
+        layers[format].append(name.removesuffix(".weight"))
+    by_number = sorted(layers, key=lambda format: -len(layers[format]))
+    most, *others = *by_number, str(checkpoint.dtype).removeprefix("torch.")
+    types = f"mostly {most}" + (f", else {' and '.join(others)}" if others else "")
     origin = "our file" if metadata.config else "published layout"
     lines = {
         "file": checkpoint.path,
@@ -131,12 +135,13 @@ def describe(checkpoint: Checkpoint) -> str:
     }
     if checkpoint.text:
         lines["for text"] = f"{_megabytes(checkpoint.text)} MB more in the file"
-    if layout.quantizable and not formats:
+    if layout.quantizable and not layers:
         whole = checkpoint.with_text()
         lines |= {
             f"as {name}": f"{_megabytes(whole.shapes(to))} MB" for name, to in TARGETS.items()
         }
-    if formats and (kept := checkpoint.quantizable.keys() - checkpoint.quantized):
+    lines |= {format: ", ".join(sorted(layers[format])) for format in by_number[1:]}
+    if layers and (kept := checkpoint.quantizable.keys() - checkpoint.quantized):
         lines["unquantized"] = ", ".join(sorted(kept))
     if checkpoint.companions:
         lines["in the file"] = ", ".join(Path(name).name for name in checkpoint.companions)

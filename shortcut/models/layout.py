@@ -67,6 +67,7 @@ class Layout:
         str, ...
     ] = ()  # of a head: fields of its configuration that its model has too, with equal values
     quantizable: tuple[str, ...] = ()  # prefixes of the linear layers whose weights may be float8
+    lookups: tuple[str, ...] = ()  # weights of large embeddings, which may be float8 too
 
     def quantizable_weights(self, config: Any) -> dict[str, torch.Size]:
         """Return the names and shapes of the weights that may be quantized, in the network's order."""

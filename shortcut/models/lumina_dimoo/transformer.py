@@ -388,4 +388,5 @@ LAYOUT = Layout(
     narrow=split_output,
     text_output=TextOutput,
     quantizable=("blocks.",),
+    lookups=("token.weight",),
 )
