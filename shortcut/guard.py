@@ -22,6 +22,7 @@ MAX_DRAWS = 2**30  # random numbers of a run: steps x tokens x images
 MAX_SEED = 2**64 - 1
 MAX_ITERATIONS = 10**9  # of a training
 MAX_WEIGHT = 1e6  # of guidance, and of temperatures
+MIN_TEMPERATURE = 1e-6  # above 0: logits divided by less are no numbers any more
 MAX_PIXELS = 2**26  # of a picture: 8192 x 8192
 MAX_DIGITS = 20  # of a whole number in a file: 2**64 has so many
 MAX_NESTING = 32  # of lists and objects in each other
@@ -218,6 +219,15 @@ def check_whole(name: str, value: Any, low: int, high: int) -> None:
         raise ValueError(f"{name} must be a whole number of at least {low}, got {shown(value)}.")
     if value > high:
         raise ValueError(f"{name} must be at most {high}, got {shown(value)}.")
+
+
+def check_temperature(name: str, value: Any) -> None:
+    """Raise ValueError if `value` is no temperature that logits can be divided by, nor 0."""
+    check_number(name, value, 0, MAX_WEIGHT)
+    if 0 < value < MIN_TEMPERATURE:
+        raise ValueError(
+            f"{name} must be 0, which takes the most likely, or at least {MIN_TEMPERATURE:g}, got {shown(value)}."
+        )
 
 
 def check_number(name: str, value: Any, low: float, high: float) -> None:

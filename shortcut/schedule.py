@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .guard import MAX_STEPS, MAX_WEIGHT, check_number, check_whole, shown
+from .guard import MAX_STEPS, MAX_WEIGHT, check_number, check_temperature, check_whole, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +75,9 @@ class Settings:
         if self.order not in ORDERS:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {shown(self.order)}.")
         check_number("full power", self.full_power, 1, MAX_FULL_POWER)
-        for name, value in (
-            ("temperature", self.temperature),
-            *(("cfg", g) for g in self.guidance),
-        ):
-            check_number(name, value, 0, MAX_WEIGHT)
+        check_temperature("temperature", self.temperature)
+        for weight in self.guidance:
+            check_number("cfg", weight, 0, MAX_WEIGHT)
         if not self.choice_temperature >= 0:
             raise ValueError(
                 f"choice temperature must be at least 0, got {shown(self.choice_temperature)}."

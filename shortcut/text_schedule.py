@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .guard import MAX_STEPS, MAX_WEIGHT, check_number, check_whole
+from .guard import MAX_STEPS, MAX_WEIGHT, check_number, check_temperature, check_whole
 from .schedule import Step, cosine_share, float32
 
 MAX_TEXT = 4096  # tokens of an answer
@@ -28,7 +28,7 @@ class TextSettings:
         check_whole("max tokens", self.max_tokens, 1, MAX_TEXT)
         check_whole("text steps", self.num_steps, 1, MAX_STEPS)
         check_whole("block length", self.block_length, 1, MAX_TEXT)
-        check_number("text temperature", self.temperature, 0, MAX_WEIGHT)
+        check_temperature("text temperature", self.temperature)
 
 
 @dataclass(frozen=True, slots=True)

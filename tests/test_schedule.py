@@ -26,6 +26,7 @@ from shortcut_pack.shortcut.schedule import (
     reveal_counts,
 )
 from shortcut_pack.shortcut.settings import usual_settings
+from shortcut_pack.shortcut.text_schedule import TextSettings
 
 AMUSED_SETTINGS = Settings(num_steps=12, choice_temperature=2.0, schedule=AMUSED)
 
@@ -385,3 +386,12 @@ def test_full_steps_as_a_list():
 def test_a_setting_out_of_range_is_refused_whatever_there_is_to_make(wrong, message, num_tokens):
     with pytest.raises(ValueError, match=message):
         plan(Settings(**wrong), num_tokens, 36)
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 5e-324, 9e-7])
+def test_a_temperature_that_no_logit_can_be_divided_by_is_an_error(temperature: float):
+    with pytest.raises(ValueError, match=r"temperature must be 0, .* or at least 1e-06, got"):
+        Settings(temperature=temperature).check()
+    with pytest.raises(ValueError, match=r"text temperature must be 0"):
+        TextSettings(temperature=temperature).check()
+    Settings(temperature=1e-6).check()
