@@ -28,8 +28,12 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 def test_info_says_what_a_file_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = builders.model(title="Tiny", class_names=("a", "b", "c"))
-    assert main(["info", str(builders.write(tmp_path / "a.safetensors", model))]) == 0
+    path = builders.write(tmp_path / "a.safetensors", model)
+    assert main(["info", str(path)]) == 0
     said = capsys.readouterr().out
+    in_memory = 4 * sum(tensor.numel() for tensor in model.tensors.values()) / 1e6
+    assert f"{path}, {path.stat().st_size / 1e6:.1f} MB" in said
+    assert f"{in_memory:.1f} MB in memory" in said
     for part in ("MaskGIT transformer (maskgit), our file", "grid 4, width 32", "Tiny", "a, b, c"):
         assert part in said
     assert f"{model.num_parameters:,} parameters, mostly float32" in said

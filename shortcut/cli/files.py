@@ -16,6 +16,7 @@ from .. import checkpoint as checkpoints
 from .. import published, quantized
 from ..checkpoint import Checkpoint
 from ..companions import placed
+from ..containers import INDEX_SUFFIX
 from ..files import parts
 from ..guard import message_of
 from ..models.layout import Tensors
@@ -127,9 +128,9 @@ def describe(checkpoint: Checkpoint) -> str:
     types = f"mostly {most}" + (f", else {' and '.join(others)}" if others else "")
     origin = "our file" if metadata.config else "published layout"
     lines = {
-        "file": checkpoint.path,
+        "file": checkpoint.path and _sized(checkpoint.path),
         "format": f"{layout.title} ({layout.name}), {origin}",
-        "weights": f"{checkpoint.num_parameters:,} parameters, {types}, {_megabytes(checkpoint.tensors)} MB",
+        "weights": f"{checkpoint.num_parameters:,} parameters, {types}, {_megabytes(checkpoint.tensors)} MB in memory",
         "sizes": ", ".join(f"{name} {value}" for name, value in asdict(checkpoint.config).items()),
         "fingerprint": checkpoint.fingerprint,
     }
@@ -157,6 +158,12 @@ def describe(checkpoint: Checkpoint) -> str:
     }
     said = {name: message_of(value, MAX_LINE) for name, value in lines.items() if value}
     return "\n".join(f"{name:12} {value}" for name, value in said.items())
+
+
+def _sized(path: Path) -> str:
+    """Return a file, and its size unless it only names others: in memory it may be larger."""
+    is_index = path.name.endswith(INDEX_SUFFIX)
+    return str(path) if is_index else f"{path}, {path.stat().st_size / 1e6:,.1f} MB"
 
 
 def _megabytes(tensors: Tensors) -> str:
