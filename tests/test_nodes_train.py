@@ -9,8 +9,10 @@ They run on stand-ins for ComfyUI, and on the real one if COMFY_DIR names its fo
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import builders
@@ -301,6 +303,22 @@ def test_a_training_is_kept_where_a_restart_finds_it_and_no_list_shows_it(model,
     train_head(model, checkpoint_name="mine/first")
     assert (output / "shortcut_training" / "mine" / "first.ckpt").is_file()
     assert folders.choices("migm_heads") == [*shipped.CHOICES]
+
+
+def test_a_disk_without_room_is_told_before_the_training(model, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(train, "learn", lambda *args, **options: pytest.fail("it was begun"))
+    with pytest.raises(OSError, match=r"tiny\.ckpt could not be written \(the disk is full\)"):
+        train_head(model)
+
+
+def test_a_finished_training_in_a_folder_without_room_is_read(model, monkeypatch):
+    expected = weights_of(train_head(model)[0])
+    monkeypatch.setattr(train, "check_writable", lambda path: pytest.fail("it was tried"))
+    assert_equal(weights_of(train_head(model)[0]), expected)
 
 
 def test_progress_and_the_live_chart(model, monkeypatch, caplog):
