@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import comfy.model_management as mm
@@ -82,7 +83,7 @@ class StepReport:
         self.bar = comfy.utils.ProgressBar(self.total)
         self.preview = Preview(grid, colours_V3)
         self.clock = StepClock(device)
-        self.begun, self.said_at = time.perf_counter(), 0.0
+        self.begun, self.said_at = time.perf_counter(), -math.inf
         self.num_done = self.num_full = 0
 
     def __call__(self, trace: Trace) -> None:

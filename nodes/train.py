@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -234,7 +235,7 @@ class TrainingReport:
 
     def __init__(self, iterations: int, kept: Path, preview: Preview, text: NodeText):
         self.iterations, self.kept = iterations, kept
-        self.preview, self.text, self.said_at = preview, text, 0.0
+        self.preview, self.text, self.said_at = preview, text, -math.inf
         self.has_begun = self.is_learning = False  # True: from the first, the second iteration on
         self.logged: list[Figures] = []  # for the chart, should there be no file of them
         self.bar = comfy.utils.ProgressBar(iterations)

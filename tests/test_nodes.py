@@ -601,7 +601,7 @@ def test_a_patch_that_cannot_act_is_named_once_in_the_log(model, node, caplog):
 def test_a_patch_that_cannot_act_is_named_on_the_node_in_every_run(model, monkeypatch):
     shown = []
     monkeypatch.setattr(host, "show_on_node", shown.append)
-    monkeypatch.setattr(progress, "TEXT_INTERVAL", 1000)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: 0.0))
     EasyCache.patch(model)
     HyperTile.patch(model)
     run(model)
