@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import comfy.model_management as mm
@@ -17,6 +15,7 @@ from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..shortcut.checkpoint import Checkpoint
+from ..shortcut.compiled import Compiled, InOrder
 
 model_prefetch: Any = None
 with contextlib.suppress(ImportError):  # before ComfyUI 0.28 there is none
@@ -65,7 +64,6 @@ COMPILE = (
     "torch_compile_kwargs"  # of a MODEL: what ComfyUI's TorchCompileModel hands to torch.compile
 )
 MULTIGPU = "multigpu"  # ComfyUI's key of a MODEL's copies
-InOrder = Callable[[torch.nn.ModuleList], Iterable[torch.nn.Module]]  # as of `layers.BaseNetwork`
 
 
 def ahead_of_use(patcher: Any) -> InOrder:
@@ -86,39 +84,6 @@ def ahead_of_use(patcher: Any) -> InOrder:
         model_prefetch.prefetch_queue_pop(queue, device, None)
 
     return in_order
-
-
-class Compiled:
-    """Goes through the blocks of a pass, compiled. From the first that cannot be, they run as they are.
-
-    Args:
-        in_order: goes through them as they are.
-        options: of torch.compile.
-    """
-
-    def __init__(self, in_order: InOrder, options: dict[str, Any]):
-        self.in_order, self.options, self.is_on = in_order, options, True
-        self.calls: dict[torch.nn.Module, Callable[..., Tensor]] = {}
-
-    def __call__(self, blocks: torch.nn.ModuleList) -> Iterator[Any]:
-        for block in self.in_order(blocks):
-            yield partial(self._run, block)
-
-    def _run(self, block: torch.nn.Module, *inputs: Any) -> Tensor:
-        if self.is_on:
-            if block not in self.calls:
-                self.calls[block] = torch.compile(block, **self.options)
-            try:
-                return self.calls[block](*inputs)
-            except Exception as error:
-                from torch._dynamo.exc import TorchDynamoException  # slow to import before its use
-
-                if not isinstance(error, TorchDynamoException):
-                    raise
-                self.is_on = False
-                reason = " ".join(str(error).split())[:300]
-                logging.warning("torch.compile failed, the model runs as it is: %s", reason)
-        return block(*inputs)
 
 
 def in_order_of(patcher: Any) -> InOrder:

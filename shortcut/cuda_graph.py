@@ -21,33 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .generate import Made, Run, StartRun
+
 MOST = 4  # recordings that are kept
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """What a run made."""
-
-    codes_BL: Tensor
-    is_finite: Tensor  # whether all logits were
-    num_full: int  # full passes of the model
-
-
-Run = Callable[..., Made]  # tensors, the conditions last -> what a run makes of them
-# (what the run depends on besides shapes, the run, its inputs) -> what it made
-Start = Callable[[Hashable, Run, Sequence[Any]], Made]
-
-
-def unrecorded(key: Hashable, run: Run, inputs: Sequence[Any]) -> Made:
-    """Start a run without recording it."""
-    return run(*inputs)
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
     """A recorded run."""
 
-    inputs: tuple[Tensor, ...]  # where it reads
+    run: Run  # kept with all that it reads besides its inputs
+    inputs: tuple[Tensor, ...]  # where it reads them
     replay: Callable[[], Made]  # what it makes is overwritten by the next one
 
     def made_of(self, inputs: Sequence[Tensor]) -> Made:
@@ -71,7 +55,7 @@ class Recordings:
         self.record = record or Graphs()
         self.kept: dict[Hashable, Recording] = {}  # the last used last
 
-    def start(self, name: Hashable) -> Start:
+    def start(self, name: Hashable) -> StartRun:
         """Return what starts runs by their recordings under all that their kernels depend on.
 
         Args:
@@ -93,16 +77,19 @@ class Recordings:
             while len(self.kept) >= MOST:
                 del self.kept[next(iter(self.kept))]
             mine = tuple(x.clone() for x in inputs)
-            recording = Recording(mine, self.record(run, mine))
+            recording = Recording(run, mine, self.record(run, mine))
         self.kept[key] = recording
         return recording.made_of(inputs)
 
 
 class Graphs:
-    """Records runs as CUDA graphs, which work one after the other in the same memory."""
+    """Records runs as CUDA graphs of one device, which work one after the other in the same memory."""
 
     def __init__(self) -> None:
         self.pool: Any = None
+        self.aside: Any = (
+            None  # the stream of all recordings, as torch asks where they share memory
+        )
 
     def __call__(self, run: Run, inputs: tuple[Tensor, ...]) -> Callable[[], Made]:
         """Run once, so that nothing is set up while recording, then record. Returns what starts the recording.
@@ -112,13 +99,13 @@ class Graphs:
         """
         with torch.cuda.device(inputs[0].device):
             self.pool = self.pool or torch.cuda.graph_pool_handle()
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
+            self.aside = self.aside or torch.cuda.Stream()
+            self.aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.aside):
                 run(*inputs)
-            torch.cuda.current_stream().wait_stream(aside)
+            torch.cuda.current_stream().wait_stream(self.aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.aside):
                 made = run(*inputs)
 
         def replay() -> Made:

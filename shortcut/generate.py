@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .accelerators import MakeAccelerator
-from .cuda_graph import Made, Start, unrecorded
 from .denoiser import Conditions, Denoiser, MaskedImageModel
 from .guard import MAX_DRAWS, MAX_IMAGES, MAX_SEED, MAX_SIDE, check_whole
 from .models.architecture import Branches, GridModel
@@ -34,6 +34,15 @@ class Result:
     num_steps: int  # steps executed; the longest group's where images have different numbers of tokens to make
     num_full: int  # of these, full passes of the model
     seconds: float  # wall time of the sampling loop
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a run made of a group of images."""
+
+    codes_BL: Tensor
+    is_finite: Tensor  # whether all logits were
+    num_full: int  # full passes of the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,15 @@ class Run:
         return Made(filled_BL, is_finite, denoiser.num_full)
 
 
+# (what a run depends on besides shapes, the run, its inputs) -> what it made
+StartRun = Callable[[Hashable, Run, Sequence[Any]], Made]
+
+
+def unrecorded(key: Hashable, run: Run, inputs: Sequence[Any]) -> Made:
+    """Start a run without recording it."""
+    return run(*inputs)
+
+
 def generate(
     model: GridModel,
     conditions: Sequence[Conditions],
@@ -80,7 +98,7 @@ def generate(
     device: torch.device | str = "cpu",
     copies: Sequence[Copy] = (),
     on_step: Callable[[Trace], None] | None = None,
-    start: Start = unrecorded,
+    start: StartRun = unrecorded,
 ) -> Result:
     """Make the codes of a batch of images.
 

@@ -25,10 +25,11 @@ from .accelerators import MakeAccelerator
 from .accelerators.choice import HEAD, PARTIAL, kept_bytes, named, needs_head
 from .checkpoint import Checkpoint
 from .companions import placed
-from .cuda_graph import Recordings, unrecorded
+from .compiled import Compiled
+from .cuda_graph import Recordings
 from .denoiser import Conditions
 from .devices import advice_on_memory, checked_devices
-from .generate import Result, generate, needed_branches
+from .generate import Result, generate, needed_branches, unrecorded
 from .grid import Grid, grid_of
 from .guard import MAX_IMAGES, check_whole
 from .image import to_pictures
@@ -81,6 +82,7 @@ class Pipeline:
         is_sequential: bool = False,
         more_devices: Sequence[str] = (),
         cuda_graph: bool = False,
+        compiled: bool = False,
         accelerator: str | None = None,
     ) -> Pipeline:
         """Load files and check that they fit each other.
@@ -94,6 +96,8 @@ class Pipeline:
             more_devices: each holds the model too and takes guidance branches over: those behind the first.
             cuda_graph: True: a run is recorded, and one with the same plan, number of images and length of the prompt
                 is started from the recording. Runs with an `on_step` and of one-step students are not.
+            compiled: True: the model's blocks go through torch.compile in the first run, and round differently. Where
+                that fails they run as they are.
             accelerator: what answers steps that are not full passes, one of `accelerators.choice.NAMES`; None = the
                 head, if there is one.
 
@@ -140,6 +144,10 @@ class Pipeline:
             ),
             recordings=Recordings() if cuda_graph else None,
         )
+        if compiled:
+            logger.info("the first run compiles the model's blocks, which takes a minute or so")
+            for network in (pipeline.model, *(copy for copy, _ in pipeline.copies)):
+                network.in_order = Compiled(iter, {})
         return pipeline if accelerator is None else pipeline.with_accelerator(accelerator)
 
     def with_accelerator(self, name: str) -> Pipeline:
@@ -249,7 +257,10 @@ class Pipeline:
 
         def needed(num_images: int) -> float:
             kept = kept_bytes(self.accelerator_name, model, num_images, lengths)
-            return model.activation_bytes(num_images, lengths) + kept
+            run = model.activation_bytes(num_images, lengths) + kept
+            return (
+                run if self.recordings is None else 2 * run
+            )  # a recording's own, and its warm-up's
 
         at_once = images_at_once(needed, len(image_indices), self.device)
         if (num_idle := len(self.copies) + 1 - len(conditions)) > 0:

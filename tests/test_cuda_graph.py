@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 import builders
 import pytest
 import torch
-from shortcut_pack.shortcut import Pipeline, memory
+from shortcut_pack.shortcut import Pipeline, memory, pipeline
 from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.accelerators.choice import named
-from shortcut_pack.shortcut.cuda_graph import MOST, Made, Recordings, Run
-from shortcut_pack.shortcut.generate import Result, generate
+from shortcut_pack.shortcut.cuda_graph import MOST, Recordings
+from shortcut_pack.shortcut.generate import Made, Result, Run, generate
 from test_partial import WAYS, conditions_of, head_of, model_of, settings_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -106,6 +107,22 @@ def test_other_orders_are_recorded_too(order: str):
         assert torch.equal(made.codes_BL, run("maskgit", "partial", seed, order=order).codes_BL)
 
 
+def test_what_a_recording_reads_stays_as_long_as_it_does():
+    """The ranks of Halton's order are made outside of the run, and a graph alone would not keep them."""
+    ranks = []
+
+    def record(run: Any, inputs: tuple[Tensor, ...]) -> Callable[[], Made]:
+        ranks.append(weakref.ref(run.order.rank_L))
+        made = run(*inputs)
+        return lambda: made
+
+    recordings = Recordings(record)
+    run("maskgit", None, 5, recordings, order="halton")
+    assert ranks[0]() is not None
+    recordings.kept.clear()
+    assert ranks[0]() is None
+
+
 def test_what_was_made_stays_when_the_recording_runs_again():
     recordings = Recordings(Tape())
     first = run("maskgit", "head", 5, recordings).codes_BL
@@ -170,9 +187,28 @@ def test_a_pipeline_records_for_each_accelerator_and_number_of_images(tmp_path: 
     assert len(expected) == 8  # the hook saw all steps of both
 
 
-def test_a_cpu_and_several_devices_record_nothing():
-    with pytest.raises(ValueError, match=r"one NVIDIA GPU, got cpu. Leave it out \(--cuda-graph\)"):
-        Pipeline.load("scenes", cuda_graph=True)
+def test_a_recording_takes_memory_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    plain, asked = Pipeline.load("scenes"), []
+
+    def all_at_once(needed: Callable[[int], float], num_images: int, device: torch.device) -> int:
+        asked.append(needed(num_images))
+        return num_images
+
+    monkeypatch.setattr(pipeline, "images_at_once", all_at_once)
+    for each in (plain, replace(plain, recordings=Recordings(Tape()))):
+        each.generate(label="0", steps=1)
+    assert asked[1] == 2 * asked[0] > 0
+
+
+@pytest.mark.parametrize("names", [("cpu",), ("cuda:0", "cuda:1")])
+def test_a_cpu_and_several_devices_record_nothing(
+    names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+):
+    devices = [torch.device(name) for name in names]
+    monkeypatch.setattr(pipeline, "checked_devices", lambda names: devices)
+    wanted = rf"one NVIDIA GPU, got {', '.join(names)}. Leave it out \(--cuda-graph\)"
+    with pytest.raises(ValueError, match=wanted):
+        Pipeline.load("scenes", device=names[0], more_devices=names[1:], cuda_graph=True)
 
 
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import repeat
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,14 +23,21 @@ from torch import Tensor
 from experiments.tables.report import table
 from experiments.tables.rows import hardware_of
 from shortcut import checkpoint as checkpoints
-from shortcut.accelerators.choice import named
+from shortcut.accelerators.choice import HEAD, NAMES, named, needs_head
 from shortcut.checkpoint import Checkpoint
-from shortcut.cuda_graph import Recordings, Start, unrecorded
+from shortcut.compiled import Compiled
+from shortcut.cuda_graph import Recordings
 from shortcut.devices import checked_device
 from shortcut.flops import count_flops
-from shortcut.generate import generate
+from shortcut.generate import StartRun, generate, unrecorded
 from shortcut.models import ARCHITECTURES
-from shortcut.models.architecture import Architecture, Grid, PublishedSize
+from shortcut.models.architecture import (
+    Architecture,
+    Grid,
+    HeadNetwork,
+    ModelNetwork,
+    PublishedSize,
+)
 from shortcut.models.layers import Bare
 from shortcut.models.layout import Layout
 from shortcut.quantized import TARGETS
@@ -38,9 +46,13 @@ from shortcut.schedule import Settings
 logger = logging.getLogger(__name__)
 
 DTYPES = ("bfloat16", "float16", "float32", *TARGETS)
-COLUMNS = ("", "weights", "steps", "full", "s / image", "of vanilla", "TFLOP / s", "peak GB")
+COLUMNS = (
+    *("", "weights", "accelerator", "steps", "full", "s / image", "of vanilla", "TFLOP / s"),
+    "peak GB",
+)
 NUM_PROMPT_TOKENS = 60
 T, GB = 1e12, 1e9
+Run = tuple[Settings, str | None]  # with its accelerator; None = vanilla
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,23 +67,36 @@ class System:
         shapes = (c.shape[1:] for c in self.size.conditions(NUM_PROMPT_TOKENS))  # pyright: ignore
         return tuple(torch.zeros(num_images, *shape, dtype=torch.long) for shape in shapes)
 
-    @property
-    def runs(self) -> list[Settings]:
-        """Return the settings of vanilla, then of the presets with the head."""
+    def runs(self, full_steps: Sequence[int], accelerators: Sequence[str]) -> list[Run]:
+        """Return vanilla, then the presets with each accelerator, or that many full passes in as many steps."""
         presets = list(self.architecture.presets.values())
-        counts = [(presets[0].num_steps, None), *presets]
-        settings = self.architecture.settings
-        return [replace(settings, num_steps=n, full_steps=full) for n, full in counts]
+        num_steps, settings = presets[0].num_steps, self.architecture.settings
+        counts = [(num_steps, full) for full in full_steps] or presets
+        return [
+            (replace(settings, num_steps=num_steps), None),
+            *(
+                (replace(settings, num_steps=steps, full_steps=full), name)
+                for name in accelerators
+                for steps, full in counts
+            ),
+        ]
 
-    def flops(self, settings: Settings, grid: Grid) -> int:
+    def flops(self, run: Run, grid: Grid) -> int:
         """Return the FLOPs of one image."""
-        architecture, conditions = self.architecture, self.conditions(1)
+        (settings, accelerator), architecture = run, self.architecture
         model = architecture.model.network(self.size.model, device="meta", operations=Bare)
         head = None
-        if settings.full_steps is not None and architecture.head is not None:
+        if needs_head(accelerator) and architecture.head is not None:
             head = architecture.head.network(self.size.head, device="meta", operations=Bare)
-        rules = architecture.rules
-        return count_flops(model, head, settings, conditions, grid, rules=rules).total  # pyright: ignore
+        return count_flops(
+            cast(ModelNetwork, model),
+            cast(HeadNetwork, head),
+            settings,
+            self.conditions(1),
+            grid,
+            rules=architecture.rules,
+            accelerator=accelerator,
+        ).total
 
 
 SYSTEMS = {
@@ -90,6 +115,9 @@ def add_parser(steps: Any) -> None:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bfloat16"])
     parser.add_argument("--batch", type=int, default=1, help="images at a time")
     parser.add_argument("--repeats", type=int, default=3, help="the table has the median")
+    parser.add_argument("--full-steps", type=int, nargs="+", default=[], help="default: presets")
+    parser.add_argument("--accelerator", nargs="+", choices=NAMES, default=[HEAD])
+    parser.add_argument("--compile", action="store_true", help="compile the blocks")
     parser.add_argument("--cuda-graph", action="store_true", help="record the runs")
     parser.set_defaults(run=run)
 
@@ -100,26 +128,22 @@ def run(options: argparse.Namespace) -> int:
     lines = []
     for name in options.models:
         for dtype in options.dtypes:
-            start = Recordings().start(name) if options.cuda_graph else unrecorded
-            lines += measure(SYSTEMS[name], dtype, device, options.batch, options.repeats, start)
+            lines += measure(SYSTEMS[name], dtype, device, options)
     print(table(COLUMNS, lines))
+    ways = {"compiled": options.compile, "as CUDA graphs": options.cuda_graph}
+    runs = ", ".join((f"{options.repeats} runs", *(way for way, is_on in ways.items() if is_on)))
     print(
-        f"\nRandom weights. {hardware_of(device)}; torch {torch.__version__}; batch {options.batch}, median of "
-        f"{options.repeats} runs{', as CUDA graphs' if options.cuda_graph else ''}. Peak: of all that lies on the "
-        "device at a time."
+        f"\nRandom weights. {hardware_of(device)}; torch {torch.__version__}; batch {options.batch}, median of {runs}. "
+        "Peak: of all that lies on the device at a time, in any of them."
     )
     return 0
 
 
 def measure(
-    system: System,
-    dtype: str,
-    device: torch.device,
-    batch_size: int,
-    repeats: int,
-    start: Start,
+    system: System, dtype: str, device: torch.device, options: argparse.Namespace
 ) -> list[tuple[str, ...]]:
-    """Return the rows of a system with weights of one type, by COLUMNS: vanilla, presets, decoding."""
+    """Return the rows of a system with weights of one type, by COLUMNS: the runs, and decoding."""
+    batch_size: int = options.batch
     architecture, size = system.architecture, system.size
     assert architecture.head is not None
     compute = torch.bfloat16 if dtype in TARGETS else getattr(torch, dtype)
@@ -130,9 +154,13 @@ def measure(
     del model_file
     head_file = random_checkpoint(architecture.head, size.head, compute, device)
     head = checkpoints.build(head_file, dtype=compute, device=device)
+    if options.compile:
+        cast(ModelNetwork, model).in_order = Compiled(iter, {})
     grid, num_tokens = size.grid, size.grid[0] * size.grid[1]
+    runs = system.runs(options.full_steps, options.accelerator)
 
-    def sampled(settings: Settings) -> float:
+    def sampled(run: Run, start: StartRun) -> float:
+        settings, accelerator = run
         return generate(
             model.on_grid(*grid),
             system.conditions(batch_size),
@@ -141,7 +169,7 @@ def measure(
             seed=0,
             image_indices=range(batch_size),
             num_tokens=num_tokens,
-            accelerator=None if settings.full_steps is None else named("head", head),
+            accelerator=None if accelerator is None else named(accelerator, head),
             device=device,
             start=start,
         ).seconds
@@ -156,28 +184,30 @@ def measure(
         vq.decode(codes_1hw).cpu()
         return time.perf_counter() - begun
 
-    once = [*(partial(sampled, settings) for settings in system.runs), decoded]
-    for warm_up in once[-2:]:
+    starts = [Recordings().start(run) if options.cuda_graph else unrecorded for run in runs]
+    once = [*map(partial, repeat(sampled), runs, starts), decoded]
+    for warm_up in once if options.compile else once[-2:]:
         warm_up()
-    seconds, peaks = _in_turn(once, repeats, device)
+    seconds, peaks = _in_turn(once, options.repeats, device)
     height, width = (side * size.vq.downscale for side in grid)
     lines = []
-    for settings, taken, peak in zip(system.runs, seconds, peaks, strict=False):
-        each, flops = median(taken) / batch_size, system.flops(settings, grid)
+    for run, taken, peak in zip(runs, seconds, peaks, strict=False):
+        (settings, accelerator), each = run, median(taken) / batch_size
         lines.append(
             (
                 f"{architecture.title}, {width} x {height}",
                 dtype,
+                accelerator or "vanilla",
                 str(settings.num_steps),
                 str(len(settings.full_indices(settings.num_steps))),
                 f"{each:.3f}",
                 f"{median(taken) / median(seconds[0]):.3f}",
-                f"{flops / each / T:.0f}",
+                f"{system.flops(run, grid) / each / T:.0f}",
                 peak,
             )
         )
     title, beside = f"{architecture.title}, decoding {width} x {height}", f"float32, model {dtype}"
-    lines.append((title, beside, "", "", f"{median(seconds[-1]):.3f}", "", "", peaks[-1]))
+    lines.append((title, beside, "", "", "", f"{median(seconds[-1]):.3f}", "", "", peaks[-1]))
     return lines
 
 
@@ -186,16 +216,16 @@ def _in_turn(
 ) -> tuple[list[list[float]], list[str]]:
     """Return the seconds of every repeat of every run, and the most GB on the device while it ran."""
     seconds: list[list[float]] = [[] for _ in runs]
-    peaks = ["" for _ in runs]
-    for repeat in range(repeats):
+    peaks = [0 for _ in runs]  # a recorded run takes memory in the first repeat only
+    for turn in range(repeats):
         for number, once in enumerate(runs):
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             seconds[number].append(once())
             if device.type == "cuda":
-                peaks[number] = f"{torch.cuda.max_memory_allocated(device) / GB:.1f}"
-            logger.info("repeat %d, run %d: %.2f s", repeat, number, seconds[number][-1])
-    return seconds, peaks
+                peaks[number] = max(peaks[number], torch.cuda.max_memory_allocated(device))
+            logger.info("repeat %d, run %d: %.2f s", turn, number, seconds[number][-1])
+    return seconds, [f"{peak / GB:.1f}" if peak else "" for peak in peaks]
 
 
 def random_checkpoint(

@@ -147,7 +147,8 @@ def replaced(network: nn.Module, names: Sequence[str], target: quantized.Target)
 
 def quantized_layer(layer: nn.Linear, target: quantized.Target) -> nn.Module:
     """Return the layer with a quantized weight."""
-    stored = quantized.quantize("weight", layer.weight.detach(), target)
+    format = str(quantized.format_of(target))
+    stored = quantized.quantize("weight", layer.weight.detach(), format)
     state = {name.removeprefix("weight."): tensor for name, tensor in stored.items()}
     if layer.bias is not None:
         state["bias"] = layer.bias.detach()

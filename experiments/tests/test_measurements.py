@@ -91,8 +91,13 @@ def test_rows_are_vanilla_the_presets_and_decoding(
     printed = capsys.readouterr().out
     lines = [line.split("|") for line in printed.splitlines() if line.startswith("|")][2:]
     assert len(lines) == 2 + len(maskgit.ARCHITECTURE.presets)
-    assert [cell.strip() for cell in lines[0][3:5]] == ["32", "32"]
+    assert [cell.strip() for cell in lines[0][3:6]] == ["vanilla", "32", "32"]
     assert "decoding 32 x 32" in lines[-1][1] and "Random weights" in printed
+    more = ["--full-steps", "6", "5", "--accelerator", "head", "partial", "--dtypes", "nvfp4"]
+    assert main(["real-sizes", *where, *more]) == 0
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines()][3:-3]
+    found = [[cell.strip() for cell in line[3:6]] for line in lines]
+    assert found == [[name, "32", full] for name in ("head", "partial") for full in ("6", "5")]
 
 
 # The memory of loading

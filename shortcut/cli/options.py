@@ -188,6 +188,12 @@ def add_where(parser: argparse.ArgumentParser) -> None:
         help="hold the model too, and run guidance branches side by side: cuda:1",
     )
     where.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the model's blocks by torch.compile in the first run, which takes a minute or so, for faster "
+        "runs after it. Rounds differently",
+    )
+    where.add_argument(
         "--cuda-graph",
         action="store_true",
         help="of --prompts, on an NVIDIA GPU: record a run, and start those of the same plan from the recording. Meant "

@@ -98,6 +98,7 @@ def load_pipeline(options: argparse.Namespace) -> Pipeline:
         is_sequential=options.sequential,
         more_devices=options.more_devices or (),
         cuda_graph=options.cuda_graph,
+        compiled=options.compile,
         accelerator=options.accelerator,
     )
 
