@@ -145,7 +145,7 @@ class TrainHead(io.ComfyNode):
         learning_rate: float = 0.0,
     ) -> io.NodeOutput:
         masked_model, kept = model_of(model), folders.training_file(checkpoint_name)
-        if not kept.is_file():  # a finished training is only read
+        if not _is_finished(kept, iterations):  # that is only read
             check_writable(kept)  # told before hours of training
         text = NodeText()
         text.keep(lines_without_effect(model, "Train Shortcut Head"))
@@ -173,6 +173,12 @@ class TrainHead(io.ComfyNode):
         on_cpu = {name: tensor.cpu() for name, tensor in trained.tensors.items()}
         head = build_head(replace(trained, tensors=on_cpu), "default")
         return io.NodeOutput(head, image_of(report.chart()))
+
+
+def _is_finished(kept: Path, iterations: int) -> bool:
+    """Return whether a training is kept that has all its iterations."""
+    log = read_log(kept) if kept.is_file() else []
+    return bool(log) and log[-1]["iteration"] >= iterations
 
 
 class SaveHead(io.ComfyNode):

@@ -213,6 +213,9 @@ def recast(
                 yield made, part if part.is_meta else part.to(tensor.device)
         elif isinstance(target, str) or format is not None:
             yield name, tensor
+        elif name in formats and tensor.is_meta:
+            width = tensor.shape[1] * STORED[formats[name]].packed
+            yield name, tensor.new_empty(len(tensor), width, dtype=target)
         elif name in formats:
             yield name, dequantized(name, tensors, target)
         else:

@@ -28,7 +28,8 @@ from .quantized import (
     SCALE,
     STORED,
     bytes_of,
-    dequantize,
+    check_computed,
+    dequantized,
     described,
     extras,
     mark_of,
@@ -209,10 +210,9 @@ def with_plain_lookups(
 
 
 def _make_plain(name: str, tensors: dict[str, Tensor], formats: dict[str, str]) -> None:
-    """Bring the float8 weight `name` to bfloat16, and take away what is stored beside it."""
-    scale = tensors[f"{name.removesuffix('.weight')}.{SCALE}"]
-    tensors[name] = dequantize(tensors[name], scale.reshape(()), torch.bfloat16)
-    del formats[name]
+    """Bring the quantized weight `name` to bfloat16, and take away what is stored beside it."""
+    check_computed({name: formats.pop(name)})
+    tensors[name] = dequantized(name, tensors, torch.bfloat16)
     for extra in extras([name]):
         tensors.pop(extra, None)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from builders import KINDS, assert_same
 from shortcut_pack.shortcut import checkpoint as checkpoints
+from shortcut_pack.shortcut import quantized
 from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.models.lumina_dimoo.tokenizer import tokenizer_folder
 from shortcut_pack.shortcut.pipeline import check_head
@@ -68,6 +69,19 @@ def test_convert_halves_and_ties_a_head_to_its_model(tmp_path: Path) -> None:
     head = checkpoints.load(out)
     assert head.dtype == torch.float16
     assert check_head(head, builders.model()) is None
+
+
+@pytest.mark.parametrize("target", list(quantized.TARGETS))
+def test_a_quantized_file_is_converted_back(target: str, tmp_path: Path) -> None:
+    source = builders.write(tmp_path / "a.safetensors", builders.model())
+    small, back = tmp_path / "b.safetensors", tmp_path / "c.safetensors"
+    assert main(["convert", str(source), str(small), "--dtype", target]) == 0
+    assert main(["convert", str(small), str(back), "--dtype", "bfloat16"]) == 0
+    found, stored = checkpoints.load(back), checkpoints.load(small)
+    assert (found.dtype, found.quantized) == (torch.bfloat16, {}) and stored.quantized
+    for name in stored.quantized:
+        expected = quantized.dequantized(name, stored.tensors, torch.bfloat16)
+        assert torch.equal(found.tensors[name], expected)
 
 
 def test_convert_refuses_what_does_not_fit(tmp_path: Path, capsys) -> None:

@@ -315,6 +315,17 @@ def test_a_disk_without_room_is_told_before_the_training(model, monkeypatch):
         train_head(model)
 
 
+def test_a_training_that_goes_on_is_told_of_a_full_disk_too(model, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 4)
+        with pytest.raises(Interrupted):
+            train_head(model)
+    tried = []
+    monkeypatch.setattr(train, "check_writable", tried.append)
+    train_head(model)
+    assert tried == [folders.training_file("tiny")]
+
+
 def test_a_finished_training_in_a_folder_without_room_is_read(model, monkeypatch):
     expected = weights_of(train_head(model)[0])
     monkeypatch.setattr(train, "check_writable", lambda path: pytest.fail("it was tried"))

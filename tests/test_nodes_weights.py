@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 comfy_stubs.install()
 import comfy.quant_ops
 import folder_paths
-from shortcut_pack.nodes import native
+from shortcut_pack.nodes import host, native
 from shortcut_pack.nodes.load import FLOAT8_E4M3, LoadHead, LoadMIGM
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import kitchen, quantized
@@ -45,6 +45,15 @@ def strings(checkpoint: checkpoints.Checkpoint) -> dict[str, str]:
         "shortcut.config": json.dumps(asdict(checkpoint.config)),
         "shortcut.grid": "[4, 4]",
     }
+
+
+@pytest.mark.parametrize("can_look_up", [False, True])
+def test_embeddings_are_float8_where_comfyui_looks_float8_up(files, monkeypatch, can_look_up):
+    put(files)
+    monkeypatch.setattr(host, "looks_up_float8", lambda: can_look_up)
+    skip_unknown("nvfp4")
+    found = LoadMIGM.execute("tiny.safetensors", "auto", "nvfp4").result[0].model.checkpoint
+    assert ("token.weight" in found.quantized) == can_look_up
 
 
 # ------------------------------------------------------------------------------------------- float8 of others

@@ -344,6 +344,17 @@ def test_a_float8_embedding_is_looked_up_as_it_is(path: Path, tmp_path: Path) ->
     assert checkpoints.load(tmp_path / "again.safetensors").quantized == found.quantized
 
 
+@pytest.mark.parametrize("format", ["float8_e4m3fn", "float8_e5m2", "int8_tensorwise"])
+def test_a_host_that_looks_no_quantized_embedding_up_gets_a_plain_one(path: Path, format: str):
+    raw, metadata = changed(path)
+    stored = quantized.quantize("token.weight", raw["token.weight"], format)
+    found = checkpoints.from_tensors(raw | stored, metadata, path)
+    tensors, formats = with_plain_lookups(found.layout, found.tensors, found.quantized)
+    assert "token.weight" in found.quantized and "token.weight" not in formats
+    expected = quantized.dequantized("token.weight", stored, torch.bfloat16)
+    assert torch.equal(tensors["token.weight"], expected)
+
+
 def test_a_float8_embedding_that_makes_logits_too_becomes_bfloat16() -> None:
     source = builders.model()
     stored = quantized.quantize("token.weight", source.tensors["token.weight"], "float8_e4m3fn")
