@@ -58,5 +58,5 @@ def advice_on_memory() -> Iterator[None]:
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether an error says that memory is exhausted: only CUDA has a type of its own for that."""
     marks = "out of memory", "not enough memory", "alloc_cpu"
-    is_typed = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    is_typed = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
     return is_typed or any(mark in str(error) for mark in marks)

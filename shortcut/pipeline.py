@@ -28,7 +28,7 @@ from .companions import placed
 from .compiled import Compiled
 from .cuda_graph import Recordings
 from .denoiser import Conditions
-from .devices import advice_on_memory, checked_devices
+from .devices import advice_on_memory, checked_devices, is_out_of_memory
 from .generate import Result, generate, needed_branches, unrecorded
 from .grid import Grid, grid_of
 from .guard import MAX_IMAGES, check_whole
@@ -299,14 +299,28 @@ class Pipeline:
     @torch.no_grad()
     def encode(self, pixels_BCYX: Tensor) -> Tensor:
         """Return codes (B, h, w) on the CPU of RGB pixels in [-1, 1]."""
-        with advice_on_memory():
-            return self.vq.encode(pixels_BCYX.to(self.device)).cpu()
+        return self._by_vq(self.vq.encode, pixels_BCYX).cpu()
 
     @torch.no_grad()
     def decode(self, codes_Bhw: Tensor) -> Tensor:
-        """Return pixels (B, 3, Y, X), made one image at a time so that memory does not grow with the batch."""
-        with advice_on_memory():
-            return torch.cat([self.vq.decode(codes_1hw) for codes_1hw in codes_Bhw.split(1)])
+        """Return pixels (B, 3, Y, X)."""
+        return self._by_vq(self.vq.decode, codes_Bhw)
+
+    def _by_vq(self, make: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Apply a method of the VQ model to images one at a time, so that memory does not grow with the batch.
+
+        Where a device has no room for it beside the model, the VQ model moves to the CPU, and stays there.
+        """
+        place = next(self.vq.parameters()).device
+        try:
+            with advice_on_memory():
+                return torch.cat([make(image.to(place)) for image in images.split(1)])
+        except RuntimeError as error:
+            if place.type == "cpu" or not is_out_of_memory(error):
+                raise
+        logger.warning("%s has no room for the VQ model: it moves to the CPU, and is slower", place)
+        self.vq.cpu()
+        return self._by_vq(make, images)
 
 
 def default_dtype(model: Checkpoint) -> torch.dtype:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import builders
 import pytest
@@ -10,8 +13,10 @@ import torch
 from fakes import varied
 from shortcut_pack.shortcut import Pipeline, memory
 from shortcut_pack.shortcut.generate import generate, masked_at_start, needed_branches
+from shortcut_pack.shortcut.models.architecture import VQNetwork
 from shortcut_pack.shortcut.sampler import Trace
 from shortcut_pack.shortcut.schedule import SamplerRules, Settings
+from torch import Tensor
 
 L, V = 36, 12
 SETTINGS = Settings(num_steps=6, guidance=())
@@ -106,6 +111,37 @@ def test_a_batch_larger_than_memory_is_made_in_parts(
     monkeypatch.setattr(memory, "memory_of", lambda device: (4, 4))
     with pytest.raises(ValueError, match=r"takes about .* has .* in all"):
         memory.images_at_once(needed, 7, torch.device("cpu"))
+
+
+class OnFullCard:
+    """A VQ model on a card (here: the meta device) that has no room to decode."""
+
+    def __init__(self, vq: VQNetwork):
+        self.vq, self.place, self.error = vq, "meta", "CUDA out of memory"
+
+    def parameters(self) -> Iterator[Tensor]:
+        yield torch.empty(0, device=self.place)
+
+    def cpu(self) -> None:
+        self.place = "cpu"
+
+    def decode(self, codes_Bhw: Tensor) -> Tensor:
+        if self.place == "meta":
+            raise RuntimeError(self.error)
+        return self.vq.decode(codes_Bhw)
+
+
+def test_pictures_are_decoded_on_the_cpu_where_a_card_has_no_room(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pipeline, codes_Bhw = Pipeline.load("scenes"), torch.arange(512).view(2, 16, 16)
+    full: Any = OnFullCard(pipeline.vq)
+    found = replace(pipeline, vq=full).decode(codes_Bhw)
+    assert torch.equal(found, pipeline.decode(codes_Bhw))
+    assert "meta has no room for the VQ model" in caplog.text
+    full.place, full.error = "meta", "another one"
+    with pytest.raises(RuntimeError, match="another one"):
+        replace(pipeline, vq=full).decode(codes_Bhw)
 
 
 @pytest.mark.parametrize("denoise", [0.0, -0.1, 1.5])
