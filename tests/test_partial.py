@@ -397,6 +397,24 @@ def test_operations_of_partial_passes_are_those_of_the_tokens_run(way):
     assert found.total == found.full + found.partial + found.logits
 
 
+def test_operations_of_the_other_accelerators_with_partial_passes():
+    model, head = checkpoints.build(builders.model()), checkpoints.build(builders.head())
+    settings, class_B = Settings(num_steps=5, full_steps=2), torch.zeros(1, dtype=torch.long)
+    found = {
+        way: count_flops(
+            *(model, head, settings, (class_B, class_B), (4, 4)),
+            rules=SamplerRules(),
+            accelerator=way,
+        )
+        for way in ("head", "partial", "partial+head", "ml-cache")
+    }
+    both = found["partial+head"]
+    assert both.partial == found["partial"].partial > 0
+    assert both.head == found["head"].head > 0
+    # ML-Cache runs 2 of the 17 positions in each of the 3 steps that are not full.
+    assert found["ml-cache"].partial * 17 == 2 * (2 * 3) * pass_by_hand(MODEL_CONFIG, sequences=2)
+
+
 def test_operations_of_partial_passes_of_a_text_model_are_those_of_the_tokens_run():
     model = checkpoints.build(builders.text_model())
     config, rules = builders.TEXT_CONFIG, LUMINA.rules

@@ -36,7 +36,7 @@ ARCHITECTURE = architecture(
     {f"amused-{side}": f"amused/amused-{side}" for side in (512, 256)},
     (12, 10.0),
     # No head is published, and the quality with one that was trained here was not measured: about the shares of steps
-    # that the presets of Lumina-DiMOO and MaskGIT have. Without a head a preset is the original's run.
+    # that the presets of Lumina-DiMOO and MaskGIT have. In ComfyUI a preset without a head is the original's run.
     presets={"quality": Preset(12, 5), "balanced": Preset(12, 4), "fast": Preset(12, 3)},
     usual_grid=transformer.usual_grid,
 )
