@@ -69,8 +69,8 @@ def cards_table(
             )
     yield (
         f"\n{RESERVE / GB:.1f} GB of a card are left free. Decoding: after the model has left the card, as in ComfyUI; "
-        "the command line holds the VQ model beside it, and decodes on the CPU where there is no room. What has no room lies "
-        "in main memory, and ComfyUI brings it as it is needed."
+        "the command line holds the VQ model beside it, and decodes on the CPU where there is no room. What has no "
+        "room lies in main memory, and ComfyUI brings it as it is needed."
     )
 
 
