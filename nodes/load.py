@@ -85,7 +85,7 @@ class LoadMIGM(io.ComfyNode):
                 ),
                 weight_dtype_input(
                     *TARGETS,
-                    tooltip=f"{WEIGHT_DTYPE_TOOLTIP} float8_e4m3fn, int8_convrot: half; nvfp4: a third.",
+                    tooltip=f"{WEIGHT_DTYPE_TOOLTIP} float8_e4m3fn, int8_convrot: half; nvfp4, asym_w4a8: a third.",
                 ),
                 io.Combo.Input(
                     "clip_name",

@@ -5,7 +5,7 @@ _load_quantized_module.
 
 A quantized layer X has X.weight in the narrow type, X.weight_scale, whose product with it is the weight, and
 X.comfy_quant: the bytes of a JSON {"format": "float8_e4m3fn", ...} as uint8. Which formats there are is said in
-STORED; this project writes and computes float8, int8 and nvfp4, the others load for ComfyUI's own layers.
+STORED; this project writes and computes float8 and those of kitchen.py, the others load for ComfyUI's own layers.
 
     O, I  outputs, inputs of a layer
 """
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import kitchen
-from .kitchen import SCALE, SCALE_2
+from .kitchen import S_CHANNEL, S_REL, SCALE, SCALE_2, SCALES
 from .models.architecture import Network
 from .models.layers import Bare
 from .models.layout import Tensors
@@ -36,13 +36,9 @@ MARK = "comfy_quant"
 INPUT_SCALE = "input_scale"
 EXTRAS = (  # beside weight and bias
     MARK,
-    SCALE,
-    SCALE_2,
+    *SCALES,
     "pre_quant_scale",
     INPUT_SCALE,
-    "weight_s_rel",
-    "weight_s_channel",
-    "weight_codebook",
     "weight_zeros",
 )
 
@@ -63,7 +59,7 @@ STORED = {
     "nvfp4": Stored(torch.uint8, packed=2, scales=(SCALE, SCALE_2)),
     "int8_tensorwise": Stored(torch.int8),
     "convrot_w4a4": Stored(torch.int8, packed=2),
-    "asym_w4a8_int8": Stored(torch.int8, packed=2, scales=("weight_s_rel", "weight_s_channel")),
+    "asym_w4a8_int8": Stored(torch.int8, packed=2, scales=(S_REL, S_CHANNEL)),
     "awq_w4a16": Stored(torch.int8, packed=2, scales=(SCALE, "weight_zeros")),
 }
 FLOAT8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
@@ -161,7 +157,7 @@ def dequantized(name: str, tensors: Tensors, dtype: torch.dtype) -> Tensor:
         return dequantize(weight, tensors[f"{layer}.{SCALE}"].reshape(()), dtype)
     parts = {
         part: tensors[f"{layer}.{part}"]
-        for part in ("weight", SCALE, SCALE_2)
+        for part in ("weight", *SCALES)
         if f"{layer}.{part}" in tensors
     }
     return kitchen.dequantize(parts, described(tensors[f"{layer}.{MARK}"]), dtype)
@@ -262,13 +258,12 @@ class Holder(torch.nn.Module):
 
     weight: Tensor
     weight_scale: Tensor | None
-    weight_scale_2: Tensor | None
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
-        self.register_buffer(SCALE, None)
-        self.register_buffer(SCALE_2, None)
-        self.about: dict[str, Any] = {}  # the description of a quantized weight
+        for name in SCALES:
+            self.register_buffer(name, None)
+        self.about: dict[str, Any] = {}  # the description of a weight that kitchen.py computes
         self.register_load_state_dict_pre_hook(_make_room)
 
 
@@ -276,12 +271,12 @@ def _make_room(layer: Holder, state_dict: dict[str, Any], prefix: str, *others: 
     """Make the places of a quantized weight that is loaded next, and of its scales."""
     if (mark := state_dict.pop(prefix + MARK, None)) is None:
         return
-    weight, scales = state_dict[prefix + "weight"], (SCALE,)
+    weight, scales = state_dict[prefix + "weight"], [SCALE]
     if weight.dtype in FLOAT8:
         state_dict[prefix + SCALE] = state_dict[prefix + SCALE].reshape(())
     else:
         layer.about = described(mark)
-        scales = STORED[layer.about["format"]].scales
+        scales = [name for name in SCALES if prefix + name in state_dict]
     layer.weight = torch.nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False)
     for name in scales:
         layer.register_buffer(name, torch.empty_like(state_dict[prefix + name], device="meta"))
@@ -303,21 +298,17 @@ class Operations(Bare):
 
     class Linear(Holder, Bare.Linear):
         """A weight in float8 or nvfp4 is brought to the type of the input at each call: at most one layer's weight
-        exists in that type at a time. One in int8 is multiplied as it is.
+        exists in that type at a time. Those of the other formats are multiplied in int8.
         """
 
         def forward(self, input: Tensor) -> Tensor:
+            if self.about:
+                parts = {name: getattr(self, name) for name in ("weight", *SCALES)}
+                return kitchen.linear(input, parts, self.about, self.bias)
             if self.weight_scale is None:
                 return super().forward(input)
-            if self.weight.dtype in FLOAT8:
-                weight_OI = dequantize(self.weight, self.weight_scale, input.dtype)
-                return F.linear(input, weight_OI, self.bias)
-            parts: dict[str, Any] = {
-                "weight": self.weight,
-                SCALE: self.weight_scale,
-                SCALE_2: self.weight_scale_2,
-            }
-            return kitchen.linear(input, parts, self.about, self.bias)
+            weight_OI = dequantize(self.weight, self.weight_scale, input.dtype)
+            return F.linear(input, weight_OI, self.bias)
 
 
 def _listed(formats: Mapping[str, str]) -> str:

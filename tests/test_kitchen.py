@@ -1,4 +1,4 @@
-"""Weights in int8 and nvfp4: what is stored, how exact it is, what computes it and what is refused."""
+"""Weights in int8 and in 4 bits: what is stored, how exact it is, what computes it and what is refused."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import builders
+import comfy_kitchen.tensor
 import pytest
 import torch
 import uvit_folder
@@ -22,10 +23,18 @@ from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
 from shortcut_pack.shortcut.pipeline import check_head
 from torch import Tensor
 
-FORMATS = ("int8_convrot", "nvfp4")
-STORED = {"int8_convrot": "int8_tensorwise", "nvfp4": "nvfp4"}
+STORED = {"int8_convrot": "int8_tensorwise", "nvfp4": "nvfp4", "asym_w4a8": "asym_w4a8_int8"}
+FORMATS = tuple(STORED)
+FOUR_BITS = FORMATS[1:]
 # Relative error of weights that are normally distributed, as measured, and a tenth more.
-ERROR = {"int8_convrot": 0.0095, "nvfp4": 0.104}
+ERROR = {"int8_convrot": 0.0095, "nvfp4": 0.104, "asym_w4a8": 0.08}
+
+
+@pytest.fixture(autouse=True)
+def known(request: pytest.FixtureRequest) -> None:
+    """Skip tests of asym_w4a8 where comfy-kitchen is that of an older ComfyUI."""
+    if "asym" in request.node.name and not hasattr(comfy_kitchen.tensor, "AsymW4A8Int8Layout"):
+        pytest.skip("this comfy-kitchen does not know asym_w4a8")
 
 
 def normal(*shape: int) -> Tensor:
@@ -76,7 +85,7 @@ def test_a_linear_layer_computes_what_is_stored(target: str) -> None:
     with torch.no_grad():
         found = layer(input_BSI)
     # Activations become int8 too.
-    bound = 0.02 if target == "int8_convrot" else 1e-6
+    bound = 1e-6 if target == "nvfp4" else 0.02
     assert relative(found, torch.nn.functional.linear(input_BSI, weight, bias_O)) < bound
 
 
@@ -85,6 +94,40 @@ def test_scales_of_int8_without_their_last_axis_are_those_of_rows() -> None:
     expected = quantized.dequantized("a.weight", stored, torch.float32)
     flat = {**stored, "a.weight_scale": stored["a.weight_scale"].flatten()}
     assert torch.equal(quantized.dequantized("a.weight", flat, torch.float32), expected)
+
+
+def test_asym_w4a8_as_others_write_it() -> None:
+    """Scales as bytes, coarser groups, and 16 evenly spaced values in the place of a codebook."""
+    weight_OI, input_SI = normal(48, 64), normal(5, 64)
+    library: Any = kitchen._library("asym_w4a8_int8")
+    layout = library.tensor.AsymW4A8Int8Layout
+    values, params = layout.quantize(weight_OI, group_size=32, convrot_groupsize=16, codebook=False)
+    about = {"format": "asym_w4a8_int8", "params": {"group_size": 32, "convrot_groupsize": 16}}
+    stored = {
+        "weight": values,
+        "weight_s_rel": params.scale.view(torch.uint8),
+        "weight_s_channel": params.s_channel,
+        "comfy_quant": quantized.bytes_of(json.dumps(about)),
+    }
+    kitchen.check(weight_OI.shape, about, stored)
+    named = {f"a.{name}": tensor for name, tensor in stored.items()}
+    found_OI = quantized.dequantized("a.weight", named, torch.float32)
+    assert torch.equal(found_OI, layout.dequantize(values, params))
+    assert relative(found_OI, weight_OI) < 0.2
+    layer: Any = quantized.Operations.Linear(64, 48, bias=False, device="meta")
+    layer.load_state_dict(stored, assign=True)
+    with torch.no_grad():
+        assert relative(layer(input_SI), input_SI @ found_OI.T) < 0.02
+
+
+def test_a_comfy_kitchen_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(comfy_kitchen.tensor, "AsymW4A8Int8Layout", raising=False)
+    monkeypatch.setattr(kitchen, "version", lambda name: "0.2.20")
+    match = "comfy-kitchen is 0.2.20, .* asym_w4a8_int8 .*0.2.31 or newer.*pip install -U comfy-kit"
+    with pytest.raises(ValueError, match=match):
+        parts_of(normal(48, 32), "asym_w4a8")
+    for target in ("int8_convrot", "nvfp4"):
+        assert parts_of(normal(48, 32), target)
 
 
 def test_rotation_keeps_a_value_that_stands_out_from_spoiling_its_row() -> None:
@@ -108,7 +151,9 @@ def test_shapes_without_values_are_those_with(target: str) -> None:
         }
 
 
-@pytest.mark.parametrize(("target", "largest"), [("int8_convrot", 8.2e9), ("nvfp4", 4.7e9)])
+@pytest.mark.parametrize(
+    ("target", "largest"), [("int8_convrot", 8.2e9), ("nvfp4", 4.7e9), ("asym_w4a8", 4.7e9)]
+)
 def test_the_published_size(target: str, largest: float) -> None:
     config = lumina.Config(4096, 32, 32, 32, 12288, 126356, 8192, 500_000.0, 1e-5)
     network = lumina.LuminaDiMOO(config, dtype=torch.bfloat16, device="meta", operations=Bare)
@@ -139,7 +184,7 @@ def test_a_model_of_each_family_is_written_and_computed(
         assert layer(torch.ones(3, layer.in_features)).isfinite().all()
     assert not checkpoints.cast(found, torch.float32).quantized
     with pytest.raises(ValueError, match="quantized already"):
-        checkpoints.cast(found, "nvfp4")
+        checkpoints.cast(found, target)
 
 
 @pytest.mark.parametrize("target", FORMATS)
@@ -150,19 +195,20 @@ def test_the_last_block_and_embeddings_bear_no_4_bits_and_the_file_says_so(
     checkpoints.save(out, source, dtype=target)
     found, last = checkpoints.load(out), f"blocks.{builders.TEXT_CONFIG.depth - 1}."
     inner = {name for name in source.quantizable if not name.startswith(last)}
-    others = {*source.quantizable, "token.weight"} - inner if target == "nvfp4" else set()
-    assert len(others) == (8 if target == "nvfp4" else 0)
+    others = {*source.quantizable, "token.weight"} - inner if target in FOUR_BITS else set()
+    assert len(others) == (8 if target in FOUR_BITS else 0)
     expected = dict.fromkeys(source.quantizable, STORED[target])
     assert found.quantized == expected | dict.fromkeys(others, "float8_e4m3fn")
     assert main(["info", str(out)]) == 0
     said = capsys.readouterr().out
-    if target == "nvfp4":
-        assert "mostly float8_e4m3fn, else nvfp4 and float32" in said  # of two blocks and a token
-        listed = re.search(r"^nvfp4 +(.*)$", said, re.MULTILINE)
+    if others:
+        assert f"mostly float8_e4m3fn, else {STORED[target]} and float32" in said  # of two blocks
+        listed = re.search(rf"^{STORED[target]} +(.*)$", said, re.MULTILINE)
         assert listed is not None and {f"{n}.weight" for n in listed[1].split(", ")} == inner
 
 
-def test_sides_that_nvfp4_has_no_blocks_for_are_float8() -> None:
+@pytest.mark.parametrize("format", [STORED[target] for target in FOUR_BITS])
+def test_sides_that_4_bits_have_no_blocks_for_are_float8(format: str) -> None:
     sizes = {
         "blocks.0.a": (32, 48),
         "blocks.0.b": (32, 40),
@@ -170,15 +216,15 @@ def test_sides_that_nvfp4_has_no_blocks_for_are_float8() -> None:
         "blocks.1.a": (32, 48),
     }
     weights = {name: torch.Size(shape) for name, shape in sizes.items()}
-    found = kitchen.formats_of(weights, ["token"], "nvfp4")
-    assert found.pop("blocks.0.a") == "nvfp4"
+    found = kitchen.formats_of(weights, ["token"], format)
+    assert found.pop("blocks.0.a") == format
     assert found == dict.fromkeys(
         ("token", "blocks.0.b", "blocks.0.c", "blocks.1.a"), "float8_e4m3fn"
     )
     expected = dict.fromkeys(sizes, "int8_tensorwise")
     assert kitchen.formats_of(weights, ["token"], "int8_tensorwise") == expected
     one_block = {"blocks.0.a": torch.Size((32, 48))}
-    assert kitchen.formats_of(one_block, [], "nvfp4") == {"blocks.0.a": "nvfp4"}
+    assert kitchen.formats_of(one_block, [], format) == {"blocks.0.a": format}
 
 
 def test_a_head_still_knows_its_model(tmp_path: Path) -> None:
@@ -240,6 +286,25 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ),
         ("nvfp4", {"weight_scale": torch.ones(4, 2)}, r"'weight_scale' is .*expected torch.float8"),
         ("nvfp4", {"weight_scale_2": torch.ones(2)}, r"'weight_scale_2' is .*\(2,\), expected"),
+        (
+            "asym_w4a8",
+            {"weight_s_rel": torch.ones(48, 2)},
+            "'weight_s_rel' is .*expected torch.float8",
+        ),
+        (
+            "asym_w4a8",
+            {"weight_s_channel": torch.ones(48, 1)},
+            r"'weight_s_channel' .*\(48, 1\), exp",
+        ),
+        (
+            "asym_w4a8",
+            {"weight_codebook": torch.ones(8)},
+            r"'weight_codebook' is .*\(8,\), expected",
+        ),
+        ("asym_w4a8", {"group_size": 0}, "0 inputs share a scale, expected 4 or more"),
+        ("asym_w4a8", {"group_size": 64}, "64 inputs share a scale, expected .* divide 32"),
+        ("asym_w4a8", {"group_size": None}, "group_size is None, expected a whole"),
+        ("asym_w4a8", {"convrot_groupsize": 64}, "64 inputs are rotated .* that divides 32"),
     ],
 )
 def test_scales_that_a_kernel_must_not_see(

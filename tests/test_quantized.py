@@ -290,14 +290,9 @@ def test_scales_of_activations_are_left_to_comfyui(path: Path) -> None:
             {"weight_scale": torch.ones(160, 2).to(torch.float8_e8m0fnu)},
         ),
         (
-            "asym_w4a8_int8",
+            "convrot_w4a4",
             torch.zeros(160, 32, dtype=torch.int8),
-            {
-                "weight_scale": None,
-                "weight_s_rel": torch.zeros(160, 4).to(FLOAT8),
-                "weight_s_channel": torch.ones(160),
-                "weight_codebook": torch.ones(16),
-            },
+            {"weight_scale": torch.ones(160, 1)},
         ),
         (
             "awq_w4a16",

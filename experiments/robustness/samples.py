@@ -68,6 +68,7 @@ QUANTIZED: dict[str, Target] = {  # file -> type of its weights
     "float8.safetensors": torch.float8_e4m3fn,
     "int8.safetensors": "int8_convrot",
     "nvfp4.safetensors": "nvfp4",
+    "asym.safetensors": "asym_w4a8",
 }
 CLIP_WIDTH, CLIP_LENGTH = 16, 12  # of the text encoder; tokens of a text
 CLIP_MODEL = amused.Config(

@@ -35,7 +35,7 @@ def test_the_fewer_bits_the_further_away_and_float32_is_as_itself(tmp_path: Path
     groups = batches(cases, 16)
     assert sorted(n for numbers in groups for n in numbers) == list(range(len(cases)))
     settings, seen = replace(usual_settings(exact.model_file), num_steps=4), {}
-    names = ("float32", "bfloat16", "float8_e4m3fn", "nvfp4")
+    names = ("float32", "bfloat16", "float8_e4m3fn", "asym_w4a8", "nvfp4")
     for name in names:
         file = checkpoints.cast(checkpoints.load(files["model"]), WEIGHTS[name])
         dtype = DTYPES.get(name, torch.bfloat16)
@@ -65,10 +65,10 @@ def test_the_error_of_layers_alone_and_together(tmp_path: Path) -> None:
     assert before == {name: id(layer) for name, layer in pipeline.model.named_modules()}
     by_layer, every = rows["query"], rows["all"]
     assert all(0 < few < many for few, many in zip(by_layer, every, strict=True))
-    assert rows["all"][1] < rows["all"][0] < rows["all"][2]
+    assert rows["all"][1] < rows["all"][0] < rows["all"][3] < rows["all"][2]
     config = weight_layers.resized(lumina_dimoo.ARCHITECTURE.sizes["lumina-dimoo"].model, 256)
-    _, float8, int8, nvfp4 = list(weight_layers.block_rows(config))[-1]
-    assert errors(("", int8)) < errors(("", float8)) < errors(("", nvfp4))
+    _, float8, int8, nvfp4, asym = list(weight_layers.block_rows(config))[-1]
+    assert errors(("", int8)) < errors(("", float8)) < errors(("", asym)) < errors(("", nvfp4))
 
 
 def errors(row: tuple[str, ...]) -> list[float]:

@@ -18,7 +18,7 @@ from ..quantized import TARGETS
 CARDS = (6, 8, 10, 12, 16, 24)  # GiB
 RESERVE = 2**30  # bytes of a card that the system, CUDA and a desktop take
 EXACT = "bfloat16"
-FORMATS = (EXACT, "int8_convrot", "nvfp4")  # the most exact first; float8 is as large as int8
+FORMATS = (EXACT, "int8_convrot", "nvfp4")  # the most exact first; the others are as large as these
 GB = 1e9
 
 

@@ -50,8 +50,8 @@ def add_parser(commands: Any) -> None:
     convert.add_argument(
         "--dtype",
         choices=list(DTYPES),
-        help="of the weights; default: as they are. float8_e4m3fn, int8_convrot and nvfp4 (4 bits): of the large "
-        "weights of a model, as ComfyUI reads and computes them",
+        help="of the weights; default: as they are. float8_e4m3fn, int8_convrot, nvfp4 and asym_w4a8 (4 bits; "
+        "ComfyUI from 0.33): of the large weights of a model, as ComfyUI reads and computes them",
     )
     convert.add_argument(
         "--model", type=Path, help="for a head: the model it was trained for, to be checked on use"
@@ -100,7 +100,7 @@ def run_convert(options: argparse.Namespace) -> int:
         with placed(checkpoint) as path:
             assert path is not None
             checkpoint.architecture.copy_companions(path, out)
-    # Lumina-DiMOO in nvfp4 takes ten minutes and more of a processor.
+    # Lumina-DiMOO in 4 bits takes ten minutes and more of a processor.
     quantized.logger.setLevel(logging.INFO)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoints.save(out, changed, dtype=dtype, device=device)
