@@ -167,7 +167,7 @@ class LoadMIGM(io.ComfyNode):
 def as_chosen(checkpoint: Checkpoint, weight_dtype: str) -> Checkpoint:
     """Return the checkpoint, with quantized weights if that is the choice.
 
-    Raises ValueError if this ComfyUI does not know the format.
+    Embeddings are plain where this ComfyUI looks no float8 up. Raises ValueError if it does not know the format.
     """
     target = TARGETS.get(weight_dtype)
     if target is not None and not checkpoint.quantized:

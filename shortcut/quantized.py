@@ -264,7 +264,8 @@ class Holder(torch.nn.Module):
         for name in SCALES:
             self.register_buffer(name, None)
         self.about: dict[str, Any] = {}  # the description of a weight that kitchen.py computes
-        self.register_load_state_dict_pre_hook(_make_room)
+        # The public name of this came with torch 2.5.
+        self._register_load_state_dict_pre_hook(_make_room, with_module=True)
 
 
 def _make_room(layer: Holder, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
