@@ -187,6 +187,10 @@ class VQNetwork(Network, Protocol):
         """Return RGB pixels (B, 3, Y, X), around [-1, 1] but not clipped."""
         ...
 
+    def cpu(self) -> Any:
+        """Move the weights to the CPU."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
