@@ -56,7 +56,10 @@ def advice_on_memory() -> Iterator[None]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an error says that memory is exhausted: only CUDA has a type of its own for that."""
-    marks = "out of memory", "not enough memory", "alloc_cpu"
+    """Return whether an error says that memory is exhausted: only CUDA has a type of its own for that.
+
+    cuDNN and cuBLAS have their own words, also where they find no room for any way to compute.
+    """
+    marks = "out of memory", "not enough memory", "alloc_cpu", "ALLOC_FAILED", "find an engine"
     is_typed = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
     return is_typed or any(mark in str(error) for mark in marks)

@@ -318,7 +318,9 @@ class Pipeline:
         except RuntimeError as error:
             if place.type == "cpu" or not is_out_of_memory(error):
                 raise
-        logger.warning("%s has no room for the VQ model: it moves to the CPU, and is slower", place)
+        logger.warning(
+            "%s has no room for the VQ model's work: it moves to the CPU, and is slower", place
+        )
         self.vq.cpu()
         return self._by_vq(make, images)
 

@@ -3,9 +3,10 @@
 Source: comfyanonymous/ComfyUI v0.28.0, QUANTIZATION.md, comfy/quant_ops.py QUANT_ALGOS and comfy/ops.py
 _load_quantized_module.
 
-A quantized layer X has X.weight in the narrow type, X.weight_scale, whose product with it is the weight, and
-X.comfy_quant: the bytes of a JSON {"format": "float8_e4m3fn", ...} as uint8. Which formats there are is said in
-STORED; this project writes and computes float8 and those of kitchen.py, the others load for ComfyUI's own layers.
+A quantized layer X has X.weight in the narrow type, its scales, such as X.weight_scale, whose product with it is the
+weight, and X.comfy_quant: the bytes of a JSON {"format": "float8_e4m3fn", ...} as uint8. Which formats there are is
+said in STORED. This project writes and computes float8 and those of kitchen.py; the others load for ComfyUI's own
+layers.
 
     O, I  outputs, inputs of a layer
 """

@@ -9,6 +9,7 @@ from typing import Any
 
 import builders
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 from shortcut_pack.shortcut import shipped
@@ -55,6 +56,15 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
         return status, said.out, said.err
 
     return call
+
+
+def test_the_blocks_of_an_answer_are_compiled_too(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda block: compiled.append(block) or block)
+    plain, by_compiler = run(*QUESTION, *QUICK), run(*QUESTION, *QUICK, "--compile")
+    assert plain == by_compiler and plain[0] == 0 and compiled
 
 
 @pytest.mark.parametrize("model", ["lumina", "mmada"])

@@ -301,6 +301,11 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
             {"weight_codebook": torch.ones(8)},
             r"'weight_codebook' is .*\(8,\), expected",
         ),
+        (
+            "asym_w4a8",
+            {"weight_codebook": torch.ones(16, dtype=torch.int32)},
+            "'weight_codebook' is torch.int32",
+        ),
         ("asym_w4a8", {"group_size": 0}, "0 inputs share a scale, expected 4 or more"),
         ("asym_w4a8", {"group_size": 64}, "64 inputs share a scale, expected .* divide 32"),
         ("asym_w4a8", {"group_size": None}, "group_size is None, expected a whole"),

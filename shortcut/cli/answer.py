@@ -23,7 +23,7 @@ from .requests import about_of, check_numbers, hashes_of, load_pipeline, request
 
 # Options that have an effect.
 OF_BOTH = {"model", "vq", "task", "prompt", "image", "seed"}
-OF_BOTH |= {"device", "dtype", "sequential", "json"}
+OF_BOTH |= {"device", "dtype", "sequential", "compile", "json"}
 OF_BOTH |= {"max_tokens", "text_steps", "text_temperature"}
 OF_QUESTIONS = OF_BOTH | {"block_length"}
 OF_EDITS = OF_BOTH | {"out", "save_tokens", "batch_size", "width", "height"}
