@@ -38,7 +38,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a run made of a group of images."""
+    """Holds what a run made of a group of images."""
 
     codes_BL: Tensor
     is_finite: Tensor  # whether all logits were
@@ -47,7 +47,7 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is done with the tensors of a group of images."""
+    """Says what is done with the tensors of a group of images."""
 
     model: MaskedImageModel
     steps: Sequence[Step]

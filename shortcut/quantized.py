@@ -290,7 +290,7 @@ class Operations(Bare):
     """Torch's layers, with linear ones and embeddings that may hold a quantized weight."""
 
     class Embedding(Holder, Bare.Embedding):
-        """Of a weight in float8 the rows looked up are brought to float32."""
+        """Looks rows up; those of a weight in float8 are brought to float32."""
 
         def forward(self, input: Tensor) -> Tensor:
             if self.weight_scale is None:

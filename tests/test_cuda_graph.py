@@ -222,7 +222,7 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_memory_that_torch_keeps_for_the_next_run_is_free(monkeypatch: pytest.MonkeyPatch):
-    """That of recordings too: else a batch would be split the second time it is made."""
+    """Counts that of recordings too: else a batch would be split the second time it is made."""
     for name, value in (
         ("mem_get_info", (100, 1000)),
         ("memory_reserved", 70),
