@@ -11,6 +11,7 @@ HEAD = FOLDER / "scenes-maskgit-head.safetensors"
 TEXT_FOLDER = FOLDER / "scenes-lumina"  # the text model with its tokenizer, head and VQGAN
 TEXT_MODEL = TEXT_FOLDER / "scenes-lumina.safetensors"
 TEXT_HEAD = TEXT_FOLDER / "scenes-lumina-head.safetensors"
+TEXT_VQ = TEXT_FOLDER / "scenes-lumina-vqgan.safetensors"
 
 # What the nodes list: name -> kind -> file, or a folder for the only file of that kind in it.
 NAME, TEXT_NAME = "scenes (shipped)", "scenes text (shipped)"

@@ -229,6 +229,30 @@ def test_image_tokens_run_alone_have_the_features_of_the_full_pass(case):
     assert (others[0] - partly[0]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("case", UVITS)
+@torch.no_grad()
+def test_a_partial_pass_over_all_image_tokens_follows_changed_tokens_as_a_full_pass(case):
+    model, conditions = model_of(case), conditions_of(case, [0, 1])
+    step, num_tokens = plan(settings_of(case)[0], 12, 15)[0], model.grid[0] * model.grid[1]
+    old, new = some_tokens(model), some_tokens(model, seed=9)
+    expected = model.features(*new, conditions, step)
+
+    def error(index_BM: Tensor) -> float:
+        _, kept = model.kept_features(*old, conditions, step)
+        where = [model.image_positions(index_BM, f_BSD.shape[1]) for f_BSD in expected]
+        found = model.partial_features(*new, conditions, step, where, kept)
+        rows_B1 = torch.arange(2).unsqueeze(1)
+        pairs = zip(found, expected, where, strict=True)
+        return max((part - whole[rows_B1, at]).abs().max().item() for part, whole, at in pairs)
+
+    all_BM = torch.stack([torch.arange(num_tokens), torch.arange(num_tokens).flip(0)])
+    # The text of Meissonic looks at the image, and a partial pass leaves it as it was.
+    renews_text = case.startswith("amused")
+    assert error(all_BM) < 1e-5 if renews_text else 1e-5 < error(all_BM) < 0.05
+    # Control: with one token alone, old keys and values of the others show.
+    assert error(all_BM[:, :1]) > (1e-3 if renews_text else 2 * error(all_BM))
+
+
 @torch.no_grad()
 def test_branches_in_turn_equal_branches_side_by_side():
     found = [run(case, "partial").codes_BL for case in ("lumina", "lumina in turn")]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import Any, TypeVar
 
 import torch
@@ -52,6 +53,16 @@ def cases_of(pipeline: Pipeline, seeds: Sequence[int]) -> list[Case]:
         conditions = pipeline.conditioner.conditions(request, 1)
         found.append(Case(scene, claims, conditions))
     return found
+
+
+def known_captions(pipeline: Pipeline, num: int) -> list[Case]:
+    """Return the first `num` captions all of whose words a text model knows."""
+
+    def is_known(seed: int) -> bool:
+        text = describe(compose(seed), seed).text
+        return not pipeline.conditioner.unknown_words(Request(prompt=text))
+
+    return cases_of(pipeline, list(islice(filter(is_known, count(FIRST_SEED)), num)))
 
 
 def edits_of(pipeline: Pipeline, seeds: Sequence[int]) -> list[Case]:

@@ -9,6 +9,9 @@ picture.
 Differences are taken from vanilla with 32 steps over the seeds that both rows have. Standard errors are those of a
 jackknife over 16 groups of pictures. The temperature in a model's file is the one that suits vanilla with 32 steps best
 on other seeds (RESULTS.md).
+
+The judge does not know the scenes of the shipped text model: its table, with --task text alone, has the surprise of
+captions all of whose words that model knows.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import numpy as np
 import torch
 
 from experiments.judge import reader
-from experiments.tables.cases import FIRST_SEED, cases_of, edits_of
+from experiments.tables.cases import FIRST_SEED, Case, cases_of, edits_of, known_captions
 from experiments.tables.frechet import Gaussian
 from experiments.tables.frontier_measure import Estimate, distance, jackknifed, measure
 from experiments.tables.report import Cost, Panel, draw_chart, table
@@ -77,8 +80,16 @@ COLUMNS = (
     *("", "steps", "full", "of vanilla 32", "CPU s", "seeds", "distance", "minus vanilla 32"),
     *("surprise minus vanilla 32", "things", "asked for and shown", "minus vanilla 32"),
 )
-FILES = {"model": shipped.MODEL, "head": shipped.HEAD, "vq": shipped.VQ, "judge": reader.PATH}
 TASKS = "class", "text", "edit"
+FILES: dict[str, dict[str, Path | None]] = {  # of a task without --model
+    "class": {"model": shipped.MODEL, "head": shipped.HEAD, "vq": shipped.VQ, "judge": reader.PATH},
+    "text": {
+        "model": shipped.TEXT_MODEL,
+        "head": shipped.TEXT_HEAD,
+        "vq": shipped.TEXT_VQ,
+        "judge": None,
+    },
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,14 +112,16 @@ class FrontierRow(Cost):
         """
         share = f"{self.flops / flops:.3f}" if self.num_steps else ""
         estimates = (_text(self.distance, 1), _text(self.farther, 1), _text(self.surprise, 3))
-        shown = (f"{self.things:.2f}", f"{self.met:.1%}", _text(self.met_more, 3))
+        judged = not math.isnan(self.things)
+        seen = (f"{self.things:.2f}", f"{self.met:.1%}") if judged else ("", "")
         return (
             *self.cost_cells[:3],
             share,
             self.cost_cells[3],
             str(self.seeds),
             *estimates,
-            *shown,
+            *seen,
+            _text(self.met_more, 3),
         )
 
 
@@ -123,7 +136,8 @@ def add_parser(steps: Any) -> None:
     parser = steps.add_parser("frontier", help=about, description=about)
     parser.add_argument("--task", choices=TASKS, default=TASKS[0])
     parser.add_argument("--num", type=int, default=250, help="pictures per row and seed")
-    add_arguments(parser, ROWS, Path("output/frontier"), dict.fromkeys(FILES), seeds=SEEDS)
+    files = dict.fromkeys(FILES["class"])
+    add_arguments(parser, ROWS, Path("output/frontier"), files, seeds=SEEDS)
     add_sampler_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -134,13 +148,12 @@ def run(options: argparse.Namespace) -> int:
         torch.set_num_threads(1)
     subject = subject_of(options)
     rows = parse_rows(options.rows, subject)
-    files = options.model, options.vq, options.judge
+    files = [path for path in (options.model, options.vq, options.judge) if path]
     without_head = setup_of(files, subject, options, options.task, options.num)
     with_head = setup_of(
         (*files, options.head or options.model), subject, options, options.task, options.num
     )
-    make_cases = edits_of if options.task == "edit" else cases_of
-    cases = make_cases(subject.pipeline, range(FIRST_SEED, FIRST_SEED + options.num))
+    cases = asked_for(options, subject)
 
     def setup(name: str) -> str:
         return with_head if needs_head(Row.parse(name).kind) else without_head
@@ -152,7 +165,8 @@ def run(options: argparse.Namespace) -> int:
         fresh = cases_of(subject.pipeline, range(first, first + options.num))
         return measure(row, seed, fresh, subject)
 
-    measured_rows(options.work, setup, [Row("vq")], REFERENCE_SEEDS, measure_row)
+    if subject.judge is not None:
+        measured_rows(options.work, setup, [Row("vq")], REFERENCE_SEEDS, measure_row)
     pieces = measured_rows(options.work, setup, rows, options.seeds, measure_row)
     by_length = sorted(cases, key=lambda case: sum(c.numel() for c in case.conditions))
     found = rows_of(pieces, subject, by_length[len(cases) // 2].conditions)
@@ -160,20 +174,37 @@ def run(options: argparse.Namespace) -> int:
         (row.flops for row in found if (row.kind, row.num_steps) == BASELINE and not row.order), 0
     )
     print(table(COLUMNS, [row.cells(flops or 1) for row in found]))
+    judged = subject.judge is not None
+    if judged:
+        print(
+            "\nDistance: Frechet distance in the judge's features from "
+            f"{len(REFERENCE_SEEDS) * options.num} fresh scenes through the VQ, extrapolated to infinitely many "
+            "pictures; lower is better. Things a picture, and share of pictures that show all that was asked for: as "
+            "the judge sees them."
+        )
     print(
-        f"\nDistance: Frechet distance in the judge's features from {len(REFERENCE_SEEDS) * options.num} fresh scenes "
-        "through the VQ, extrapolated to infinitely many pictures; lower is better. Surprise: -log p of half of a "
-        "finished picture's codes given the other half, by the model itself, nats a code. Things a picture, and share "
-        f"of pictures that show all that was asked for: as the judge sees them. {options.num} pictures a seed; "
-        f"operations are those of a prompt of median length. {setting_of(options, subject)}"
+        "\nSurprise: -log p of half of a finished picture's codes given the other half, by the model itself, nats a "
+        f"code; lower is better. {options.num} pictures a seed; operations are those of a prompt of median length. "
+        f"{setting_of(options, subject)}"
     )
     if options.chart:
         panels: list[Panel] = [
-            ("distance (lower is better)", lambda row: _range(row.distance)),
-            ("surprise minus vanilla 32 (lower is better)", lambda row: _range(row.surprise)),
+            ("surprise minus vanilla 32 (lower is better)", lambda row: _range(row.surprise))
         ]
+        if judged:
+            panels.insert(0, ("distance (lower is better)", lambda row: _range(row.distance)))
         draw_chart(options.chart, [row for row in found if row.num_steps], panels)
     return 0
+
+
+def asked_for(options: argparse.Namespace, subject: Subject) -> list[Case]:
+    """Return the pictures that a table's rows are asked for."""
+    seeds = range(FIRST_SEED, FIRST_SEED + options.num)
+    if options.task == "edit":
+        return edits_of(subject.pipeline, seeds)
+    if subject.judge is None:
+        return known_captions(subject.pipeline, options.num)
+    return cases_of(subject.pipeline, seeds)
 
 
 def _range(estimate: Estimate) -> tuple[float, float, float]:
@@ -192,7 +223,7 @@ def rows_of(
     by_row: dict[str, Pieces] = {}
     for (name, seed), figures in sorted(pieces.items()):
         by_row.setdefault(name, {})[seed] = {n: np.array(v) for n, v in figures.items()}
-    reference = Gaussian.of(_pooled(by_row["vq"], "features"))
+    reference = Gaussian.of(_pooled(by_row["vq"], "features")) if "vq" in by_row else None
     baseline = by_row.get("-".join(map(str, BASELINE)), {})
     rows = []
     for name, own in by_row.items():
@@ -201,37 +232,53 @@ def rows_of(
         found = estimates(own, others, reference) if row.num_steps else (UNKNOWN,) * 4
         rows.append(
             FrontierRow(
-                **subject.cost(row, float(_pooled(own, "seconds").mean()), conditions),
+                **subject.cost(row, _mean(own, "seconds"), conditions),
                 seeds=len(own),
                 distance=found[0],
                 farther=found[1],
                 surprise=found[2],
-                things=float(_pooled(own, "things").mean()),
-                met=float(_pooled(own, "met").mean()),
+                things=_mean(own, "things"),
+                met=_mean(own, "met"),
                 met_more=found[3],
             )
         )
     return sorted(rows, key=lambda row: row.flops)
 
 
-def estimates(own: Pieces, baseline: Pieces, reference: Gaussian) -> tuple[Estimate, ...]:
-    """Return a row's distance; its distance, surprise and share met minus the baseline's, over common seeds."""
-    features_BD = _pooled(own, "features")
-    far = jackknifed(lambda kept: distance(features_BD[kept], reference), len(features_BD))
-    common = sorted(own.keys() & baseline.keys())
-    if not common:
-        return far, UNKNOWN, UNKNOWN, UNKNOWN
-    paired = [{seed: pieces[seed] for seed in common} for pieces in (own, baseline)]
-    a_BD, b_BD = (_pooled(pieces, "features") for pieces in paired)
+def estimates(own: Pieces, baseline: Pieces, reference: Gaussian | None) -> tuple[Estimate, ...]:
+    """Return a row's distance; its distance, surprise and share met minus the baseline's, over common seeds.
 
-    def farther(kept: np.ndarray) -> float:
-        return distance(a_BD[kept], reference) - distance(b_BD[kept], reference)
+    Args:
+        reference: features of fresh scenes; None = nothing was judged, and the surprise alone is known.
+    """
+    common = sorted(own.keys() & baseline.keys())
+    paired = [{seed: pieces[seed] for seed in common} for pieces in (own, baseline)]
 
     def more(figure: str) -> Estimate:
+        if not common:
+            return UNKNOWN
         more_B = _pooled(paired[0], figure) - _pooled(paired[1], figure)
         return jackknifed(lambda kept: float(more_B[kept].mean()), len(more_B))
 
-    return far, jackknifed(farther, len(a_BD)), more("surprise"), more("met")
+    if reference is None:
+        return UNKNOWN, UNKNOWN, more("surprise"), UNKNOWN
+
+    def far(features_BD: np.ndarray) -> float:
+        return distance(features_BD, reference)
+
+    features_BD = _pooled(own, "features")
+    own_distance = jackknifed(lambda kept: far(features_BD[kept]), len(features_BD))
+    if not common:
+        return own_distance, UNKNOWN, UNKNOWN, UNKNOWN
+    a_BD, b_BD = (_pooled(pieces, "features") for pieces in paired)
+    farther = jackknifed(lambda kept: far(a_BD[kept]) - far(b_BD[kept]), len(a_BD))
+    return own_distance, farther, more("surprise"), more("met")
+
+
+def _mean(pieces: Pieces, figure: str) -> float:
+    """Return the mean over all pictures; NaN if the figure was not measured."""
+    measured = all(figure in piece for piece in pieces.values())
+    return float(_pooled(pieces, figure).mean()) if measured else math.nan
 
 
 def _pooled(pieces: Pieces, figure: str) -> np.ndarray:
@@ -240,14 +287,14 @@ def _pooled(pieces: Pieces, figure: str) -> np.ndarray:
 
 def subject_of(options: argparse.Namespace) -> Subject:
     """Load pipeline and judge. Raises ValueError if the model does not take what the task gives."""
-    usual: dict[str, Path | None] = dict(FILES)
-    if options.model is not None:
-        usual["head"] = options.head  # the usual one is of another model
-    elif options.task != "class":
+    if options.model is None and options.task not in FILES:
         raise ValueError(
             f"--task {options.task} needs --model, such as the one that `models` makes. The shipped text model draws "
             "other scenes, which the judge does not know."
         )
+    usual = FILES["class" if options.model else options.task]
+    if options.model is not None:
+        usual = usual | {"head": options.head}  # the usual one is of another model
     for name, path in usual.items():
         if getattr(options, name) is None:
             setattr(options, name, path)
@@ -259,5 +306,5 @@ def subject_of(options: argparse.Namespace) -> Subject:
         )
     num_guided = 2 if options.task == "edit" else 1
     settings = with_options(usual_settings(pipeline.model_file, num_guided=num_guided), options)
-    judge = reader.load(options.judge).to(pipeline.device)
+    judge = reader.load(options.judge).to(pipeline.device) if options.judge else None
     return Subject(pipeline, judge, settings, options.batch)

@@ -6,6 +6,8 @@
   model without guidance, in nats a code. The halves are the same in every row;
 - things: how many the judge sees; met: it sees all that was asked for.
 
+Without a judge, seconds and surprise alone.
+
     B  images    L  image tokens    h, w  rows, columns of codes    V  codebook size    D  features
 """
 
@@ -46,20 +48,26 @@ def measure(row: Row, seed: int, cases: Sequence[Case], subject: Subject) -> Fig
         else:
             codes_Bhw = subject.pipeline.encode(pixels_of(cases[n].scene for n in numbers))
         seconds = (time.process_time() - begun) / len(numbers)
-        pixels_BCYX = subject.pipeline.decode(codes_Bhw.to(subject.pipeline.device))
-        facts = reader.read(subject.judge, pixels_BCYX)
-        figures = {
-            "seconds": np.full(len(numbers), seconds),
-            "features": reader.features(subject.judge, pixels_BCYX),
-            "things": np.array([sum(map(len, fact.things.values())) for fact in facts]),
-            "met": np.array([cases[n].is_met(f) for n, f in zip(numbers, facts, strict=True)]),
-        }
+        figures = {"seconds": np.full(len(numbers), seconds)}
+        if subject.judge is not None:
+            figures |= _judged(subject, codes_Bhw, [cases[number] for number in numbers])
         if row.num_steps:
             figures["surprise"] = surprise(subject, codes_Bhw, batched(cases, numbers), numbers)
         for name, values in figures.items():
             found.setdefault(name, []).append(values)
     order = np.argsort(np.concatenate([np.array(numbers) for numbers in groups]))
     return {n: np.concatenate(of)[order].astype(float).round(4).tolist() for n, of in found.items()}
+
+
+def _judged(subject: Subject, codes_Bhw: Tensor, cases: Sequence[Case]) -> dict[str, np.ndarray]:
+    """Return what the judge sees in the pictures."""
+    pixels_BCYX = subject.pipeline.decode(codes_Bhw.to(subject.pipeline.device))
+    facts = reader.read(subject.judge, pixels_BCYX)
+    return {
+        "features": reader.features(subject.judge, pixels_BCYX),
+        "things": np.array([sum(map(len, fact.things.values())) for fact in facts]),
+        "met": np.array([case.is_met(fact) for case, fact in zip(cases, facts, strict=True)]),
+    }
 
 
 @torch.no_grad()
