@@ -189,10 +189,10 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.chart:
         panels: list[Panel] = [
-            ("surprise minus vanilla 32 (lower is better)", lambda row: _range(row.surprise))
+            ("surprise minus vanilla 32, where below 1 (lower is better)", _shown_surprise)
         ]
         if judged:
-            panels.insert(0, ("distance (lower is better)", lambda row: _range(row.distance)))
+            panels.insert(0, ("distance, of two seeds or more (lower is better)", _shown_distance))
         draw_chart(options.chart, [row for row in found if row.num_steps], panels)
     return 0
 
@@ -207,7 +207,15 @@ def asked_for(options: argparse.Namespace, subject: Subject) -> list[Case]:
     return cases_of(subject.pipeline, seeds)
 
 
-def _range(estimate: Estimate) -> tuple[float, float, float]:
+def _shown_distance(row: FrontierRow) -> tuple[float, ...]:
+    return _range(row.distance if row.seeds > 1 else UNKNOWN)  # one seed tells nothing
+
+
+def _shown_surprise(row: FrontierRow) -> tuple[float, ...]:
+    return _range(row.surprise if row.surprise[0] < 1 else UNKNOWN)  # above, pictures fall apart
+
+
+def _range(estimate: Estimate) -> tuple[float, ...]:
     value, error = estimate
     return value - error, value, value + error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -20,6 +21,7 @@ COLOURS = {
     "ml-cache": "#c0569c",
     "taylor": "#7a5c3e",
 }
+MARKERS = {"": "o-", "halton": "D:", "corrected": "s:"}  # by order
 # What a panel of a chart shows: its title, and of a row the least, middle and greatest value.
 Panel = tuple[str, Callable[[Any], Sequence[float]]]
 
@@ -55,27 +57,33 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def draw_chart(path: Path, rows: Sequence[Any], panels: Sequence[Panel]) -> None:
-    """Draw quality against FLOPs, a line for each kind of row; references as levels.
+    """Draw quality against FLOPs: a line for each kind of row, each point with its number of full passes.
 
     Args:
-        rows: of one subclass of `Cost`.
+        rows: of one subclass of `Cost`. One whose quality in a panel is NaN is not in it.
 
     Raises:
-        ValueError: no row was sampled.
+        ValueError: there are no rows.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    if not any(row.num_steps for row in rows):
+    if not rows:
         raise ValueError("a chart needs at least one sampled row, got references. Add vanilla-8.")
     figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(8.8 * len(panels), 5.2), layout="constrained", squeeze=False
+        1, len(panels), figsize=(8.8 * len(panels), 6.4), layout="constrained", squeeze=False
     )
     for panel, (title, quality) in zip(axes[0], panels, strict=True):
+        panel.set_xscale("log")
         _draw_panel(panel, rows, quality)
-        panel.set(xlabel="GFLOP per image", ylabel=title, xlim=(0, None))
+        ticks = (10, 20, 50, 100, 200, 500, 1000)
+        panel.set(xlabel="GFLOP per image, number of full passes in the points", ylabel=title)
+        panel.set_xticks(ticks, labels=map(str, ticks))
+        panel.minorticks_off()
+        low, high = panel.dataLim.intervalx
+        panel.set_xlim(0.9 * low, 1.1 * high)
         panel.grid(alpha=0.3)
         panel.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,20 +92,16 @@ def draw_chart(path: Path, rows: Sequence[Any], panels: Sequence[Panel]) -> None
 
 
 def _draw_panel(axes: Any, rows: Sequence[Any], quality: Callable[[Any], Sequence[float]]) -> None:
-    for kind, order in dict.fromkeys((row.kind, row.order) for row in rows if row.num_steps):
-        shown = [row for row in rows if (row.kind, row.order) == (kind, order)]
+    known = [row for row in rows if not isnan(mean(quality(row)))]
+    for kind, order in dict.fromkeys((row.kind, row.order) for row in known):
+        shown = [row for row in known if (row.kind, row.order) == (kind, order)]
         shown.sort(key=lambda row: row.flops)
         x, y = [row.flops / 1e9 for row in shown], [mean(quality(row)) for row in shown]
         low = [m - min(quality(row)) for m, row in zip(y, shown, strict=True)]
         high = [max(quality(row)) - m for m, row in zip(y, shown, strict=True)]
-        name, form = (f"{kind}, {order}", "s:") if order else (kind, "o-")
-        axes.errorbar(x, y, (low, high), fmt=form, color=COLOURS.get(kind, "0.3"), label=name)
+        name = f"{kind}, {order}" if order else kind
+        look = {"color": COLOURS.get(kind, "0.3"), "markersize": 11, "linewidth": 1}
+        axes.errorbar(x, y, (low, high), fmt=MARKERS.get(order, "^:"), label=name, **look)
         for row, point in zip(shown, zip(x, y, strict=True), strict=True):
-            text = f"{row.num_steps}" + (f"/{row.num_full}" if kind != "vanilla" else "")
-            axes.annotate(text, point, (6, 6), textcoords="offset points", fontsize=8)
-    for row in rows:
-        if not row.num_steps:
-            level = mean(quality(row))
-            axes.axhline(level, color="0.5", linestyle="--", linewidth=1)
-            where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-            axes.annotate(TITLES[row.kind], (1, level), fontsize=9, **where)
+            where = {"ha": "center", "va": "center_baseline", "zorder": 4}
+            axes.text(*point, row.num_full, fontsize=7, color="white", **where)
