@@ -274,8 +274,8 @@ def from_tensors(
         layout,
         config,
         tensors,
-        described.fingerprint if formats and described.fingerprint else fingerprint(weights),
-        replace(described, fingerprint="", unquantized=()),  # as what follows says by itself
+        described.fingerprint or fingerprint(weights),
+        replace(described, fingerprint="" if formats else described.fingerprint, unquantized=()),
         path,
         formats,
         frozenset(layout.from_model) - told,

@@ -71,9 +71,8 @@ class Metadata:
     defaults: Mapping[str, Any] = field(default_factory=dict)  # sampler settings that suit a model
     grid: tuple[int, ...] = ()  # of a model of any size: rows and columns that it was trained on
     model_fingerprint: str = ""  # of the model that a head belongs to
-    fingerprint: str = (
-        ""  # of quantized weights, before they were: no other shows from what is stored
-    )
+    # Of weights that are quantized or were once, before that: no other shows from what is stored.
+    fingerprint: str = ""
     unquantized: tuple[
         str, ...
     ] = ()  # large weights that stayed as they were where others were quantized

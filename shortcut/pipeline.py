@@ -345,8 +345,11 @@ def check_vq(vq: Checkpoint, model: Checkpoint) -> None:
         )
 
 
-def check_head(head: Checkpoint, model: Checkpoint) -> str | None:
+def check_head(head: Checkpoint, model: Checkpoint, *, is_start: bool = False) -> str | None:
     """Check that `head` belongs to `model`. Neither needs its tensors.
+
+    Args:
+        is_start: True: a training starts from it, so it may be of a model of the same sizes with other weights.
 
     Returns:
         What could not be verified, as a sentence; None if everything was.
@@ -361,7 +364,7 @@ def check_head(head: Checkpoint, model: Checkpoint) -> str | None:
         problem = f"is a {head.layout.title}, which does not go with a {model.layout.title}"
     elif head.config.model_width != model.config.width:
         problem = f"is for a width of {head.config.model_width}, not {model.config.width}"
-    elif expected and expected != model.fingerprint:
+    elif expected and expected != model.fingerprint and not is_start:
         problem = f"was trained for the model {expected}, not {model.fingerprint}"
     elif (field := _differing(head, model)) is not None:
         mine, its = (getattr(item.config, field) for item in (head, model))

@@ -48,7 +48,7 @@ def published(checkpoint: Checkpoint, dtype: Target | None = None) -> dict[str, 
             raise ValueError(
                 f"a {layout.title} is not published as a PyTorch file. Give the output the suffix .safetensors."
             )
-        if checkpoint.quantized or (dtype is not None and format_of(dtype) is not None):
+        if checkpoint.quantized if dtype is None else format_of(dtype) is not None:
             raise ValueError(
                 "programs that read PyTorch files know no quantized weights. Give the output the suffix .safetensors, "
                 "or the weights another type."

@@ -68,6 +68,13 @@ def run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     return call
 
 
+def test_tokens_take_the_name_of_no_picture_of_the_batch(run, tmp_path: Path) -> None:
+    more = ("--batch-size", "2", "--save-tokens", str(tmp_path / "a-1.png"))
+    status, _, _, said = run(*more)
+    assert status == 1 and "name the same file" in said
+    assert not list(tmp_path.glob("a*.png"))
+
+
 def test_a_picture_with_its_settings_and_tokens(run, folder: Path, tmp_path: Path) -> None:
     head = str(folder / "head.safetensors")
     status, codes, out, _ = run(

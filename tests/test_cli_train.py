@@ -28,6 +28,8 @@ from shortcut_pack.shortcut.pipeline import check_head
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
+TEXT_HEAD = str(ROOT / "shipped" / "scenes-lumina" / "scenes-lumina-head.safetensors")
+WIDE_HEAD = str(ROOT / "shipped" / "scenes-maskgit-head.safetensors")  # of a model 256 wide
 ITERATIONS = 12
 HOW = ("--steps", "3,4", "--batch-size", "4", "--iterations", str(ITERATIONS))
 
@@ -264,6 +266,10 @@ def test_two_processes_go_on_where_one_stopped(
         (["--autocast", "float16"], "Use bfloat16 or float32"),
         (["--out", "head.pth"], "expected .safetensors"),
         (["--start", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
+        (["--start", TEXT_HEAD], "does not go with a MaskGIT transformer"),
+        (["--start", WIDE_HEAD], "is for a width of 256, not 32"),
+        (["--start", "head.safetensors", "--kernel", "0"], "--kernel has no effect with --start"),
+        (["--seed", "99999999999999999999999"], "seed must be at most"),
         (["--prompts", __file__], "prompt is not for a MaskGIT transformer. It takes label"),
         (["--tensorboard", "runs"], "pip install tensorboard"),
     ],

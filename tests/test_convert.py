@@ -82,6 +82,10 @@ def test_a_quantized_file_is_converted_back(target: str, tmp_path: Path) -> None
     for name in stored.quantized:
         expected = quantized.dequantized(name, stored.tensors, torch.bfloat16)
         assert torch.equal(found.tensors[name], expected)
+    # A head of the model stays one, however often it is converted.
+    again = tmp_path / "d.safetensors"
+    assert main(["convert", str(back), str(again), "--dtype", "float32"]) == 0
+    assert checkpoints.load(again).fingerprint == builders.model().fingerprint == stored.fingerprint
 
 
 def test_convert_refuses_what_does_not_fit(tmp_path: Path, capsys) -> None:
@@ -145,6 +149,22 @@ def test_a_converted_file_can_be_converted_again(folder: Path, tmp_path: Path) -
     back = tmp_path / "c.safetensors"
     assert main(["convert", str(second), str(back), "--dtype", "float16"]) == 0
     assert checkpoints.load(back).fingerprint == checkpoints.load(first).fingerprint
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_a_failed_conversion_leaves_the_files_beside_its_output(
+    suffix: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, kept = tmp_path / f"b{suffix}", tmp_path / "b.tokenizer" / "tokenizer.json"
+    kept.parent.mkdir()
+    kept.write_text("{}")
+
+    def interrupted(*rest: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoints, "write_safetensors", interrupted)
+    assert main(["convert", str(folder), str(out), CODES]) == 1
+    assert kept.read_text() == "{}" and list(kept.parent.iterdir()) == [kept]
 
 
 def test_the_vq_model_of_a_folder_converts_without_a_tokenizer(tmp_path: Path) -> None:
@@ -231,6 +251,11 @@ def test_a_published_file_is_not_written_of_what_it_cannot_hold(tmp_path: Path, 
     source, out = tmp_path / "in.safetensors", tmp_path / "out.pth"
     for checkpoint, options, said in (
         (builders.model(), ["--dtype", "float8_e4m3fn"], "no quantized weights"),
+        (
+            checkpoints.cast(builders.model(), quantized.TARGETS["nvfp4"]),
+            [],
+            "no quantized weights",
+        ),
         (builders.text_model(), [], "not published as a PyTorch file"),
     ):
         builders.write(source, checkpoint)

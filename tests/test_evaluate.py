@@ -77,7 +77,10 @@ def test_the_command_compares_with_vanilla_and_with_kept_features(folder: Path, 
     ("options", "message"),
     [
         (["--full-steps", "7"], "full steps must be between 1 and steps (6), got 7"),
-        (["--num", "0"], "must be at least 1"),
+        (["--num", "0"], "must be a whole number of at least 1"),
+        (["--seed", "-1"], "--seed must be a whole number of at least 0, got -1"),
+        (["--steps", "4,8"], "--steps of evaluate must be one number, got 2"),
+        (["--accelerator", "partial"], "--head has no effect with --accelerator partial"),
         (["--head", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
         (["--prompts", __file__], "prompt is not for a MaskGIT transformer"),
     ],
@@ -100,6 +103,14 @@ def test_accelerators_without_a_head_have_rows_of_their_own(folder: Path, capsys
     assert vanilla["nats"] == 0
     assert all(row["nats"] > row["nats_error"] > 0 for row in rows[:3])
     assert all(row["nats"] == row["nats_error"] == 0 for row in rows[3:])  # all steps are full
+
+
+def test_all_rows_are_computed_as_autocast_says(folder: Path, capsys) -> None:
+    found = []
+    for more in ([], ["--autocast", "bfloat16"]):
+        assert main(command(folder, "--full-steps", "2", "--json", *more)) == 0
+        found.append([row["nats"] for row in json.loads(capsys.readouterr().out)["cost"][1:]])
+    assert all(a != b for a, b in zip(*found, strict=True))
 
 
 def test_one_image_has_no_standard_error(folder: Path, capsys) -> None:

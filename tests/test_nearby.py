@@ -171,5 +171,5 @@ def test_another_kernel_is_refused(kernel):
 
 
 def test_heads_of_lumina_have_none():
-    with pytest.raises(ValueError, match="only a head of MaskGIT"):
+    with pytest.raises(ValueError, match="cannot look at a neighbourhood, got kernel"):
         head_config(builders.text_model(), kernel=7)

@@ -108,9 +108,9 @@ class FrontierRow(Cost):
         """Return the row's text, by COLUMNS.
 
         Args:
-            flops: of the baseline.
+            flops: of the baseline; 0 = it is not there.
         """
-        share = f"{self.flops / flops:.3f}" if self.num_steps else ""
+        share = f"{self.flops / flops:.3f}" if self.num_steps and flops else ""
         estimates = (_text(self.distance, 1), _text(self.farther, 1), _text(self.surprise, 3))
         judged = not math.isnan(self.things)
         seen = (f"{self.things:.2f}", f"{self.met:.1%}") if judged else ("", "")
@@ -173,7 +173,7 @@ def run(options: argparse.Namespace) -> int:
     flops = next(
         (row.flops for row in found if (row.kind, row.num_steps) == BASELINE and not row.order), 0
     )
-    print(table(COLUMNS, [row.cells(flops or 1) for row in found]))
+    print(table(COLUMNS, [row.cells(flops) for row in found]))
     judged = subject.judge is not None
     if judged:
         print(

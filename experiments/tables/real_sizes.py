@@ -27,6 +27,7 @@ from shortcut.accelerators.choice import HEAD, NAMES, named, needs_head
 from shortcut.checkpoint import Checkpoint
 from shortcut.compiled import Compiled
 from shortcut.cuda_graph import Recordings
+from shortcut.denoiser import Conditions
 from shortcut.devices import checked_device
 from shortcut.flops import count_flops
 from shortcut.generate import StartRun, generate, unrecorded
@@ -40,6 +41,7 @@ from shortcut.models.architecture import (
 )
 from shortcut.models.layers import Bare
 from shortcut.models.layout import Layout
+from shortcut.models.uvit_parts import TextCondition
 from shortcut.quantized import TARGETS
 from shortcut.schedule import Settings
 
@@ -62,10 +64,9 @@ class System:
     architecture: Architecture
     size: PublishedSize
 
-    def conditions(self, num_images: int) -> tuple[Tensor, ...]:
+    def conditions(self, num_images: int) -> tuple[Conditions, ...]:
         """Return the conditions of a run; their values do not matter."""
-        shapes = (c.shape[1:] for c in self.size.conditions(NUM_PROMPT_TOKENS))  # pyright: ignore
-        return tuple(torch.zeros(num_images, *shape, dtype=torch.long) for shape in shapes)
+        return tuple(_zeros(c, num_images) for c in self.size.conditions(NUM_PROMPT_TOKENS))
 
     def runs(self, full_steps: Sequence[int], accelerators: Sequence[str]) -> list[Run]:
         """Return vanilla, then the presets with each accelerator, or that many full passes in as many steps."""
@@ -99,6 +100,15 @@ class System:
         ).total
 
 
+def _zeros(condition: Conditions, num_images: int) -> Conditions:
+    """Return a condition of that many images like one of the meta device."""
+    if isinstance(condition, TextCondition):
+        parts = (condition.states_BPC, condition.pooled_BC, condition.micro_B5)
+        return TextCondition(*(torch.zeros(num_images, *part.shape[1:]) for part in parts))
+    assert isinstance(condition, Tensor)
+    return torch.zeros(num_images, *condition.shape[1:], dtype=torch.long)
+
+
 SYSTEMS = {
     name: System(architecture, size)
     for architecture in ARCHITECTURES
@@ -125,11 +135,11 @@ def add_parser(steps: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure and print the table. Returns 0. Raises ValueError if the device does not exist."""
     device = checked_device(options.device)
-    lines = []
+    print(table(COLUMNS, []), flush=True)
     for name in options.models:
         for dtype in options.dtypes:
-            lines += measure(SYSTEMS[name], dtype, device, options)
-    print(table(COLUMNS, lines))
+            for line in measure(SYSTEMS[name], dtype, device, options):
+                print(f"| {' | '.join(line)} |", flush=True)
     ways = {"compiled": options.compile, "as CUDA graphs": options.cuda_graph}
     runs = ", ".join((f"{options.repeats} runs", *(way for way, is_on in ways.items() if is_on)))
     print(

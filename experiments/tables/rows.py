@@ -227,8 +227,8 @@ def measured_rows(
         begun = time.monotonic()
         figures = measure(row, seed)
         line = {"setup": _of(setup, row.name), "row": row.name, "seed": seed}
-        with path.open("a") as file:
-            file.write(f"{json.dumps(line | {'figures': figures})}\n")
+        with path.open("a+b") as file:
+            file.write(_new_line(path) + f"{json.dumps(line | {'figures': figures})}\n".encode())
         found[row.name, seed] = figures
         taken[row.name] = time.monotonic() - begun
         usual = mean(taken.values())
@@ -239,10 +239,21 @@ def measured_rows(
 
 def finished(path: Path, setup: str | Callable[[str], str]) -> dict[tuple[str, int], Figures]:
     """Return the figures in `path` measured under the same setup."""
-    lines = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
-    return {
-        (x["row"], x["seed"]): x["figures"] for x in lines if x["setup"] == _of(setup, x["row"])
-    }
+    found = {}
+    for text in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            x = json.loads(text)
+        except ValueError:  # its writing was cut off
+            continue
+        if x["setup"] == _of(setup, x["row"]):
+            found[x["row"], x["seed"]] = x["figures"]
+    return found
+
+
+def _new_line(path: Path) -> bytes:
+    """Return what ends the last line of a file, if its writing was cut off."""
+    content = path.read_bytes() if path.exists() else b""
+    return b"" if not content or content.endswith(b"\n") else b"\n"
 
 
 def _of(setup: str | Callable[[str], str], name: str) -> str:

@@ -71,6 +71,12 @@ def test_every_row_comes_once_before_the_first_is_finished(tmp_path: Path) -> No
     first, second = (("vanilla", 1), ("head", 1)), [("vanilla", 2), ("vanilla", 3)]
     assert done == [*first, *second, ("head", 2), ("head", 3)]
     assert measured_rows(tmp_path, "", rows, (1, 2, 3), measure) == found and len(done) == 6
+    # A line whose writing was cut off is measured again.
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])
+    for count in (7, 7):
+        assert measured_rows(tmp_path, "", rows, (1, 2, 3), measure) == found
+        assert len(done) == count
 
 
 def test_the_distance_of_few_pictures_is_not_larger_than_that_of_many() -> None:

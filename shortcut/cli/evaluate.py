@@ -19,7 +19,7 @@ from ..checkpoint import Checkpoint
 from ..devices import advice_on_memory
 from ..flops import count_flops
 from ..generate import generate
-from ..guard import MAX_IMAGES, MAX_STEPS, check_whole
+from ..guard import MAX_IMAGES, MAX_SEED, MAX_STEPS, check_whole
 from ..models.architecture import HeadNetwork, ModelNetwork
 from ..models.layers import Bare
 from ..pipeline import check_head
@@ -29,6 +29,9 @@ from ..train.teacher import Teacher
 from .train_options import add_model, add_sampling, add_where, load_teacher
 
 logger = logging.getLogger(__name__)
+
+CHAIN = 4  # steps of the head in a row
+USUAL = ("reuse", HEAD)
 
 
 def add_parser(commands: Any) -> None:
@@ -54,7 +57,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--num", type=int, default=16, metavar="N", help="images; default: 16")
     parser.add_argument("--seed", type=int, default=0, help="other than that of the training")
     parser.add_argument(
-        "--chain", type=int, default=4, help="steps in a row that are looked at; default: 4"
+        "--chain", type=int, help=f"steps of the head in a row that are looked at; default: {CHAIN}"
     )
     parser.add_argument("--json", action="store_true", help="the figures as one JSON line")
     add_model(parser)
@@ -78,26 +81,22 @@ class Row:
 
 def run(options: argparse.Namespace) -> int:
     """Measure and print. Returns the exit status; errors are exceptions whose text is for the user."""
+    check_options(options)
     teacher, model_file = load_teacher(options)
     settings = teacher.settings
-    if options.num < 1 or options.chain < 1:
-        raise ValueError(
-            f"--num and --chain must be at least 1, got {options.num}, {options.chain}."
-        )
-    check_whole("--num", options.num, 1, MAX_IMAGES)
-    check_whole("--chain", options.chain, 1, MAX_STEPS)
     full_steps = options.full_steps or [
         usual_full_steps(model_file.architecture, settings.num_steps)
     ]
     for num_full in full_steps:
         replace(settings, full_steps=num_full).check()
-    names, following = options.accelerator or ("reuse", HEAD), []
+    names, following = options.accelerator or USUAL, []
     head = load_head(options, teacher, model_file) if any(map(needs_head, names)) else None
     with advice_on_memory():
         if head is not None:
             (trajectories,) = held_out_runs(teacher, (settings,), options.num, options.seed)
-            chain = min(options.chain, len(trajectories.steps) - 1)
-            following = evaluate(head, teacher.model, trajectories, chain)
+            chain = CHAIN if options.chain is None else options.chain
+            longest = min(chain, len(trajectories.steps) - 1)
+            following = evaluate(head, teacher.model, trajectories, longest)
         rows = list(costs(options, teacher, model_file, head, names, full_steps))
     if options.json:
         print(json.dumps({"following": following, "cost": [asdict(row) for row in rows]}))
@@ -118,6 +117,23 @@ def run(options: argparse.Namespace) -> int:
     cells = ((*astuple(row), row.flops / rows[0].flops) for row in rows)
     print(table(header, ((*c[:3], c[3] / 1e9, *c[4:]) for c in cells)))
     return 0
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise ValueError if an option is out of range, or has no effect with the others."""
+    check_whole("--num", options.num, 1, MAX_IMAGES)
+    check_whole("--seed", options.seed, 0, MAX_SEED)
+    if options.chain is not None:
+        check_whole("--chain", options.chain, 1, MAX_STEPS)
+    if options.steps is not None and len(options.steps) != 1:
+        raise ValueError(f"--steps of evaluate must be one number, got {len(options.steps)}.")
+    if not any(map(needs_head, options.accelerator or USUAL)):
+        for name in ("head", "chain"):
+            if getattr(options, name) is not None:
+                raise ValueError(
+                    f"--{name} has no effect with --accelerator {' '.join(options.accelerator)}, which needs no head. "
+                    "Leave it out, or add --accelerator head."
+                )
 
 
 def load_head(options: argparse.Namespace, teacher: Teacher, model_file: Checkpoint) -> HeadNetwork:
@@ -169,20 +185,21 @@ def costs(
             accelerator=name,
         )
         make = None if name is None else named(name, head)
-        result = generate(
-            teacher.model,
-            conditions,
-            settings,
-            teacher.rules,
-            seed=noise_seed,
-            image_indices=range(options.num),
-            num_tokens=teacher.num_tokens,
-            accelerator=make,
-            device=teacher.device,
-        )
         nats_B = torch.zeros(options.num)
-        if make is not None:
-            nats_B = divergence_of_run(teacher, make, settings, conditions, noise_seed)
+        with teacher.arithmetic():
+            result = generate(
+                teacher.model,
+                conditions,
+                settings,
+                teacher.rules,
+                seed=noise_seed,
+                image_indices=range(options.num),
+                num_tokens=teacher.num_tokens,
+                accelerator=make,
+                device=teacher.device,
+            )
+            if make is not None:
+                nats_B = divergence_of_run(teacher, make, settings, conditions, noise_seed)
         yield Row(
             name or "vanilla",
             result.num_steps,

@@ -8,6 +8,7 @@ import logging
 from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -95,15 +96,19 @@ def run_convert(options: argparse.Namespace) -> int:
     if out.suffix.lower() in published.SUFFIXES:
         print(describe(_published(out, changed, dtype)))
         return 0
-    if checkpoint.layout.kind == "model" and checkpoint.architecture.copy_companions is not None:
-        # First, because a model is of no use without them.
-        with placed(checkpoint) as path:
-            assert path is not None
-            checkpoint.architecture.copy_companions(path, out)
+    copy_companions = None
+    if checkpoint.layout.kind == "model":
+        copy_companions = checkpoint.architecture.copy_companions
     # Lumina-DiMOO in 4 bits takes ten minutes and more of a processor.
     quantized.logger.setLevel(logging.INFO)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    checkpoints.save(out, changed, dtype=dtype, device=device)
+    with placed(checkpoint) as path, TemporaryDirectory() as scratch:
+        assert path is not None
+        if copy_companions is not None:  # a model without them is of no use: that ends here
+            copy_companions(path, Path(scratch) / out.name)
+        checkpoints.save(out, changed, dtype=dtype, device=device)
+        if copy_companions is not None:  # now, as `out` may have had others beside it
+            copy_companions(path, out)
     print(describe(checkpoints.load(out)))
     return 0
 

@@ -248,10 +248,13 @@ def check_outputs(options: argparse.Namespace) -> None:
             raise ValueError(
                 f"--out {options.out} is no PNG: pictures are PNG files. Name it .png."
             )
-        if options.save_tokens is not None and _same(options.out, options.save_tokens):
-            raise ValueError("--out and --save-tokens name the same file. Give two names.")
         check_whole("batch size", options.batch_size, 1, MAX_IMAGES)
-        first, *_, last = paths_of(options.out, options.batch_size) * 2
+        pictures = paths_of(options.out, options.batch_size)
+        if (tokens := options.save_tokens) is not None and any(_same(p, tokens) for p in pictures):
+            raise ValueError(
+                f"--out and --save-tokens name the same file, {tokens}. Give two names."
+            )
+        first, *_, last = pictures * 2
         for path in filter(None, (first, last, options.save_tokens)):
             check_writable(path)
     else:

@@ -26,6 +26,7 @@ from ..files import FORMAT_KEY, OUR_SUFFIX, read_metadata
 from ..grid import usual_grid
 from ..guard import MAX_WEIGHT, check_number
 from ..models import layouts
+from ..pipeline import check_head
 from ..train.chart import loss_chart
 from ..train.cpu import keep_memory
 from ..train.fit import LossError
@@ -39,6 +40,12 @@ from .train_options import add_model, add_sampling, add_where, load_teacher, run
 
 logger = logging.getLogger(__name__)
 
+SIZES = {
+    "blocks": None,
+    "bottleneck": None,
+    "kernel": None,
+    "stepwise": False,
+}  # as --start has them
 CHART = "shortcut-chart"  # the text chunk of a PNG that tells our charts
 INTERRUPTED = 130  # exit status, as of every command
 
@@ -243,7 +250,13 @@ def plan_of(options: argparse.Namespace, teacher: Teacher, model_file: Checkpoin
     architecture = model_file.architecture
     start = None
     if options.start is not None:
+        for name, usual in SIZES.items():
+            if getattr(options, name) is not usual:
+                raise ValueError(
+                    f"--{name} has no effect with --start: the head keeps its sizes. Leave it out."
+                )
         start = checkpoints.load(options.start, kind="head", model=model_file)
+        check_head(start, model_file, is_start=True)
     if start is None:
         config = head_config(
             model_file,

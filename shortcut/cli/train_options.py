@@ -63,7 +63,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "--steps",
         type=numbers,
         metavar="N[,N...]",
-        help="steps, all full passes; of several numbers each run has one at random",
+        help="steps, all full passes; of several numbers, which `train` takes, each run has one at random",
     )
     sampling.add_argument("--cfg", type=float, help="guidance; 0 = off: one branch alone")
     add_draws(sampling)

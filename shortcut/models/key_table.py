@@ -126,7 +126,10 @@ def origin(table: Table, name: str) -> tuple[str, Row, int]:
         for index, ours in enumerate(_names(row)):
             if match := _match(ours, name):
                 return _fill(theirs, match.groups()), row, index
-    raise ValueError(f"tensor {name!r} has no key in the published layout.")
+    raise ValueError(
+        f"tensor {name!r} has no key in the published layout, which only our files have. Give the output the suffix "
+        ".safetensors."
+    )
 
 
 def _names(row: Row) -> tuple[str, ...]:

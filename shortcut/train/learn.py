@@ -96,8 +96,8 @@ def head_config(
         num_blocks: None = 1. A second one gained nothing (experiments/RESULTS.md).
         bottleneck: the model's width by the head's; None = 2.
         sees_new: False: blind to the tokens just revealed; Lumina-DiMOO only.
-        kernel: side of the neighbourhood that `nearby` looks at, in place of self-attention, MaskGIT only;
-            odd, 0 = as in the paper, None = 7.
+        kernel: side of the neighbourhood that `nearby` looks at, in place of self-attention; odd, 0 = as in the paper,
+            None = 7. Not for Lumina-DiMOO.
 
     Raises:
         ValueError: a size is out of range, or there is no head for such a model.
@@ -215,6 +215,7 @@ def learn(
     Raises:
         FloatingPointError, ValueError: as `fit`; also if the plan does not fit the model.
     """
+    plan.recipe.check()
     head = untrained(plan, teacher)
     about = {
         **(about or {}),
@@ -267,11 +268,6 @@ def untrained(plan: HeadPlan, teacher: Teacher) -> HeadNetwork:
     # torch's own attention is slow in bfloat16 on a CPU
     attention = sdpa_float32 if teacher.device.type == "cpu" else sdpa
     if plan.start is not None:
-        if plan.start.config.model_width != plan.config.model_width:
-            raise ValueError(
-                f"{plan.start.name} is for a width of {plan.start.config.model_width}, not "
-                f"{plan.config.model_width}. Start from a head of a model of the same size."
-            )
         head = checkpoints.build(plan.start, dtype=torch.float32, attention=attention)
         copied = {name: tensor.clone() for name, tensor in head.state_dict().items()}
         head.load_state_dict(copied, strict=True, assign=True)

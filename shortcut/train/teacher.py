@@ -90,6 +90,10 @@ class Teacher:
             on_step=self.on_step,
         )
 
+    def arithmetic(self) -> torch.autocast:
+        """Return a context in which networks compute as in recorded runs."""
+        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
+
 
 def teacher_of(
     model_file: Checkpoint,

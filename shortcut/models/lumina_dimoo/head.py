@@ -245,7 +245,7 @@ def new_head(model: ModelConfig, asked: HeadSize) -> Config:
     """Return sizes of a new head. Raises ValueError if it shall look at a neighbourhood."""
     if asked.kernel:
         raise ValueError(
-            "only a head of MaskGIT can look at a neighbourhood. Leave out the kernel."
+            f"a head of Lumina-DiMOO cannot look at a neighbourhood, got kernel {asked.kernel}. Leave it out."
         )
     return Config(
         model_width=model.width,
