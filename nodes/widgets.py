@@ -224,7 +224,7 @@ def settings_of(
         weights = zip(("cfg", "cfg_image"), usual.guidance, strict=False)
         guidance = [values.get(name, weight) for name, weight in weights]
         settings = replace(usual, guidance=(*guidance, *usual.guidance[2:]), **given)
-        share = usual_full_steps(checkpoint.architecture, settings.num_steps)
+        share = usual.full_steps or usual_full_steps(checkpoint.architecture, settings.num_steps)
         settings = replace(settings, full_steps=values.get("full_steps", share))
     else:
         settings = with_preset(usual, checkpoint, values["preset"])

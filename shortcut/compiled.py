@@ -33,8 +33,12 @@ class Compiled:
 
     def _run(self, block: nn.Module, *inputs: Any) -> Tensor:
         if self.is_on:
-            if block not in self.calls:
-                self.calls[block] = torch.compile(block, **self.options)
+            try:
+                if block not in self.calls:
+                    self.calls[block] = torch.compile(block, **self.options)
+            except RuntimeError as error:  # no such backend; a Python that is too new
+                self._give_up(error)
+        if self.is_on:
             try:
                 return self.calls[block](*inputs)
             except Exception as error:
@@ -42,7 +46,10 @@ class Compiled:
 
                 if not isinstance(error, TorchDynamoException):
                     raise
-                self.is_on = False
-                reason = " ".join(str(error).split())[:300]
-                logger.warning("torch.compile failed, the model runs as it is: %s", reason)
+                self._give_up(error)
         return block(*inputs)
+
+    def _give_up(self, error: Exception) -> None:
+        self.is_on = False
+        reason = " ".join(str(error).split())[:300]
+        logger.warning("torch.compile failed, the model runs as it is: %s", reason)

@@ -311,7 +311,7 @@ class Denoiser:
         given = tokens.codes_BL, tokens.is_masked_BL, self.conditions, step
         accelerator, kept, before = self.accelerator, None, None
         if accelerator is not None and accelerator.looks_back and self.full is not None:
-            before = replace(self.full, before=None)
+            before = replace(self.full, kept=None, before=None)
         self.full = self.last = None
         self.num_full += 1
         if accelerator is not None and accelerator.keeps:

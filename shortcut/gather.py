@@ -13,6 +13,8 @@ def tokens_at(x_BSD: Tensor, position_BM: Tensor | None) -> Tensor:
     """Return the tokens (B, M, D) at `position_BM` of each sequence; None = all, unchanged."""
     if position_BM is None:
         return x_BSD
+    if not x_BSD.is_contiguous():  # part of a common pass, all of which `flatten` would copy
+        return x_BSD[_image(position_BM), position_BM]
     # index_select copies whole rows: `gather` goes element by element, several times as slow on a CPU.
     rows = x_BSD.flatten(0, 1).index_select(0, _row(position_BM, x_BSD.shape[1]))
     return rows.unflatten(0, position_BM.shape)
@@ -33,7 +35,7 @@ def replaced_at(x_BSD: Tensor, position_BM: Tensor, rows_BMD: Tensor) -> Tensor:
 
 def write_at(x_BSD: Tensor, position_BM: Tensor, rows_BMD: Tensor) -> Tensor:
     """Write `rows_BMD` at distinct positions `position_BM` of the sequences, in place, and return them."""
-    row_B1 = torch.arange(len(position_BM), device=position_BM.device).unsqueeze(1)
+    row_B1 = _image(position_BM)
     rows_BMD = rows_BMD.to(x_BSD.dtype)
     if x_BSD.dtype.itemsize == 1:  # float8: not every device writes it by index
         x_BSD.view(torch.uint8).index_put_((row_B1, position_BM), rows_BMD.view(torch.uint8))
@@ -43,5 +45,9 @@ def write_at(x_BSD: Tensor, position_BM: Tensor, rows_BMD: Tensor) -> Tensor:
 
 def _row(position_BM: Tensor, length: int) -> Tensor:
     """Return the rows (B * M,) of `position_BM` in all sequences laid end to end."""
-    start_B1 = length * torch.arange(len(position_BM), device=position_BM.device).unsqueeze(1)
-    return (position_BM + start_B1).flatten()
+    return (position_BM + length * _image(position_BM)).flatten()
+
+
+def _image(position_BM: Tensor) -> Tensor:
+    """Return the number (B, 1) of each sequence."""
+    return torch.arange(len(position_BM), device=position_BM.device).unsqueeze(1)

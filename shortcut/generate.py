@@ -120,6 +120,7 @@ def generate(
         ValueError: a setting is out of range, tensors do not fit the model's number of tokens, or a one-step student
             is given codes.
     """
+    settings.check()
     if settings.is_one_step and known_codes_BL is not None:
         raise ValueError(
             "a one-step student makes whole pictures. Leave out the picture to change, the mask and denoise."
@@ -197,8 +198,15 @@ def needed_branches(
 
     Args:
         conditions: the wanted one, then one for each weight in `guidance`.
+
+    Raises:
+        ValueError: there are more or fewer weights.
     """
     wanted, *others = conditions
+    if len(others) != len(guidance):
+        raise ValueError(
+            f"{len(conditions)} conditions need {len(others)} guidance weights, got {len(guidance)}."
+        )
     used = [(c, weight) for c, weight in zip(others, guidance, strict=True) if weight != 0]
     return (wanted, *(c for c, _ in used)), tuple(weight for _, weight in used)
 
@@ -228,6 +236,11 @@ def masked_at_start(
     if not 0 < denoise <= 1:
         raise ValueError(f"denoise must be above 0 and at most 1, got {denoise}.")
     if known_codes_BL is None:
+        if denoise < 1 or is_editable_BL is not None:
+            raise ValueError(
+                f"denoise {denoise:g} and editable tokens are for codes to start from, and there are none. Give known "
+                "codes, or leave these out."
+            )
         return torch.ones(shape, dtype=torch.bool)
     is_masked_BL = (
         torch.ones(shape, dtype=torch.bool) if is_editable_BL is None else is_editable_BL.cpu()
@@ -239,5 +252,6 @@ def masked_at_start(
         [torch.rand(num_tokens, generator=seeded(seed, i, 1)) for i in image_indices]
     )
     rank_BL = order_BL.masked_fill(~is_masked_BL, 2.0).argsort(1).argsort(1)
-    num_picked_B1 = (denoise * is_masked_BL.sum(1, keepdim=True)).ceil()
+    # 0.6 of 25 is 15 in decimals, and a little more in floating point.
+    num_picked_B1 = (denoise * is_masked_BL.sum(1, keepdim=True).double() - 1e-9).ceil()
     return is_masked_BL & (rank_BL < num_picked_B1)

@@ -110,10 +110,14 @@ def _changed(pipeline: Pipeline, given: Pictures, sources: tuple[Tensor, ...]) -
     left, top, right, bottom = _borders(given.outpaint, downscale)
     check_multiples(*picture.size, downscale)
     width, height = picture.width + left + right, picture.height + top + bottom
-    if (given.width or width, given.height or height) != (width, height):
+    asked = (
+        width if given.width is None else given.width,
+        height if given.height is None else given.height,
+    )
+    if asked != (width, height):
         raise ValueError(
             f"--image makes a picture of {width} x {height} pixels, but --width and --height say "
-            f"{given.width or width} x {given.height or height}. Leave them out, or scale the picture."
+            f"{asked[0]} x {asked[1]}. Leave them out, or scale the picture."
         )
     grid = grid_of(pipeline.model_file, downscale, width, height)
     codes_1hw = pipeline.encode(to_pixels(picture))

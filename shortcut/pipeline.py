@@ -190,7 +190,7 @@ class Pipeline:
         self,
         prompt: str | None = None,
         *,
-        label: str | None = None,
+        label: str | int | None = None,
         negative: str | None = None,
         seed: int = 0,
         num_images: int = 1,
@@ -217,6 +217,7 @@ class Pipeline:
         settings = {name: value for name, value in settings.items() if value is not None}
         is_faster = settings.get("preset", ONE_STEP) != ONE_STEP or "full_steps" in settings
         self = self.accelerated(accelerator, is_faster=is_faster)
+        label = None if label is None else str(label)
         request = Request(prompt=prompt, label=label, negative=negative)
         self.architecture.check(request)
         conditions = self.conditioner.conditions(request, num_images)

@@ -78,12 +78,16 @@ class Settings:
         check_temperature("temperature", self.temperature)
         for weight in self.guidance:
             check_number("cfg", weight, 0, MAX_WEIGHT)
-        if not self.choice_temperature >= 0:
+        if not isinstance(self.choice_temperature, int | float) or not self.choice_temperature >= 0:
             raise ValueError(
                 f"choice temperature must be at least 0, got {shown(self.choice_temperature)}."
             )
         if self.choice_temperature != math.inf:
             check_number("choice temperature", self.choice_temperature, 0, MAX_WEIGHT)
+        if self.full_steps is not None and not isinstance(self.full_steps, int | tuple):
+            raise ValueError(
+                f"full steps must be a whole number or a tuple of steps, got {shown(self.full_steps)}."
+            )
         if isinstance(self.full_steps, tuple) and len(self.full_steps) > self.num_steps:
             raise ValueError(
                 f"full steps lists {len(self.full_steps)} of {self.num_steps} steps, expected no more."

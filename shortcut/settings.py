@@ -92,6 +92,8 @@ def chosen_settings(
     num_steps = usual.num_steps if steps is None else steps
     if accelerator is not None and full_steps is None:
         full_steps = own_full_steps(accelerator, num_steps)
+        if steps is None:
+            full_steps = full_steps or usual.full_steps
         full_steps = full_steps or usual_full_steps(model.architecture, num_steps)
     weights = (cfg, cfg_image)
     if cfg is not None and num_guided < 1:

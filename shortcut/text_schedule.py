@@ -19,7 +19,9 @@ class TextSettings:
     """What a user turns of a text. The defaults are those that Lumina-DiMOO documents for questions."""
 
     max_tokens: int = 128
-    num_steps: int = 128  # passes of the model in all; at most one for each token
+    num_steps: int = (
+        128  # passes of the model in all; at least one for each block, at most one for each token
+    )
     block_length: int = 32  # tokens denoised together, one block after the other
     temperature: float = 0.0  # of the words; 0 = the most likely word
 
@@ -43,8 +45,8 @@ class Block:
 def text_plan(settings: TextSettings) -> list[Block]:
     """Return the blocks of a text in the order in which they are made.
 
-    Each block has its share of the steps, and each step reveals the same number of tokens, earlier ones one more where
-    they do not divide evenly.
+    Each block has its share of the steps, by its length, and each step reveals the same number of tokens, earlier ones
+    one more where they do not divide evenly.
 
     Source: Nie et al. 2025, LLaDA (arXiv 2502.09992), section 2.4 and appendix B.4: semi-autoregressive sampling.
     Differs: any lengths and steps are taken, where the original asks for multiples; no step reveals nothing.
@@ -54,13 +56,25 @@ def text_plan(settings: TextSettings) -> list[Block]:
     """
     settings.check()
     starts = range(0, settings.max_tokens, settings.block_length)
-    shares = _even(settings.num_steps, len(starts))
+    sizes = [min(settings.block_length, settings.max_tokens - start) for start in starts]
     blocks: list[Block] = []
-    for start, num_steps in zip(starts, shares, strict=True):
-        size = min(settings.block_length, settings.max_tokens - start)
-        counts = _even(size, max(1, min(num_steps, size)))
+    for start, size, num_steps in zip(
+        starts, sizes, _by_size(settings.num_steps, sizes), strict=True
+    ):
+        counts = _even(size, num_steps)
         blocks.append(Block(start, start + size, _text_steps(counts, settings.temperature)))
     return blocks
+
+
+def _by_size(total: int, sizes: list[int]) -> list[int]:
+    """Return a number from 1 to the size of each, nearly in proportion to the sizes: `total` in all where it can be."""
+    spare = min(max(total, len(sizes)), sum(sizes)) - len(sizes)
+    room = sum(sizes) - len(sizes)
+    shares = [divmod(spare * (size - 1), max(1, room)) for size in sizes]
+    num_more = spare - sum(share for share, _ in shares)
+    by_rest = sorted(range(len(sizes)), key=lambda i: -shares[i][1])
+    more = set(by_rest[:num_more])
+    return [1 + share + (i in more) for i, (share, _) in enumerate(shares)]
 
 
 def _even(total: int, parts: int) -> list[int]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from shortcut_pack.shortcut import Pipeline
 from shortcut_pack.shortcut.__main__ import main
+from shortcut_pack.shortcut.compiled import Compiled
 from torch import nn
 
 WANTED: dict[str, Any] = {"label": "0", "steps": 1, "seed": 3}
@@ -37,6 +38,16 @@ def test_each_block_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert pipeline.generate(**WANTED)[0].tobytes() == expected
     assert compiled == [*blocks]
     assert len(calls) == 2 * len(blocks)
+
+
+def test_where_nothing_can_be_compiled_the_blocks_run_as_they_are(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    compiled, block = Compiled(iter, {"backend": "nowhere"}), nn.LayerNorm(2)
+    (call,) = compiled(nn.ModuleList([block]))
+    x = torch.ones(1, 2)
+    assert torch.equal(call(x), block(x)) and torch.equal(call(x), block(x))
+    assert caplog.text.count("torch.compile failed, the model runs as it is") == 1
 
 
 def test_without_a_compiler_the_command_makes_the_same_picture(

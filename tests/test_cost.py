@@ -193,6 +193,12 @@ def test_few_steps_leave_out_presets_with_more_full_passes(capsys: pytest.Captur
         assert [row[2] for row in rows] == expected
 
 
+def test_an_accelerator_has_a_row_where_no_preset_leaves_room(capsys: pytest.CaptureFixture[str]):
+    for size in ("maskgit-512", "mmada-parallel-a"):
+        assert main(["cost", size, "--steps", "6", "--accelerator", "partial"]) == 0
+        assert "| partial |" in capsys.readouterr().out
+
+
 def test_an_image_of_one_token(capsys: pytest.CaptureFixture[str]):
     assert (
         main(["cost", "lumina-dimoo", "--width", "16", "--height", "16", "--full-steps", "1"]) == 0

@@ -11,6 +11,7 @@ import builders
 import golden_sets
 import pytest
 import torch
+import uvit_folder
 import uvit_sets
 from builders import MODEL_CONFIG
 from fakes import classes, logits_of
@@ -32,6 +33,7 @@ from shortcut_pack.shortcut.models.maskgit import ARCHITECTURE as MASKGIT
 from shortcut_pack.shortcut.models.meissonic import ARCHITECTURE as MEISSONIC
 from shortcut_pack.shortcut.models.uvit import TrunkKept
 from shortcut_pack.shortcut.models.uvit_parts import TextCondition, micro_conditions
+from shortcut_pack.shortcut.quantized import TARGETS
 from shortcut_pack.shortcut.sampler import Trace
 from shortcut_pack.shortcut.schedule import SamplerRules, Settings, plan
 from shortcut_pack.shortcut.settings import usual_settings
@@ -251,6 +253,27 @@ def test_a_partial_pass_over_all_image_tokens_follows_changed_tokens_as_a_full_p
     assert error(all_BM) < 1e-5 if renews_text else 1e-5 < error(all_BM) < 0.05
     # Control: with one token alone, old keys and values of the others show.
     assert error(all_BM[:, :1]) > (1e-3 if renews_text else 2 * error(all_BM))
+
+
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_partial_passes_of_meissonic_run_with_quantized_weights(target, tmp_path):
+    folder = uvit_folder.write(tmp_path, "meissonic_sampling_512", has_text=False)
+    file = checkpoints.cast(checkpoints.load(folder, "model"), TARGETS[target])
+    model = checkpoints.build(file).on_grid(4, 4)
+    config, generator = model.config, torch.Generator().manual_seed(0)
+    shapes = (1, 77, config.text_width), (1, config.pooled_width)
+    text = (torch.randn(*shape, generator=generator) for shape in shapes)
+    result = generate(
+        model,
+        (TextCondition(*text, micro_conditions()),),
+        replace(MEISSONIC.settings, num_steps=6, full_steps=2, guidance=()),
+        MEISSONIC.rules,
+        seed=1,
+        image_indices=[0],
+        num_tokens=16,
+        accelerator=named("partial", None),
+    )
+    assert (result.num_full, result.num_steps) == (2, 6)
 
 
 @torch.no_grad()

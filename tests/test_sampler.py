@@ -28,6 +28,7 @@ from golden_sets import tiny_maskgit
 from shortcut_pack.shortcut import sampler
 from shortcut_pack.shortcut.accelerators.shortcut_head import ShortcutHead
 from shortcut_pack.shortcut.denoiser import Denoised, Denoiser
+from shortcut_pack.shortcut.generate import masked_at_start
 from shortcut_pack.shortcut.noise import Noise
 from shortcut_pack.shortcut.sampler import positions, sample
 from shortcut_pack.shortcut.schedule import Settings, plan
@@ -85,6 +86,17 @@ def test_a_head_step_after_nothing_was_revealed():
     _, traces = run(model, classes(1), [idle, *steps[1:2]], num_tokens=L, accelerator=predictor)
     assert [t.denoised.was_full for t in traces] == [True, False]
     assert logits_of(traces[1]).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "denoise", "num_made"),
+    [(50, 0.3, 15), (25, 0.6, 15), (45, 0.6, 27), (7, 0.5, 4)],
+)
+def test_a_share_of_the_tokens_is_made_anew(num_tokens, denoise, num_made):
+    known_BL = torch.zeros(1, num_tokens, dtype=torch.long)
+    assert masked_at_start(1, [0], num_tokens, known_BL, None, denoise).sum() == num_made
+    with pytest.raises(ValueError, match="are for codes to start from, and there are none"):
+        masked_at_start(1, [0], num_tokens, None, None, denoise)
 
 
 def test_known_tokens_are_what_the_network_sees_and_never_change():

@@ -372,6 +372,8 @@ def test_full_steps_as_a_list():
         ({"guidance": (-1.0,)}, "cfg must be a finite number of at least 0, got -1.0"),
         ({"choice_temperature": math.nan}, "choice temperature must be at least 0, got nan"),
         ({"choice_temperature": -1.0}, "choice temperature must be at least 0, got -1.0"),
+        ({"choice_temperature": "7"}, "choice temperature must be at least 0, got '7'"),
+        ({"full_steps": 2.5}, "full steps must be a whole number or a tuple of steps, got 2.5"),
         ({"full_steps": 0}, r"full steps must be between 1 and steps \(32\), got 0"),
         (
             {"full_steps": 33},

@@ -77,6 +77,23 @@ def test_the_documented_numbers_are_one_token_a_pass_in_blocks_of_32():
     ]
 
 
+@pytest.mark.parametrize(
+    ("max_tokens", "num_steps", "block_length", "expected"),
+    [
+        (100, 100, 32, [32, 32, 32, 4]),
+        (33, 33, 32, [32, 1]),
+        (40, 40, 32, [32, 8]),
+        (64, 5, 32, [3, 2]),
+        (100, 50, 32, [16, 16, 16, 2]),
+        (128, 4, 16, [1] * 8),
+        (8, 200, 4, [4, 4]),
+    ],
+)
+def test_blocks_share_the_passes_by_their_length(max_tokens, num_steps, block_length, expected):
+    settings = TextSettings(max_tokens=max_tokens, num_steps=num_steps, block_length=block_length)
+    assert [len(block.steps) for block in text_plan(settings)] == expected
+
+
 def test_an_image_and_a_text_are_finished_together():
     for num_codes in (1, 4, 1024):
         for num_steps, image_steps in ((1, 1), (3, 3), (128, 64), (128, 128)):

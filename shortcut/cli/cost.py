@@ -40,6 +40,7 @@ from ..models.layout import Layout
 from ..noise import Noise
 from ..sampler import Trace, sample
 from ..schedule import Settings, Step, plan
+from ..settings import usual_full_steps
 from . import cards
 
 MAX_PROMPT_TOKENS = 2**16
@@ -132,6 +133,8 @@ def run(options: argparse.Namespace) -> int:
     if full_steps is None:
         usual = (preset.num_full for preset in published.architecture.presets.values())
         full_steps = [num_full for num_full in usual if num_full <= num_steps]
+        if options.accelerator and not full_steps:
+            full_steps = [usual_full_steps(published.architecture, num_steps)]
     images = "one image" if options.batch_size == 1 else f"{options.batch_size} images"
     print(f"{options.size}, {images} of {width} x {height} pixels with guidance.\n")
     names = options.accelerator or [PARTIAL if published.head is None else HEAD]

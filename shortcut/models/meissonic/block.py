@@ -123,7 +123,9 @@ class JointBlock(nn.Module):
         Args:
             position_BS: where both stand in the kept sequences, all of which are attended to; None = they are these.
         """
-        streams = ((self.text, text_BPD), (self.image, image_BLD))
+        both = ((self.text, text_BPD), (self.image, image_BLD))
+        # A partial pass has no text, and not every product of quantized weights takes no rows.
+        streams = [(stream, x_BSD) for stream, x_BSD in both if x_BSD.shape[1]]
         parts = [_parts(stream.modulation, vector_BD, 6) for stream, _ in streams]
         found = [
             stream.attn(_normed(x_BSD, *part[:2]))
@@ -131,12 +133,12 @@ class JointBlock(nn.Module):
         ]
         q_BSHK, k_BSHK, v_BSD = (torch.cat(pair, 1) for pair in zip(*found, strict=True))
         out_BSD = _attend(self, q_BSHK, k_BSHK, v_BSD, turn, kept, position_BS)
-        outs = out_BSD.split([text_BPD.shape[1], image_BLD.shape[1]], dim=1)
-        text_BPD, image_BLD = (
+        outs = out_BSD.split([x_BSD.shape[1] for _, x_BSD in streams], dim=1)
+        *text, image_BLD = (
             stream.after_attention(x_BSD, out_BSD, part[2:])
             for (stream, x_BSD), out_BSD, part in zip(streams, outs, parts, strict=True)
         )
-        return text_BPD, image_BLD
+        return (text[0] if text else text_BPD), image_BLD
 
 
 class SingleBlock(nn.Module):
