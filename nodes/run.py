@@ -14,7 +14,7 @@ from typing import Any
 import comfy.model_management as mm
 from torch import Tensor
 
-from ..shortcut.accelerators.choice import kept_bytes
+from ..shortcut.accelerators.choice import head_bytes, kept_bytes
 from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.generate import Result, generate, groups, masked_at_start, needed_branches
 from ..shortcut.grid import usual_grid
@@ -61,8 +61,10 @@ class Job:
         """Return what a run of so many of its images takes above the weights."""
         model = model_of(self.model)
         on_grid = model.network.on_grid(*self.grid)
-        kept = kept_bytes(self.accelerated.name, on_grid, num_images, self.lengths)
-        return model.run_bytes(self.grid, num_images, self.conditions) + kept
+        name, size = self.accelerated.name, (num_images, self.lengths)
+        head = None if self.accelerated.head is None else head_of(self.accelerated.head)[0]
+        of_model = model.run_bytes(self.grid, num_images, self.conditions)
+        return max(of_model, head_bytes(name, head, *size)) + kept_bytes(name, on_grid, *size)
 
     @property
     def lengths(self) -> tuple[int, ...]:

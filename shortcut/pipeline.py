@@ -22,7 +22,7 @@ from torch import Tensor
 from . import checkpoint as checkpoints
 from . import shipped
 from .accelerators import MakeAccelerator
-from .accelerators.choice import HEAD, PARTIAL, kept_bytes, named, needs_head
+from .accelerators.choice import HEAD, PARTIAL, head_bytes, kept_bytes, named, needs_head
 from .checkpoint import Checkpoint
 from .companions import placed
 from .compiled import Compiled
@@ -257,8 +257,10 @@ class Pipeline:
         lengths = [model.sequence_length(condition) for condition in conditions]
 
         def needed(num_images: int) -> float:
-            kept = kept_bytes(self.accelerator_name, model, num_images, lengths)
-            run = model.activation_bytes(num_images, lengths) + kept
+            name, size = self.accelerator_name, (num_images, lengths)
+            of_head = head_bytes(name, self.head, *size, is_sequential=self.is_sequential)
+            a_pass = max(model.activation_bytes(*size), of_head)
+            run = a_pass + kept_bytes(name, model, *size)
             return (
                 run if self.recordings is None else 2 * run
             )  # a recording's own, and its warm-up's

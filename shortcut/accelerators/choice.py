@@ -71,6 +71,32 @@ def kept_bytes(
     return model.kept_bytes(num_images, lengths, _kept_dtype(name))
 
 
+def head_bytes(
+    name: str | None,
+    head: HeadNetwork | None,
+    num_images: int,
+    lengths: Sequence[int],
+    *,
+    is_sequential: bool = False,
+) -> float:
+    """Return the memory of a pass of the head above its weights, features of the model among it; 0 = none is asked.
+
+    The factors are what `python -m shortcut cost` finds alive at the peak.
+
+    Args:
+        name: of the accelerator.
+        lengths: as for `kept_bytes`.
+        is_sequential: True: one guidance branch at a time.
+    """
+    if head is None or not needs_head(name):
+        return 0.0
+    # Those of the last full pass and of the step before, what is new in them, and the prediction.
+    features = 4 * head.config.model_width * sum(lengths)
+    at_once = max(lengths) if is_sequential else sum(lengths)
+    values = features + head.pass_values_per_position() * at_once
+    return float(num_images * values * head.dtype.itemsize)
+
+
 def _kept_dtype(name: str) -> torch.dtype | None:
     return torch.float8_e4m3fn if name.endswith(FLOAT8) else None
 

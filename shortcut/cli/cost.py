@@ -293,8 +293,10 @@ def run_peaks(
     """Return the bytes above the weights, at most in each part of a step; with what else is kept then."""
     model = published.model.on_grid(*grid, is_sequential=is_sequential)
     num_images, num_tokens = len(conditions[0]), grid[0] * grid[1]
-    settings = replace(published.settings, full_steps=published.settings.num_steps // 2)
-    # Every other step is full: later ones need no more than the first three.
+    # A full pass, two of the head, of which the second has the first's features too, a full pass: later steps need no
+    # more than these four.
+    every_third = tuple(range(0, published.settings.num_steps, 3))
+    settings = replace(published.settings, full_steps=every_third)
     steps = plan(settings, num_tokens, num_tokens, published.architecture.rules)
     noise = Noise(
         *torch.zeros(2, steps[-1].index + 1, num_images, num_tokens, device="meta").unbind()
@@ -307,7 +309,7 @@ def run_peaks(
         denoiser = Denoiser(_WatchedModel(model, memory), conditions, accelerator)
         codes_BL = torch.zeros(num_images, num_tokens, dtype=torch.long, device="meta")
         with contextlib.suppress(_Enough):
-            sample(denoiser, codes_BL, codes_BL.bool(), steps, noise, _end_after(steps[:3][-1]))
+            sample(denoiser, codes_BL, codes_BL.bool(), steps, noise, _end_after(steps[:4][-1]))
     return memory.peaks
 
 

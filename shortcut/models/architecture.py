@@ -175,6 +175,10 @@ class HeadNetwork(Network, Protocol):
         """Return how many values the backward pass keeps for each position of a sequence."""
         ...
 
+    def pass_values_per_position(self) -> int:
+        """Return how many values a block has alive for each position of the sequences that run at once."""
+        ...
+
 
 class VQNetwork(Network, Protocol):
     """Pixels -> code ids -> pixels."""

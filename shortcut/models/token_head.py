@@ -107,6 +107,10 @@ class TokenHead(BottleneckHead):
         of_blocks = config.num_blocks * 2 * (8 * config.width + 4 * 4 * config.width)
         return of_blocks + 6 * config.model_width
 
+    def pass_values_per_position(self) -> int:
+        """Return how many values a block has alive for each position of the sequences that run at once."""
+        return (4 + 2 * 4) * self.config.width
+
     def token_projections(self) -> list[nn.Module]:
         """Return the projections of new-token embeddings that no norm follows."""
         projections = [

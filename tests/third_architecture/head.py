@@ -79,6 +79,9 @@ class MoodHead(BaseNetwork):
     def saved_values_per_position(self) -> int:
         return 4 * self.config.model_width
 
+    def pass_values_per_position(self) -> int:
+        return self.config.model_width
+
 
 def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
     model_width, width = sizes(tensors, "down.weight", 2)

@@ -65,6 +65,10 @@ class LuminaHead(BottleneckHead):
         of_blocks = config.num_blocks * 2 * (8 * config.width + 4 * config.mlp_width)
         return of_blocks + 6 * config.model_width
 
+    def pass_values_per_position(self) -> int:
+        """Return how many values a block has alive for each position of the sequences that run at once."""
+        return 4 * self.config.width + 2 * self.config.mlp_width
+
     def token_projections(self) -> list[nn.Module]:
         """Return no layers: the blocks normalise new-token embeddings."""
         return []
