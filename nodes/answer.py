@@ -30,7 +30,7 @@ from ..shortcut.text import answer, in_parallel
 from ..shortcut.text_schedule import MAX_TEXT, ParallelSettings, TextSettings, text_plan
 from .condition import checked_vae, encoded
 from .host import NodeText, advice_on_memory
-from .latents import indices_of, latent_of, samples_of
+from .latents import has_mask_of, indices_of, latent_of, samples_of
 from .native import MARGIN, MaskedImageModel, build_head, model_of
 from .patches import lines_without_effect
 from .progress import PassReport, Preview
@@ -258,7 +258,7 @@ class ReasonedEdit(io.ComfyNode):
         )
         settings.check()
         masked_model, rules, node_text = _begun(model, REASONED_EDIT, EDIT)
-        if "noise_mask" in latent_image:
+        if has_mask_of(latent_image):
             raise ValueError(
                 "latent_image has a noise mask, but a reasoned edit makes the whole image. Use Empty Latent Image."
             )

@@ -22,7 +22,8 @@ from .latents import codes_of
 from .native import CodeVAE, MaskedImageModel, model_of
 
 NODES = {"label": "Class Condition", "prompt": "Text Condition"}  # by the field of a request
-WEIGHT = re.compile(r"\([^()]*:\s*-?\d*\.?\d+\s*\)")  # (word:1.5) of other models
+# (word:1.5) and (word:2) of other models; not (at 10:30), (16:9) or (hint: 3).
+WEIGHT = re.compile(r"\([^()]*[^():\d\s]\s*:(-?\d+|\s*-?\d*\.\d+)\s*\)")
 USUAL_TASK = "text_to_image"  # which needs no source image
 
 

@@ -128,13 +128,20 @@ def check_type(samples: Tensor, num_codes: int) -> None:
 
 def indices_of(latent: dict[str, Any], num_images: int) -> Sequence[int]:
     """Return the place of each image in its batch. Raise ValueError if there are more or fewer places than images."""
-    indices = latent.get("batch_index", range(num_images))
+    indices = latent.get("batch_index")
+    if indices is None:
+        return range(num_images)
     if len(indices) != num_images:
         raise ValueError(
             f"LATENT holds {num_images} images, and the places of {len(indices)} in their batch (batch_index): a node "
             "cut or joined images without them. Look at the node before."
         )
     return indices
+
+
+def has_mask_of(latent: dict[str, Any]) -> bool:
+    """Return whether a mask says what to make anew; None = none does, as for ComfyUI's samplers."""
+    return latent.get("noise_mask") is not None
 
 
 def editable_of(noise_mask: Tensor, num_images: int, grid: Grid) -> Tensor:

@@ -25,7 +25,15 @@ from ..shortcut.schedule import Settings, plan
 from ..shortcut.split import Copy
 from .accelerate import Accelerated
 from .host import NodeText, advice_on_memory, copies_of
-from .latents import codes_of, editable_of, in_pixels, indices_of, of_size, samples_of
+from .latents import (
+    codes_of,
+    editable_of,
+    has_mask_of,
+    in_pixels,
+    indices_of,
+    of_size,
+    samples_of,
+)
 from .native import fitted_head, head_of, model_of
 from .progress import StepReport
 from .timing import SEEN, Seen, Speed, Work, speed_of
@@ -123,9 +131,10 @@ def job_of(
                 f"MODEL runs on {model.load_device} and the head on {accelerated.head.load_device}, expected one "
                 "device. Take Select Model Device out, or start ComfyUI with --cuda-device."
             )
-    has_mask, samples = "noise_mask" in latent, samples_of(latent, model)
+    has_mask, samples = has_mask_of(latent), samples_of(latent, model)
     downscale = model.get_model_object("latent_format").spacial_downscale_ratio
     asked: Grid = (samples.shape[2], samples.shape[3])
+    is_empty = not samples.any()
     grid = checkpoint.architecture.fixed_grid(checkpoint.config) or asked
     is_all_new = denoise == 1 and not has_mask
     samples = of_size(samples, grid, downscale, is_all_new=is_all_new)
@@ -147,6 +156,12 @@ def job_of(
         "is_editable_BL": is_editable_BL,
         "denoise": denoise,
     }
+    doubts = [doubt_of_size(checkpoint, asked, grid, downscale)]
+    if is_empty and not is_all_new:
+        doubts.append(
+            "latent_image is empty, so what is not made anew is code 0 everywhere: wire VAE Encode, or set denoise to "
+            "1 and take the mask out"
+        )
     return Job(
         model=model,
         accelerated=accelerated,
@@ -154,7 +169,7 @@ def job_of(
         conditions=conditions,
         grid=grid,
         start=start,
-        doubt=doubt_of_size(checkpoint, asked, grid, downscale),
+        doubt="; ".join(filter(None, doubts)) or None,
     )
 
 

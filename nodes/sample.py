@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ..shortcut.models.architecture import Conditioning
 from .host import NodeText
-from .latents import latent_of
+from .latents import has_mask_of, latent_of
 from .load import Head
 from .native import model_of
 from .patches import lines_without_effect
@@ -56,6 +56,8 @@ class MaskedSampler(io.ComfyNode):
             raise ValueError(
                 f"preset must be one of {', '.join(PRESETS)} and {CUSTOM}. Choose one."
             )
+        # ComfyUI passes None for a widget that a saved graph does not have.
+        preset = {name: value for name, value in preset.items() if value is not None}
         job = job_of(
             model,
             positive,
@@ -69,7 +71,7 @@ class MaskedSampler(io.ComfyNode):
         text = NodeText()
         text.keep([*preset_in_words(preset, job.settings), *lines_without_effect(model, NAME)])
         if preset["preset"] == CUSTOM:
-            checkpoint, has_mask = model_of(model).checkpoint, "noise_mask" in latent_image
+            checkpoint, has_mask = model_of(model).checkpoint, has_mask_of(latent_image)
             if doubt := doubt_of_schedule(checkpoint, job.settings, has_mask=has_mask):
                 text.keep([doubt])
                 logging.warning("%s: %s", NAME, doubt)

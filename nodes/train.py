@@ -282,6 +282,10 @@ def _requests(model: MaskedImageModel, prompts: str) -> list[Request]:
     """Return the requests that the model answers in a training. Raise ValueError if it needs some and has none."""
     lines = filter(None, map(str.strip, prompts.splitlines()))
     requests = [Request(prompt=line) for line in lines]
+    if requests and "prompt" not in model.checkpoint.architecture.takes:
+        raise ValueError(
+            f"prompts holds {len(requests)} lines, but {model.checkpoint.name} learns from its classes. Leave it empty."
+        )
     if not requests:
         try:
             model.conditioner.draw(requests)

@@ -179,7 +179,7 @@ def find(path: Path, layouts: Collection[Layout]) -> Path:
     """
     if not path.is_dir():
         return path
-    for pattern in ("*", "*/*"):
+    for pattern in ("*", "*/*", "*/*/*"):
         found = sorted(file for file in path.glob(pattern) if _is_of(file, layouts))
         models = [layout for layout in layouts if layout.kind == "model"]
         if len(found) > 1 and len(only := [file for file in found if _is_of(file, models)]) == 1:

@@ -344,7 +344,7 @@ def check_vq(vq: Checkpoint, model: Checkpoint) -> None:
     if vq.config.num_codes != model.config.num_codes:
         raise ValueError(
             f"{vq.name} has {vq.config.num_codes} codes, and {model.name} makes "
-            f"{model.config.num_codes}. Give the VQ model that it was trained with."
+            f"{model.config.num_codes}. Give the VQ model that it was trained with (--vq; vq_name in Load MIGM)."
         )
 
 

@@ -135,7 +135,11 @@ def with_preset(settings: Settings, model: Checkpoint, name: str) -> Settings:
         )
     if name not in architecture.presets:
         presets = [*architecture.presets, *([ONE_STEP] if architecture.has_students else [])]
-        known = f"It has {', '.join(presets)}." if presets else "It has none: give steps."
+        known = (
+            f"It has {', '.join(presets)}."
+            if presets
+            else "It has none: give steps. In ComfyUI, choose custom, which has them."
+        )
         raise ValueError(f"{model.layout.title} has no preset {name!r}. {known}")
     preset = architecture.presets[name]
     return replace(settings, num_steps=preset.num_steps, full_steps=preset.num_full)

@@ -222,6 +222,14 @@ def test_what_the_nodes_cannot_express_has_no_graph(text, arguments):
     assert text(*PROMPT, *arguments)[1] is None
 
 
+@pytest.mark.parametrize("prompt", ["a (fox) on a mat", "a (fox:1.4)", "embedding:fox a cat"])
+def test_what_clip_text_encode_reads_otherwise_has_no_graph(prompt):
+    node = {"class_type": "CLIPTextEncode", "inputs": {"text": prompt, "clip": ["1", 2]}}
+    assert graph._reads_otherwise(node)
+    assert not graph._reads_otherwise(node | {"class_type": "ShortcutTextCondition"})
+    assert not graph._reads_otherwise(node | {"inputs": {"text": "a fox: on a mat"}})
+
+
 def test_runs_with_pictures_or_listed_full_steps_have_no_graph(text, files):
     Image.new("RGB", (16, 16)).save(files / "a.png")
     head = ("--head", str(files / "migm_heads" / "mine" / "head.safetensors"))

@@ -496,6 +496,20 @@ def test_an_empty_mask_changes_nothing_and_says_so(model, caplog):
     assert "nothing to make" in caplog.text
 
 
+def test_no_mask_and_no_places_may_be_said_by_none(model):
+    found = run(model, empty(2) | {"noise_mask": None, "batch_index": None})
+    assert torch.equal(found["samples"], run(model, empty(2))["samples"])
+
+
+@pytest.mark.parametrize("mask", [{}, {"noise_mask": torch.ones(1, 1, 8, 8)}])
+def test_an_empty_latent_that_is_to_stay_in_part_is_doubted(model, mask, caplog):
+    run(model, empty() | mask, denoise=1.0 if mask else 0.5)
+    assert "latent_image is empty, so what is not made anew is code 0" in caplog.text
+    caplog.clear()
+    run(model, image() | mask, denoise=1.0 if mask else 0.5)
+    assert "latent_image is empty" not in caplog.text
+
+
 def test_the_input_latent_is_left_alone(model):
     latent = image() | {"noise_mask": torch.ones(1, 1, 8, 8), "downscale_ratio_spacial": 2}
     samples = latent["samples"].clone()

@@ -155,7 +155,12 @@ def test_custom_says_what_no_widget_set_and_nothing_if_widgets_set_all(model, sh
     shown.clear()
     del given["order"]
     MaskedSampler.execute(**sockets, seed=1, denoise=1.0, preset={"preset": "custom", **given})
-    assert shown[0] == "preset custom has set order confidence, as usual for the model"
+    said = "preset custom has set order confidence, as usual for the model"
+    assert shown[0] == said
+    shown.clear()
+    given["order"] = None  # as ComfyUI passes what a graph in the API format leaves out
+    MaskedSampler.execute(**sockets, seed=1, denoise=1.0, preset={"preset": "custom", **given})
+    assert shown[0] == said
 
 
 def test_a_size_far_from_the_models_own_is_said_before_the_run(text_model, shown, caplog):
@@ -181,7 +186,12 @@ def test_words_that_the_model_never_saw_are_named(text_model, shown, monkeypatch
 def test_weights_of_words_are_refused_not_read_as_text(text_model, text):
     with pytest.raises(ValueError, match=r"text holds the weight \(.*Write the words alone"):
         TextCondition.execute(text_model, text, "text_to_image")
-    TextCondition.execute(text_model, "a house (red: and blue) at 12:30", "text_to_image")
+    for plain in (
+        "a house (red: and blue) at 12:30",
+        "a forest (16:9, at 10:30)",
+        "a face (hint: 3)",
+    ):
+        TextCondition.execute(text_model, plain, "text_to_image")
 
 
 def test_the_loaders_say_what_they_loaded(files, shown):

@@ -5,12 +5,14 @@ it into the chunk `prompt` of a PNG, and the page makes nodes of it when the PNG
 makes the codes of the run again, of all images of its batch.
 
 There is none where it would be another run: one that starts from pictures, which are not in ComfyUI's input folder;
-full steps that are listed; values that a widget cannot hold; a text that the page would rewrite.
+full steps that are listed; values that a widget cannot hold; a text that the page
+would rewrite, or CLIP Text Encode read otherwise.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -43,6 +45,8 @@ DIGITS = 2  # behind the point, of the widgets
 STEP = 8  # of width and height
 # Source: processDynamicPrompt of ComfyUI's frontend: {a|b} is a choice, // and /* begin comments, \ escapes.
 REWRITTEN = re.compile(r"[{}\\]|//|/\*")
+# Source: token_weights and SDTokenizer of ComfyUI's sd1_clip.py: weights in brackets, files by name.
+READ_BY_CLIP = re.compile(r"[()]|embedding:")
 
 
 def graph_of(
@@ -76,9 +80,8 @@ def graph_of(
         "choice_temperature": settings.choice_temperature,
     }
     nodes = [_node(name, **inputs) for name, inputs in pipeline.conditioner.graph_nodes(request)]
-    texts = [value for node in nodes for value in node["inputs"].values()]
     if not all(map(_fits, {"seed": seed, **size, **custom}.items())) or any(
-        map(_is_rewritten, texts)
+        map(_reads_otherwise, nodes)
     ):
         return None
     dtype = str(pipeline.model.dtype).removeprefix("torch.")
@@ -157,9 +160,11 @@ def _inside(path: PurePath, folder: str) -> str:
     return path.relative_to(outer[0]).as_posix() if outer else path.name
 
 
-def _is_rewritten(value: Any) -> bool:
-    """Return whether a widget holds a text that the page would rewrite."""
-    return isinstance(value, str) and REWRITTEN.search(value) is not None
+def _reads_otherwise(node: Mapping[str, Any]) -> bool:
+    """Return whether the page or the node would read a text otherwise than it stands there."""
+    signs = [REWRITTEN, *([READ_BY_CLIP] if node["class_type"] == "CLIPTextEncode" else [])]
+    texts = [value for value in node["inputs"].values() if isinstance(value, str)]
+    return any(sign.search(text) for sign in signs for text in texts)
 
 
 def _fits(widget: tuple[str, float]) -> bool:

@@ -81,7 +81,8 @@ def in_turn(num_rows: int, name: str, num_images: int) -> Tensor:
     if not 1 <= num_rows <= num_images:
         raise ValueError(
             f"{name} holds {num_rows} conditions, one for each image, but latent_image holds {num_images}. Set "
-            f"batch_size {num_rows} in Empty Latent Image, or wire one condition."
+            f"batch_size {num_rows} in Empty Latent Image, or wire one condition: a node that takes images out of a "
+            "batch takes no conditions out."
         )
     return torch.arange(num_images) % num_rows
 
