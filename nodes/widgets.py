@@ -14,7 +14,7 @@ from comfy_api.latest import io
 from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.models.architecture import ONE_STEP, PRESET_NAMES
 from ..shortcut.schedule import ORDERS, SCHEDULES, Settings
-from ..shortcut.settings import NO_SPREAD, usual_full_steps, usual_settings, with_preset
+from ..shortcut.settings import NO_SPREAD, stated_full_steps, usual_settings, with_preset
 
 CUSTOM = "custom"
 PRESETS = (*PRESET_NAMES, ONE_STEP)
@@ -224,8 +224,8 @@ def settings_of(
         weights = zip(("cfg", "cfg_image"), usual.guidance, strict=False)
         guidance = [values.get(name, weight) for name, weight in weights]
         settings = replace(usual, guidance=(*guidance, *usual.guidance[2:]), **given)
-        share = usual.full_steps or usual_full_steps(checkpoint.architecture, settings.num_steps)
-        settings = replace(settings, full_steps=values.get("full_steps", share))
+        full = stated_full_steps(usual, checkpoint.architecture, settings.num_steps)
+        settings = replace(settings, full_steps=values.get("full_steps", full))
     else:
         settings = with_preset(usual, checkpoint, values["preset"])
     if not has_head:

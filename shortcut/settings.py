@@ -92,9 +92,7 @@ def chosen_settings(
     num_steps = usual.num_steps if steps is None else steps
     if accelerator is not None and full_steps is None:
         full_steps = own_full_steps(accelerator, num_steps)
-        if steps is None:
-            full_steps = full_steps or usual.full_steps
-        full_steps = full_steps or usual_full_steps(model.architecture, num_steps)
+        full_steps = full_steps or stated_full_steps(usual, model.architecture, num_steps)
     weights = (cfg, cfg_image)
     if cfg is not None and num_guided < 1:
         raise ValueError(f"a {model.layout.title} has no guidance. Leave --cfg out.")
@@ -143,6 +141,19 @@ def with_preset(settings: Settings, model: Checkpoint, name: str) -> Settings:
         raise ValueError(f"{model.layout.title} has no preset {name!r}. {known}")
     preset = architecture.presets[name]
     return replace(settings, num_steps=preset.num_steps, full_steps=preset.num_full)
+
+
+def stated_full_steps(
+    usual: Settings, architecture: Architecture, num_steps: int
+) -> int | tuple[int, ...]:
+    """Return the full steps that a model's file states for so many steps, or else those of the usual preset's share.
+
+    Args:
+        usual: as its file states them.
+    """
+    if usual.full_steps is not None and usual.num_steps == num_steps:
+        return usual.full_steps
+    return usual_full_steps(architecture, num_steps)
 
 
 def usual_full_steps(architecture: Architecture, num_steps: int) -> int:

@@ -258,10 +258,11 @@ def test_as_many_places_in_the_batch_as_images(model):
         run(model, empty(2) | {"batch_index": [0, 1, 2]})
 
 
-def test_auto_finds_the_vq_beside_a_users_model(files, monkeypatch):
+@pytest.mark.parametrize("vq", ["VQGAN/vq.safetensors", "published/vqvae/vq.safetensors"])
+def test_auto_finds_the_vq_beside_a_users_model(files, monkeypatch, vq):
     folder = files / "migm" / "mine"
     builders.write(folder / "model.safetensors", builders.model(seed=7))
-    builders.write(folder / "VQGAN" / "vq.safetensors", builders.vq())
+    builders.write(folder / vq, builders.vq())
     monkeypatch.setattr(
         folder_paths, "get_full_path_or_raise", lambda category, name: str(folder / name)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import builders
 import numpy as np
 import pytest
 import torch
@@ -25,7 +26,7 @@ from shortcut_pack.shortcut.schedule import (
     plan,
     reveal_counts,
 )
-from shortcut_pack.shortcut.settings import usual_settings
+from shortcut_pack.shortcut.settings import chosen_settings, usual_settings
 from shortcut_pack.shortcut.text_schedule import TextSettings
 
 AMUSED_SETTINGS = Settings(num_steps=12, choice_temperature=2.0, schedule=AMUSED)
@@ -352,6 +353,13 @@ def test_more_steps_than_tokens_makes_one_token_a_step():
     steps = plan(Settings(num_steps=32, full_steps=8), 5, 36)
     assert [s.num_revealed for s in steps] == [1] * 5
     assert all(s.is_full for s in steps)
+
+
+@pytest.mark.parametrize(("steps", "num_full"), [(None, 12), (20, 12), (16, 4)])
+def test_full_steps_that_a_file_states_are_for_its_own_number_of_steps(steps, num_full):
+    file = builders.model(defaults={"num_steps": 20, "full_steps": 12})
+    found = chosen_settings(file, num_guided=1, accelerator="partial", steps=steps)
+    assert found.full_steps == num_full
 
 
 def test_full_steps_as_a_list():
