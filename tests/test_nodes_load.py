@@ -243,6 +243,18 @@ def test_a_batch_larger_than_the_card_is_made_in_parts(model, head, monkeypatch,
     assert "memory holds 2 of 5 images at a time" in caplog.text
 
 
+def test_a_pass_of_the_head_counts_in_what_a_run_needs(model, head, monkeypatch):
+    """In a large model it takes more than a pass of the model, which takes nothing here."""
+    monkeypatch.setattr(native.MaskedImageModel, "run_bytes", lambda *_, **__: 0.0)
+    asked = []
+    monkeypatch.setattr(
+        runs.mm, "load_models_gpu", lambda _, memory_required: asked.append(memory_required)
+    )
+    for accelerator in (head, None):
+        run(model, head=accelerator)
+    assert asked[0] > asked[1] == 0
+
+
 def test_branches_in_turns_give_the_same_image(model, head, monkeypatch):
     together = run(model, head=head, temperature=0.0, choice_temperature=0.0)["samples"]
     monkeypatch.setattr(type(model), "get_free_memory", lambda *_: 1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import builders
 import pytest
 import torch
 from fakes import varied
-from shortcut_pack.shortcut import Pipeline, memory
+from shortcut_pack.shortcut import Pipeline, memory, pipeline
 from shortcut_pack.shortcut.generate import generate, masked_at_start, needed_branches
 from shortcut_pack.shortcut.models.architecture import VQNetwork
 from shortcut_pack.shortcut.sampler import Trace
@@ -113,6 +113,22 @@ def test_a_batch_larger_than_memory_is_made_in_parts(
         memory.images_at_once(needed, 7, torch.device("cpu"))
 
 
+def test_a_pass_of_the_head_counts_in_what_a_run_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a large model it takes more than a pass of the model, which takes nothing here."""
+    asked: list[float] = []
+
+    def all_at_once(needed: Callable[[int], float], num_images: int, device: torch.device) -> int:
+        asked.append(needed(num_images))
+        return num_images
+
+    with_head = Pipeline.load("scenes")
+    monkeypatch.setattr(pipeline, "images_at_once", all_at_once)
+    monkeypatch.setattr(type(with_head.model), "activation_bytes", lambda *_: 0.0)
+    for each in (with_head, replace(with_head, accelerator_name="reuse")):
+        each.generate(label="0", steps=2, full_steps=1)
+    assert asked[0] > asked[1] == 0
+
+
 class OnFullCard:
     """A VQ model on a card (here: the meta device) that has no room to decode."""
 
@@ -142,14 +158,14 @@ class OnFullCard:
 def test_pictures_are_decoded_on_the_cpu_where_a_card_has_no_room(
     error: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pipeline, codes_Bhw = Pipeline.load("scenes"), torch.arange(512).view(2, 16, 16)
-    full: Any = OnFullCard(pipeline.vq, error)
-    found = replace(pipeline, vq=full).decode(codes_Bhw)
-    assert torch.equal(found, pipeline.decode(codes_Bhw))
+    plain, codes_Bhw = Pipeline.load("scenes"), torch.arange(512).view(2, 16, 16)
+    full: Any = OnFullCard(plain.vq, error)
+    found = replace(plain, vq=full).decode(codes_Bhw)
+    assert torch.equal(found, plain.decode(codes_Bhw))
     assert "meta has no room for the VQ model's work" in caplog.text
     full.place, full.error = "meta", "another one"
     with pytest.raises(RuntimeError, match="another one"):
-        replace(pipeline, vq=full).decode(codes_Bhw)
+        replace(plain, vq=full).decode(codes_Bhw)
 
 
 @pytest.mark.parametrize("denoise", [0.0, -0.1, 1.5])
@@ -182,12 +198,12 @@ def test_a_setting_of_none_is_not_given(tmp_path: Path) -> None:
     """A preset or full steps of None choose no accelerator, as on the command line."""
     builders.write(tmp_path / "model.safetensors", builders.model())
     builders.write(tmp_path / "vq.safetensors", builders.vq())
-    pipeline, num_full = Pipeline.load(tmp_path), []
+    loaded, num_full = Pipeline.load(tmp_path), []
     for given in ({}, {"preset": None}, {"full_steps": None}, {"full_steps": 2}):
 
         def count(trace: Trace) -> None:
             num_full[-1] += trace.denoised.was_full
 
         num_full.append(0)
-        pipeline.generate(label="0", steps=6, on_step=count, **given)
+        loaded.generate(label="0", steps=6, on_step=count, **given)
     assert num_full == [6, 6, 6, 2]

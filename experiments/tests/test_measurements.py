@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import tiny
@@ -20,7 +21,7 @@ from experiments.tables.weight_types import WEIGHTS, cell, sampled
 from shortcut import Pipeline
 from shortcut import checkpoint as checkpoints
 from shortcut.models import lumina_dimoo, maskgit
-from shortcut.models.architecture import PublishedSize
+from shortcut.models.architecture import ModelNetwork, PublishedSize
 from shortcut.settings import usual_settings
 
 # Weight types
@@ -98,6 +99,16 @@ def test_rows_are_vanilla_the_presets_and_decoding(
     lines = [line.split("|") for line in capsys.readouterr().out.splitlines()][3:-3]
     found = [[cell.strip() for cell in line[3:6]] for line in lines]
     assert found == [[name, "32", full] for name in ("head", "partial") for full in ("6", "5")]
+
+
+@pytest.mark.parametrize("name", real_sizes.SYSTEMS)
+def test_every_published_model_has_conditions_for_a_batch(name: str) -> None:
+    system = real_sizes.SYSTEMS[name]
+    model = system.architecture.model.network(system.size.model, device="meta")
+    on_grid = cast(ModelNetwork, model).on_grid(*system.size.grid)
+    for of_one, of_three in zip(system.conditions(1), system.conditions(3), strict=True):
+        assert on_grid.sequence_length(of_one) == on_grid.sequence_length(of_three)
+        assert len(of_three[[0, 1, 2]]) == 3
 
 
 # The memory of loading
