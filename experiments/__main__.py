@@ -8,13 +8,20 @@ import sys
 
 from experiments import gallery
 from experiments.robustness import fuzz, previews, soak
-from experiments.tables import frontier, load_memory, real_sizes, weight_layers, weight_types
+from experiments.tables import (
+    frontier,
+    frontier_chart,
+    load_memory,
+    real_sizes,
+    weight_layers,
+    weight_types,
+)
 from experiments.training import stages
 from shortcut.train.cpu import keep_memory
 
 COMMANDS = (
-    *(stages, frontier, weight_types, weight_layers, real_sizes, load_memory, gallery),
-    *(fuzz, previews, soak),
+    *(stages, frontier, frontier_chart, weight_types, weight_layers, real_sizes, load_memory),
+    *(gallery, fuzz, previews, soak),
 )
 
 

@@ -6,9 +6,9 @@ command resumes, and the table shows all that are there: after the first piece o
 pictures, then the distance of the rows that claims rest on. `frontier_measure.py` describes what is measured of a
 picture.
 
-Differences are taken from vanilla with 32 steps over the seeds that both rows have. Standard errors are those of a
-jackknife over 16 groups of pictures. The temperature in a model's file is the one that suits vanilla with 32 steps best
-on other seeds (RESULTS.md).
+Differences are taken from vanilla with 32 steps, or from the row of --minus, over the seeds that both rows have.
+Standard errors are those of a jackknife over 16 groups of pictures. The temperature in a model's file is the one that
+suits vanilla with 32 steps best on other seeds (RESULTS.md).
 
 The judge does not know the scenes of the shipped text model: its table, with --task text alone, has the surprise of
 captions all of whose words that model knows.
@@ -48,7 +48,7 @@ from shortcut import shipped
 from shortcut.accelerators.choice import needs_head
 from shortcut.settings import usual_settings
 
-BASELINE = "vanilla", 32
+BASELINE = "vanilla-32"
 UNKNOWN = math.nan, math.nan
 Pieces = dict[int, dict[str, np.ndarray]]  # seed -> figure -> its value of each picture
 ROWS = tuple(  # those first that claims rest on: what is compared at as many FLOPs
@@ -76,10 +76,6 @@ ROWS = tuple(  # those first that claims rest on: what is compared at as many FL
 SEEDS = tuple(range(101, 133))
 # Of the row of fresh scenes, of which no network has seen one.
 REFERENCE_SEEDS, FIRST_REFERENCE, REFERENCE_STRIDE = range(1, 13), 10_000_000, 100_000
-COLUMNS = (
-    *("", "steps", "full", "of vanilla 32", "CPU s", "seeds", "distance", "minus vanilla 32"),
-    *("surprise minus vanilla 32", "things", "asked for and shown", "minus vanilla 32"),
-)
 TASKS = "class", "text", "edit"
 FILES: dict[str, dict[str, Path | None]] = {  # of a task without --model
     "class": {"model": shipped.MODEL, "head": shipped.HEAD, "vq": shipped.VQ, "judge": reader.PATH},
@@ -105,12 +101,12 @@ class FrontierRow(Cost):
     met_more: Estimate  # minus the baseline's
 
     def cells(self, flops: int) -> tuple[str, ...]:
-        """Return the row's text, by COLUMNS.
+        """Return the row's text, by `columns`.
 
         Args:
-            flops: of the baseline; 0 = it is not there.
+            flops: of the baseline.
         """
-        share = f"{self.flops / flops:.3f}" if self.num_steps and flops else ""
+        share = f"{self.flops / flops:.3f}" if self.num_steps else ""
         estimates = (_text(self.distance, 1), _text(self.farther, 1), _text(self.surprise, 3))
         judged = not math.isnan(self.things)
         seen = (f"{self.things:.2f}", f"{self.met:.1%}") if judged else ("", "")
@@ -125,6 +121,22 @@ class FrontierRow(Cost):
         )
 
 
+def columns(baseline: str) -> tuple[str, ...]:
+    """Return the head of a table whose differences are taken from that row."""
+    return (
+        *("", "steps", "full", f"of {baseline}", "CPU s", "seeds", "distance", f"minus {baseline}"),
+        *(f"surprise minus {baseline}", "things", "asked for and shown", f"minus {baseline}"),
+    )
+
+
+def panels(baseline: str, *, is_judged: bool) -> list[Panel]:
+    """Return what a chart of such a table shows."""
+    surprise = f"surprise minus {baseline}, where below 1 (lower is better)", _shown_surprise
+    if not is_judged:
+        return [surprise]
+    return [("distance, of two seeds or more (lower is better)", _shown_distance), surprise]
+
+
 def _text(estimate: Estimate, digits: int) -> str:
     value, error = estimate
     return "" if math.isnan(value) else f"{value:.{digits}f} ± {error:.{digits}f}"
@@ -136,6 +148,12 @@ def add_parser(steps: Any) -> None:
     parser = steps.add_parser("frontier", help=about, description=about)
     parser.add_argument("--task", choices=TASKS, default=TASKS[0])
     parser.add_argument("--num", type=int, default=250, help="pictures per row and seed")
+    parser.add_argument(
+        "--minus",
+        default=BASELINE,
+        metavar="ROW",
+        help="the row that differences are taken from; default: %(default)s",
+    )
     files = dict.fromkeys(FILES["class"])
     add_arguments(parser, ROWS, Path("output/frontier"), files, seeds=SEEDS)
     add_sampler_arguments(parser)
@@ -148,6 +166,7 @@ def run(options: argparse.Namespace) -> int:
         torch.set_num_threads(1)
     subject = subject_of(options)
     rows = parse_rows(options.rows, subject)
+    (baseline,) = parse_rows([options.minus], subject)
     files = [path for path in (options.model, options.vq, options.judge) if path]
     without_head = setup_of(files, subject, options, options.task, options.num)
     with_head = setup_of(
@@ -169,11 +188,11 @@ def run(options: argparse.Namespace) -> int:
         measured_rows(options.work, setup, [Row("vq")], REFERENCE_SEEDS, measure_row)
     pieces = measured_rows(options.work, setup, rows, options.seeds, measure_row)
     by_length = sorted(cases, key=lambda case: sum(c.numel() for c in case.conditions))
-    found = rows_of(pieces, subject, by_length[len(cases) // 2].conditions)
-    flops = next(
-        (row.flops for row in found if (row.kind, row.num_steps) == BASELINE and not row.order), 0
-    )
-    print(table(COLUMNS, [row.cells(flops) for row in found]))
+    conditions = by_length[len(cases) // 2].conditions
+    found = rows_of(pieces, subject, conditions, baseline.name)
+    flops = subject.cost(baseline, 0.0, conditions)["flops"]
+    title = baseline.name.replace("-", " ")
+    print(table(columns(title), [row.cells(flops) for row in found]))
     judged = subject.judge is not None
     if judged:
         print(
@@ -188,12 +207,8 @@ def run(options: argparse.Namespace) -> int:
         f"{setting_of(options, subject)}"
     )
     if options.chart:
-        panels: list[Panel] = [
-            ("surprise minus vanilla 32, where below 1 (lower is better)", _shown_surprise)
-        ]
-        if judged:
-            panels.insert(0, ("distance, of two seeds or more (lower is better)", _shown_distance))
-        draw_chart(options.chart, [row for row in found if row.num_steps], panels)
+        shown = panels(title, is_judged=judged)
+        draw_chart(options.chart, [row for row in found if row.num_steps], shown)
     return 0
 
 
@@ -221,22 +236,22 @@ def _range(estimate: Estimate) -> tuple[float, ...]:
 
 
 def rows_of(
-    pieces: Mapping[tuple[str, int], Figures], subject: Subject, conditions: Any
+    pieces: Mapping[tuple[str, int], Figures], subject: Subject, conditions: Any, baseline: str
 ) -> list[FrontierRow]:
     """Return the rows of all `pieces`, by FLOPs.
 
     Args:
         conditions: of one image; only their shapes matter.
+        baseline: name of the row that differences are taken from.
     """
     by_row: dict[str, Pieces] = {}
     for (name, seed), figures in sorted(pieces.items()):
         by_row.setdefault(name, {})[seed] = {n: np.array(v) for n, v in figures.items()}
     reference = Gaussian.of(_pooled(by_row["vq"], "features")) if "vq" in by_row else None
-    baseline = by_row.get("-".join(map(str, BASELINE)), {})
     rows = []
     for name, own in by_row.items():
         row = Row.parse(name)
-        others = {} if own is baseline else baseline
+        others = {} if name == baseline else by_row.get(baseline, {})
         found = estimates(own, others, reference) if row.num_steps else (UNKNOWN,) * 4
         rows.append(
             FrontierRow(

@@ -15,7 +15,7 @@ import torch
 from experiments.scenes.edits import altered
 from experiments.scenes.facts import facts_of
 from experiments.scenes.scene import compose
-from experiments.tables import frontier, frontier_measure
+from experiments.tables import frontier, frontier_chart, frontier_measure
 from experiments.tables.cases import FIRST_SEED, Case, cases_of, edits_of
 from experiments.tables.frechet import Gaussian, frechet_distance
 from experiments.tables.rows import Row, measured_rows
@@ -96,7 +96,7 @@ def test_standard_errors_are_those_of_the_mean() -> None:
 
 def command(files: dict[str, Path], work: Path, *more: str) -> argparse.Namespace:
     sizes = ("--num", "8", "--batch", "4", "--dtype", "float32", "--seeds", "1", "2")
-    rows = ("--rows", *ROWS, "--work", str(work))
+    rows = ("--rows", *ROWS, "--minus", ROWS[0], "--work", str(work))
     return parsed(frontier, "frontier", *sizes, *tiny.arguments(files), *rows, *more)
 
 
@@ -104,7 +104,6 @@ def test_the_class_table_resumes_and_measures_only_what_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files, done = tiny.classes(tmp_path), []
-    monkeypatch.setattr(frontier, "BASELINE", ("vanilla", 4))
 
     def counted(row: Row, seed: int, *rest: Any) -> Any:
         if len(done) == 6:
@@ -134,6 +133,39 @@ def test_the_class_table_resumes_and_measures_only_what_changed(
     checkpoint.save(files["head"], tiny.head(tiny.model(), seed=9))
     options.run(options)
     assert seen == ["head-4-2"] * 2
+
+
+def test_differences_are_taken_from_the_row_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files, found = tiny.classes(tmp_path), {}
+    for baseline, other in (ROWS[:2], ROWS[1::-1]):
+        options = command(files, tmp_path, "--rows", *ROWS[:2], "--minus", baseline)
+        assert options.run(options) == 0
+        lines = [line.split("|") for line in capsys.readouterr().out.splitlines()]
+        titles = [cell.strip() for cell in lines[0]]
+        assert titles[4] == f"of {baseline.replace('-', ' ')}"
+        rows = {"-".join(cell.strip() for cell in line[1:3]): line for line in lines[2:5]}
+        row = rows[other.removesuffix("-2")]
+        found[baseline] = [float(cell.split("±")[0]) for cell in (*row[8:10], row[12])]
+        assert not "".join(rows[baseline.removesuffix("-2")][8:10]).strip()
+    assert found[ROWS[0]] == [-number for number in found[ROWS[1]]] != [0, 0, 0]
+
+
+def test_the_chart_has_the_rows_of_the_document() -> None:
+    text = frontier_chart.RESULTS.read_text(encoding="utf-8")
+    rows = {
+        (row.kind, row.order, row.num_steps, row.num_full): row
+        for row in frontier_chart.rows_in(text, 1000)
+    }
+    assert rows["vanilla", "", 32, 32].flops == 1000 and rows["vanilla", "", 8, 8].flops == 251
+    title = "| partial, early | 32 | 5 |"
+    cells = next(line for line in text.splitlines() if line.startswith(title)).split("|")
+    row = rows["partial", "early", 32, 5]
+    for estimate, cell in zip((row.distance, row.farther, row.surprise), cells[7:10], strict=True):
+        assert list(estimate) == [float(number) for number in cell.split("±")]
+    assert np.isnan(rows["vanilla", "", 32, 32].surprise).all()
+    assert max(row.num_steps for row in rows.values()) == 32  # of other models there are rows of 64
 
 
 def test_pictures_follow_from_the_seed_whatever_the_batch(tmp_path: Path) -> None:
