@@ -311,7 +311,7 @@ def _plan(
     model: MaskedImageModel, iterations: int, teacher_steps: int, seed: int, learning_rate: float
 ) -> HeadPlan:
     """Return what suits the model, but for what the widgets say."""
-    settings = usual_settings(model.checkpoint)
+    settings = replace(usual_settings(model.checkpoint), full_steps=None)
     if teacher_steps > 0:
         settings = replace(settings, num_steps=teacher_steps)
     plan = HeadPlan.default(model.checkpoint, runs=(settings,), iterations=iterations, seed=seed)

@@ -49,12 +49,6 @@ NO_TENSORS = (
 )
 
 MAX_INDEX = 2**24  # bytes; that of Lumina-DiMOO has 40 thousand
-MAX_NAME = 255  # bytes of a file's name
-TORCH_WRITES = (
-    "unexpected pos",
-    "PytorchStreamWriter",
-    "inline_container",
-)  # in its errors of writing
 SAME_DOWNLOAD = "The files are of different downloads or damaged: download the index and the files it names again."
 
 

@@ -125,7 +125,7 @@ def test_sizes_that_no_tensor_shows() -> None:
     with pytest.raises(ValueError, match=r"num_heads cannot .*presets: 16 for 768.* --num-heads N"):
         checkpoints.from_tensors(raw, num_codes=16)
     refused("model", raw, "num_heads is 5, expected a divisor of the width 32", num_heads=5)
-    refused("model", raw, "num_heads is 0, expected a whole number", num_heads=0)
+    refused("model", raw, "num_heads must be a whole number of at least 1, got 0", num_heads=0)
     refused("model", raw, "num_codes is 19, expected at most 18", num_codes=19)
     refused("model", raw, "MaskGIT transformer has no 'heads', expected depth, grid", heads=4)
     refused("model", raw, "depth is 2, but you gave 3", depth=3)
@@ -532,7 +532,7 @@ def test_a_vocabulary_that_no_file_explains(folder: Path) -> None:
 
 @pytest.mark.parametrize("codes", [0, 93, 365])
 def test_a_codebook_that_does_not_fit_the_vocabulary(codes: int, folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"num_codes is 0, expected|which leaves -?\d+ text ids"):
+    with pytest.raises(ValueError, match=r"num_codes must be a whole number of at least 1|which leaves -?\d+ text ids"):
         checkpoints.load(folder, num_codes=codes)
 
 

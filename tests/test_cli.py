@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import tqdm
 from PIL import Image
 from safetensors.torch import load_file
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import shipped
 from shortcut_pack.shortcut.__main__ import COMMANDS, main
+from shortcut_pack.shortcut.cli.generate import progress
 from shortcut_pack.shortcut.cli.requests import shipped_for
 from shortcut_pack.shortcut.models.maskgit import head as head_file
 from shortcut_pack.shortcut.models.maskgit import transformer as maskgit
@@ -326,6 +331,15 @@ def test_a_shipped_model_by_name_with_and_without_its_head(tmp_path: Path, capsy
     for head, num_full in (([], 1), (["--head", "none"], 4)):
         assert main([*run, *head, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["full_steps"] == num_full
+
+
+def test_the_bar_begins_anew_for_each_part_of_a_batch() -> None:
+    shown = io.StringIO()
+    trace: Any = SimpleNamespace(denoised=SimpleNamespace(was_full=True))
+    with tqdm.tqdm(total=3, file=shown) as bar:
+        for step in range(7):
+            progress(bar, trace)
+            assert bar.n == step % 3 + 1 and bar.total == 3
 
 
 def test_an_interrupt_writes_nothing(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,9 +255,9 @@ def test_two_processes_go_on_where_one_stopped(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--iterations", "0"], "iterations must be at least 1, got 0"),
-        (["--batch-size", "0"], "images per run must be at least 1, got 0"),
-        (["--rollout", "0"], "max chain must be at least 1, got 0"),
+        (["--iterations", "0"], "iterations must be a whole number of at least 1, got 0"),
+        (["--batch-size", "0"], "images per run must be a whole number of at least 1, got 0"),
+        (["--rollout", "0"], "max chain must be a whole number of at least 1, got 0"),
         (["--steps", "1"], "at least 2 steps, got [1]"),
         (["--lr", "-1"], "lr must be a number above 0"),
         (["--kl", "-1"], "weight of guided kl in the loss must be a finite number of at least 0"),

@@ -205,6 +205,18 @@ def test_an_accelerator_has_a_row_where_no_preset_leaves_room(capsys: pytest.Cap
         assert "| partial |" in capsys.readouterr().out
 
 
+def test_steps_that_reveal_nothing_read_nothing(capsys: pytest.CaptureFixture[str]):
+    """Of 64 steps for 16 tokens at most 16 run."""
+    small = ["--width", "64", "--height", "64", "--full-steps", "64", "--accelerator", "reuse"]
+    assert main(["cost", "lumina-dimoo", *small]) == 0
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
+    vanilla, all_full = (line for line in lines if line[0] == "| 64" and len(line) == 12)
+    assert vanilla[3:] == all_full[3:]
+    blocks = SIZE.model.depth * (4 * SIZE.model.width + 3 * SIZE.model.mlp_width)
+    weights = 2 * (blocks + SIZE.model.num_codes) * SIZE.model.width / 1e12
+    assert 8 * weights < float(vanilla[10]) <= 16 * weights + 0.01
+
+
 def test_an_image_of_one_token(capsys: pytest.CaptureFixture[str]):
     assert (
         main(["cost", "lumina-dimoo", "--width", "16", "--height", "16", "--full-steps", "1"]) == 0

@@ -105,6 +105,15 @@ def test_accelerators_without_a_head_have_rows_of_their_own(folder: Path, capsys
     assert all(row["nats"] == row["nats_error"] == 0 for row in rows[3:])  # all steps are full
 
 
+def test_a_file_that_states_full_steps_is_measured_with_other_steps(tmp_path: Path, capsys) -> None:
+    file = builders.model(defaults={"num_steps": 8, "full_steps": 7})
+    builders.write(tmp_path / "model.safetensors", file)
+    how = ["--steps", "6", "--full-steps", "2", "--accelerator", "reuse", "--num", "1", "--json"]
+    assert main(["evaluate", "--model", str(tmp_path / "model.safetensors"), *how]) == 0
+    rows = json.loads(capsys.readouterr().out)["cost"]
+    assert [(row["num_steps"], row["num_full"]) for row in rows] == [(6, 6), (6, 2)]
+
+
 def test_all_rows_are_computed_as_autocast_says(folder: Path, capsys) -> None:
     found = []
     for more in ([], ["--autocast", "bfloat16"]):

@@ -174,8 +174,8 @@ def test_the_learning_rate_rises_then_falls_to_its_end():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"iterations": 0}, "iterations must be at least 1, got 0"),
-        ({"seed": -1}, "seed must be at least 0"),
+        ({"iterations": 0}, "iterations must be a whole number of at least 1, got 0"),
+        ({"seed": -1}, "seed must be a whole number of at least 0"),
         ({"lr": 0.0}, "lr must be a number above 0"),
         ({"lr": float("nan")}, "lr must be a number above 0"),
         ({"ema": 1.0}, "ema must be at least 0 and below 1"),

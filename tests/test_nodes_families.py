@@ -102,9 +102,7 @@ class Family:
             num_blocks=1,
             num_heads=2,
             is_large=False,
-            has_time=True,
             from_full=False,
-            sees_new=True,
             kernel=None,
         )
         assert architecture.head is not None and architecture.new_head is not None

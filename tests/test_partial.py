@@ -86,9 +86,7 @@ def head_of(case: str) -> Any:
             num_blocks=1,
             num_heads=2,
             is_large=False,
-            has_time=True,
             from_full=False,
-            sees_new=True,
             kernel=None,
         )
         config = architecture.new_head(net.config, asked)

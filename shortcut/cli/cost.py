@@ -195,22 +195,26 @@ def flops_table(
     vanilla, model = 0, published.model.on_grid(*grid)
     lengths = [model.sequence_length(condition) for condition in conditions]
     ways = [(num_steps, None), *((full, name) for full in full_steps for name in names)]
+    rules, num_tokens = published.architecture.rules, grid[0] * grid[1]
     for num_full, name in ways:
+        settings = replace(published.settings, num_steps=num_steps, full_steps=num_full)
         found = count_flops(
             published.model,
             published.head if needs_head(name) else None,
-            replace(published.settings, num_steps=num_steps, full_steps=num_full),
+            settings,
             conditions,
             grid,
-            rules=published.architecture.rules,
+            rules=rules,
             accelerator=name,
         )
         kept = kept_bytes(name, model, len(conditions[0]), lengths)
-        read = num_full * _product_bytes(published.model)
+        steps = plan(settings, num_tokens, num_tokens, rules)
+        full_passes = sum(step.is_full for step in steps)
+        read = full_passes * _product_bytes(published.model)
         if keeps(name):
-            read += (num_steps - num_full) * (_product_bytes(published.model) + kept)
+            read += (len(steps) - full_passes) * (_product_bytes(published.model) + kept)
         if needs_head(name) and published.head is not None:
-            read += (num_steps - num_full) * _product_bytes(published.head)
+            read += (len(steps) - full_passes) * _product_bytes(published.head)
         total = found.total + found.rest
         vanilla = vanilla or total
         parts = (found.full, found.partial, found.head, found.logits, found.rest, total)

@@ -59,7 +59,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def progress(bar: Any, trace: Trace) -> None:
-    """Move the bar by one step."""
+    """Move the bar by one step. Of a batch in parts each part has the bar from its beginning."""
+    if bar.n == bar.total:
+        bar.reset()
     bar.set_postfix_str("full pass" if trace.denoised.was_full else "shortcut", refresh=False)
     bar.update()
 

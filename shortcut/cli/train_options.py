@@ -94,14 +94,14 @@ def load_teacher(options: argparse.Namespace) -> tuple[Teacher, Checkpoint]:
     usual = shipped.NAME if options.prompts is None else shipped.TEXT_NAME
     model_file = checkpoints.load(options.model or shipped.CHOICES[usual]["model"], kind="model")
     dtype = getattr(torch, options.dtype) if options.dtype else default_dtype(model_file)
-    conditioner = conditioner_of(model_file)
+    settings, conditioner = settings_of(options, model_file), conditioner_of(model_file)
     try:
         teacher = teacher_of(
             model_file,
             cast(ModelNetwork, checkpoints.build(model_file, dtype=dtype, device=device)),
             conditioner,
             requests,
-            settings=settings_of(options, model_file),
+            settings=settings,
             grid=options.grid,
             autocast=options.autocast and getattr(torch, options.autocast),
             device=device,
@@ -127,7 +127,7 @@ def settings_of(options: argparse.Namespace, model_file: Checkpoint) -> Settings
         for name in ("temperature", "choice_temperature", "schedule")
         if getattr(options, name) is not None
     }
-    settings = replace(usual_settings(model_file), **given)
+    settings = replace(usual_settings(model_file), full_steps=None, **given)
     if options.cfg is not None:
         settings = replace(settings, guidance=(options.cfg,) if options.cfg != 0 else ())
     if options.steps is not None:

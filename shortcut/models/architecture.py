@@ -281,9 +281,7 @@ class HeadSize:
     num_blocks: int
     num_heads: int
     is_large: bool  # True: as the paper's. False: small parts, as suits a small model
-    has_time: bool
     from_full: bool  # True: predicts from the last full pass. False: from the step before
-    sees_new: bool  # False: blind to the tokens just revealed
     kernel: int | None  # side of the neighbourhood it looks at; 0 = none, None = what suits
 
 
@@ -318,7 +316,6 @@ def any_size(config: Any) -> Grid | None:
 class Architecture:
     """Everything that the rest of the package needs to know of a model family."""
 
-    name: str
     title: str
     model: Layout
     vqs: tuple[Layout, ...]  # layouts of the VQ models that go with it

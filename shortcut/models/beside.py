@@ -1,4 +1,4 @@
-"""The config.json of diffusers beside a published file: what it says that no tensor shows."""
+"""The config.json beside a published file: what it says that no tensor shows."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ def stated_beside(file: Path, name: str = "config.json") -> dict[str, Any]:
     if not description.is_file():
         return {}
     try:
-        return dict(read_json(description))
-    except (ValueError, TypeError) as error:
+        stated = read_json(description)
+    except ValueError as error:
         raise ValueError(
-            f"{description} beside it is not a config.json of diffusers ({error}). Download it again."
+            f"{description} beside it cannot be used ({error}). Download it again."
         ) from error
+    if not isinstance(stated, dict):
+        raise ValueError(f"{description} beside it is no JSON object. Download it again.")
+    return stated
 
 
 def check_expected(

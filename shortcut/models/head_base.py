@@ -46,6 +46,21 @@ class BottleneckHead(BaseNetwork):
         """Return the norm before the modulation by the mask ratio, or before the projection back."""
         raise NotImplementedError
 
+    @property
+    def hidden_width(self) -> int:
+        """The width of the MLPs' hidden layer."""
+        raise NotImplementedError
+
+    def saved_values_per_position(self) -> int:
+        """Return how many values the backward pass keeps for each position of a sequence."""
+        config = self.config
+        of_blocks = config.num_blocks * 2 * (8 * config.width + 4 * self.hidden_width)
+        return of_blocks + 6 * config.model_width
+
+    def pass_values_per_position(self) -> int:
+        """Return how many values a block has alive for each position of the sequences that run at once."""
+        return 4 * self.config.width + 2 * self.hidden_width
+
     def output_layers(self) -> list[nn.Module]:
         """Return the layers that make the head pass its input through where they are zero."""
         if isinstance(self.proj_out, nn.Linear):

@@ -124,8 +124,6 @@ def given(known: Mapping[str, Any], name: str, presets: Mapping[int, int], size:
             f"(presets: {listed}). Write the file anew with it: "
             f"python -m shortcut convert IN OUT.safetensors --{name.replace('_', '-')} N"
         )
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {shown(value)}, expected a whole number from 1 up.")
     check_whole(name, value, 1, LARGEST.get(name, MAX_SIZE))
     return value
 

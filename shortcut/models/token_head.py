@@ -101,15 +101,9 @@ class TokenHead(BottleneckHead):
     def last_norm(self) -> nn.Module:
         return self.last_layer[-1]
 
-    def saved_values_per_position(self) -> int:
-        """Return how many values the backward pass keeps for each position of a sequence."""
-        config = self.config
-        of_blocks = config.num_blocks * 2 * (8 * config.width + 4 * 4 * config.width)
-        return of_blocks + 6 * config.model_width
-
-    def pass_values_per_position(self) -> int:
-        """Return how many values a block has alive for each position of the sequences that run at once."""
-        return (4 + 2 * 4) * self.config.width
+    @property
+    def hidden_width(self) -> int:
+        return 4 * self.config.width
 
     def token_projections(self) -> list[nn.Module]:
         """Return the projections of new-token embeddings that no norm follows."""
@@ -219,16 +213,14 @@ KERNEL = 7  # of new heads
 
 
 def new_head(model: ModelConfig, asked: HeadSize) -> Config:
-    """Return sizes of a new head. Raises ValueError if it shall be blind to new tokens."""
-    if not asked.sees_new:
-        raise ValueError("only a head of Lumina-DiMOO can be blind to new tokens.")
+    """Return sizes of a new head."""
     kernel = KERNEL if asked.kernel is None else asked.kernel
     return Config(
         model_width=model.width,
         width=asked.width,
         num_blocks=asked.num_blocks,
         num_heads=asked.num_heads,
-        has_time=asked.has_time,
+        has_time=True,
         from_full=asked.from_full,
         kernel=kernel,
         attends=kernel == 0,

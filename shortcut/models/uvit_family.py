@@ -169,7 +169,6 @@ def architecture(
         return ClipConditioner(config, path, negative)
 
     return Architecture(
-        name=layout.name,
         title=layout.title,
         model=layout,
         vqs=(amused_vq.LAYOUT,),

@@ -56,8 +56,6 @@ class RolloutConfig:
         for name, value in (
             (item.name, getattr(self, item.name)) for item in fields(self) if item.type == "int"
         ):
-            if value < 1:
-                raise ValueError(f"{name.replace('_', ' ')} must be at least 1, got {value}.")
             largest = MAX_ITERATIONS if name == "iterations_per_run" else MAX_IMAGES
             check_whole(name.replace("_", " "), value, 1, largest)
         if not self.runs or min(settings.num_steps for settings in self.runs) < 2:

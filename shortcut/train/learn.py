@@ -85,8 +85,6 @@ def head_config(
     *,
     num_blocks: int | None = None,
     bottleneck: float | None = None,
-    has_time: bool = True,
-    sees_new: bool = True,
     from_full: bool = True,
     kernel: int | None = None,
 ) -> Any:
@@ -95,7 +93,6 @@ def head_config(
     Args:
         num_blocks: None = 1. A second one gained nothing (experiments/RESULTS.md).
         bottleneck: the model's width by the head's; None = 2.
-        sees_new: False: blind to the tokens just revealed; Lumina-DiMOO only.
         kernel: side of the neighbourhood that `nearby` looks at, in place of self-attention; odd, 0 = as in the paper,
             None = 7. Not for Lumina-DiMOO.
 
@@ -123,9 +120,7 @@ def head_config(
         num_blocks=num_blocks,
         num_heads=model_heads if bottleneck == 1 else num_heads,
         is_large=is_large,
-        has_time=has_time,
         from_full=from_full,
-        sees_new=sees_new,
         kernel=kernel,
     )
     architecture = model_file.architecture
@@ -200,17 +195,15 @@ def learn(
     ranks: Ranks = ALONE,
     checkpoint: Path | None = None,
     about: Mapping[str, Any] | None = None,
-    is_judged: bool = True,
     on_iteration: Callable[[int], None] | None = None,
     on_log: Callable[[Figures], None] | None = None,
 ) -> Checkpoint:
-    """Train a head. Returns it in half precision, with what it is for and how it was made.
+    """Train a head. Returns it in half precision, with what it is for, how it was made and how it did on other runs.
 
     Args:
         model_file: what the teacher was built from; its tensors are not needed.
         ranks, checkpoint, on_iteration, on_log: as for `train_head`.
         about: what else a resumed training must have in common, beside the plan, the model's file and the requests.
-        is_judged: True: it is held against runs that it never saw, and the file says how it did.
 
     Raises:
         FloatingPointError, ValueError: as `fit`; also if the plan does not fit the model.
@@ -249,9 +242,7 @@ def learn(
     )
     if not logged and checkpoint is not None:
         logged = read_log(checkpoint)
-    held_out = {}
-    if is_judged:
-        held_out = from_first(ranks, lambda: _held_out(trained, teacher, plan, ranks))
+    held_out = from_first(ranks, lambda: _held_out(trained, teacher, plan, ranks))
     packed = checkpoints.pack(
         trained,
         plan.layout,

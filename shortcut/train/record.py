@@ -8,17 +8,16 @@ This module knows neither the model nor the sampler's arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..denoiser import Conditions, Features, Revealed, positions
-from ..generate import generate
-from ..models.architecture import Branches, GridModel
+from ..models.architecture import Branches
 from ..sampler import Trace
-from ..schedule import SamplerRules, Settings, Step
+from ..schedule import Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +35,6 @@ class Trajectories:
     def num_images(self) -> int:
         """Return the number of images of the run (B)."""
         return len(self.codes_BL)
-
-    def to(self, device: torch.device) -> Trajectories:
-        """Return the run with its tensors on `device`."""
-        return Trajectories(
-            tuple(c.to(device) for c in self.conditions),
-            self.steps,
-            [tuple(f.to(device) for f in features) for features in self.features],
-            [Revealed(r.codes_BK.to(device), r.index_BK.to(device)) for r in self.revealed],
-            [index_BN.to(device) for index_BN in self.masked_index],
-            self.codes_BL.to(device),
-        )
 
 
 @dataclass(slots=True)
@@ -87,52 +75,3 @@ class Recorder:
             masked_index,
             self.codes_BL,
         )
-
-
-def record(
-    model: GridModel,
-    conditions: Sequence[Conditions],
-    settings: Settings,
-    rules: SamplerRules,
-    *,
-    seed: int,
-    num_tokens: int,
-    image_indices: Sequence[int] | None = None,
-    dtype: torch.dtype = torch.float16,
-    autocast: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    keep_on: torch.device | None = None,
-    on_step: Callable[[Trace], None] | None = None,
-) -> Trajectories:
-    """Run the model for one batch of images and record it.
-
-    Args:
-        conditions: one for each guidance branch, rows = images.
-        num_tokens: tokens of one image (L); all are made.
-        image_indices: index of each image in its batch, as for `generate.generate`; None = 0, 1, ...
-        dtype: of the recorded features.
-        autocast: type of the model's arithmetic; None = that of its weights.
-        keep_on: where the record is kept; None = on `device`.
-        on_step: called after each step is recorded; an exception from it ends the run.
-    """
-    conditions = tuple(c.to(device) for c in conditions)
-    recorder = Recorder(conditions, dtype, keep_on)
-
-    def after_step(trace: Trace) -> None:
-        recorder(trace)
-        if on_step is not None:
-            on_step(trace)
-
-    with torch.autocast(torch.device(device).type, autocast, enabled=autocast is not None):
-        generate(
-            model,
-            conditions,
-            settings,
-            rules,
-            seed=seed,
-            image_indices=range(len(conditions[0])) if image_indices is None else image_indices,
-            num_tokens=num_tokens,
-            device=device,
-            on_step=after_step,
-        )
-    return recorder.trajectories()

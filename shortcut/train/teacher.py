@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from ..checkpoint import Checkpoint
+from ..generate import generate
 from ..grid import usual_grid
 from ..models.architecture import (
     Branches,
@@ -26,7 +27,7 @@ from ..noise import seeded
 from ..sampler import Trace
 from ..schedule import SamplerRules, Settings
 from ..settings import usual_settings
-from .record import Trajectories, record
+from .record import Recorder, Trajectories
 
 # Stream of random numbers of the runs that a head learns from; run n of a seed is drawn by (seed, RUNS, n).
 RUNS = 1
@@ -76,19 +77,27 @@ class Teacher:
             keep_on: where the record is kept; None = on the device of the model.
         """
         settings, branches, noise_seed = self.draw(runs, num_images, seed)
-        return record(
-            self.model,
-            [branch[images] for branch in branches],
-            settings,
-            self.rules,
-            seed=noise_seed,
-            image_indices=range(num_images)[images],
-            num_tokens=self.num_tokens,
-            autocast=self.autocast,
-            device=self.device,
-            keep_on=keep_on,
-            on_step=self.on_step,
-        )
+        conditions = tuple(branch[images].to(self.device) for branch in branches)
+        recorder = Recorder(conditions, keep_on=keep_on)
+
+        def after_step(trace: Trace) -> None:
+            recorder(trace)
+            if self.on_step is not None:
+                self.on_step(trace)
+
+        with self.arithmetic():
+            generate(
+                self.model,
+                conditions,
+                settings,
+                self.rules,
+                seed=noise_seed,
+                image_indices=range(num_images)[images],
+                num_tokens=self.num_tokens,
+                device=self.device,
+                on_step=after_step,
+            )
+        return recorder.trajectories()
 
     def arithmetic(self) -> torch.autocast:
         """Return a context in which networks compute as in recorded runs."""

@@ -15,7 +15,6 @@ from . import head, transformer
 from .conditioner import MoodConditioner
 
 ARCHITECTURE = Architecture(
-    name="mood",
     title=transformer.LAYOUT.title,
     model=transformer.LAYOUT,
     vqs=(vqgan.LAYOUT,),

@@ -64,7 +64,6 @@ _FILES = (
 _TEXT = TextRules(answer=Answer.of, tasks={UNDERSTAND: 1})
 
 ARCHITECTURE = Architecture(
-    name="lumina-dimoo",
     title=transformer.LAYOUT.title,
     model=transformer.LAYOUT,
     vqs=(amused_vq.LAYOUT,),
@@ -109,7 +108,6 @@ ARCHITECTURE = Architecture(
 
 MMADA_PARALLEL_A = replace(
     ARCHITECTURE,
-    name="mmada-parallel-a",
     title=mmada.LAYOUT.title,
     model=mmada.LAYOUT,
     presets={},  # no head of it was ever measured

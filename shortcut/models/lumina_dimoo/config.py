@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...guard import read_json, read_text, shown
+from ...guard import read_text, shown
+from ..beside import check_expected, stated_beside
 from ..layout import TEXT_PREFIX, Tensors
 
 # Their name -> the field of our Config. What is null there follows from other entries.
@@ -26,15 +27,15 @@ FIELDS = {
 DEFAULTS = {"rope_theta": 10_000.0, "rms_norm_eps": 1e-5}
 # What the network is built for: other values would mean other arithmetic with the same tensors.
 EXPECTED = {
-    "model_type": "llada",
-    "block_type": "llama",
-    "activation_type": "silu",
-    "layer_norm_type": "rms",
-    "rope": True,
-    "alibi": False,
-    "scale_logits": False,
-    "input_emb_norm": False,
-    "weight_tying": False,
+    "model_type": ("llada",),
+    "block_type": ("llama",),
+    "activation_type": ("silu",),
+    "layer_norm_type": ("rms",),
+    "rope": (True,),
+    "alibi": (False,),
+    "scale_logits": (False,),
+    "input_emb_norm": (False,),
+    "weight_tying": (False,),
 }
 
 
@@ -62,14 +63,11 @@ def denies_network(file: Path) -> str | None:
 
     Other models, such as MMaDA, have tensors of the same names.
     """
-    stated = _stated(file)
-    for name, value in EXPECTED.items():
-        found = stated.get(name, value)
-        if found != value:
-            return (
-                f"{_description(file)} beside it says {name} = {shown(found)}, expected {value!r}: it is another "
-                "network than Lumina-DiMOO. Choose the folder of Lumina-DiMOO."
-            )
+    stated, advice = stated_beside(file), "Choose the folder of Lumina-DiMOO."
+    try:
+        check_expected(file, stated, EXPECTED, "Lumina-DiMOO", advice)
+    except ValueError as error:
+        return str(error)
     return None
 
 
@@ -79,38 +77,18 @@ def read_beside(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: it cannot be read.
     """
-    stated = _stated(file)
+    stated = stated_beside(file)
     if not stated:
         return {}
     for name in DEFAULTS:
         if stated.get(name, DEFAULTS[name]) is None:
             raise ValueError(
-                f"{_description(file)} beside it says {name} = null, expected a number. Download it again."
+                f"{file.with_name('config.json')} beside it says {name} = null, expected a number. Download it again."
             )
     stated = {**DEFAULTS, **stated}
     found = {ours: stated.get(theirs) for theirs, ours in FIELDS.items()}
     found["vocabulary"] = stated.get("embedding_size") or stated.get("vocab_size")
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _description(file: Path) -> Path:
-    return file.with_name("config.json")
-
-
-def _stated(file: Path) -> Mapping[str, Any]:
-    """Return the contents of the config.json beside `file`; empty if there is none."""
-    description = _description(file)
-    if not description.is_file():
-        return {}
-    try:
-        stated = read_json(description)
-    except ValueError as error:
-        raise ValueError(
-            f"{description} beside it cannot be used ({error}). Download it again."
-        ) from error
-    if not isinstance(stated, Mapping):
-        raise ValueError(f"{description} beside it is no JSON object. Download it again.")
-    return stated
 
 
 def check_vocabulary(num_rows: int, known: Mapping[str, Any]) -> None:

@@ -59,15 +59,9 @@ class LuminaHead(BottleneckHead):
     def last_norm(self) -> nn.Module:
         return self.final_norm
 
-    def saved_values_per_position(self) -> int:
-        """Return how many values the backward pass keeps for each position of a sequence."""
-        config = self.config
-        of_blocks = config.num_blocks * 2 * (8 * config.width + 4 * config.mlp_width)
-        return of_blocks + 6 * config.model_width
-
-    def pass_values_per_position(self) -> int:
-        """Return how many values a block has alive for each position of the sequences that run at once."""
-        return 4 * self.config.width + 2 * self.config.mlp_width
+    @property
+    def hidden_width(self) -> int:
+        return self.config.mlp_width
 
     def token_projections(self) -> list[nn.Module]:
         """Return no layers: the blocks normalise new-token embeddings."""
@@ -260,8 +254,8 @@ def new_head(model: ModelConfig, asked: HeadSize) -> Config:
         mlp_width=model.mlp_width if asked.is_large else 2 * asked.width,
         rope_theta=model.rope_theta,
         norm_eps=model.norm_eps,
-        has_time=asked.has_time,
-        sees_new=asked.sees_new,
+        has_time=True,
+        sees_new=True,
         from_full=asked.from_full,
     )
 

@@ -29,7 +29,6 @@ def _conditions(num_prompt_tokens: int) -> Branches:
 
 
 ARCHITECTURE = Architecture(
-    name="maskgit",
     title=transformer.LAYOUT.title,
     model=transformer.LAYOUT,
     vqs=(vqgan.LAYOUT,),

@@ -75,10 +75,7 @@ class VQGAN(BaseNetwork):
 
     def decode(self, codes_Bhw: Tensor) -> Tensor:
         """Return RGB pixels (B, 3, Y, X), around [-1, 1] but not clipped, of code ids."""
-        return self.decode_latents(self.quantize(codes_Bhw).to(self.dtype))
-
-    def decode_latents(self, latents_BChw: Tensor) -> Tensor:
-        """Decode codebook vectors (B, code_width, h, w), as `decode` does code ids."""
+        latents_BChw = self.quantize(codes_Bhw).to(self.dtype)
         return self.decoder(self.post_quant_conv(latents_BChw))
 
 
