@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +9,11 @@ from comfy_api.latest import io
 
 from ..shortcut.accelerators import MakeAccelerator
 from ..shortcut.accelerators.choice import FLOAT8, HEAD, NAMES, keeps, named, needs_head
-from .host import show_on_node
+from .host import NodeText
 from .load import FLOAT8_E4M3, Head
 from .native import head_of
 
+NAME = "Accelerator"
 AS_COMPUTED = "as computed"
 
 
@@ -45,7 +45,7 @@ class Accelerator(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ShortcutAccelerator",
-            display_name="Accelerator",
+            display_name=NAME,
             category="shortcut",
             description="Chooses what answers the steps between full passes of the model. partial "
             "needs no shortcut head, so that every model is accelerated; some choices need one.",
@@ -86,22 +86,18 @@ class Accelerator(io.ComfyNode):
 
     @classmethod
     def execute(cls, accelerator: str, keys_and_values: str, head: Any = None) -> io.NodeOutput:
-        head = Accelerated.of(head).head
+        head, text = Accelerated.of(head).head, NodeText()
         if needs_head(accelerator) and head is None:
             raise ValueError(
                 f"accelerator {accelerator} needs a shortcut head. Connect Load Shortcut Head, or choose partial."
             )
         if head is not None and not needs_head(accelerator):
-            _say(f"{accelerator} does not ask the connected head")
+            text.warn(NAME, f"{accelerator} does not ask the connected head")
             head = None
         if keys_and_values == FLOAT8_E4M3 and not keeps(accelerator):
-            _say(f"{accelerator} keeps no keys and values: keys_and_values has no effect")
+            text.warn(
+                NAME, f"{accelerator} keeps no keys and values: keys_and_values has no effect"
+            )
         elif keys_and_values == FLOAT8_E4M3:
             accelerator += FLOAT8
         return io.NodeOutput(Accelerated(accelerator, head))
-
-
-def _say(text: str) -> None:
-    """Say what has no effect, on the node and in the log."""
-    logging.warning("Accelerator: %s", text)
-    show_on_node(text)

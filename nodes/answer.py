@@ -34,12 +34,15 @@ from .latents import has_mask_of, indices_of, latent_of, samples_of
 from .native import MARGIN, MaskedImageModel, build_head, model_of
 from .patches import lines_without_effect
 from .progress import PassReport, Preview
-from .run import MEMORY_ADVICE
 from .widgets import seed_widget, temperature_widget, weight_widget
 
 DESCRIBE, EDIT = "Describe Image (MIGM)", "Reasoned Edit (MIGM)"
 ASKED, REASONED = TextSettings(), ParallelSettings()  # the defaults
 SEED = "Decides every random choice. Without effect where all temperatures are 0."
+MEMORY_ADVICE = (
+    "Scale the image down, take fewer images at once, or set weight_dtype of Load MIGM to "
+    "bfloat16 or float8_e4m3fn."
+)
 OUTPUTS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # model -> patcher of what makes text
 
 
@@ -265,7 +268,10 @@ class ReasonedEdit(io.ComfyNode):
         samples = samples_of(latent_image, model)
         grid: Grid = (samples.shape[2], samples.shape[3])
         conditions = masked_model.conditioner.from_conditioning(positive, None, len(samples))
-        weights = settings.guidance[: len(conditions) - 1]
+        if len(conditions) <= len(settings.guidance):
+            raise ValueError(
+                "positive has no image to edit. Choose the task edit in Text Condition, and wire its image."
+            )
         output = _text_output(masked_model)
         runs = rules.answer(masked_model.network, output.model, max_tokens, grid)
         if len({runs.sequence_length(conditions[0][i : i + 1]) for i in range(len(samples))}) > 1:
@@ -273,7 +279,7 @@ class ReasonedEdit(io.ComfyNode):
                 "positive holds texts of different lengths, but a reasoned edit takes texts of one length. Turn "
                 "prompt_per_line of Text Condition off."
             )
-        branches, guidance = needed_branches(rules.branches(conditions), weights)
+        branches, guidance = needed_branches(rules.branches(conditions), settings.guidance)
         _load(model, output, runs, branches)
         device = model.load_device
         colours_V3 = model.get_model_object("latent_format").colours_V3

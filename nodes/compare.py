@@ -74,7 +74,8 @@ class SpeedQuality(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="From Load MIGM."),
                 io.Conditioning.Input(
-                    "positive", tooltip="From Text Condition or Class Condition."
+                    "positive",
+                    tooltip="From Text Condition, CLIP Text Encode or Class Condition.",
                 ),
                 io.Latent.Input(
                     "latent_image", tooltip="From Empty Latent Image, of one image: the size."
@@ -170,11 +171,15 @@ class SpeedQuality(io.ComfyNode):
         text = NodeText()
         text.keep(lines_without_effect(model, NAME))
         _fill(sheet.cells, jobs, vae, latent_image, text)
-        cells = iter([sheet.cells[key] for key in jobs])
         num_steps = next(iter(jobs.values())).settings.num_steps
         columns = [
-            Column(name, count or num_steps, num_steps, [next(cells) for _ in wanted_seeds])
-            for name, _, count in settings
+            Column(
+                name,
+                count or num_steps,
+                num_steps,
+                [sheet.cells[_key(wired, count, steps, seed)] for seed in wanted_seeds],
+            )
+            for name, wired, count in settings
         ]
         made = (drawing.grid(columns, wanted_seeds), drawing.chart(columns), drawing.table(columns))
         return io.NodeOutput(*made)

@@ -5,7 +5,6 @@ B  images    Y, X  rows and columns of a source image's codes
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -203,8 +202,7 @@ def _conditioning(model: MaskedImageModel, requests: Sequence[Request]) -> Condi
     )
     if unknown:
         line = f"{model.checkpoint.name} never saw these words, which say nothing to it: {', '.join(unknown)}"
-        NodeText().keep([line])
-        logging.warning("%s: %s", NODES["prompt"], line)
+        NodeText().warn(NODES["prompt"], line)
     return model.conditioner.to_conditioning(requests)
 
 

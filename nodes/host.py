@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -63,6 +64,7 @@ class HostAttention:
 COMPILE = (
     "torch_compile_kwargs"  # of a MODEL: what ComfyUI's TorchCompileModel hands to torch.compile
 )
+ATTENTION = "optimized_attention_override"  # ComfyUI's key of another attention
 MULTIGPU = "multigpu"  # ComfyUI's key of a MODEL's copies
 
 
@@ -100,6 +102,13 @@ def copies_of(patcher: Any) -> list[Any]:
     return patcher.get_additional_models_with_key(MULTIGPU)
 
 
+def changes_of(patcher: Any) -> tuple[Any, ...]:
+    """Return what other nodes did to a MODEL that changes the time of a pass: weights, the compiler, attention."""
+    options = patcher.model_options
+    attention = options.get("transformer_options", {}).get(ATTENTION)
+    return getattr(patcher, "patches_uuid", None), COMPILE in options, attention
+
+
 class NodeText:
     """What the running node says of itself on the page: a line that changes, and below it those that stay.
 
@@ -114,6 +123,11 @@ class NodeText:
         self.kept = [*lines, *self.kept]
         if self.kept:
             show_on_node("\n".join(self.kept))
+
+    def warn(self, node: str, line: str) -> None:
+        """Show a line for the rest of the run, and write it to the log behind the name of the node."""
+        self.keep([line])
+        logging.warning("%s: %s", node, line)
 
     def show(self, line: str) -> None:
         """Show a line in place of the one before."""

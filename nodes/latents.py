@@ -23,6 +23,8 @@ MIXERS = (
     "Latent Blend, Latent Interpolate, Latent Composite with feather, Latent Composite Masked with a soft mask, Latent "
     "Multiply, or Upscale Latent with bilinear or another method but nearest-exact"
 )
+# Of empty latents of ComfyUI's nodes: their channels, and the pixels of a side of one.
+EMPTY_CHANNELS, EMPTY_RATIO = (4, 16), 8
 ADDERS = "Latent Multiply, Latent Add or Latent Subtract"
 
 
@@ -36,6 +38,8 @@ def samples_of(latent: dict[str, Any], patcher: Any) -> Tensor:
     if samples.is_nested:
         check_form(samples)
     downscale = patcher.get_model_object("latent_format").spacial_downscale_ratio
+    if ratio is None and samples.shape[1] in EMPTY_CHANNELS and not samples.any():
+        ratio = EMPTY_RATIO  # Rebatch Latents leaves it out
     if ratio is not None and not samples.any():
         # ComfyUI would round to whole codes, up or down, and say nothing.
         check_multiples(samples.shape[-1] * ratio, samples.shape[-2] * ratio, downscale)

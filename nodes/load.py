@@ -118,8 +118,11 @@ class LoadMIGM(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model_name: str, vq_name: str) -> bool:
-        """Keep ComfyUI from refusing a file that is not in its list: `execute` says how to get it."""
+    def validate_inputs(cls, model_name: str | None = None, vq_name: str | None = None) -> bool:
+        """Keep ComfyUI from refusing a file that is not in its list: `execute` says how to get it.
+
+        A name that a graph does not have is None here, and is refused by ComfyUI.
+        """
         return True
 
     @classmethod
@@ -226,7 +229,7 @@ class LoadHead(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, head_name: str) -> bool:
+    def validate_inputs(cls, head_name: str | None = None) -> bool:
         """Change as the file or the choices of Load MIGM do: see its own."""
         return True
 

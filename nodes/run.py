@@ -24,7 +24,7 @@ from ..shortcut.pipeline import check_head
 from ..shortcut.schedule import Settings, plan
 from ..shortcut.split import Copy
 from .accelerate import Accelerated
-from .host import NodeText, advice_on_memory, copies_of
+from .host import NodeText, advice_on_memory, changes_of, copies_of
 from .latents import (
     codes_of,
     editable_of,
@@ -189,8 +189,7 @@ def run(job: Job, text: NodeText, node: str, **progress: Any) -> tuple[Result, S
     needed = job.bytes_of(at_once)
     head = job.accelerated.head
     if job.doubt is not None:
-        text.keep([job.doubt])
-        logging.warning("%s: %s", node, job.doubt)
+        text.warn(node, job.doubt)
     if at_once < num_images:
         line = f"memory holds {at_once} of {num_images} images at a time: they are made in parts"
         text.keep([line])
@@ -223,9 +222,15 @@ def run(job: Job, text: NodeText, node: str, **progress: Any) -> tuple[Result, S
             on_step=report,
             **job.start,
         )
-    patches = getattr(job.model, "patches_uuid", None)
     work = Work(
-        of_a_pass=(job.grid, at_once, job.lengths, is_sequential, len(copies), patches),
+        of_a_pass=(
+            job.grid,
+            at_once,
+            job.lengths,
+            is_sequential,
+            len(copies),
+            *changes_of(job.model),
+        ),
         num_steps=job.settings.num_steps,
         num_to_make=job.num_to_make,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -48,7 +47,7 @@ class MaskedSampler(io.ComfyNode):
         latent_image: dict[str, Any],
         seed: int,
         denoise: float,
-        preset: dict[str, Any] | None = None,
+        preset: dict[str, Any] | str | None = None,
         head: Any = None,
         negative: Conditioning | None = None,
     ) -> io.NodeOutput:
@@ -56,6 +55,8 @@ class MaskedSampler(io.ComfyNode):
             raise ValueError(
                 f"preset must be one of {', '.join(PRESETS)} and {CUSTOM}. Choose one."
             )
+        if isinstance(preset, str):  # linked from another node, which gives none of its widgets
+            preset = {"preset": preset}
         # ComfyUI passes None for a widget that a saved graph does not have.
         preset = {name: value for name, value in preset.items() if value is not None}
         job = job_of(
@@ -73,8 +74,7 @@ class MaskedSampler(io.ComfyNode):
         if preset["preset"] == CUSTOM:
             checkpoint, has_mask = model_of(model).checkpoint, has_mask_of(latent_image)
             if doubt := doubt_of_schedule(checkpoint, job.settings, has_mask=has_mask):
-                text.keep([doubt])
-                logging.warning("%s: %s", NAME, doubt)
+                text.warn(NAME, doubt)
         result, _ = run(job, text, NAME)
         return io.NodeOutput(latent_of(result.codes_BL, job.grid, latent_image))
 
@@ -128,8 +128,8 @@ def _schema(node_id: str, widgets: list[Any], later: Sequence[Any] = (), **more:
             io.Model.Input("model", tooltip="From Load MIGM."),
             io.Conditioning.Input(
                 "positive",
-                tooltip="From Text Condition or Class Condition, as the model takes text or "
-                "classes: what the image shall show.",
+                tooltip="From Text Condition, CLIP Text Encode or Class Condition, as the model "
+                "takes text or classes: what the image shall show.",
             ),
             io.Latent.Input(
                 "latent_image",
@@ -149,7 +149,7 @@ def _schema(node_id: str, widgets: list[Any], later: Sequence[Any] = (), **more:
                 optional=True,
                 tooltip="What to guide away from, from the same kind of node as positive. Of "
                 "Text Condition only the text counts. Not connected: no class or text, as the "
-                "original does.",
+                "original does; aMUSEd and Meissonic need it.",
             ),
             *later,
         ],

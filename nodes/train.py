@@ -103,7 +103,8 @@ class TrainHead(io.ComfyNode):
                     optional=True,
                     tooltip="What a text model shows meanwhile, one prompt a line, such as you "
                     "will ask for later; a hundred are better than a few. Not for models "
-                    "of classes.",
+                    "of classes. aMUSEd and Meissonic read them by the text encoder in their "
+                    "folder.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -207,9 +208,9 @@ class SaveHead(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
         try:
-            if filename_prefix is not None:  # as it is of a link
+            if filename_prefix is not None:  # as it is of a link, and where a graph has none
                 folders.checked_name(filename_prefix)
         except ValueError:  # told before hours of training, in words without what the page escapes
             return (

@@ -12,6 +12,7 @@ import torch
 
 comfy_stubs.install()
 import comfy.model_management as mm
+from shortcut_pack.nodes import host
 from shortcut_pack.nodes.accelerate import Accelerated, Accelerator
 from shortcut_pack.nodes.train import SaveHead
 from shortcut_pack.shortcut.accelerators.choice import NAMES
@@ -65,6 +66,13 @@ def test_what_a_choice_does_not_use_is_said(head, caplog):
     assert "partial does not ask the connected head" in caplog.text
     assert accelerator("taylor", None, "float8_e4m3fn").name == "taylor"
     assert "keys_and_values has no effect" in caplog.text
+
+
+def test_both_choices_without_effect_stay_on_the_node(head, monkeypatch):
+    shown = []
+    monkeypatch.setattr(host, "show_on_node", shown.append)
+    accelerator("taylor", head, "float8_e4m3fn")
+    assert "does not ask the connected head" in shown[-1] and "has no effect" in shown[-1]
 
 
 def test_a_choice_that_needs_a_head_says_so():

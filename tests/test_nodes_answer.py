@@ -150,6 +150,11 @@ def test_the_size_of_the_image_counts_and_the_sampler_takes_the_same_condition(m
     assert edit(model, vae, empty(1, (4, 2)))[0]["samples"].shape == (1, 1, 4, 2)
 
 
+def test_an_edit_needs_an_image(model, vae):
+    with pytest.raises(ValueError, match=r"no image to edit\. Choose the task edit"):
+        edit(model, vae, positive=cond(model, "make it night"))
+
+
 def test_texts_of_different_lengths_are_refused(model, vae):
     positive = cond(model, "fog\nat night", "edit", vae=vae, image=pixels(), prompt_per_line=True)
     with pytest.raises(ValueError, match=r"texts of different lengths.*prompt_per_line"):

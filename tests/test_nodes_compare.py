@@ -111,6 +111,15 @@ def test_an_accelerator_is_compared_by_its_name(wired, made):
     assert len(made) == 5, "the same accelerator made anew"
 
 
+def test_the_same_wired_twice_has_the_same_pictures_twice(wired, made):
+    reuse = Accelerator.execute("reuse", "as computed").result[0]
+    grid, _, table = compared(wired, head=reuse, other_head=reuse, seeds="1", full_steps="2")
+    assert len(made) == 2 and grid.shape[2] == LEFT + 3 * STEP_X
+    lines = [line.split("|") for line in table.splitlines() if "reuse (" in line]
+    assert [line[1].strip() for line in lines] == ["reuse (1)", "reuse (2)"]
+    assert lines[0][2:] == lines[1][2:]
+
+
 def test_an_interrupt_keeps_what_was_made(wired, made, monkeypatch):
     def interrupt():
         if len(made) == 3:

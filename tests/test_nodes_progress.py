@@ -59,6 +59,12 @@ def shown(monkeypatch):
     return lines
 
 
+def comfy_attention(attention, *args, **more):
+    """An attention that a node puts in the place of ComfyUI's, which does the same."""
+    more.pop("transformer_options", None)
+    return attention(*args, **more)
+
+
 @pytest.fixture
 def text_model(conditioner):
     return text_nodes.build(conditioner)
@@ -126,6 +132,9 @@ def test_the_sampler_says_how_far_it_is_and_what_it_took(model, head, shown, cap
     assert shown[-1].endswith(" s, 1.6x vanilla"), "now a vanilla run was measured"
     run(model, empty(2), head=head, full_steps=3)
     assert "about" in shown[-1], "of another batch"
+    model.model_options["transformer_options"][host.ATTENTION] = comfy_attention
+    run(model, head=head, full_steps=3)
+    assert "about" in shown[-1], "with another attention"
 
 
 def test_custom_with_another_schedule_is_doubted_on_the_node(text_model, shown):
@@ -161,6 +170,16 @@ def test_custom_says_what_no_widget_set_and_nothing_if_widgets_set_all(model, sh
     given["order"] = None  # as ComfyUI passes what a graph in the API format leaves out
     MaskedSampler.execute(**sockets, seed=1, denoise=1.0, preset={"preset": "custom", **given})
     assert shown[0] == said
+
+
+def test_a_linked_preset_is_read_without_widgets_of_its_own(model, shown):
+    sockets = {"model": model, "positive": cond(), "latent_image": empty()}
+    given = {"seed": 1, "denoise": 1.0}
+    linked = MaskedSampler.execute(**sockets, **given, preset="fast").result[0]
+    chosen = MaskedSampler.execute(**sockets, **given, preset={"preset": "fast"}).result[0]
+    assert torch.equal(linked["samples"], chosen["samples"])
+    with pytest.raises(ValueError, match="has no preset 'faster'"):
+        MaskedSampler.execute(**sockets, **given, preset="faster")
 
 
 def test_a_size_far_from_the_models_own_is_said_before_the_run(text_model, shown, caplog):

@@ -433,4 +433,4 @@ def test_no_name_leads_out_of_the_folder(model, files, output, name, slash):
 
 def test_the_name_of_a_file_may_come_from_another_node():
     """ComfyUI checks a linked input as None, and an error there refuses the whole workflow."""
-    assert SaveHead.validate_inputs(None) is True
+    assert SaveHead.validate_inputs(None) is SaveHead.validate_inputs() is True
