@@ -147,9 +147,9 @@ def _schema(node_id: str, widgets: list[Any], later: Sequence[Any] = (), **more:
             io.Conditioning.Input(
                 "negative",
                 optional=True,
-                tooltip="What to guide away from, from the same kind of node as positive. Of "
-                "Text Condition only the text counts. Not connected: no class or text, as the "
-                "original does; aMUSEd and Meissonic need it.",
+                tooltip="What to guide away from, from the same kind of node as positive; its "
+                "images do not count. Not connected: no class or text; aMUSEd and Meissonic need "
+                "it.",
             ),
             *later,
         ],

@@ -103,8 +103,7 @@ class TrainHead(io.ComfyNode):
                     optional=True,
                     tooltip="What a text model shows meanwhile, one prompt a line, such as you "
                     "will ask for later; a hundred are better than a few. Not for models "
-                    "of classes. aMUSEd and Meissonic read them by the text encoder in their "
-                    "folder.",
+                    "of classes.",
                 ),
                 io.Float.Input(
                     "learning_rate",
