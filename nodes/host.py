@@ -103,10 +103,13 @@ def copies_of(patcher: Any) -> list[Any]:
 
 
 def changes_of(patcher: Any) -> tuple[Any, ...]:
-    """Return what other nodes did to a MODEL that changes the time of a pass: weights, the compiler, attention."""
+    """Return what tells apart how other nodes changed the time of a pass: by weights, the compiler, attention.
+
+    It refers to none of them: an attention may hold the model, which would then never be freed.
+    """
     options = patcher.model_options
     attention = options.get("transformer_options", {}).get(ATTENTION)
-    return getattr(patcher, "patches_uuid", None), COMPILE in options, attention
+    return getattr(patcher, "patches_uuid", None), COMPILE in options, id(attention)
 
 
 class NodeText:

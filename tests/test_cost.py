@@ -206,7 +206,7 @@ def test_an_accelerator_has_a_row_where_no_preset_leaves_room(capsys: pytest.Cap
 
 
 def test_steps_that_reveal_nothing_read_nothing(capsys: pytest.CaptureFixture[str]):
-    """Of 64 steps for 16 tokens at most 16 run."""
+    # Of 64 steps for 16 tokens at most 16 run.
     small = ["--width", "64", "--height", "64", "--full-steps", "64", "--accelerator", "reuse"]
     assert main(["cost", "lumina-dimoo", *small]) == 0
     lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
