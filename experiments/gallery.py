@@ -48,7 +48,7 @@ def add_parser(steps: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write `scenes.png`, `text.png` and, with and without a head, `side_by_side.png`. Returns 0."""
-    scenes = Pipeline.load("scenes")
+    scenes = Pipeline.load("scenes", accelerator="head")
     classes = [Request(label=name) for name in CLASS_NAMES]
     every = pictures(scenes, classes, None, options.seed)
     save(every, 8, options.out / "scenes.png", "02_class_to_image")

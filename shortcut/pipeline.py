@@ -50,6 +50,7 @@ from .split import Copy
 
 logger = logging.getLogger(__name__)
 
+NO_HEAD = "none"  # in place of a head's file
 LARGE = 2**33  # bytes of weights in float32 above which they keep the type of their file
 
 
@@ -90,7 +91,7 @@ class Pipeline:
         Args:
             model: file or folder of a model, or the name of a shipped one, which comes with its VQ model and head.
             vq: None = the VQ model in the model's folder.
-            head: None = none, or the shipped one.
+            head: None = none, or the shipped one; "none" = none.
             device: "cuda" is the process's own device under torchrun.
             dtype: of model and head; None = float32, or the file's own type where float32 would take over 8 GB.
             more_devices: each holds the model too and takes guidance branches over: those behind the first.
@@ -99,7 +100,7 @@ class Pipeline:
             compiled: True: the model's blocks go through torch.compile in the first run, and round differently. Where
                 that fails they run as they are.
             accelerator: what answers steps that are not full passes, one of `accelerators.choice.NAMES`; None = the
-                head, if there is one.
+                head, if there is one; for a shipped model what suits it best.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -107,7 +108,10 @@ class Pipeline:
                 named twice, or it records nothing.
         """
         if (files := shipped.files_of(str(model))) is not None:
+            if head is None and accelerator is None:
+                accelerator = shipped.ACCELERATORS.get(files["model"])
             model, vq, head = files["model"], vq or files["vq"], head or files["head"]
+        head = None if head == NO_HEAD else head
         found_device, *others = checked_devices((device, *more_devices))
         if cuda_graph and (found_device.type != "cuda" or others):
             raise ValueError(
@@ -136,10 +140,7 @@ class Pipeline:
             device=found_device,
             is_sequential=is_sequential,
             copies=tuple(
-                (
-                    cast(ModelNetwork, checkpoints.build(model_file, dtype=dtype, device=other)),
-                    other,
-                )
+                (cast(ModelNetwork, build(model_file, dtype=dtype, device=other)), other)
                 for other in others
             ),
             recordings=Recordings() if cuda_graph else None,

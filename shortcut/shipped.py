@@ -12,6 +12,8 @@ TEXT_FOLDER = FOLDER / "scenes-lumina"  # the text model with its tokenizer, hea
 TEXT_MODEL = TEXT_FOLDER / "scenes-lumina.safetensors"
 TEXT_HEAD = TEXT_FOLDER / "scenes-lumina-head.safetensors"
 TEXT_VQ = TEXT_FOLDER / "scenes-lumina-vqgan.safetensors"
+# What answers the steps between full passes, where it is more faithful than the head (experiments/RESULTS.md).
+ACCELERATORS = {MODEL: "partial"}
 
 # What the nodes list: name -> kind -> file, or a folder for the only file of that kind in it.
 NAME, TEXT_NAME = "scenes (shipped)", "scenes text (shipped)"

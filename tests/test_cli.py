@@ -328,9 +328,14 @@ def test_the_shipped_model_that_takes_what_is_given(given: tuple[str, ...], name
 
 def test_a_shipped_model_by_name_with_and_without_its_head(tmp_path: Path, capsys) -> None:
     run = ["generate", "--model", "scenes", "--out", str(tmp_path / "a.png"), "--steps", "4"]
-    for head, num_full in (([], 1), (["--head", "none"], 4)):
+    for head, num_full, name in (
+        ([], 1, "partial"),
+        (["--head", str(shipped.HEAD)], 1, "head"),
+        (["--head", "none"], 4, None),
+    ):
         assert main([*run, *head, "--json"]) == 0
-        assert json.loads(capsys.readouterr().out)["full_steps"] == num_full
+        said = json.loads(capsys.readouterr().out)
+        assert (said["full_steps"], said["accelerator"]) == (num_full, name)
 
 
 def test_the_bar_begins_anew_for_each_part_of_a_batch() -> None:

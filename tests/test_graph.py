@@ -178,6 +178,10 @@ def test_shipped_models_go_by_the_names_that_the_nodes_list(files, monkeypatch):
 def test_the_shipped_files_themselves(tmp_path):
     _, nodes = generate(tmp_path, "--class", "night snow", "--steps", "2")
     check(nodes)
+    assert nodes["9"]["inputs"]["accelerator"] == "partial"
+    options = ("--class", "night snow", "--steps", "2", "--accelerator", "head")
+    _, nodes = generate(tmp_path, *options)
+    check(nodes)
     assert nodes["1"]["inputs"]["model_name"] == nodes["2"]["inputs"]["head_name"] == shipped.NAME
     assert nodes["3"]["inputs"]["class_name"] == "night snow"
     assert nodes["1"]["inputs"]["vq_name"] == "auto"

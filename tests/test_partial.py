@@ -17,7 +17,7 @@ from builders import MODEL_CONFIG
 from fakes import classes, logits_of
 from golden_sets import tiny_maskgit
 from lumina_sets import head, network
-from shortcut_pack.shortcut import Pipeline
+from shortcut_pack.shortcut import Pipeline, shipped
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.accelerators import MakeAccelerator
 from shortcut_pack.shortcut.accelerators.choice import kept_bytes, named
@@ -393,10 +393,10 @@ def test_an_architecture_without_partial_passes_is_refused():
 
 
 def test_in_python_an_accelerator_is_chosen_by_name_once_or_for_a_call():
-    loaded = Pipeline.load("scenes", accelerator="partial")
-    options: dict[str, Any] = {"label": "night snow", "seed": 3, "steps": 6, "full_steps": 2}
+    loaded = Pipeline.load("scenes text", accelerator="partial")
+    options: dict[str, Any] = {"prompt": "two pines", "seed": 3, "steps": 6, "full_steps": 2}
     (by_partial,) = loaded.generate(**options)
-    usual = Pipeline.load("scenes")
+    usual = Pipeline.load("scenes text")
     (by_head,) = usual.generate(**options)
     (for_a_call,) = usual.generate(**options, accelerator="partial")
     assert by_partial.tobytes() == for_a_call.tobytes() != by_head.tobytes()
@@ -405,6 +405,16 @@ def test_in_python_an_accelerator_is_chosen_by_name_once_or_for_a_call():
         ValueError, match=r"accelerator must be one of head, reuse, taylor, partial, .*'x'"
     ):
         usual.generate(**options, accelerator="x")
+
+
+def test_a_shipped_model_has_the_accelerator_that_suits_it_unless_told_otherwise():
+    """What suits it is in experiments/RESULTS.md."""
+    assert Pipeline.load("scenes").accelerator_name == "partial"
+    assert Pipeline.load("scenes text").accelerator_name == "head"
+    assert Pipeline.load("scenes", head=shipped.HEAD).accelerator_name == "head"
+    assert Pipeline.load("scenes", accelerator="head").accelerator_name == "head"
+    without = Pipeline.load("scenes", head="none")
+    assert without.accelerator_name is None and without.head is None
 
 
 # --- its cost ---

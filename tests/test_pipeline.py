@@ -121,7 +121,7 @@ def test_a_pass_of_the_head_counts_in_what_a_run_needs(monkeypatch: pytest.Monke
         asked.append(needed(num_images))
         return num_images
 
-    with_head = Pipeline.load("scenes")
+    with_head = Pipeline.load("scenes", accelerator="head")
     monkeypatch.setattr(pipeline, "images_at_once", all_at_once)
     monkeypatch.setattr(type(with_head.model), "activation_bytes", lambda *_: 0.0)
     for each in (with_head, replace(with_head, accelerator_name="reuse")):

@@ -117,7 +117,7 @@ def add_how(parser: argparse.ArgumentParser) -> None:
         choices=ACCELERATORS,
         metavar="NAME",
         help="what answers steps that are not full passes: %(choices)s; default: the head, if there is one, else "
-        "partial with --preset or --full-steps",
+        "partial with --preset or --full-steps; partial for the shipped class model",
     )
     how.add_argument("--steps", type=int, help="sampling steps")
     how.add_argument(

@@ -35,7 +35,6 @@ from .options import check_taken, fields_given
 logger = logging.getLogger(__name__)
 
 PICTURES = ("image", "style_image", "mask")  # options that name files
-NO_HEAD = "none"  # as --head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,14 +84,10 @@ def load_pipeline(options: argparse.Namespace) -> Pipeline:
     Raises:
         FileNotFoundError, ValueError: as `Pipeline.load`.
     """
-    model, vq, head = options.model, options.vq, options.head
-    name = str(model or shipped_for(fields_given(options)))
-    if (files := shipped.files_of(name)) is not None:
-        model, vq, head = files["model"], vq or files["vq"], head or files["head"]
     return Pipeline.load(
-        model or name,
-        vq,
-        None if head == NO_HEAD else head,
+        options.model or shipped_for(fields_given(options)),
+        options.vq,
+        options.head,
         device=options.device,
         dtype=None if options.dtype is None else getattr(torch, options.dtype),
         is_sequential=options.sequential,
