@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
+import weakref
 from types import SimpleNamespace
 
 import comfy_stubs
@@ -111,6 +113,22 @@ def test_the_clock_measures_from_step_to_step(monkeypatch):
     now = iter([100.0, 104.0, 105.0, 106.5])
     monkeypatch.setattr("shortcut_pack.nodes.timing.time.perf_counter", lambda: next(now))
     assert clock(True, False, False, made=StepClock).seconds() == ([4.0], [1.0, 1.5])
+
+
+def test_times_of_a_model_hold_no_attention_of_another_node():
+    """An attention may hold the model, which would then never be freed."""
+
+    class Attention:
+        pass
+
+    attention = Attention()
+    gone = weakref.ref(attention)
+    options = {"transformer_options": {host.ATTENTION: attention}}
+    changes = host.changes_of(SimpleNamespace(model_options=options))
+    assert changes != host.changes_of(SimpleNamespace(model_options={}))
+    del attention, options
+    gc.collect()
+    assert gone() is None and changes
 
 
 # ------------------------------------------------------------------------------------------- on the node
