@@ -235,11 +235,13 @@ class Accelerator(Protocol):
 
     Attributes:
         keeps: True: full passes come with what partial passes attend to; the model must be a `PartialModel`.
+        keeps_first: True: of the first guidance branch alone, the condition's.
         kept_dtype: type that it is kept in; None = that of the computation.
         looks_back: True: a full pass comes with the features of the one before.
     """
 
     keeps: bool = False
+    keeps_first: bool = False
     kept_dtype: torch.dtype | None = None
     looks_back: bool = False
 
@@ -308,18 +310,34 @@ class Denoiser:
 
     def _full_pass(self, step: Step, tokens: Tokens) -> Snapshot:
         """Run a full pass. What the one before kept is let go first."""
-        given = tokens.codes_BL, tokens.is_masked_BL, self.conditions, step
-        accelerator, kept, before = self.accelerator, None, None
+        accelerator, before = self.accelerator, None
         if accelerator is not None and accelerator.looks_back and self.full is not None:
             before = replace(self.full, kept=None, before=None)
         self.full = self.last = None
         self.num_full += 1
-        if accelerator is not None and accelerator.keeps:
-            model = cast(PartialModel, self.model)
-            features, kept = model.kept_features(*given, accelerator.kept_dtype)
-        else:
-            features = self.model.features(*given)
+        given = tokens.codes_BL, tokens.is_masked_BL, self.conditions, step
+        features, kept = full_pass(self.model, accelerator, *given)
         return Snapshot(step, features, tokens.is_masked_BL, kept, before)
+
+
+def full_pass(
+    model: MaskedImageModel,
+    accelerator: Accelerator | None,
+    codes_BL: Tensor,
+    is_masked_BL: Tensor,
+    conditions: Sequence[Conditions],
+    step: Step,
+) -> tuple[Features, Kept]:
+    """Run a full pass of all branches. Returns its features, and what it keeps for the accelerator."""
+    if accelerator is None or not accelerator.keeps:
+        return model.features(codes_BL, is_masked_BL, conditions, step), None
+    first = conditions[:1] if accelerator.keeps_first else conditions
+    features, kept = cast(PartialModel, model).kept_features(
+        codes_BL, is_masked_BL, first, step, accelerator.kept_dtype
+    )
+    if others := conditions[len(first) :]:
+        features += model.features(codes_BL, is_masked_BL, others, step)
+    return features, kept
 
 
 def positions(is_wanted_BL: Tensor, count: int) -> Tensor:

@@ -32,8 +32,8 @@ from .denoiser import (
     Features,
     Kept,
     MaskedImageModel,
-    PartialModel,
     Tokens,
+    full_pass,
 )
 from .models.architecture import HeadNetwork, ModelNetwork, Network
 from .models.layers import Bare
@@ -98,12 +98,9 @@ def count_flops(
     name = accelerator or (HEAD if head is not None else None)
     make = None if name is None else named(name, head and _on_meta(head))
     made = None if make is None else make(model, conditions)
-    given, kept = (codes_BL, codes_BL.bool(), conditions, steps[0]), None
+    given = codes_BL, codes_BL.bool(), conditions, steps[0]
     with _Elements() as written_by_full, FlopCounterMode(display=False) as counter:
-        if made is not None and made.keeps:
-            features, kept = cast(PartialModel, model).kept_features(*given, made.kept_dtype)
-        else:
-            features = model.features(*given)
+        features, kept = full_pass(model, made, *given)
     per_full, passes = counter.get_total_flops(), _FullPasses(model, features, kept)
     denoiser = Denoiser(passes, conditions, made)
     noise = Noise(
@@ -145,8 +142,8 @@ class _FullPasses:
         conditions: Sequence[Conditions],
         step: Step,
     ) -> Features:
-        self.count += 1
-        return self.known
+        self.count += len(conditions) == len(self.known)  # else of the branches behind the first
+        return self.known[-len(conditions) :]
 
     def kept_features(
         self,
@@ -156,7 +153,8 @@ class _FullPasses:
         step: Step,
         kept_dtype: torch.dtype | None,
     ) -> tuple[Features, Kept]:
-        return self.features(codes_BL, is_masked_BL, conditions, step), self.kept
+        self.count += 1
+        return self.known[: len(conditions)], self.kept
 
 
 class _Elements(TorchDispatchMode):

@@ -64,7 +64,8 @@ class Run:
         *conditions: Conditions,
     ) -> Made:
         """Fill the masked tokens, by the noise of the run."""
-        made = None if self.accelerator is None else self.accelerator(self.model, conditions)
+        is_vanilla = self.accelerator is None or all(step.is_full for step in self.steps)
+        made = None if is_vanilla else self.accelerator(self.model, conditions)
         denoiser, noise = Denoiser(self.model, conditions, made), Noise(code_TBL, choice_TBL)
         filled_BL, is_finite = fill(
             denoiser, codes_BL, is_masked_BL, self.steps, noise, self.on_step, self.order

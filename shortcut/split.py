@@ -45,7 +45,9 @@ class Split(Relayed):
     Args:
         model: the one on the run's device.
         device: the run's.
-        copies: branch 0 runs on the run's device, branch 1 on that of the first copy, and so on in turn.
+        copies: a pass that keeps something runs its first branch on the run's device, the next on that of the first
+            copy, and so on in turn. One that keeps nothing begins with the copies: its branches may be those behind the
+            first, whose pass is under way.
     """
 
     def __init__(self, model: MaskedImageModel, device: torch.device, copies: Sequence[Copy]):
@@ -60,8 +62,8 @@ class Split(Relayed):
         step: Step,
     ) -> Features:
         """Run one full pass for each of the branches' `conditions`."""
-        found = []
-        for share in self._shares(codes_BL, is_masked_BL, conditions):
+        found, parts = [], (*self.parts[1:], *self.parts[:1])
+        for share in self._shares(codes_BL, is_masked_BL, conditions, parts):
             with torch.cuda.device_of(share.codes_BL):
                 found.append(
                     share.model.features(share.codes_BL, share.is_masked_BL, share.conditions, step)
@@ -69,10 +71,14 @@ class Split(Relayed):
         return self._gathered(found)
 
     def _shares(
-        self, codes_BL: Tensor, is_masked_BL: Tensor, conditions: Sequence[Conditions]
+        self,
+        codes_BL: Tensor,
+        is_masked_BL: Tensor,
+        conditions: Sequence[Conditions],
+        parts: Sequence[Copy],
     ) -> list[Share]:
-        """Return what each device that has branches is given of a pass."""
-        turns, num_branches = len(self.parts), len(conditions)
+        """Return what each device that has branches is given of a pass. The `parts` take turns."""
+        turns, num_branches = len(parts), len(conditions)
         return [
             Share(
                 cast(PartialModel, part.model),
@@ -81,7 +87,7 @@ class Split(Relayed):
                 is_masked_BL.to(part.device),
                 [condition.to(part.device) for condition in conditions[branches]],
             )
-            for first, part in enumerate(self.parts[:num_branches])
+            for first, part in enumerate(parts[:num_branches])
         ]
 
     def _gathered(self, found: Sequence[Features]) -> Features:
@@ -113,7 +119,7 @@ class PartialSplit(Split, PartialModel):
     ) -> tuple[Features, Kept]:
         """Run one full pass, and also return what each device keeps of it."""
         found, kept = [], []
-        for share in self._shares(codes_BL, is_masked_BL, conditions):
+        for share in self._shares(codes_BL, is_masked_BL, conditions, self.parts):
             with torch.cuda.device_of(share.codes_BL):
                 features, of_share = share.model.kept_features(
                     share.codes_BL, share.is_masked_BL, share.conditions, step, kept_dtype
@@ -133,7 +139,7 @@ class PartialSplit(Split, PartialModel):
     ) -> Features:
         """Run the tokens at `positions` (B, M) of each branch alone and return their features (B, M, D)."""
         found = []
-        shares = self._shares(codes_BL, is_masked_BL, conditions)
+        shares = self._shares(codes_BL, is_masked_BL, conditions, self.parts)
         for share, of_share in zip(shares, kept, strict=True):
             where = [w_BM.to(share.codes_BL.device) for w_BM in positions[share.branches]]
             with torch.cuda.device_of(share.codes_BL):

@@ -63,11 +63,15 @@ def kept_bytes(
 ) -> float:
     """Return the memory of what full passes keep for the accelerator called `name`.
 
+    ML-Cache keeps it of every guidance branch, partial passes of the first.
+
     Args:
         lengths: sequence length of each guidance branch.
     """
     if name is None or not keeps(name) or not isinstance(model, PartialModel):
         return 0.0
+    if name.removesuffix(FLOAT8) != ML_CACHE:
+        lengths = lengths[:1]
     return model.kept_bytes(num_images, lengths, _kept_dtype(name))
 
 

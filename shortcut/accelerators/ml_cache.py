@@ -15,9 +15,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..denoiser import Accelerator, Conditions, Features, MaskedImageModel, Snapshot, Tokens
+from ..denoiser import (
+    Accelerator,
+    Conditions,
+    Features,
+    Kept,
+    MaskedImageModel,
+    PartialModel,
+    Snapshot,
+    Tokens,
+)
+from ..gather import replaced_at
 from ..schedule import Step
-from .partial import checked, renewed
+from .partial import checked
 
 SHARE = 0.1  # of a sequence that is run again
 
@@ -67,3 +77,20 @@ class MLCache(Accelerator):
         # As many as lie at or below the quantile of that share, which stands between two of them or on one.
         count = int(round(self.share * (surest_BS.shape[1] - 1), 3)) + 1
         return surest_BS.topk(count, largest=False).indices.sort(1).values
+
+
+def renewed(
+    model: PartialModel,
+    conditions: Sequence[Conditions],
+    step: Step,
+    tokens: Tokens,
+    features: Features,
+    positions: Sequence[Tensor],
+    kept: Kept,
+) -> Features:
+    """Return `features` that a partial pass has made fresh at the `positions` (B, M) of each branch."""
+    fresh = model.partial_features(
+        tokens.codes_BL, tokens.is_masked_BL, conditions, step, positions, kept
+    )
+    changes = zip(features, positions, fresh, strict=True)
+    return tuple(replaced_at(old_BSD, where_BM, new_BMD) for old_BSD, where_BM, new_BMD in changes)

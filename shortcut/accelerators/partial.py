@@ -4,7 +4,11 @@ A full pass keeps the keys and values of its blocks. A step between full passes 
 features at hand, or from those that another accelerator predicts, runs them and the ones revealed in the step before
 through all blocks, where they attend to all kept keys and values, and draws the codes from these fresh features.
 
-Relatives: the dual cache of Fast-dLLM (arXiv 2505.22618); ReCAP (arXiv 2505.19089).
+Of the guidance branches the condition's alone is run. The features of the others move as its features do, so that
+guidance points where it did in the last full pass.
+
+Relatives: the dual cache of Fast-dLLM (arXiv 2505.22618); ReCAP (arXiv 2505.19089); the kept guidance of FasterCache
+(arXiv 2410.19355).
 Differs: positions are chosen step by step, and what is kept of a position is renewed when its token is revealed.
 
     B  images    L  image tokens    K  tokens revealed    M  tokens run
@@ -23,7 +27,6 @@ from ..denoiser import (
     Accelerator,
     Conditions,
     Features,
-    Kept,
     MaskedImageModel,
     PartialModel,
     Prediction,
@@ -32,7 +35,7 @@ from ..denoiser import (
     count_near,
     guided_logits,
 )
-from ..gather import replaced_at
+from ..gather import added_at, replaced_at, tokens_at
 from ..schedule import Step
 from .reuse import Reuse
 
@@ -61,7 +64,7 @@ class Partial(Accelerator):
         ValueError: the model makes no partial passes.
     """
 
-    keeps = True
+    keeps = keeps_first = True
 
     def __init__(
         self,
@@ -85,9 +88,16 @@ class Partial(Accelerator):
         new_BK = last.revealed_until(step, tokens).index_BK
         others_BM = self._others(step, tokens, last, new_BK, chosen_BK)
         index_BM = torch.cat([new_BK, chosen_BK, others_BM], 1)
-        positions = [self.model.image_positions(index_BM, f_BSD.shape[1]) for f_BSD in at_hand]
-        features = renewed(self.model, self.conditions, step, tokens, at_hand, positions, full.kept)
-        return Prediction(features, chosen_BK)
+        where = [self.model.image_positions(index_BM, f_BSD.shape[1]) for f_BSD in at_hand]
+        (fresh_BMD,) = self.model.partial_features(
+            *(tokens.codes_BL, tokens.is_masked_BL, self.conditions[:1]),
+            *(step, where[:1], full.kept),
+        )
+        change_BMD = fresh_BMD - tokens_at(at_hand[0], where[0])
+        features = [replaced_at(at_hand[0], where[0], fresh_BMD)]
+        for old_BSD, where_BM in zip(at_hand[1:], where[1:], strict=True):
+            features.append(added_at(old_BSD, where_BM, change_BMD))
+        return Prediction(tuple(features), chosen_BK)
 
     def _others(
         self, step: Step, tokens: Tokens, last: Snapshot, new_BK: Tensor, chosen_BK: Tensor
@@ -116,20 +126,3 @@ def checked(model: MaskedImageModel) -> PartialModel:
             "this model makes no partial passes: its architecture keeps no keys and values. Use head, taylor or reuse."
         )
     return model
-
-
-def renewed(
-    model: PartialModel,
-    conditions: Sequence[Conditions],
-    step: Step,
-    tokens: Tokens,
-    features: Features,
-    positions: Sequence[Tensor],
-    kept: Kept,
-) -> Features:
-    """Return `features` that a partial pass has made fresh at the `positions` (B, M) of each branch."""
-    fresh = model.partial_features(
-        tokens.codes_BL, tokens.is_masked_BL, conditions, step, positions, kept
-    )
-    changes = zip(features, positions, fresh, strict=True)
-    return tuple(replaced_at(old_BSD, where_BM, new_BMD) for old_BSD, where_BM, new_BMD in changes)
