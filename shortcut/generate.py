@@ -64,8 +64,9 @@ class Run:
         *conditions: Conditions,
     ) -> Made:
         """Fill the masked tokens, by the noise of the run."""
-        is_vanilla = self.accelerator is None or all(step.is_full for step in self.steps)
-        made = None if is_vanilla else self.accelerator(self.model, conditions)
+        is_vanilla = all(step.is_full for step in self.steps)
+        accelerator = None if is_vanilla else self.accelerator
+        made = None if accelerator is None else accelerator(self.model, conditions)
         denoiser, noise = Denoiser(self.model, conditions, made), Noise(code_TBL, choice_TBL)
         filled_BL, is_finite = fill(
             denoiser, codes_BL, is_masked_BL, self.steps, noise, self.on_step, self.order

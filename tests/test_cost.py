@@ -236,8 +236,8 @@ def test_what_accelerators_keep_and_read_is_in_the_table(capsys: pytest.CaptureF
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 4 | 2 ")]
     rows = {cells[2]: cells for cells in (line.strip("| ").split(" | ") for line in lines)}
     assert tuple(rows) == names
-    # Keys and values of two branches: prompts of 60 and 14 tokens, 2 rows of 4 codes and a newline, 4 around them.
-    kept = 2 * (60 + 14 + 2 * 14) * SIZE.model.depth * SIZE.model.width * 2 / 1e9
+    # Keys and values of the condition's branch: a prompt of 60 tokens, 2 rows of 4 codes and a newline, 4 around them.
+    kept = 2 * (60 + 14) * SIZE.model.depth * SIZE.model.width * 2 / 1e9
     assert [rows[name][9] for name in names] == ["0.00", f"{kept:.2f}", f"{kept / 2:.2f}"]
     # Two passes of the model's weights, which are those of its blocks and of the codes; partial ones read them too.
     blocks = SIZE.model.depth * (4 * SIZE.model.width + 3 * SIZE.model.mlp_width)

@@ -22,7 +22,7 @@ from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.accelerators import MakeAccelerator
 from shortcut_pack.shortcut.accelerators.choice import kept_bytes, named
 from shortcut_pack.shortcut.accelerators.partial import Partial
-from shortcut_pack.shortcut.denoiser import guided_logits
+from shortcut_pack.shortcut.denoiser import full_pass, guided_logits, image_features
 from shortcut_pack.shortcut.flops import count_flops
 from shortcut_pack.shortcut.generate import Result, generate
 from shortcut_pack.shortcut.models.amused import ARCHITECTURE as AMUSED
@@ -348,6 +348,28 @@ def test_positions_are_chosen_from_the_features_at_hand_and_codes_from_fresh_one
     assert divergence(fresh, wanted) < divergence(stale, wanted)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_guidance_points_where_it_did_in_the_last_full_pass(case):
+    """The condition's branch alone is run, and the features of the others move as its features do."""
+    traces: list[Trace] = []
+    run(case, "partial", [0], on_step=traces.append, full_steps=2)
+    model, directions = model_of(case), [torch.empty(0)]
+    all_BL = torch.arange(model.grid[0] * model.grid[1]).unsqueeze(0)
+    before_BLD = torch.empty(0)
+    for trace in traces:
+        features = trace.denoised.features
+        first_BLD, *others = (image_features(model, each_BSD, all_BL) for each_BSD in features)
+        found = [first_BLD - other_BLD for other_BLD in others]
+        if trace.denoised.was_full:
+            directions = found
+        else:
+            for now_BLD, then_BLD in zip(found, directions, strict=True):
+                torch.testing.assert_close(now_BLD, then_BLD, rtol=1e-4, atol=1e-4)
+            assert (first_BLD - before_BLD).abs().max() > 1e-3
+        before_BLD = first_BLD
+    assert directions and min(each_BLD.abs().max() for each_BLD in directions) > 1e-2
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_every_step_reveals_masked_tokens_alone(way):
     known: list[Tensor] = []
@@ -445,8 +467,8 @@ def test_operations_of_partial_passes_are_those_of_the_tokens_run(way):
                 num_run += min(8 * before.num_revealed, step.num_masked - step.num_revealed)
             num_logits += step.num_revealed  # drawn from fresh logits, after the choice from all
     num_logits += sum(step.num_masked for step in steps)
-    # Queries, projections and feed-forward of the tokens run; they attend to all 17 positions.
-    assert found.partial * 17 == 2 * num_run * pass_by_hand(MODEL_CONFIG, sequences=2)
+    # Queries, projections and feed-forward of the condition's tokens run; they attend to all 17 positions.
+    assert found.partial * 17 == 2 * num_run * pass_by_hand(MODEL_CONFIG, sequences=1)
     assert found.full == 2 * 2 * pass_by_hand(MODEL_CONFIG, sequences=2)
     assert found.logits == 2 * num_logits * MODEL_CONFIG.width * MODEL_CONFIG.num_codes
     assert found.total == found.full + found.partial + found.logits
@@ -481,12 +503,10 @@ def test_operations_of_partial_passes_of_a_text_model_are_those_of_the_tokens_ru
         for before, step in pairwise(plan(settings, 16, 16, rules))
         if not step.is_full
     )
-    a_token = [
-        config.depth
-        * (4 * config.width**2 + 3 * config.width * config.mlp_width + 2 * s * config.width)
-        for s in (6 + 4 + 20, 3 + 4 + 20)
-    ]
-    assert found.partial == 2 * num_run * sum(a_token)
+    num_positions = 6 + 4 + 20  # of the condition's branch, which alone is run
+    a_token = 4 * config.width**2 + 3 * config.width * config.mlp_width
+    a_token += 2 * num_positions * config.width
+    assert found.partial == 2 * num_run * config.depth * a_token
 
 
 @pytest.mark.parametrize("case", ["amused halved", "meissonic halved"])
@@ -516,15 +536,18 @@ def kept_nbytes(kept: Any) -> int:
 @torch.no_grad()
 def test_the_memory_of_what_is_kept_is_that_of_its_tensors(case, way, dtype):
     model, conditions = model_of(case), conditions_of(case, [0, 1])
-    assert named(way, None)(model, conditions).kept_dtype is dtype
+    made = named(way, None)(model, conditions)
+    assert made.kept_dtype is dtype
     step = plan(settings_of(case)[0], 12, 15)[0]
-    features, kept = model.kept_features(*some_tokens(model), conditions, step, dtype)
-    found = kept_nbytes(kept)
+    features, kept = full_pass(model, made, *some_tokens(model), conditions, step)
     lengths = [model.sequence_length(condition) for condition in conditions]
-    assert found == model.kept_bytes(2, lengths, dtype) == kept_bytes(way, model, 2, lengths)
+    assert kept_nbytes(kept) == kept_bytes(way, model, 2, lengths)
+    of_which = lengths[:1] if way == "partial" else lengths
+    assert kept_nbytes(kept) == model.kept_bytes(2, of_which, dtype)
     assert kept_bytes("reuse", model, 2, lengths) == 0
     whole = model.features(*some_tokens(model), conditions, step)
-    assert all(map(torch.equal, features, whole))  # a full pass is the same whatever it keeps
+    for same_BSD, whole_BSD in zip(features, whole, strict=True):  # whatever it keeps
+        torch.testing.assert_close(same_BSD, whole_BSD, **WITHIN)
 
 
 # --- what it is for ---

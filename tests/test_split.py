@@ -12,7 +12,7 @@ from builders import random_checkpoint
 from shortcut_pack.shortcut import Pipeline
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.__main__ import main
-from shortcut_pack.shortcut.accelerators.choice import named
+from shortcut_pack.shortcut.accelerators.choice import keeps, named
 from shortcut_pack.shortcut.generate import Result, generate
 from shortcut_pack.shortcut.models.maskgit import ARCHITECTURE as MASKGIT
 from shortcut_pack.shortcut.split import Copy, split
@@ -62,10 +62,13 @@ def test_the_codes_are_those_of_one_device(case: str, way: str | None):
     copy = Watched(model_of(case))
     shared = run(case, way, [Copy(copy, CPU)])
     assert torch.equal(shared.codes_BL, run(case, way, []).codes_BL)
-    assert copy.passes == shared.num_full * [1]
+    num_branches = len(settings_of(case)[0].guidance) + 1
+    # Of an odd number it has one more than the first device, or one less where that keeps keys and values.
+    share = num_branches // 2 if keeps(way) else -(-num_branches // 2)
+    assert copy.passes == shared.num_full * [share]
 
 
-@pytest.mark.parametrize(("num_copies", "expected"), [(1, [1]), (2, [1, 1]), (3, [1, 1, 0])])
+@pytest.mark.parametrize(("num_copies", "expected"), [(1, [2]), (2, [1, 1]), (3, [1, 1, 1])])
 def test_three_branches_are_dealt_out_in_turn(num_copies: int, expected: list[int]):
     copies = [Watched(model_of("lumina")) for _ in range(num_copies)]
     shared = run("lumina", None, [Copy(copy, CPU) for copy in copies], num_steps=1, full_steps=1)
@@ -73,7 +76,7 @@ def test_three_branches_are_dealt_out_in_turn(num_copies: int, expected: list[in
     assert torch.equal(shared.codes_BL, run("lumina", None, [], num_steps=1, full_steps=1).codes_BL)
 
 
-def test_what_is_guided_away_from_comes_from_the_copy():
+def test_a_copy_makes_a_branch():
     other = checkpoints.build(random_checkpoint(MASKGIT.model, model_of("maskgit").config, seed=9))
     shared = run("maskgit", None, [Copy(other, CPU)])
     assert not torch.equal(shared.codes_BL, run("maskgit", None, []).codes_BL)
