@@ -65,8 +65,8 @@ class Accelerator(io.ComfyNode):
                     default=AS_COMPUTED,
                     advanced=True,
                     tooltip="Type in which partial and ml-cache keep them. For Lumina-DiMOO at "
-                    "1024 x 1024 partial takes 2.2 GB in bfloat16, 1.1 GB in float8, a little "
-                    "less exact; ml-cache twice that.",
+                    "1024 x 1024 partial takes 2.2 GB in bfloat16, 1.1 GB in float8, less "
+                    "exact; ml-cache twice that.",
                 ),
                 Head.Input(
                     "head",

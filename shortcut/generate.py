@@ -146,7 +146,8 @@ def generate(
             )
             run = Run(student, steps, None, order, on_step)
         else:
-            shared = split(model, torch.device(device), copies)
+            others = copies if len(conditions) > 1 else ()
+            shared = split(model, torch.device(device), others)
             run = Run(shared, steps, accelerator, order, on_step)
         check_whole(
             "steps x tokens x images", num_draws(steps) * num_tokens * len(rows), 0, MAX_DRAWS
