@@ -94,7 +94,7 @@ class Pipeline:
             head: None = none, or the shipped one; "none" = none.
             device: "cuda" is the process's own device under torchrun.
             dtype: of model and head; None = float32, or the file's own type where float32 would take over 8 GB.
-            more_devices: each holds the model too and takes guidance branches over: those behind the first.
+            more_devices: each holds the model too and takes guidance branches over, in turn.
             cuda_graph: True: a run is recorded, and one with the same plan, number of images and length of the prompt
                 is started from the recording. Runs with an `on_step` and of one-step students are not.
             compiled: True: the model's blocks go through torch.compile in the first run, and round differently. Where

@@ -310,6 +310,19 @@ def test_all_full_is_bit_identical_to_vanilla(case, way):
     assert found.num_full == expected.num_full == expected.num_steps
 
 
+def test_a_run_whose_steps_are_all_full_makes_no_accelerator():
+    """For one, full passes run branch by branch, which may round differently, and keep what nobody asks for."""
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("no step needs an accelerator")
+
+    model, (settings, rules) = model_of("maskgit"), settings_of("maskgit", full_steps=6)
+    given = (model, conditions_of("maskgit", [0]), settings, rules)
+    num_tokens = model.grid[0] * model.grid[1]
+    found = generate(*given, seed=5, image_indices=[0], num_tokens=num_tokens, accelerator=never)
+    assert found.num_full == found.num_steps == 6
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", CASES)
 def test_an_image_is_the_same_in_a_batch_and_alone(case, way):
@@ -430,7 +443,7 @@ def test_in_python_an_accelerator_is_chosen_by_name_once_or_for_a_call():
 
 
 def test_a_shipped_model_has_the_accelerator_that_suits_it_unless_told_otherwise():
-    """What suits it is in experiments/RESULTS.md."""
+    # What suits it is in experiments/RESULTS.md.
     assert Pipeline.load("scenes").accelerator_name == "partial"
     assert Pipeline.load("scenes text").accelerator_name == "head"
     assert Pipeline.load("scenes", head=shipped.HEAD).accelerator_name == "head"
