@@ -10,7 +10,6 @@ from experiments import gallery
 from experiments.robustness import fuzz, previews, soak
 from experiments.tables import (
     frontier,
-    frontier_chart,
     load_memory,
     real_sizes,
     weight_layers,
@@ -20,7 +19,7 @@ from experiments.training import stages
 from shortcut.train.cpu import keep_memory
 
 COMMANDS = (
-    *(stages, frontier, frontier_chart, weight_types, weight_layers, real_sizes, load_memory),
+    *(stages, frontier, weight_types, weight_layers, real_sizes, load_memory),
     *(gallery, fuzz, previews, soak),
 )
 

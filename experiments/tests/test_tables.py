@@ -15,7 +15,7 @@ import torch
 from experiments.scenes.edits import altered
 from experiments.scenes.facts import facts_of
 from experiments.scenes.scene import compose
-from experiments.tables import frontier, frontier_chart, frontier_measure
+from experiments.tables import frontier, frontier_measure
 from experiments.tables.cases import FIRST_SEED, Case, cases_of, edits_of
 from experiments.tables.frechet import Gaussian, frechet_distance
 from experiments.tables.rows import Row, measured_rows
@@ -150,22 +150,6 @@ def test_differences_are_taken_from_the_row_that_is_asked_for(
         found[baseline] = [float(cell.split("±")[0]) for cell in (*row[8:10], row[12])]
         assert not "".join(rows[baseline.removesuffix("-2")][8:10]).strip()
     assert found[ROWS[0]] == [-number for number in found[ROWS[1]]] != [0, 0, 0]
-
-
-def test_the_chart_has_the_rows_of_the_document() -> None:
-    text = frontier_chart.RESULTS.read_text(encoding="utf-8")
-    rows = {
-        (row.kind, row.order, row.num_steps, row.num_full): row
-        for row in frontier_chart.rows_in(text, 1000)
-    }
-    assert rows["vanilla", "", 32, 32].flops == 1000 and rows["vanilla", "", 8, 8].flops == 251
-    title = "| partial, early | 32 | 5 |"
-    cells = next(line for line in text.splitlines() if line.startswith(title)).split("|")
-    row = rows["partial", "early", 32, 5]
-    for estimate, cell in zip((row.distance, row.farther, row.surprise), cells[7:10], strict=True):
-        assert list(estimate) == [float(number) for number in cell.split("±")]
-    assert np.isnan(rows["vanilla", "", 32, 32].surprise).all()
-    assert max(row.num_steps for row in rows.values()) == 32  # of other models there are rows of 64
 
 
 def test_pictures_follow_from_the_seed_whatever_the_batch(tmp_path: Path) -> None:
