@@ -151,7 +151,7 @@ def add_arguments(
 ) -> None:
     """Add the options of the table. `files` holds the default of --model, --vq and so on; None = the task's."""
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
-    parser.add_argument("--batch", type=int, default=50, help="pictures sampled at a time")
+    parser.add_argument("--batch", type=int, default=25, help="pictures sampled at a time")
     parser.add_argument(
         "--dtype", choices=list(DTYPES), default="bfloat16", help="of model and head"
     )

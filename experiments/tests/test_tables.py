@@ -47,7 +47,7 @@ def test_fewer_vectors_than_dimensions_are_measured_and_nan_is_refused() -> None
         Gaussian.of(np.array([[0.0, 1.0], [np.nan, 0.0]]))
 
 
-@pytest.mark.parametrize("name", [*frontier.ROWS, "vq", "head-32-8@halton"])
+@pytest.mark.parametrize("name", [*frontier.ROWS, "vq"])
 def test_a_row_is_known_by_its_name(name: str) -> None:
     assert Row.parse(name).name == name
 
