@@ -47,9 +47,8 @@ def test_a_copy_runs_a_branch_and_the_picture_is_the_same(model, head, copied, w
     assert torch.equal(run(with_copy, head=chosen)["samples"], expected)
     num_full = 6 if way == "none" else 2
     assert passes[1] == num_full * [1]
-    assert passes[0] == (2 if way == "head" else 6) * [
-        1
-    ]  # partial passes too, which have one branch
+    # Partial passes have one branch, and run where the first one does.
+    assert passes[0] == (2 if way == "head" else 6) * [1]
     assert patches.without_effect(with_copy) == []
 
 
