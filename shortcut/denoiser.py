@@ -32,7 +32,7 @@ Kept = Any
 class Conditions(Protocol):
     """The condition of one guidance branch, rows = images. Only its conditioner and its model look inside.
 
-    One tensor is such a condition; so is any class with these three methods.
+    One tensor is such a condition; so is any dataclass of tensors with these three methods.
     """
 
     def to(self, device: Any, /) -> Conditions: ...
@@ -172,14 +172,22 @@ class Revealed:
 
 
 @dataclass(frozen=True, slots=True)
+class Chosen:
+    """Tokens that a step reveals, chosen before their codes are drawn."""
+
+    index_BK: Tensor  # ascending
+    is_finite: Tensor  # whether the logits that they were chosen by were
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """The image tokens before a step."""
 
     codes_BL: Tensor  # undefined where masked
     is_masked_BL: Tensor
     index_BN: Tensor  # of the masked ones, ascending
-    # The logits of a step -> the tokens (B, K) that it reveals, ascending, by the run's noise.
-    choose: Callable[[Logits], Tensor] | None = None
+    # The logits of a step -> the tokens that it reveals, by the run's noise.
+    choose: Callable[[Logits], Chosen] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +233,7 @@ class Prediction:
     """Features of a step whose tokens were chosen before they were made."""
 
     features: Features
-    chosen_BK: (
-        Tensor  # the image tokens that the step reveals, ascending: only their features are used
-    )
+    chosen: Chosen  # the image tokens that the step reveals: only their features are used
 
 
 class Accelerator(Protocol):
@@ -267,7 +273,7 @@ class Denoised:
     features: Features
     was_full: bool  # True: from a full pass. False: predicted
     # The image tokens that the step reveals, whose logits alone mean something then. None: not chosen yet.
-    chosen_BK: Tensor | None = None
+    chosen: Chosen | None = None
 
 
 class Denoiser:
@@ -305,8 +311,8 @@ class Denoiser:
             features = predicted.features if isinstance(predicted, Prediction) else predicted
             self.last = Snapshot(step, features, tokens.is_masked_BL)
         logits = partial(guided_logits, self.model, features, step.guidance)
-        chosen_BK = predicted.chosen_BK if isinstance(predicted, Prediction) else None
-        return Denoised(logits, features, was_full, chosen_BK)
+        chosen = predicted.chosen if isinstance(predicted, Prediction) else None
+        return Denoised(logits, features, was_full, chosen)
 
     def _full_pass(self, step: Step, tokens: Tokens) -> Snapshot:
         """Run a full pass. What the one before kept is let go first."""

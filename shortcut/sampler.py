@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .denoiser import AT_ONCE, Denoised, Logits, Revealed, Tokens, positions
+from .denoiser import AT_ONCE, Chosen, Denoised, Logits, Revealed, Tokens, positions
 from .noise import Noise
 from .orders import Order, confidence
 from .schedule import Step
@@ -118,9 +118,9 @@ def decide(
     Returns:
         (the tokens and codes, whether the logits were finite)
     """
-    if (index_BK := denoised.chosen_BK) is not None:
-        drawn = draw(denoised.logits, step, index_BK, noise)
-        return Revealed(drawn.codes_BN, index_BK), drawn.is_finite
+    if (chosen := denoised.chosen) is not None:
+        drawn = draw(denoised.logits, step, chosen.index_BK, noise)
+        return Revealed(drawn.codes_BN, chosen.index_BK), drawn.is_finite & chosen.is_finite
     drawn = draw(denoised.logits, step, index_BN, noise, order)
     chosen_BK = drawn.score_BN.topk(step.num_revealed).indices.sort().values
     revealed = Revealed(drawn.codes_BN.gather(1, chosen_BK), index_BN.gather(1, chosen_BK))
@@ -129,10 +129,11 @@ def decide(
 
 def choice(
     logits: Logits, step: Step, index_BN: Tensor, noise: Noise, order: Order = confidence
-) -> Tensor:
-    """Choose the tokens (B, K) that a step reveals, ascending, as `decide` does."""
-    score_BN = draw(logits, step, index_BN, noise, order).score_BN
-    return index_BN.gather(1, score_BN.topk(step.num_revealed).indices.sort().values)
+) -> Chosen:
+    """Choose the tokens that a step reveals, as `decide` does."""
+    drawn = draw(logits, step, index_BN, noise, order)
+    chosen_BK = drawn.score_BN.topk(step.num_revealed).indices.sort().values
+    return Chosen(index_BN.gather(1, chosen_BK), drawn.is_finite)
 
 
 def least_probable(

@@ -147,8 +147,7 @@ def tiny_run(ids, settings, *, use_head=True, dtype=None, head_dtype=None, **opt
 
 def logits_of(trace: Trace) -> Tensor:
     """Return the logits (B, N, V) that a step drew codes from."""
-    index_BN = trace.denoised.chosen_BK
-    if index_BN is None:
-        was_masked_BL = trace.is_masked_BL.scatter(1, trace.revealed.index_BK, True)
-        index_BN = positions(was_masked_BL, trace.step.num_masked)
-    return trace.denoised.logits(index_BN)
+    if (chosen := trace.denoised.chosen) is not None:
+        return trace.denoised.logits(chosen.index_BK)
+    was_masked_BL = trace.is_masked_BL.scatter(1, trace.revealed.index_BK, True)
+    return trace.denoised.logits(positions(was_masked_BL, trace.step.num_masked))

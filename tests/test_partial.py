@@ -487,6 +487,29 @@ def test_operations_of_partial_passes_are_those_of_the_tokens_run(way):
     assert found.total == found.full + found.partial + found.logits
 
 
+@pytest.mark.parametrize("guidance", [(0.0,), (2.0,)])
+@pytest.mark.parametrize("way", ["head", "partial+head"])
+def test_a_head_whose_features_are_not_finite_ends_the_run(
+    way: str, guidance: tuple[float]
+) -> None:
+    """Also where it only says which tokens come first."""
+    model, head = checkpoints.build(builders.model()), checkpoints.build(builders.head())
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        generate(
+            model.on_grid(4, 4),
+            (torch.zeros(1, dtype=torch.long),) * 2,
+            Settings(num_steps=5, full_steps=2, guidance=guidance),
+            SamplerRules(),
+            seed=0,
+            image_indices=[0],
+            num_tokens=16,
+            accelerator=named(way, head),
+        )
+
+
 def test_operations_of_the_other_accelerators_with_partial_passes():
     model, head = checkpoints.build(builders.model()), checkpoints.build(builders.head())
     settings, class_B = Settings(num_steps=5, full_steps=2), torch.zeros(1, dtype=torch.long)

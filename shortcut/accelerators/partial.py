@@ -45,8 +45,6 @@ NUM_NEIGHBOURS = 8  # of a token in a square of 3 x 3
 class Forecast(Protocol):
     """An accelerator that predicts all features of a step."""
 
-    looks_back: bool
-
     def predict(self, step: Step, tokens: Tokens, full: Snapshot, last: Snapshot) -> Features: ...
 
 
@@ -77,17 +75,17 @@ class Partial(Accelerator):
     ):
         self.model, self.conditions = checked(model), conditions
         self.where, self.with_neighbours = where or Reuse(), with_neighbours
-        self.kept_dtype, self.looks_back = kept_dtype, self.where.looks_back
+        self.kept_dtype = kept_dtype
 
     def predict(self, step: Step, tokens: Tokens, full: Snapshot, last: Snapshot) -> Prediction:
         """Return features that are fresh at the tokens run, and the tokens that the step reveals."""
         if tokens.choose is None:
             raise RuntimeError("partial passes need the sampler's choice of tokens.")
         at_hand = self.where.predict(step, tokens, full, last)
-        chosen_BK = tokens.choose(partial(guided_logits, self.model, at_hand, step.guidance))
+        chosen = tokens.choose(partial(guided_logits, self.model, at_hand, step.guidance))
         new_BK = last.revealed_until(step, tokens).index_BK
-        others_BM = self._others(step, tokens, last, new_BK, chosen_BK)
-        index_BM = torch.cat([new_BK, chosen_BK, others_BM], 1)
+        others_BM = self._others(step, tokens, last, new_BK, chosen.index_BK)
+        index_BM = torch.cat([new_BK, chosen.index_BK, others_BM], 1)
         where = [self.model.image_positions(index_BM, f_BSD.shape[1]) for f_BSD in at_hand]
         (fresh_BMD,) = self.model.partial_features(
             *(tokens.codes_BL, tokens.is_masked_BL, self.conditions[:1]),
@@ -97,7 +95,7 @@ class Partial(Accelerator):
         features = [replaced_at(at_hand[0], where[0], fresh_BMD)]
         for old_BSD, where_BM in zip(at_hand[1:], where[1:], strict=True):
             features.append(added_at(old_BSD, where_BM, change_BMD))
-        return Prediction(tuple(features), chosen_BK)
+        return Prediction(tuple(features), chosen)
 
     def _others(
         self, step: Step, tokens: Tokens, last: Snapshot, new_BK: Tensor, chosen_BK: Tensor
