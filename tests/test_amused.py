@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import models
 from shortcut_pack.shortcut.__main__ import main
+from shortcut_pack.shortcut.cli import contents
 from shortcut_pack.shortcut.generate import generate
 from shortcut_pack.shortcut.models import meissonic
 from shortcut_pack.shortcut.models.amused import ARCHITECTURE
@@ -36,6 +37,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pipeline(folder: Path) -> Pipeline:
     return Pipeline.load(folder)
+
+
+def test_a_picture_tells_apart_what_it_was_asked_for(pipeline: Pipeline) -> None:
+    of = [
+        contents.of_conditions(pipeline.conditions(Request(prompt=text), 2)) for text in ("a", "b")
+    ]
+    assert len({*of, contents.of_conditions(())}) == 3
+    assert contents.of_conditions(pipeline.conditions(Request(prompt="a"), 1)) == of[0]
 
 
 def test_a_published_folder_is_a_model(folder: Path, tmp_path: Path) -> None:

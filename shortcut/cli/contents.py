@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -40,9 +40,16 @@ def of_networks(pipeline: Pipeline) -> str:
 
 
 def of_conditions(branches: Branches) -> str:
-    """Return a digest of conditions that are tensors, such as the tokens of a prompt."""
-    rows = [branch[:1] for branch in branches]
-    return of_tensors((str(i), row) for i, row in enumerate(rows) if isinstance(row, Tensor))
+    """Return a digest of the first image's conditions, such as the tokens of its prompt."""
+    named = [(str(i), _tensors_of(branch[:1])) for i, branch in enumerate(branches)]
+    return of_tensors((name + field, row) for name, rows in named for field, row in rows)
+
+
+def _tensors_of(condition: Any) -> list[tuple[str, Tensor]]:
+    """Return the tensors that a condition is made of, by the names of its fields; of a tensor alone ""."""
+    if isinstance(condition, Tensor):
+        return [("", condition)]
+    return [(item.name, getattr(condition, item.name)) for item in fields(condition)]
 
 
 def of_file(path: Path) -> str:
