@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..shortcut import models
 from ..shortcut.checkpoint import Checkpoint
+from ..shortcut.compatibility import check_vq
 from ..shortcut.models.architecture import Conditioning, Request
-from ..shortcut.pipeline import check_vq
 from .host import NodeText
 from .latents import codes_of
 from .native import CodeVAE, MaskedImageModel, model_of

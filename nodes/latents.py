@@ -14,7 +14,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..shortcut.grid import Grid, check_multiples
+from ..shortcut.grid import Grid, check_multiples, in_pixels
 from ..shortcut.image import covered
 
 ROUNDING = 0.01  # what arithmetic with ids in float32 may leave of a whole one
@@ -65,12 +65,6 @@ def of_size(samples_B1hw: Tensor, only_grid: Grid, downscale: int, *, is_all_new
     if is_all_new and not samples_B1hw.any():
         return samples_B1hw.new_zeros(len(samples_B1hw), 1, *only_grid)
     raise _of_wrong_size(samples_B1hw, f"{in_pixels(only_grid, downscale)} only", downscale)
-
-
-def in_pixels(grid: Sequence[int], downscale: int) -> str:
-    """Return width x height of an image with so many rows and columns of codes."""
-    rows, columns = grid
-    return f"{columns * downscale} x {rows * downscale}"
 
 
 def _of_wrong_size(samples_B1hw: Tensor, expected: str, downscale: int) -> ValueError:

@@ -13,8 +13,9 @@ from comfy_api.latest import io
 
 from ..shortcut import shipped
 from ..shortcut.checkpoint import Checkpoint, cast, naming
+from ..shortcut.compatibility import check_vq
 from ..shortcut.models.architecture import Network
-from ..shortcut.pipeline import check_vq, conditioner_of
+from ..shortcut.pipeline import conditioner_of
 from ..shortcut.quantized import FLOAT8, TARGETS, format_of
 from ..shortcut.weight_formats import with_plain_lookups
 from . import clip, folders, host

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ..shortcut.accelerators.choice import head_bytes, kept_bytes
 from ..shortcut.checkpoint import Checkpoint
+from ..shortcut.compatibility import check_head
 from ..shortcut.generate import Result, generate, groups, masked_at_start, needed_branches
-from ..shortcut.grid import usual_grid
+from ..shortcut.grid import doubt_of_size, in_pixels
 from ..shortcut.memory import images_that_fit
 from ..shortcut.models.architecture import Branches, Conditioning, Grid
-from ..shortcut.pipeline import check_head
 from ..shortcut.schedule import Settings, plan
 from ..shortcut.split import Copy
 from .accelerate import Accelerated
@@ -29,7 +29,6 @@ from .latents import (
     codes_of,
     editable_of,
     has_mask_of,
-    in_pixels,
     indices_of,
     of_size,
     samples_of,
@@ -43,7 +42,6 @@ MEMORY_ADVICE = (
     "weight_dtype of Load MIGM to bfloat16 or float8_e4m3fn, or set cfg to 0, which halves the "
     "work."
 )
-FAR = 2  # times as long or short as a side that the model was trained on
 # (model, branches to guide away from, is there an accelerator, is there a mask) -> settings
 SettingsOf = Callable[[Checkpoint, int, bool, bool], Settings]
 
@@ -156,7 +154,14 @@ def job_of(
         "is_editable_BL": is_editable_BL,
         "denoise": denoise,
     }
-    doubts = [doubt_of_size(checkpoint, asked, grid, downscale)]
+    doubts = [doubt_of_size(checkpoint, grid, downscale)]
+    if grid != asked:
+        doubts.append(
+            f"{checkpoint.name} makes {in_pixels(grid, downscale)} pixels only, and makes that: latent_image is empty "
+            f"and for {in_pixels(asked, downscale)}"
+        )
+    if chosen.is_one_step and accelerated.name is not None:
+        doubts.append("a one-step student makes one full pass: what is wired to head has no effect")
     if is_empty and not is_all_new:
         doubts.append(
             "latent_image is empty, so what is not made anew is code 0 everywhere: wire VAE Encode, or set denoise to "
@@ -249,20 +254,3 @@ def in_words(result: Result, speed: Speed | None) -> str:
     if result.num_full == result.num_steps:
         return f"{took} (vanilla)"
     return took if speed is None else f"{took}, {speed}"
-
-
-def doubt_of_size(model: Checkpoint, asked: Grid, grid: Grid, downscale: int) -> str | None:
-    """Return what to say of a size far from what the model was trained on, or not the one asked for; None = nothing."""
-    if grid != asked:
-        return (
-            f"{model.name} makes {in_pixels(grid, downscale)} pixels only, and makes that: latent_image is empty and "
-            f"for {in_pixels(asked, downscale)}"
-        )
-    usual = usual_grid(model)
-    sides = [side / trained for side, trained in zip(grid, usual, strict=True)]
-    if max(sides) <= FAR and min(sides) >= 1 / FAR:
-        return None
-    found, trained = in_pixels(grid, downscale), in_pixels(usual, downscale)
-    line = f"{found} pixels is far from the {trained} that {model.name} was trained on: the picture may fall apart"
-    times = sides[0] * sides[1]
-    return line if times < FAR else f"{line}, and a step works on {times:.0f} times as many tokens"

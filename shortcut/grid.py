@@ -5,9 +5,13 @@ A grid is (rows, columns).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .checkpoint import Checkpoint
-from .guard import MAX_SIDE, shown
+from .guard import MAX_SIDE, check_whole
 from .models.architecture import Grid
+
+FAR = 2  # times as long or short as a side that the model was trained on
 
 
 def usual_grid(model: Checkpoint) -> Grid:
@@ -52,10 +56,9 @@ def grid_of(
 
 
 def check_sides(width: int, height: int, downscale: int) -> None:
-    """Raise ValueError if a side is longer than any that is meant."""
+    """Raise ValueError if a side is no whole number, or longer than any that is meant."""
     for name, side in (("width", width), ("height", height)):
-        if side > MAX_SIDE * downscale:
-            raise ValueError(f"{name} must be at most {MAX_SIDE * downscale}, got {shown(side)}.")
+        check_whole(name, side, 0, MAX_SIDE * downscale)
 
 
 def check_multiples(width: int, height: int, downscale: int) -> None:
@@ -66,6 +69,24 @@ def check_multiples(width: int, height: int, downscale: int) -> None:
             f"an image of {width} x {height} pixels does not fit the codes of {downscale} x {downscale} pixels. The "
             f"nearest sizes are {nearest[0]} wide and {nearest[1]} high."
         )
+
+
+def in_pixels(grid: Sequence[int], downscale: int) -> str:
+    """Return width x height of an image with so many rows and columns of codes."""
+    rows, columns = grid
+    return f"{columns * downscale} x {rows * downscale}"
+
+
+def doubt_of_size(model: Checkpoint, grid: Grid, downscale: int) -> str | None:
+    """Return what to say of a size far from what the model was trained on; None = nothing."""
+    usual = usual_grid(model)
+    sides = [side / trained for side, trained in zip(grid, usual, strict=True)]
+    if max(sides) <= FAR and min(sides) >= 1 / FAR:
+        return None
+    found, trained = in_pixels(grid, downscale), in_pixels(usual, downscale)
+    line = f"{found} pixels is far from the {trained} that {model.name} was trained on: the picture may fall apart"
+    times = sides[0] * sides[1]
+    return line if times < FAR else f"{line}, and a step works on {times:.0f} times as many tokens"
 
 
 def _multiples(side: int, downscale: int) -> list[int]:

@@ -19,8 +19,12 @@ def to_pictures(pixels_BCYX: Tensor) -> list[Image.Image]:
 
     Source: MIGM-Shortcut Trainer/vit.py, images are (x + 1) / 2 clipped to [0, 1].
     """
-    bytes_BYXC = ((pixels_BCYX.float() + 1) / 2).clamp(0, 1).mul(255).round().byte().movedim(1, -1)
-    return [Image.fromarray(picture) for picture in bytes_BYXC.cpu().numpy()]
+    return [_picture(pixels_CYX) for pixels_CYX in pixels_BCYX]  # one by one, to take less memory
+
+
+def _picture(pixels_CYX: Tensor) -> Image.Image:
+    bytes_YXC = ((pixels_CYX.float() + 1) / 2).clamp(0, 1).mul(255).round().byte().movedim(0, -1)
+    return Image.fromarray(bytes_YXC.cpu().numpy())
 
 
 def to_pixels(picture: Image.Image) -> Tensor:

@@ -59,6 +59,11 @@ def start_of(pipeline: Pipeline, given: Pictures, task: str | None) -> Start:
     wanted = _source_pictures(pipeline, given, task)
     changes = [name for name in ("mask", "outpaint", "denoise") if getattr(given, name) is not None]
     downscale = pipeline.downscale
+    if given.outpaint is not None and given.denoise is not None and given.denoise < 1:
+        raise ValueError(
+            f"--denoise {given.denoise:g} with --outpaint would leave a share of what is added without a picture. "
+            "Leave --denoise out."
+        )
     if given.image is None:
         if changes:
             raise ValueError(f"--{changes[0]} needs the picture to change. Add --image.")

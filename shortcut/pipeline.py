@@ -22,21 +22,23 @@ from torch import Tensor
 from . import checkpoint as checkpoints
 from . import shipped
 from .accelerators import MakeAccelerator
-from .accelerators.choice import HEAD, PARTIAL, head_bytes, kept_bytes, named, needs_head
+from .accelerators.choice import HEAD, PARTIAL, check, named, needs_head, run_bytes
 from .checkpoint import Checkpoint
 from .companions import placed
+from .compatibility import check_head, check_vq
 from .compiled import Compiled
 from .cuda_graph import Recordings
 from .denoiser import Conditions
 from .devices import advice_on_memory, checked_devices, is_out_of_memory
 from .generate import Result, generate, needed_branches, unrecorded
-from .grid import Grid, grid_of
+from .grid import Grid, doubt_of_size, grid_of
 from .guard import MAX_IMAGES, check_whole
 from .image import to_pictures
 from .memory import images_at_once
 from .models.architecture import (
     ONE_STEP,
     Architecture,
+    Branches,
     Conditioner,
     HeadNetwork,
     ModelNetwork,
@@ -45,7 +47,7 @@ from .models.architecture import (
 )
 from .sampler import Trace
 from .schedule import Settings
-from .settings import chosen_settings
+from .settings import chosen_settings, unknown_settings
 from .split import Copy
 
 logger = logging.getLogger(__name__)
@@ -128,6 +130,8 @@ class Pipeline:
         dtype = dtype or default_dtype(model_file)
         if accelerator is None and head_file is not None:
             accelerator = HEAD
+        if accelerator is not None:
+            check(accelerator, has_head=head_file is not None)
         build = partial(checkpoints.build, device=found_device)
         pipeline = cls(
             model_file=model_file.without_tensors(),
@@ -156,15 +160,27 @@ class Pipeline:
         named(name, self.head)
         return replace(self, accelerator_name=name)
 
-    def accelerated(self, name: str | None, *, is_faster: bool) -> Pipeline:
-        """Return the pipeline for a run with the accelerator `name`; None = its own.
+    def for_run(self, accelerator: str | None, preset: str | None, full_steps: Any) -> Pipeline:
+        """Return the pipeline with the accelerator of a run.
 
         Args:
-            is_faster: True: some steps shall not be full passes. Then partial passes answer them if nothing else does.
+            accelerator: its name; None = the pipeline's own, or partial passes if it has none and a preset or full
+                steps are given.
+
+        Raises:
+            ValueError: as `with_accelerator`, or one is given for a single step.
         """
-        if name is None and self.accelerator_name is None and is_faster:
-            name = PARTIAL
-        return self if name is None else self.with_accelerator(name)
+        if preset == ONE_STEP:
+            if accelerator is not None:
+                raise ValueError(
+                    f"--preset {ONE_STEP} is a single full pass, with nothing for --accelerator {accelerator} to do. "
+                    "Leave one of them out."
+                )
+            return replace(self, accelerator_name=None)
+        is_faster = preset is not None or full_steps is not None
+        if accelerator is None and self.accelerator_name is None and is_faster:
+            accelerator = PARTIAL
+        return self if accelerator is None else self.with_accelerator(accelerator)
 
     @property
     def architecture(self) -> Architecture:
@@ -187,6 +203,21 @@ class Pipeline:
         """The head, if the accelerator asks it."""
         return self.head if needs_head(self.accelerator_name) else None
 
+    def conditions(self, request: Request, num_images: int) -> Branches:
+        """Return the conditions of each guidance branch, rows = images. Words that say nothing to the model are logged.
+
+        Raises:
+            ValueError: the request has something that the model does not know or take, or lacks something.
+        """
+        self.architecture.check(request)
+        branches = self.conditioner.conditions(request, num_images)
+        if unknown := self.conditioner.unknown_words(request):
+            logger.warning(
+                "%s never saw these words, which say nothing to it: %s.",
+                *(self.model_file.name, ", ".join(unknown)),
+            )
+        return branches
+
     def generate(
         self,
         prompt: str | None = None,
@@ -206,8 +237,7 @@ class Pipeline:
         Args:
             label: name or number of a class.
             width, height: pixels; None = those that the model was trained on.
-            accelerator: as for `load`; None = the pipeline's own, or partial passes if it has none and a preset or full
-                steps are given.
+            accelerator: as for `for_run`.
             settings: as for `chosen_settings`: preset, steps, full_steps, cfg, temperature, schedule ...
 
         Raises:
@@ -215,13 +245,12 @@ class Pipeline:
             RuntimeError: the device is out of memory.
         """
         check_whole("num_images", num_images, 1, MAX_IMAGES)
-        settings = {name: value for name, value in settings.items() if value is not None}
-        is_faster = settings.get("preset", ONE_STEP) != ONE_STEP or "full_steps" in settings
-        self = self.accelerated(accelerator, is_faster=is_faster)
+        if unknown := settings.keys() & {"num_guided", "has_mask"}:  # not for a user to say
+            raise unknown_settings(unknown)
+        self = self.for_run(accelerator, settings.get("preset"), settings.get("full_steps"))
         label = None if label is None else str(label)
         request = Request(prompt=prompt, label=label, negative=negative)
-        self.architecture.check(request)
-        conditions = self.conditioner.conditions(request, num_images)
+        conditions = self.conditions(request, num_images)
         chosen = chosen_settings(
             self.model_file,
             num_guided=len(conditions) - 1,
@@ -257,14 +286,16 @@ class Pipeline:
         model = self.model.on_grid(*grid, is_sequential=self.is_sequential)
         lengths = [model.sequence_length(condition) for condition in conditions]
 
+        if doubt := doubt_of_size(self.model_file, grid, self.downscale):
+            logger.warning("%s.", doubt)
+
         def needed(num_images: int) -> float:
-            name, size = self.accelerator_name, (num_images, lengths)
-            of_head = head_bytes(name, self.head, *size, is_sequential=self.is_sequential)
-            a_pass = max(model.activation_bytes(*size), of_head)
-            run = a_pass + kept_bytes(name, model, *size)
-            return (
-                run if self.recordings is None else 2 * run
-            )  # a recording's own, and its warm-up's
+            run = run_bytes(
+                *(self.accelerator_name, model, self.head, num_images, lengths),
+                is_sequential=self.is_sequential,
+            )
+            # of a recording its own, and its warm-up's
+            return run if self.recordings is None else 2 * run
 
         at_once = images_at_once(needed, len(image_indices), self.device)
         if (num_idle := len(self.copies) + 1 - len(conditions)) > 0:
@@ -303,22 +334,22 @@ class Pipeline:
     @torch.no_grad()
     def encode(self, pixels_BCYX: Tensor) -> Tensor:
         """Return codes (B, h, w) on the CPU of RGB pixels in [-1, 1]."""
-        return self._by_vq(self.vq.encode, pixels_BCYX).cpu()
+        return self._by_vq(self.vq.encode, pixels_BCYX)
 
     @torch.no_grad()
     def decode(self, codes_Bhw: Tensor) -> Tensor:
-        """Return pixels (B, 3, Y, X)."""
+        """Return pixels (B, 3, Y, X) on the CPU."""
         return self._by_vq(self.vq.decode, codes_Bhw)
 
     def _by_vq(self, make: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """Apply a method of the VQ model to images one at a time, so that memory does not grow with the batch.
+        """Apply a method of the VQ model to images one at a time, so that its memory does not grow with the batch.
 
         Where a device has no room for it beside the model, the VQ model moves to the CPU, and stays there.
         """
         place = next(self.vq.parameters()).device
         try:
             with advice_on_memory():
-                return torch.cat([make(image.to(place)) for image in images.split(1)])
+                return torch.cat([make(image.to(place)).cpu() for image in images.split(1)])
         except RuntimeError as error:
             if place.type == "cpu" or not is_out_of_memory(error):
                 raise
@@ -338,63 +369,3 @@ def conditioner_of(model: Checkpoint) -> Conditioner:
     """Return the conditioner of a model's file."""
     with placed(model) as path:
         return model.architecture.conditioner(model.config, model.metadata.class_names, path)
-
-
-def check_vq(vq: Checkpoint, model: Checkpoint) -> None:
-    """Raise ValueError if a VQ model does not go with a model. Neither needs its tensors."""
-    if vq.config.num_codes != model.config.num_codes:
-        raise ValueError(
-            f"{vq.name} has {vq.config.num_codes} codes, and {model.name} makes "
-            f"{model.config.num_codes}. Give the VQ model that it was trained with (--vq; vq_name in Load MIGM)."
-        )
-
-
-def check_head(head: Checkpoint, model: Checkpoint, *, is_start: bool = False) -> str | None:
-    """Check that `head` belongs to `model`. Neither needs its tensors.
-
-    Args:
-        is_start: True: a training starts from it, so it may be of a model of the same sizes with other weights.
-
-    Returns:
-        What could not be verified, as a sentence; None if everything was.
-
-    Raises:
-        ValueError: it is a head for another architecture, another width or other weights, or its rotary base, norms or
-            heads are not those of the model.
-    """
-    problem = None
-    expected = head.metadata.model_fingerprint
-    if head.layout != model.architecture.head:
-        problem = f"is a {head.layout.title}, which does not go with a {model.layout.title}"
-    elif head.config.model_width != model.config.width:
-        problem = f"is for a width of {head.config.model_width}, not {model.config.width}"
-    elif expected and expected != model.fingerprint and not is_start:
-        problem = f"was trained for the model {expected}, not {model.fingerprint}"
-    elif (field := _differing(head, model)) is not None:
-        mine, its = (getattr(item.config, field) for item in (head, model))
-        said = "does not state and was read with" if field in head.assumed else "states"
-        problem = f"{said} {field} = {mine}, not {its}"
-    if problem is not None:
-        raise ValueError(
-            f"{head.name} {problem} as in {model.name}. Pick the head that was trained for this "
-            "model."
-        )
-    if expected:
-        return None
-    return (
-        f"{head.name} does not say which model it was trained for. Its width {model.config.width} "
-        f"fits {model.name}; nothing else could be verified."
-    )
-
-
-def _differing(head: Checkpoint, model: Checkpoint) -> str | None:
-    """Return the first field that a head must have as its model has it, and has not.
-
-    A head that was trained here has a number of heads of its own.
-    """
-    is_ours = bool(head.metadata.model_fingerprint)
-    for name in head.layout.from_model:
-        mine, its = (getattr(item.config, name) for item in (head, model))
-        if mine != its and not (is_ours and name == "num_heads"):
-            return name
-    return None

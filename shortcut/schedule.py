@@ -80,7 +80,8 @@ class Settings:
             check_number("cfg", weight, 0, MAX_WEIGHT)
         if self.choice_temperature != math.inf:
             check_number("choice temperature", self.choice_temperature, 0, MAX_WEIGHT)
-        if self.full_steps is not None and not isinstance(self.full_steps, int | tuple):
+        listed = self.full_steps if isinstance(self.full_steps, tuple) else (self.full_steps,)
+        if self.full_steps is not None and not all(type(index) is int for index in listed):
             raise ValueError(
                 f"full steps must be a whole number or a tuple of steps, got {shown(self.full_steps)}."
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -90,6 +91,7 @@ def chosen_settings(
         usual = with_preset(usual, model, preset)
         steps, full_steps = usual.num_steps, usual.full_steps
     num_steps = usual.num_steps if steps is None else steps
+    check_whole("steps", num_steps, 1, MAX_STEPS)
     if accelerator is not None and full_steps is None:
         full_steps = own_full_steps(accelerator, num_steps)
         full_steps = full_steps or stated_full_steps(usual, model.architecture, num_steps)
@@ -109,14 +111,25 @@ def chosen_settings(
             usual, num_steps=num_steps, full_steps=full_steps, guidance=guidance, **given
         )
     except TypeError:
-        known = "preset, steps, full_steps, cfg, cfg_image, temperature, choice_temperature, schedule, order"
-        raise ValueError(f"settings are {known}; got {', '.join(sorted(given))}.") from None
+        raise unknown_settings(given) from None
     settings.check()
+    idle = given.keys() & {"order", "schedule", "choice_temperature"}
+    if settings.is_one_step and idle:
+        raise ValueError(
+            f"the preset {ONE_STEP} makes all tokens in one step, where {', '.join(sorted(idle))} has no effect. "
+            "Leave it out."
+        )
     if settings.order == HALTON and "choice_temperature" in given:
         raise ValueError(
             f"the order {HALTON} has no choice temperature. Leave it out, or the order."
         )
     return settings
+
+
+def unknown_settings(names: Iterable[str]) -> ValueError:
+    """Return the error for settings that there are not, all those given."""
+    known = "preset, steps, full_steps, cfg, cfg_image, temperature, choice_temperature, schedule, order"
+    return ValueError(f"settings are {known}; got {', '.join(sorted(names))}.")
 
 
 def with_preset(settings: Settings, model: Checkpoint, name: str) -> Settings:

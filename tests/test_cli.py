@@ -24,6 +24,7 @@ from shortcut_pack.shortcut.models.maskgit import head as head_file
 from shortcut_pack.shortcut.models.maskgit import transformer as maskgit
 from shortcut_pack.shortcut.models.maskgit import vqgan as maskgit_vqgan
 from shortcut_pack.shortcut.models.token_head import TokenHead
+from shortcut_pack.shortcut.pipeline import Pipeline
 
 SIDE, CODES, CLASSES = 4, 16, 3
 
@@ -95,6 +96,15 @@ def test_a_picture_with_its_settings_and_tokens(run, folder: Path, tmp_path: Pat
         assert picture.size == (2 * SIDE, 2 * SIDE)
         described = json.loads(picture.info["shortcut"])
     assert described["seed"] == 5 and described["full_steps"] == 2
+
+
+def test_tokens_are_kept_where_the_pictures_find_no_memory(run, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(Pipeline, "decode", full)
+    status, codes, *_ = run()
+    assert status == 1 and codes.shape == (1, SIDE, SIDE)
 
 
 def test_more_steps_than_tokens_are_not_taken_and_that_is_said(

@@ -277,6 +277,7 @@ def test_the_style_of_a_second_picture(run: Run) -> None:
         ((*EDIT, "--outpaint", "1,0,0,0"), "got 1 for left. The nearest are 0 and 2"),
         ((*EDIT, "--outpaint", "2,0"), "must be four numbers of pixels, left,top,right,bottom"),
         ((*EDIT, "--outpaint", "0,0,0,0"), "--outpaint adds nothing"),
+        ((*EDIT, "--outpaint", "2,0,0,0", "--denoise", "0.5"), "added without a picture. Leave"),
         ((*PROMPT, "--preset", "fast"), "--preset sets --steps and --full-steps"),
         ((*PROMPT, "--head", "classes-head.safetensors"), "does not go with a Lumina-DiMOO"),
         ((*PROMPT, "--vq", "other/vq8.safetensors"), "has 8 codes, and model.safetensors makes 16"),

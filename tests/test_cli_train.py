@@ -24,7 +24,7 @@ from PIL import Image
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.cli import train as cli_train
-from shortcut_pack.shortcut.pipeline import check_head
+from shortcut_pack.shortcut.compatibility import check_head
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]

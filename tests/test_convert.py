@@ -15,8 +15,8 @@ from builders import KINDS, assert_same
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import quantized
 from shortcut_pack.shortcut.__main__ import main
+from shortcut_pack.shortcut.compatibility import check_head
 from shortcut_pack.shortcut.models.lumina_dimoo.tokenizer import tokenizer_folder
-from shortcut_pack.shortcut.pipeline import check_head
 
 
 @pytest.fixture(params=KINDS)

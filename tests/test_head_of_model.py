@@ -15,8 +15,9 @@ from golden_sets import load as golden
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.checkpoint import Checkpoint
+from shortcut_pack.shortcut.compatibility import check_head
 from shortcut_pack.shortcut.files import Metadata
-from shortcut_pack.shortcut.pipeline import Pipeline, check_head
+from shortcut_pack.shortcut.pipeline import Pipeline
 
 OTHER = {"rope_theta": 12_345.0, "norm_eps": 1e-3}
 

@@ -17,10 +17,10 @@ from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import kitchen, quantized
 from shortcut_pack.shortcut.__main__ import main
 from shortcut_pack.shortcut.checkpoint import Checkpoint
+from shortcut_pack.shortcut.compatibility import check_head
 from shortcut_pack.shortcut.files import read
 from shortcut_pack.shortcut.models.layers import Bare
 from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
-from shortcut_pack.shortcut.pipeline import check_head
 from torch import Tensor
 
 STORED = {"int8_convrot": "int8_tensorwise", "nvfp4": "nvfp4", "asym_w4a8": "asym_w4a8_int8"}

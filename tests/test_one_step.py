@@ -179,10 +179,25 @@ def test_what_a_student_is_refused(tmp_path: Path) -> None:
         )
 
 
-def test_in_python_a_preset_of_one_step_needs_no_accelerator() -> None:
+def test_in_python_a_preset_of_one_step_takes_nothing_that_a_single_pass_has_no_use_for() -> None:
     pipeline = Pipeline.load("scenes")
-    (picture,) = pipeline.generate(label="night snow", seed=3, preset="one_step")
-    (partly,) = pipeline.generate(
-        label="night snow", seed=3, preset="one_step", accelerator="partial"
-    )
-    assert picture.tobytes() == partly.tobytes()
+    assert pipeline.accelerator_name == "partial"
+    asked = {"label": "night snow", "preset": "one_step"}
+    assert len(pipeline.generate(**asked, temperature=0.9)) == 1
+    with pytest.raises(ValueError, match="nothing for --accelerator partial to do"):
+        pipeline.generate(**asked, accelerator="partial")
+    for idle in ({"order": "halton"}, {"schedule": "cosine"}, {"choice_temperature": 3.0}):
+        with pytest.raises(
+            ValueError, match=f"in one step, where {next(iter(idle))} has no effect"
+        ):
+            pipeline.generate(**asked, **idle)
+
+
+def test_the_picture_of_one_step_says_nothing_of_an_accelerator(tmp_path: Path) -> None:
+    out = tmp_path / "a.png"
+    line = ["generate", "--class", "3", "--preset", "one_step", "--out", str(out)]
+    assert main(line) == 0
+    with Image.open(out) as picture:
+        assert "accelerator" not in json.loads(picture.info["shortcut"])
+        assert "Accelerator" not in picture.info["prompt"]
+    assert main([*line, "--accelerator", "partial"]) == 1

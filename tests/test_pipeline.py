@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +208,55 @@ def test_a_setting_of_none_is_not_given(tmp_path: Path) -> None:
         num_full.append(0)
         loaded.generate(label="0", steps=6, on_step=count, **given)
     assert num_full == [6, 6, 6, 2]
+
+
+WRONG = (
+    ({"steps": 10**12}, "steps must be at most 10000, got 1000000000000"),
+    ({"steps": 2.0}, "steps must be a whole number"),
+    ({"width": 128.0}, "width must be a whole number"),
+    ({"height": "128"}, "height must be a whole number"),
+    ({"full_steps": True}, "full steps must be a whole number or a tuple of steps"),
+    ({"full_steps": (0, 1.5)}, "full steps must be a whole number or a tuple of steps"),
+    ({"num_guided": 2}, "settings are preset, steps.*; got num_guided"),
+    ({"has_mask": True}, "settings are preset, steps.*; got has_mask"),
+    ({"prompt": 5}, "prompt must be a text, got 5"),
+    ({"accelerator": "ml-cache", "steps": 10**12}, "steps must be at most"),
+)
+
+
+@pytest.mark.parametrize(("given", "message"), WRONG, ids=str)
+def test_in_python_too_a_wrong_input_is_named(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        scenes().generate(**{"label": "night snow", "steps": 2, **given})
+
+
+@cache
+def scenes() -> Pipeline:
+    return Pipeline.load("scenes")
+
+
+def test_in_python_too_a_size_far_from_training_and_unknown_words_are_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pytest.importorskip("transformers")
+    of_text = Pipeline.load("scenes text")
+    of_text.generate("two red houses", steps=1)
+    assert not caplog.text
+    of_text.generate("a purple dragon", steps=1, width=320, height=96)
+    assert "320 x 96 pixels is far from the 96 x 96" in caplog.text
+    assert "never saw these words" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"accelerator": "partly"}, "accelerator must be one of"),
+        ({"accelerator": "head", "head": "none"}, "needs a shortcut head"),
+    ],
+)
+def test_an_accelerator_that_cannot_be_is_said_before_anything_is_built(
+    given: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.checkpoints, "build", None)
+    with pytest.raises(ValueError, match=message):
+        Pipeline.load("scenes", **given)

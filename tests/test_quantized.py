@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import quantized
 from shortcut_pack.shortcut.checkpoint import Checkpoint
+from shortcut_pack.shortcut.compatibility import check_head
 from shortcut_pack.shortcut.files import read
 from shortcut_pack.shortcut.models.key_table import rename_keys
 from shortcut_pack.shortcut.models.layers import Bare
 from shortcut_pack.shortcut.models.lumina_dimoo import transformer as lumina
-from shortcut_pack.shortcut.pipeline import check_head, default_dtype
+from shortcut_pack.shortcut.pipeline import default_dtype
 from shortcut_pack.shortcut.quantized import MARK
 from shortcut_pack.shortcut.weight_formats import with_plain_lookups
 from torch import Tensor

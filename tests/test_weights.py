@@ -17,11 +17,11 @@ from builders import KINDS, assert_same
 from safetensors.torch import load_file, save_file
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import models
+from shortcut_pack.shortcut.compatibility import check_head
 from shortcut_pack.shortcut.denoiser import guided_logits
 from shortcut_pack.shortcut.models.maskgit import head as head_file
 from shortcut_pack.shortcut.models.maskgit import transformer as maskgit
 from shortcut_pack.shortcut.models.maskgit import vqgan as maskgit_vqgan
-from shortcut_pack.shortcut.pipeline import check_head
 from shortcut_pack.shortcut.schedule import Settings
 from shortcut_pack.shortcut.settings import usual_settings
 

@@ -61,7 +61,7 @@ def measure(row: Row, seed: int, cases: Sequence[Case], subject: Subject) -> Fig
 
 def _judged(subject: Subject, codes_Bhw: Tensor, cases: Sequence[Case]) -> dict[str, np.ndarray]:
     """Return what the judge sees in the pictures."""
-    pixels_BCYX = subject.pipeline.decode(codes_Bhw.to(subject.pipeline.device))
+    pixels_BCYX = subject.pipeline.decode(codes_Bhw).to(subject.pipeline.device)
     facts = reader.read(subject.judge, pixels_BCYX)
     return {
         "features": reader.features(subject.judge, pixels_BCYX),

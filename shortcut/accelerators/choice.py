@@ -24,22 +24,23 @@ NAMES = (HEAD, "reuse", "taylor", *KEEPING, *(name + FLOAT8 for name in KEEPING)
 
 
 def named(name: str, head: HeadNetwork | None) -> MakeAccelerator:
-    """Return what makes the accelerator called `name`.
+    """Return what makes the accelerator called `name`. Raises ValueError as `check`."""
+    check(name, has_head=head is not None)
+    return partial(_made, name, head if needs_head(name) else None)
 
-    Raises:
-        ValueError: there is none of that name, or it needs a head and there is none.
-    """
+
+def check(name: str, *, has_head: bool) -> None:
+    """Raise ValueError if there is no accelerator called `name`, or it needs a head and there is none."""
     if name not in NAMES:
         known = ", ".join(NAMES[: -len(KEEPING)])
         raise ValueError(
             f"accelerator must be one of {known}, those with partial or cache in their names also with {FLOAT8} "
             f"behind, got {name!r}."
         )
-    if needs_head(name) and head is None:
+    if needs_head(name) and not has_head:
         raise ValueError(
             f"the accelerator {name} needs a shortcut head. Give a head, or choose {PARTIAL}."
         )
-    return partial(_made, name, head if needs_head(name) else None)
 
 
 def needs_head(name: str | None) -> bool:
@@ -56,6 +57,27 @@ def own_full_steps(name: str, num_steps: int) -> tuple[int, ...] | None:
     """Return the full passes that the accelerator called `name` has by its own rule; None = it has none."""
     is_ruled = name.removesuffix(FLOAT8) == ML_CACHE
     return ml_cache.own_full_steps(num_steps) if is_ruled else None
+
+
+def run_bytes(
+    name: str | None,
+    model: GridModel,
+    head: HeadNetwork | None,
+    num_images: int,
+    lengths: Sequence[int],
+    *,
+    is_sequential: bool = False,
+) -> float:
+    """Return the memory of a run above the weights: of a pass of the model or the head, and of what is kept.
+
+    Args:
+        name: of the accelerator; None = vanilla.
+        lengths: sequence length of each guidance branch.
+        is_sequential: True: one guidance branch at a time.
+    """
+    of_head = head_bytes(name, head, num_images, lengths, is_sequential=is_sequential)
+    a_pass = max(model.activation_bytes(num_images, lengths), of_head)
+    return a_pass + kept_bytes(name, model, num_images, lengths)
 
 
 def kept_bytes(

@@ -38,7 +38,7 @@ def run_question(options: argparse.Namespace) -> int:
     num_passes = sum(len(block.steps) for block in text_plan(settings))
     pipeline = _loaded(options)
     _, request = request_of(pipeline, options)
-    condition = pipeline.conditioner.conditions(request, 1)[0]
+    condition = pipeline.conditions(request, 1)[0]
     output, begun, num_done = text_output(pipeline), time.perf_counter(), 0
     with tqdm(total=num_passes, unit="pass", disable=None, file=sys.stderr) as bar:
 
@@ -69,7 +69,7 @@ def run_edit(options: argparse.Namespace) -> int:
     pipeline = _loaded(options)
     hashes = hashes_of(options)
     begin, request = request_of(pipeline, options)
-    conditions = pipeline.conditioner.conditions(request, options.batch_size)
+    conditions = pipeline.conditions(request, options.batch_size)
     output, begun = text_output(pipeline), time.perf_counter()
     with tqdm(total=settings.num_steps, unit="step", disable=None, file=sys.stderr) as bar:
         codes_Bhw, texts = edit(
@@ -89,10 +89,10 @@ def run_edit(options: argparse.Namespace) -> int:
         **hashes,
         "texts": texts,
     }
+    if options.save_tokens is not None:  # first: for the pictures there may be no memory
+        write_tokens(options.save_tokens, codes_Bhw)
     paths = paths_of(options.out, options.batch_size)
     write_pictures(paths, pipeline.decode(codes_Bhw), about, None)
-    if options.save_tokens is not None:
-        write_tokens(options.save_tokens, codes_Bhw)
     _say(texts, options, seconds=seconds, steps=settings.num_steps)
     return 0
 

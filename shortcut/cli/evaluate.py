@@ -16,13 +16,13 @@ from .. import checkpoint as checkpoints
 from .. import shipped
 from ..accelerators.choice import HEAD, NAMES, named, needs_head
 from ..checkpoint import Checkpoint
+from ..compatibility import check_head
 from ..devices import advice_on_memory
 from ..flops import count_flops
 from ..generate import generate
 from ..guard import MAX_IMAGES, MAX_SEED, MAX_STEPS, check_whole
 from ..models.architecture import HeadNetwork, ModelNetwork
 from ..models.layers import Bare
-from ..pipeline import check_head
 from ..settings import usual_full_steps
 from ..train.evaluate import HELD_OUT, divergence_of_run, evaluate, held_out_runs
 from ..train.teacher import Teacher

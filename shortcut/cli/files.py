@@ -17,6 +17,7 @@ from .. import checkpoint as checkpoints
 from .. import published, quantized
 from ..checkpoint import Checkpoint
 from ..companions import placed
+from ..compatibility import check_head
 from ..containers import INDEX_SUFFIX
 from ..files import parts
 from ..guard import message_of
@@ -87,8 +88,6 @@ def run_convert(options: argparse.Namespace) -> int:
     if options.title is not None:
         metadata = replace(metadata, title=options.title)
     if model is not None:
-        from ..pipeline import check_head  # `info` does without
-
         check_head(checkpoint, model)
         metadata = replace(metadata, model_fingerprint=model.fingerprint)
     changed = replace(checkpoint, metadata=metadata)

@@ -49,10 +49,10 @@ def run(options: argparse.Namespace) -> int:
     with tqdm(total=job.num_steps, unit="step", disable=None, file=sys.stderr) as bar:
         result = job.run(lambda trace: progress(bar, trace))
     codes_Bhw = result.codes_BL.unflatten(1, job.grid)
+    if options.save_tokens is not None:  # first: for the pictures there may be no memory
+        write_tokens(options.save_tokens, codes_Bhw)
     paths = paths_of(options.out, job.num_images)
     write_pictures(paths, pipeline.decode(codes_Bhw), job.about, job.graph)
-    if options.save_tokens is not None:
-        write_tokens(options.save_tokens, codes_Bhw)
     if options.json:
         print(json.dumps(report(job, result)))
     return 0

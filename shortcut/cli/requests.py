@@ -23,7 +23,7 @@ from ..generate import Result, masked_at_start, needed_branches
 from ..grid import Grid
 from ..guard import MAX_IMAGES, MAX_SEED, check_whole
 from ..init_image import Pictures, Start, start_of
-from ..models.architecture import ONE_STEP, Architecture, Branches, Request
+from ..models.architecture import Architecture, Branches, Request
 from ..pipeline import Pipeline, chosen_settings
 from ..sampler import Trace
 from ..schedule import Settings, plan
@@ -117,8 +117,7 @@ def job_of(pipeline: Pipeline, options: argparse.Namespace) -> Job:
         ValueError: an option is out of range, or does not go with the model or another option.
         OSError: a picture cannot be read.
     """
-    is_faster = options.preset not in (None, ONE_STEP) or options.full_steps is not None
-    pipeline = pipeline.accelerated(options.accelerator, is_faster=is_faster)
+    pipeline = pipeline.for_run(options.accelerator, options.preset, options.full_steps)
     num_images = options.batch_size
     check_numbers(options)
     check_taken(options, pipeline.architecture)
@@ -128,13 +127,7 @@ def job_of(pipeline: Pipeline, options: argparse.Namespace) -> Job:
         )
     hashes = hashes_of(options)
     begin, request = request_of(pipeline, options)
-    branches = pipeline.conditioner.conditions(request, num_images)
-    if unknown := pipeline.conditioner.unknown_words(request):
-        logger.warning(
-            "%s never saw these words, which say nothing to it: %s.",
-            pipeline.model_file.name,
-            ", ".join(unknown),
-        )
+    branches = pipeline.conditions(request, num_images)
     has_mask = begin.is_editable_1hw is not None and not bool(begin.is_editable_1hw.all())
     settings = settings_of(pipeline, options, num_guided=len(branches) - 1, has_mask=has_mask)
     conditions, guidance = needed_branches(branches, settings.guidance)

@@ -20,13 +20,13 @@ from PIL.PngImagePlugin import PngInfo
 
 from .. import checkpoint as checkpoints
 from ..checkpoint import Checkpoint
+from ..compatibility import check_head
 from ..devices import advice_on_memory, checked_device
 from ..distributed import Ranks, process_group
 from ..files import FORMAT_KEY, OUR_SUFFIX, read_metadata
 from ..grid import usual_grid
 from ..guard import MAX_WEIGHT, check_number
 from ..models import layouts
-from ..pipeline import check_head
 from ..train.chart import loss_chart
 from ..train.cpu import keep_memory
 from ..train.fit import LossError

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..denoiser import Conditions, Features, MaskedImageModel, Revealed
+from ..guard import shown
 from ..schedule import SamplerRules, Settings
 from .layout import Layout
 from .text_rules import Branches, TextRules
@@ -368,7 +369,10 @@ class Architecture:
             )
 
     def check(self, request: Request) -> None:
-        """Raise ValueError if the request has a field or a task that these models do not read."""
+        """Raise ValueError if these models do not read a field or the task of a request, or a text is none."""
+        for name in ("label", "prompt", "negative"):
+            if not isinstance(text := getattr(request, name), str | None):
+                raise ValueError(f"{name} must be a text, got {shown(text)}.")
         for name in sorted(request.given - self.takes):
             raise ValueError(
                 f"{name} is not for a {self.title}. It takes {', '.join(sorted(self.takes))}."
