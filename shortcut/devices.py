@@ -50,7 +50,7 @@ def advice_on_memory() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise RuntimeError(
-            f"the device is out of memory. Use --sequential, --dtype bfloat16, a smaller picture or --batch-size, or "
+            f"the device is out of memory. Use --sequential, --dtype bfloat16, smaller pictures or fewer at a time, or "
             f"convert the weights to float8. ({error})"
         ) from error
 

@@ -9,6 +9,7 @@ import builders
 import pytest
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.__main__ import main
+from shortcut_pack.shortcut.cli import evaluate as cli
 from shortcut_pack.shortcut.models.maskgit.head import LAYOUT
 from shortcut_pack.shortcut.pipeline import conditioner_of
 from shortcut_pack.shortcut.schedule import Settings
@@ -28,12 +29,12 @@ def teacher() -> Teacher:
 def test_an_untrained_head_has_the_error_of_kept_features_and_a_random_one_more() -> None:
     (run,) = held_out_runs(teacher(), (SETTINGS,), 3, 0)
     untrained = initialised(LAYOUT, builders.HEAD_CONFIG, 0)
-    rows = evaluate(untrained, teacher().model, run, 3)
+    rows = evaluate(untrained, teacher().model, [run], 3)
     assert [row["chain"] for row in rows] == [1, 2, 3]
     for row in rows:
         assert row["error"] == pytest.approx(1) and row["kl"] == pytest.approx(row["kl_reuse"])
     assert 0.999 > rows[0]["cosine"] > rows[2]["cosine"]
-    for row in evaluate(checkpoints.build(builders.head()), teacher().model, run, 3):
+    for row in evaluate(checkpoints.build(builders.head()), teacher().model, [run], 3):
         assert row["error"] > 1 and row["kl"] > 0
 
 
@@ -71,6 +72,30 @@ def test_the_command_compares_with_vanilla_and_with_kept_features(folder: Path, 
     assert main(command(folder, "--full-steps", "2")) == 0
     out = capsys.readouterr().out
     assert "| steps in a row | error |" in out and "| vanilla | 6 | 6 |" in out
+
+
+def test_images_that_do_not_fit_are_measured_in_parts_with_the_same_figures(
+    folder: Path, capsys, monkeypatch
+) -> None:
+    found, asked = [], []
+    for most in (5, 2, 1):
+
+        def at_once(needed, num_images, device, most=most) -> int:
+            asked.append(needed(num_images))
+            return most
+
+        monkeypatch.setattr(cli, "images_at_once", at_once)
+        assert main(command(folder, "--num", "5", "--full-steps", "2", "--json")) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    # 3 networks' features at 4 steps and those they begin with: 2 branches of 17 positions, in float32.
+    features = 5 * (2 * 4 + 1) * 2 * 17 * builders.MODEL_CONFIG.width * 4
+    assert features < asked[0] < 20 * features
+    whole, *in_parts = found
+    for parts in in_parts:
+        assert parts["following"] == [pytest.approx(row, rel=1e-4) for row in whole["following"]]
+        for row, wanted in zip(parts["cost"], whole["cost"], strict=True):
+            assert row["nats"] == pytest.approx(wanted["nats"], rel=1e-4)
+            assert row["flops"] == wanted["flops"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from shortcut_pack.shortcut.models.maskgit.head import Config as HeadConfig
 from shortcut_pack.shortcut.models.maskgit.transformer import Config, MaskGIT
 from shortcut_pack.shortcut.noise import seeded
 from shortcut_pack.shortcut.schedule import SamplerRules, Settings
-from shortcut_pack.shortcut.train import head as training_head
+from shortcut_pack.shortcut.train import teacher as training_teacher
 from shortcut_pack.shortcut.train.evaluate import evaluate, held_out_runs
 from shortcut_pack.shortcut.train.fit import Recipe
 from shortcut_pack.shortcut.train.head import (
@@ -115,7 +115,7 @@ def is_same(a: nn.Module, b: nn.Module) -> bool:
 def test_a_trained_head_is_nearer_to_the_teacher_than_its_last_features(objective):
     head = train(objective=objective)
     for run in held_out():
-        for row in evaluate(head, model(), run, 3):
+        for row in evaluate(head, model(), [run], 3):
             assert row["error"] < 0.7
             assert row["kl"] < 0.7 * row["kl_reuse"]
 
@@ -124,7 +124,7 @@ def test_an_untrained_head_is_reuse():
     for has_time in (True, False):
         for width in (16, 32):
             head = initialised(LAYOUT, replace(HEAD, width=width, has_time=has_time), 0)
-            for row in evaluate(head, model(), held_out()[0], 2):
+            for row in evaluate(head, model(), held_out()[:1], 2):
                 assert row["error"] == 1
                 assert row["kl"] == row["kl_reuse"]
 
@@ -444,5 +444,5 @@ def test_runs_are_kept_on_a_gpu_only_where_they_take_little_of_it(monkeypatch):
     # 3 runs of 8 images, 8 steps, 2 branches of 17 positions, width 32, in half precision.
     needed = 3 * 8 * (8 * 2 * 17 * 32 * 2)
     for free, expected in ((4 * needed, "cuda"), (4 * needed - 4, "cpu")):
-        monkeypatch.setattr(training_head, "memory_of", lambda device, free=free: (free, 2**40))
+        monkeypatch.setattr(training_teacher, "memory_of", lambda device, free=free: (free, 2**40))
         assert device_of_runs(on_gpu, ROLLOUTS).type == expected

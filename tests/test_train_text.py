@@ -52,7 +52,7 @@ def test_an_untrained_head_is_reuse() -> None:
         num_tokens=model.num_tokens,
     )
     (run,) = held_out_runs(shown, (SETTINGS,), 8, 3)
-    for row in evaluate(head, model, run, 2):
+    for row in evaluate(head, model, [run], 2):
         assert row["error"] == pytest.approx(1)
         assert row["kl"] == pytest.approx(row["kl_reuse"])
 

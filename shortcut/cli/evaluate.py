@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,17 +15,18 @@ import torch
 
 from .. import checkpoint as checkpoints
 from .. import shipped
-from ..accelerators.choice import HEAD, NAMES, named, needs_head
+from ..accelerators.choice import HEAD, NAMES, named, needs_head, run_bytes
 from ..checkpoint import Checkpoint
 from ..compatibility import check_head
 from ..devices import advice_on_memory
 from ..flops import count_flops
 from ..generate import generate
 from ..guard import MAX_IMAGES, MAX_SEED, MAX_STEPS, check_whole
+from ..memory import images_at_once
 from ..models.architecture import HeadNetwork, ModelNetwork
 from ..models.layers import Bare
 from ..settings import usual_full_steps
-from ..train.evaluate import HELD_OUT, divergence_of_run, evaluate, held_out_runs
+from ..train.evaluate import HELD_OUT, divergence_of_run, evaluate, held_out_parts
 from ..train.teacher import Teacher
 from .train_options import add_model, add_sampling, add_where, load_teacher
 
@@ -92,12 +94,13 @@ def run(options: argparse.Namespace) -> int:
     names, following = options.accelerator or USUAL, []
     head = load_head(options, teacher, model_file) if any(map(needs_head, names)) else None
     with advice_on_memory():
+        chain = CHAIN if options.chain is None else options.chain
+        needed = partial(bytes_of, options, teacher, head, names, chain)
+        at_once = images_at_once(needed, options.num, teacher.device)
         if head is not None:
-            (trajectories,) = held_out_runs(teacher, (settings,), options.num, options.seed)
-            chain = CHAIN if options.chain is None else options.chain
-            longest = min(chain, len(trajectories.steps) - 1)
-            following = evaluate(head, teacher.model, trajectories, longest)
-        rows = list(costs(options, teacher, model_file, head, names, full_steps))
+            runs = held_out_parts(teacher, settings, options.num, options.seed, at_once)
+            following = evaluate(head, teacher.model, runs, chain)
+        rows = list(costs(options, teacher, model_file, head, names, full_steps, at_once))
     if options.json:
         print(json.dumps({"following": following, "cost": [asdict(row) for row in rows]}))
         return 0
@@ -158,6 +161,33 @@ def load_head(options: argparse.Namespace, teacher: Teacher, model_file: Checkpo
     return cast(HeadNetwork, network)
 
 
+def bytes_of(
+    options: argparse.Namespace,
+    teacher: Teacher,
+    head: HeadNetwork | None,
+    names: Sequence[str],
+    chain: int,
+    num_images: int,
+) -> float:
+    """Return the memory above the weights that so many images take at a time.
+
+    A quarter of what is free may hold their recorded run beside it.
+    """
+    model, seed = teacher.model, (options.seed, HELD_OUT, 0)
+    _, conditions, _ = teacher.draw((teacher.settings,), num_images, seed)
+    lengths = [model.sequence_length(condition) for condition in conditions]
+    a_run = max(
+        run_bytes(name, model, head, num_images, lengths, is_sequential=options.sequential)
+        for name in (None, *names)
+    )
+    features = (2 * chain + 1) * sum(lengths) * model.config.width  # of the model and of the head
+    logits = (
+        6 * teacher.num_tokens * model.config.num_codes
+    )  # of both and of keeping, with what is made of them
+    followed = 0 if head is None else 4 * num_images * (features + logits)
+    return 4 / 3 * max(a_run, followed)
+
+
 def costs(
     options: argparse.Namespace,
     teacher: Teacher,
@@ -165,8 +195,13 @@ def costs(
     head: HeadNetwork | None,
     names: Sequence[str],
     full_steps: Sequence[int],
+    at_once: int,
 ) -> Iterable[Row]:
-    """Yield vanilla, then the accelerators of these names at each number of full passes, all with the same images."""
+    """Yield vanilla, then the accelerators of these names at each number of full passes, all with the same images.
+
+    Args:
+        at_once: the most images in a pass.
+    """
     ways: list[tuple[str | None, int | None]] = [(None, None)]
     ways += [(name, num_full) for num_full in full_steps for name in names]
     built = model_file.layout.network(model_file.config, device="meta", operations=Bare)
@@ -196,10 +231,16 @@ def costs(
                 image_indices=range(options.num),
                 num_tokens=teacher.num_tokens,
                 accelerator=make,
+                images_at_once=at_once,
                 device=teacher.device,
             )
-            if make is not None:
-                nats_B = divergence_of_run(teacher, make, settings, conditions, noise_seed)
+            for first in range(0, options.num, at_once):
+                if make is None:
+                    break
+                part = [condition[first : first + at_once] for condition in conditions]
+                nats_B[first : first + at_once] = divergence_of_run(
+                    teacher, make, settings, part, noise_seed, first
+                )
         yield Row(
             name or "vanilla",
             result.num_steps,

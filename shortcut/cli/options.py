@@ -37,8 +37,8 @@ def add_files(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--model",
         type=Path,
-        help="default: the shipped model that takes what is asked for, with its VQ model and head; of --prompts the text "
-        "model, for classes give scenes",
+        help="default: the shipped model that takes what is asked for, with its VQ model and head; of --prompts the "
+        "text model: for classes give scenes",
     )
     files.add_argument("--vq", type=Path, help="VQ model; default: the one beside the model")
     files.add_argument(

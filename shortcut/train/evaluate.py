@@ -5,7 +5,7 @@ B  images    N  positions still masked    C  numbers of steps in a row
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -34,24 +34,37 @@ def held_out_runs(
     ]
 
 
+def held_out_parts(
+    teacher: Teacher, settings: Settings, num_images: int, seed: int, at_once: int
+) -> Iterator[Trajectories]:
+    """Yield the first run of `held_out_runs` in parts of at most `at_once` images, which are forgotten in between."""
+    for start in range(0, num_images, at_once):
+        images = slice(start, start + at_once)
+        yield teacher.run((settings,), num_images, (seed, HELD_OUT, 0), images)
+
+
 @torch.no_grad()
 def evaluate(
-    head: HeadNetwork, model: GridModel, run: Trajectories, max_chain: int
+    head: HeadNetwork, model: GridModel, runs: Iterable[Trajectories], max_chain: int
 ) -> list[dict[str, float]]:
-    """Measure how well `head` follows `run`: one entry for each number of steps in a row, 1 .. `max_chain`.
+    """Measure how well `head` follows `runs`: an entry for each number of steps in a row, at most `max_chain`.
 
     Each entry has, over positions still masked: `error`, squared error as a share of the error of keeping the features
     of the window's first step; `cosine` of the first branch's features with the teacher's; `kl`, divergence after
     guidance from the teacher's codes, and `kl_reuse`, the divergence of keeping the features.
     """
-    totals_C6 = torch.zeros(max_chain, 6, dtype=torch.float64)
-    last = len(run.steps) - 1
-    for start in range(last):
-        part = window(run, start, min(max_chain, last - start))
-        for chain, estimate in enumerate(predict(head, model, part)):
-            totals_C6[chain] += _compare(model, part, chain, estimate)
-    table = []
-    for chain, (error, reuse, cosine, kl, kl_reuse, count) in enumerate(totals_C6.tolist(), 1):
+    totals_C6, device = (
+        torch.zeros(max_chain, 6, dtype=torch.float64),
+        next(head.parameters()).device,
+    )
+    for run in runs:
+        last = len(run.steps) - 1
+        for start in range(last):
+            part = window(run, start, min(max_chain, last - start), device=device)
+            for chain, estimate in enumerate(predict(head, model, part)):
+                totals_C6[chain] += run.num_images * _compare(model, part, chain, estimate)
+    table, found = [], (row for row in totals_C6.tolist() if row[-1])
+    for chain, (error, reuse, cosine, kl, kl_reuse, count) in enumerate(found, 1):
         row = {"error": error / reuse, "cosine": cosine / count}
         table.append({"chain": chain, **row, "kl": kl / count, "kl_reuse": kl_reuse / count})
     return table
@@ -64,6 +77,7 @@ def divergence_of_run(
     settings: Settings,
     conditions: Sequence[Conditions],
     seed: int,
+    first: int = 0,
 ) -> Tensor:
     """Return how far the codes of a run are drawn from the model's own distributions: nats of each image (B,).
 
@@ -73,6 +87,7 @@ def divergence_of_run(
     Args:
         conditions: of the images, one for each guidance branch.
         seed: of the noise.
+        first: place of the first image in its batch.
     """
     model, given = teacher.model, [condition.to(teacher.device) for condition in conditions]
     before: list[Trace] = []
@@ -97,7 +112,7 @@ def divergence_of_run(
         settings,
         teacher.rules,
         seed=seed,
-        image_indices=range(len(nats_B)),
+        image_indices=range(first, first + len(nats_B)),
         num_tokens=teacher.num_tokens,
         accelerator=make,
         device=teacher.device,

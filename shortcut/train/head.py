@@ -13,7 +13,7 @@ predictions in a row, or (`from_full`) once for all tokens since then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -21,10 +21,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Conditions, MaskedImageModel
+from ..denoiser import MaskedImageModel
 from ..distributed import ALONE, Ranks
 from ..guard import MAX_IMAGES, MAX_ITERATIONS, check_whole
-from ..memory import memory_of
 from ..models.architecture import GridModel, HeadConfig, HeadNetwork
 from ..models.layers import Attention
 from ..models.layout import Layout
@@ -35,8 +34,6 @@ from .log import Figures
 from .loss import Objective, Window, feature_mse, last_step, mean, window, window_loss
 from .record import Trajectories
 from .teacher import RUNS, Teacher
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,26 +217,13 @@ def train_head(
 
 
 def device_of_runs(teacher: Teacher, config: RolloutConfig, ranks: Ranks = ALONE) -> torch.device:
-    """Return where runs are kept: on a GPU where they take at most a quarter of what is free, else in main memory.
-
-    From main memory each batch is gathered by the CPU and copied, which took seven times the rest of an iteration
-    with a small model.
-    """
-    if teacher.device.type != "cuda":
-        return CPU
+    """Return where the runs that are kept at a time have a place."""
     longest = max(config.runs, key=lambda settings: settings.num_steps)
     _, conditions, _ = teacher.draw(
         (longest,), config.images_per_run // ranks.world_size, (0, RUNS)
     )
-    needed = config.runs_kept * trajectory_bytes(teacher, conditions, longest.num_steps)
-    free, _ = memory_of(teacher.device) or (0, 0)
-    return teacher.device if needed <= free / 4 else CPU
-
-
-def trajectory_bytes(teacher: Teacher, conditions: Sequence[Conditions], num_steps: int) -> int:
-    """Return the memory of a recorded run: its features in float16, which make up nearly all of it."""
-    length = sum(teacher.model.sequence_length(branch) for branch in conditions)
-    return 2 * len(conditions[0]) * num_steps * length * teacher.model.config.width
+    a_run = teacher.recorded_bytes(conditions, longest.num_steps)
+    return teacher.place_of(config.runs_kept * a_run)
 
 
 @torch.no_grad()

@@ -277,8 +277,8 @@ def _held_out(head: HeadNetwork, teacher: Teacher, plan: HeadPlan, ranks: Ranks)
     for settings, run in zip(
         runs, held_out_runs(teacher, runs, num_images, plan.recipe.seed), strict=True
     ):
-        longest = min(rollouts.max_chain, len(run.steps) - 1)
-        figures[f"{settings.num_steps} steps"] = evaluate(head, teacher.model, run, longest)
+        found = evaluate(head, teacher.model, [run], rollouts.max_chain)
+        figures[f"{settings.num_steps} steps"] = found
     return figures
 
 

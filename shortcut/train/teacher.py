@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from ..checkpoint import Checkpoint
+from ..denoiser import Conditions
 from ..generate import generate
 from ..grid import usual_grid
+from ..memory import memory_of
 from ..models.architecture import (
     Branches,
     Conditioner,
@@ -31,6 +33,7 @@ from .record import Recorder, Trajectories
 
 # Stream of random numbers of the runs that a head learns from; run n of a seed is drawn by (seed, RUNS, n).
 RUNS = 1
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +47,7 @@ class Teacher:
     rules: SamplerRules
     num_tokens: int  # of one image
     autocast: torch.dtype | None = None  # None = arithmetic in the type of the weights
-    device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
+    device: torch.device = CPU
     on_step: Callable[[Trace], None] | None = None  # after each step of a run; an exception ends it
 
     def draw(
@@ -74,10 +77,12 @@ class Teacher:
         Args:
             runs, seed: as for `draw`.
             images: which of the images to make; they do not depend on the others.
-            keep_on: where the record is kept; None = on the device of the model.
+            keep_on: where the record is kept; None = as `place_of` says.
         """
         settings, branches, noise_seed = self.draw(runs, num_images, seed)
         conditions = tuple(branch[images].to(self.device) for branch in branches)
+        if keep_on is None:
+            keep_on = self.place_of(self.recorded_bytes(conditions, settings.num_steps))
         recorder = Recorder(conditions, keep_on=keep_on)
 
         def after_step(trace: Trace) -> None:
@@ -98,6 +103,23 @@ class Teacher:
                 on_step=after_step,
             )
         return recorder.trajectories()
+
+    def recorded_bytes(self, conditions: Sequence[Conditions], num_steps: int) -> int:
+        """Return the memory of a recorded run: its features in float16, which make up nearly all of it."""
+        length = sum(self.model.sequence_length(branch) for branch in conditions)
+        return 2 * len(conditions[0]) * num_steps * length * self.model.config.width
+
+    def place_of(self, num_bytes: float) -> torch.device:
+        """Return where recorded runs of so many bytes are kept.
+
+        On a GPU where they take at most a quarter of what is free, else in main memory. From there each batch is
+        gathered by the CPU and copied, which took seven times the rest of an iteration with a small model.
+        """
+        if self.device.type == "cuda":
+            free, _ = memory_of(self.device) or (0, 0)
+            if num_bytes <= free / 4:
+                return self.device
+        return CPU
 
     def arithmetic(self) -> torch.autocast:
         """Return a context in which networks compute as in recorded runs."""
