@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import comfy.model_management as mm
 import comfy.ops
+import comfy.quant_ops
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_execution.utils import get_executing_context
@@ -46,6 +47,16 @@ def dtypes(
     if not is_quantized:
         return dtype, mm.unet_manual_cast(dtype, device, supported)
     return dtype, DTYPES.get(choice) or mm.unet_manual_cast(None, device, supported)
+
+
+def check_formats(formats: Collection[str]) -> None:
+    """Raise ValueError if the installed ComfyUI does not know one of the quantized formats."""
+    known = set(comfy.quant_ops.QUANT_ALGOS)
+    if strange := sorted(set(formats) - known):
+        raise ValueError(
+            f"its weights are quantized as {', '.join(strange)}, and this ComfyUI does not know the format: it knows "
+            f"{', '.join(sorted(known))}. Update ComfyUI, or choose a file in bfloat16 or float8_e4m3fn."
+        )
 
 
 class HostAttention:

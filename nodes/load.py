@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from ..shortcut.checkpoint import Checkpoint, cast, naming
 from ..shortcut.compatibility import check_vq
 from ..shortcut.models.architecture import Network
 from ..shortcut.pipeline import conditioner_of
-from ..shortcut.quantized import FLOAT8, TARGETS, format_of
+from ..shortcut.quantized import FLOAT8, TARGETS, format_of, refused
 from ..shortcut.weight_formats import with_plain_lookups
 from . import clip, folders, host
 from .folders import HEADS, MODELS
-from .host import NodeText
-from .native import CodeIds, CodeVAE, build_head, build_model, check_formats
+from .host import NodeText, check_formats
+from .native import CodeIds, CodeVAE, build_head, build_model
+from .progress import in_sight
 
 Head = io.Custom("SHORTCUT_HEAD")
 AUTO = "auto"
@@ -173,11 +175,16 @@ def as_chosen(checkpoint: Checkpoint, weight_dtype: str) -> Checkpoint:
 
     Embeddings are plain where this ComfyUI looks no float8 up. Raises ValueError if it does not know the format.
     """
-    target = TARGETS.get(weight_dtype)
+    target, device = TARGETS.get(weight_dtype), mm.get_torch_device()
     if target is not None and not checkpoint.quantized:
         with naming(checkpoint.path):
             check_formats({str(format_of(target))})
-        checkpoint = cast(checkpoint, target, mm.get_torch_device())
+        through = partial(in_sight, total=len(checkpoint.shapes(target)))
+        checkpoint = cast(checkpoint, target, device, through)
+    elif target is None and (why := refused(device, checkpoint.tensors.values())):
+        line = f"{checkpoint.name} has float8 weights, which {device} cannot hold ({why}): they take twice the memory"
+        NodeText().warn("Load MIGM", line)
+        checkpoint = cast(checkpoint, host.DTYPES.get(weight_dtype, torch.float16))
     if host.looks_up_float8():
         return checkpoint
     plain = with_plain_lookups(checkpoint.layout, checkpoint.tensors, checkpoint.quantized)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -16,7 +16,6 @@ import comfy.model_base
 import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.ops
-import comfy.quant_ops
 import comfy.sd
 import comfy.supported_models_base
 import comfy.utils
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..shortcut import checkpoint as checkpoints
-from ..shortcut import colours, companions, quantized
+from ..shortcut import colours, companions
 from ..shortcut.checkpoint import Checkpoint, metadata_of, naming
 from ..shortcut.denoiser import Conditions
 from ..shortcut.models import bands
@@ -36,8 +35,9 @@ from ..shortcut.models.architecture import (
     VQConfig,
     VQNetwork,
 )
+from ..shortcut.quantized import refused
 from ..shortcut.unwrap import SAVED, metadata_tensor
-from .host import HostAttention, dtypes, in_order_of
+from .host import HostAttention, check_formats, dtypes, in_order_of
 from .latents import check_form, check_type, codes_of
 
 MARGIN = 1.25  # of memory estimates, for what an allocator leaves unused and attention needs
@@ -69,7 +69,10 @@ class ModelConfig(comfy.supported_models_base.BASE):
         """
         with naming(checkpoint.path):
             check_formats(set(checkpoint.quantized.values()))
-            quantized.check_device(device, checkpoint.quantized.values())
+            if why := refused(device, checkpoint.tensors.values()):
+                raise ValueError(
+                    f"its weights are float8, which {device} cannot hold ({why}). Choose another weight_dtype."
+                )
         dtype, cast_to = dtypes(weight_dtype, device, checkpoint)
         config = cls(
             {
@@ -81,16 +84,6 @@ class ModelConfig(comfy.supported_models_base.BASE):
         config.set_inference_dtype(dtype, cast_to)
         config.quant_config = comfy.utils.detect_layer_quantization(checkpoint.tensors, "")
         return config
-
-
-def check_formats(formats: Collection[str]) -> None:
-    """Raise ValueError if the installed ComfyUI does not know one of the quantized formats."""
-    known = set(comfy.quant_ops.QUANT_ALGOS)
-    if strange := sorted(set(formats) - known):
-        raise ValueError(
-            f"its weights are quantized as {', '.join(strange)}, and this ComfyUI does not know the format: it knows "
-            f"{', '.join(sorted(known))}. Update ComfyUI, or choose a file in bfloat16 or float8_e4m3fn."
-        )
 
 
 class MaskedImageModel(comfy.model_base.BaseModel):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import comfy.model_management as mm
 import comfy.utils
@@ -55,6 +57,15 @@ class Preview:
         self.cost = SENDING * (time.perf_counter() - self.shown_at)
         self.spent += self.cost
         return ("JPEG", picture, PREVIEW_SIZE)
+
+
+def in_sight(items: Iterable[Any], total: int) -> Iterator[Any]:
+    """Yield `items` with a bar on the node. An interrupt ends it."""
+    bar = comfy.utils.ProgressBar(total)
+    for number, item in enumerate(items, 1):
+        mm.throw_exception_if_processing_interrupted()
+        bar.update_absolute(number, total)
+        yield item
 
 
 class StepReport:

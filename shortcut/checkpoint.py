@@ -6,7 +6,8 @@ Everything is strict: a missing or an unknown tensor is an error.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -16,14 +17,7 @@ from torch import Tensor
 
 from . import companions, kitchen, models, quantized, weight_formats
 from .containers import INDEX_SUFFIX
-from .files import (
-    FORMAT_KEY,
-    OUR_SUFFIX,
-    Metadata,
-    find,
-    read,
-    write_safetensors,
-)
+from .files import FORMAT_KEY, OUR_SUFFIX, Metadata, find, read, write_safetensors
 from .guard import naming
 from .models.architecture import Architecture, Network
 from .models.key_table import checked
@@ -156,16 +150,22 @@ class Checkpoint:
         return quantized.recast(tensors, self.quantized, target, chosen, device)
 
 
-def cast(checkpoint: Checkpoint, target: Target, device: torch.device | str = "cpu") -> Checkpoint:
+def cast(
+    checkpoint: Checkpoint,
+    target: Target,
+    device: torch.device | str = "cpu",
+    through: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> Checkpoint:
     """Return the checkpoint with all weights in a type, or a model's large ones in a quantized format.
 
     Args:
         device: quantizes, a tensor at a time; all of them come to lie where they were.
+        through: what the tensors go through as they are made, such as a progress bar.
 
     Raises:
         ValueError: a value does not fit, or the weights cannot be taken from or to that format.
     """
-    tensors = dict(checkpoint.converted(target, device))
+    tensors = dict(through(checkpoint.converted(target, device)))
     format = quantized.format_of(target)
     chosen = {} if format is None else formats_for(checkpoint, format)
     return replace(checkpoint, tensors=tensors, quantized=chosen)
@@ -241,8 +241,7 @@ def from_tensors(
             tensors = {key: checked(key, value) for key, value in weights.items()}
         if kind not in (None, layout.kind):
             raise ValueError(
-                f"it is a {layout.title}, expected a {KINDS[kind]}. Give it as the "
-                f"{KINDS[layout.kind]} instead."
+                f"it is a {layout.title}, expected a {KINDS[kind]}. Give it as the {KINDS[layout.kind]} instead."
             )
         described = Metadata.parse(metadata)
         beside: Mapping[str, Any] = {}
@@ -331,6 +330,10 @@ def build(
         ValueError: the weights are quantized in a way that torch or the device cannot compute.
     """
     dtype = dtype or checkpoint.dtype
+    if operations is Bare and (why := quantized.refused(device, checkpoint.tensors.values())):
+        said = f"{checkpoint.name} has float8 weights, which {device} cannot hold ({why}): it makes them {dtype}."
+        logging.getLogger(__name__).warning(said)
+        checkpoint = cast(checkpoint, dtype)
     is_ours_to_compute = bool(checkpoint.quantized) and operations is Bare
     if is_ours_to_compute:
         operations = quantized.Operations
@@ -342,7 +345,6 @@ def build(
         with naming(checkpoint.path):
             quantized.check_computed(checkpoint.quantized)
             quantized.check_layers(network, checkpoint.quantized)
-            quantized.check_device(device, checkpoint.quantized.values())
     stored = quantized.members(checkpoint.quantized)
     state = {
         name: tensor.to(device) if name in stored else tensor.to(device, dtype)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -240,18 +240,19 @@ def check_layers(network: Network, formats: Mapping[str, str]) -> None:
             )
 
 
-def check_device(device: torch.device | str, formats: Collection[str]) -> None:
-    """Raise ValueError if one of the formats is float8, and `device` cannot hold and convert it."""
-    if not set(FLOAT8.values()).intersection(formats):
-        return
+def refused(device: torch.device | str, tensors: Iterable[Tensor]) -> str | None:
+    """Return why a device cannot hold and convert tensors of these types; None = it can.
+
+    Only float8 is in doubt, which weights and scales may have. Apple's devices had none until late in 2026.
+    """
+    if not any(tensor.dtype in FLOAT8 for tensor in tensors):
+        return None
     sample = torch.ones(1, device=device)
     try:
         sample.to(torch.float8_e4m3fn).to(sample.dtype)
     except (RuntimeError, TypeError) as error:  # torch has both for a type that a device lacks
-        raise ValueError(
-            f"its weights are float8, which the device {device} cannot hold ({error}). Choose another type for them; "
-            "if the file itself is float8, convert it: python -m shortcut convert IN OUT.safetensors --dtype float16"
-        ) from error
+        return str(error)
+    return None
 
 
 class Holder(torch.nn.Module):

@@ -25,7 +25,7 @@ from comfy_stubs import needs_comfy
 comfy_stubs.install()
 import comfy.model_management as mm
 import comfy.utils
-from shortcut_pack.nodes import clip, folders, native
+from shortcut_pack.nodes import clip, folders, load, native, progress
 from shortcut_pack.nodes import run as runs
 from shortcut_pack.nodes.load import LoadHead, LoadMIGM
 from shortcut_pack.shortcut import checkpoint as checkpoints
@@ -36,6 +36,7 @@ from shortcut_pack.shortcut.denoiser import Denoiser, Tokens, guided_logits
 from shortcut_pack.shortcut.flops import LiveTensors, fused
 from shortcut_pack.shortcut.models import lumina_dimoo
 from shortcut_pack.shortcut.noise import Noise
+from shortcut_pack.shortcut.pipeline import Pipeline
 from shortcut_pack.shortcut.sampler import decide
 from shortcut_pack.shortcut.schedule import plan
 from test_nodes import partially_loaded
@@ -83,6 +84,16 @@ def test_whatever_file_a_loader_reads_is_read_again_once_replaced(files):
         assert LoadMIGM.fingerprint_inputs(**choice) == before
         replaced.touch()
         assert LoadMIGM.fingerprint_inputs(**choice) != before, replaced
+
+
+def test_what_cannot_be_read_yet_or_is_hidden_makes_no_loader_read_again(files):
+    """ComfyUI never keeps what a node made whose fingerprint fails."""
+    folder = lumina_folder.write(files / "migm" / "Lumina-DiMOO", has_vq=True)
+    before = folders.stamp("migm", "Lumina-DiMOO", "model")
+    (folder / "config-link.json").symlink_to(folder / "nowhere")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "model.safetensors.incomplete").touch()
+    assert folders.stamp("migm", "Lumina-DiMOO", "model") == before
 
 
 def test_a_part_of_a_bare_model_is_read_again_once_replaced(files):
@@ -204,15 +215,47 @@ def test_float8_computes_what_the_command_line_computes(model, conditioner):
     assert (found[0] - found[2]).abs().max() > 0.01, "float32 would have passed as well"
 
 
-def test_float8_needs_a_device_that_has_it(conditioner, monkeypatch):
-    def refuse(device, formats):
-        if formats:
-            raise ValueError(f"its weights are float8, which the device {device} cannot hold")
+def test_a_file_in_float8_loads_on_a_device_that_has_no_float8(files, monkeypatch, caplog):
+    """As Apple's had none until late in 2026. The shipped class model is such a file."""
 
-    monkeypatch.setattr(quantized, "check_device", refuse)
-    with pytest.raises(ValueError, match="which the device cpu cannot hold"):
-        build(conditioner, float8_model())
-    build(conditioner)
+    def refuse(device, tensors):
+        is_float8 = any(tensor.dtype == torch.float8_e4m3fn for tensor in tensors)
+        return "no such type here" if is_float8 else None
+
+    for module in (quantized, load, native):
+        monkeypatch.setattr(module, "refused", refuse)
+    for choice in ("default", "bfloat16"):
+        found = LoadMIGM.execute(shipped.NAME, "auto", choice).result[0].model
+        assert found.checkpoint.quantized == {}
+        assert not any(t.dtype in quantized.FLOAT8 for t in found.state_dict().values())
+        assert found.checkpoint.fingerprint == checkpoints.load(shipped.MODEL).fingerprint
+    assert "has float8 weights, which cpu cannot hold (no such type here)" in caplog.text
+    assert Pipeline.load("scenes").model.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"which cpu cannot hold .*Choose another weight_dtype"):
+        LoadMIGM.execute(shipped.NAME, "auto", "float8_e4m3fn")
+
+
+def test_making_other_weights_is_seen_on_the_node_and_can_be_interrupted(files, monkeypatch):
+    put(files)
+    seen = []
+
+    class Bar:
+        def __init__(self, total):
+            self.total = total
+
+        def update_absolute(self, value, total):
+            seen.append((value, self.total))
+
+    monkeypatch.setattr(progress.comfy.utils, "ProgressBar", Bar)
+    LoadMIGM.execute("tiny.safetensors", "auto", "float8_e4m3fn")
+    assert [value for value, _ in seen] == list(range(1, seen[0][1] + 1))
+    monkeypatch.setattr(progress.mm, "throw_exception_if_processing_interrupted", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        LoadMIGM.execute("tiny.safetensors", "auto", "float8_e4m3fn")
+
+
+def interrupted():
+    raise KeyboardInterrupt
 
 
 def float8_model():
