@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from .patches import lines_without_effect
 from .run import Job, job_of, run
 
 NAME = "Speed against Quality"
-MOST_CELLS = 256
+MOST_CELLS = 256  # of a sheet
 KEPT_SHEETS = 4  # nodes whose cells are kept
 # (name of the accelerator, its head, full steps, steps, seed)
 Key = tuple[str | None, weakref.ref[Any] | None, int | None, int, int]
@@ -171,6 +171,7 @@ class SpeedQuality(io.ComfyNode):
         text = NodeText()
         text.keep(lines_without_effect(model, NAME))
         _fill(sheet.cells, jobs, vae, latent_image, text)
+        _forget(sheet.cells, jobs)
         num_steps = next(iter(jobs.values())).settings.num_steps
         columns = [
             Column(
@@ -241,8 +242,10 @@ def _sheet(owners: Sequence[Any], given: tuple[Any, ...]) -> Sheet:
     if found is None or not found.is_of(owners, given):
         found = Sheet(tuple(map(weakref.ref, owners)), given)
     SHEETS[node] = found  # as the last
-    while len(SHEETS) > KEPT_SHEETS:
-        del SHEETS[next(iter(SHEETS))]
+    gone = [name for name, sheet in SHEETS.items() if None in [owner() for owner in sheet.owners]]
+    oldest = [name for name in SHEETS if name not in gone][:-KEPT_SHEETS]
+    for name in (*gone, *oldest):
+        del SHEETS[name]
     return found
 
 
@@ -263,4 +266,12 @@ def _fill(
         before += job.num_steps
         pixels_1YX3 = vae.decode(latent_of(result.codes_BL, job.grid, latent)["samples"])
         seconds, ratio = (speed.seconds, speed.ratio) if speed else (result.seconds, 1.0)
-        cells[key] = Cell(pixels_1YX3[0].detach().cpu(), seconds, ratio)
+        bytes_YX3 = (pixels_1YX3[0].detach().cpu().clamp(0, 1) * 255).round().byte()
+        cells[key] = Cell(bytes_YX3, seconds, ratio)
+
+
+def _forget(cells: dict[Key, Cell], wanted: Collection[Key]) -> None:
+    """Drop the oldest cells above MOST_CELLS, but none that is wanted now."""
+    others = [key for key in cells if key not in wanted]
+    for key in others[: max(0, len(cells) - MOST_CELLS)]:
+        del cells[key]

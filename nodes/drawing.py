@@ -24,7 +24,7 @@ COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")
 class Cell(NamedTuple):
     """What one run made and took."""
 
-    pixels_YX3: Tensor  # in [0, 1], on the CPU
+    bytes_YX3: Tensor  # RGB, on the CPU
     seconds: float
     ratio: float  # times as fast as vanilla
 
@@ -50,14 +50,16 @@ class Column(NamedTuple):
     def distance(self, vanilla: Column) -> tuple[float, float]:
         """Return the mean difference of pixels from vanilla's in per cent, and its standard error over the seeds."""
         pairs = zip(self.cells, vanilla.cells, strict=True)
-        found = [100 * float((a.pixels_YX3 - b.pixels_YX3).abs().mean()) for a, b in pairs]
+        found = [
+            100 / 255 * float((a.bytes_YX3.float() - b.bytes_YX3).abs().mean()) for a, b in pairs
+        ]
         error = statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else math.nan
         return statistics.fmean(found), error
 
 
 def grid(columns: Sequence[Column], seeds: Sequence[int]) -> Tensor:
     """Draw a column for each setting, a row for each seed, seconds and ratio under each picture: (1, Y, X, 3)."""
-    rows, width = columns[0].cells[0].pixels_YX3.shape[:2]
+    rows, width = columns[0].cells[0].bytes_YX3.shape[:2]
     scale = math.ceil(LEAST_SIDE / width)
     height, width = rows * scale, width * scale
     step_x, step_y, top = width + GAP, height + LINE + GAP, 2 * LINE + GAP
@@ -77,8 +79,9 @@ def grid(columns: Sequence[Column], seeds: Sequence[int]) -> Tensor:
         draw.text((x, GAP // 2 + LINE), counted, fill="black", font=font)
         for row, cell in enumerate(column.cells):
             y = top + row * step_y
-            values = (cell.pixels_YX3.clamp(0, 1) * 255).round().byte().numpy()
-            shown = Image.fromarray(values).resize((width, height), Image.Resampling.NEAREST)
+            shown = Image.fromarray(cell.bytes_YX3.numpy()).resize(
+                (width, height), Image.Resampling.NEAREST
+            )
             picture.paste(shown, (x, y))
             took = f"{cell.seconds:.2f} s, {cell.ratio:.1f}x"
             draw.text((x, y + height + 2), took, fill="black", font=font)

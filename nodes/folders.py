@@ -6,6 +6,8 @@ import contextlib
 import logging
 import os
 import re
+import stat
+from collections.abc import Iterator
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
@@ -142,11 +144,26 @@ def stamp(category: str, name: str | None, kind: Kind, *, is_beside: bool = Fals
         path = path_of(category, name, kind)
         if is_beside and path.is_file() and name not in shipped.CHOICES:
             path = find(path.parent, models.layouts(kind))
-        files = sorted(path.rglob("*")) if path.is_dir() else parts(path)
+        files = sorted(_visible(path)) if path.is_dir() else parts(path)
     except (FileNotFoundError, ValueError):  # `execute` says what is wrong
         return "missing"
-    found = [(file, file.stat()) for file in files if not file.is_dir()]
-    return " ".join(f"{file} {status.st_size} {status.st_mtime_ns}" for file, status in found)
+    return " ".join(filter(None, map(_stamp_of, files)))
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder, without those in hidden ones."""
+    for file in folder.rglob("*"):
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts):
+            yield file
+
+
+def _stamp_of(file: Path) -> str:
+    """Return what changes when a file does; nothing for a folder, or a link to nothing."""
+    with contextlib.suppress(OSError):
+        status = file.stat()
+        if not stat.S_ISDIR(status.st_mode):
+            return f"{file} {status.st_size} {status.st_mtime_ns}"
+    return ""
 
 
 def load(path: Path, kind: Kind) -> Checkpoint:

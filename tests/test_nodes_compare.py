@@ -65,7 +65,7 @@ def test_a_column_for_each_number_of_full_steps_a_row_for_each_seed(wired):
     assert grid.shape == (1, 52 + 2 * (SIDE + 30), LEFT + 3 * STEP_X, 3)
     assert chart.shape[0] == 1 and chart.shape[3] == 3
     cells = [cell for sheet in compare.SHEETS.values() for cell in sheet.cells.values()]
-    assert cells and not any(cell.pixels_YX3.requires_grad for cell in cells)
+    assert cells and {cell.bytes_YX3.dtype for cell in cells} == {torch.uint8}
     latent = {"choice_temperature": 7.0, "cfg": 2.8}
     for column, options in enumerate(({}, {"head": wired["head"], "full_steps": 4})):
         for row, seed in enumerate((1, 2)):
@@ -164,6 +164,17 @@ def test_what_cannot_be_compared_is_said_before_anything_is_made(wired, made, ch
     with pytest.raises(ValueError, match=message):
         compared(wired, **changes)
     assert made == []
+
+
+def test_what_is_kept_has_a_bound_and_the_newest_stay(wired, made, monkeypatch):
+    monkeypatch.setattr(compare, "MOST_CELLS", 6)
+    for seeds in ("1, 2", "3", "4, 5"):
+        compared(wired, full_steps="4", seeds=seeds)
+    (sheet,) = compare.SHEETS.values()
+    assert [seed for *_, seed in sheet.cells] == [3, 3, 4, 5, 4, 5]
+    made.clear()
+    compared(wired, full_steps="4", seeds="1, 3")
+    assert {seed for seed, _ in made} == {1}
 
 
 def test_the_cells_keep_no_model_alive(wired):
