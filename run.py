@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent
 # pip's default index has no CPU build for Linux and no CUDA build for Windows.
 # Source: https://pytorch.org/get-started/locally/
 TORCH_INDEX = "https://download.pytorch.org/whl/"
-CPU, CUDA = "cpu", "cu128"
+CPU, CUDA = "cpu", "cu130"
 REQUIREMENTS = {
     "picture": ["requirements.txt"],
     "test": ["requirements.txt", "experiments/requirements.txt", "requirements-test.txt"],

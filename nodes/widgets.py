@@ -246,8 +246,8 @@ def doubt_of_schedule(checkpoint: Checkpoint, settings: Settings, *, has_mask: b
 
 
 def preset_in_words(values: dict[str, Any], settings: Settings) -> list[str]:
-    """Return a line of what no widget has set, by the names of widgets; none if widgets have set all."""
-    preset, given = values["preset"], values.keys() - {"preset"}
+    """Return what to say of the widgets: a line of what none has set, and of those without effect."""
+    preset, given, most = values["preset"], values.keys() - {"preset"}, settings.num_steps
     set_by_it = {
         "steps": settings.num_steps,
         "full_steps": settings.num_steps if settings.full_steps is None else settings.full_steps,
@@ -264,4 +264,8 @@ def preset_in_words(values: dict[str, Any], settings: Settings) -> list[str]:
         more = ", as usual for the model"
     said = ", ".join(f"{name} {value}" for name, value in set_by_it.items())
     lines = [f"preset {preset} has set {said}{more}"] if said else []
-    return [*lines, NO_SPREAD] if preset == CUSTOM and values.get("spread") else lines
+    if preset == CUSTOM and settings.full_steps is None and values.get("full_steps", most) < most:
+        lines.append("full_steps is not read: nothing is wired to head. Accelerator needs no file")
+    if preset == CUSTOM and values.get("spread"):
+        lines.append(NO_SPREAD)
+    return lines

@@ -619,8 +619,8 @@ def test_a_patch_that_cannot_act_is_named_on_the_node_in_every_run(model, monkey
     monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: 0.0))
     EasyCache.patch(model)
     HyperTile.patch(model)
-    run(model)
-    run(model)
+    for _ in range(2):
+        run(model, full_steps=6)
     lines = [f"{name} has no effect on a masked image model" for name in ("EasyCache", "HyperTile")]
     for first, while_running, last in (shown[:3], shown[3:]):
         assert first == "\n".join(lines), "at once, and for the whole run"

@@ -105,6 +105,15 @@ def test_where_a_vanilla_run_was_seen_the_ratio_is_measured():
         assert speed_of(fast, other, seen) == Speed(2.0, False, 12)
 
 
+def test_a_pass_that_keeps_keys_and_values_is_none_of_a_vanilla_run():
+    """It runs the guidance branches one after the other, which takes longer where images are few."""
+    seen, fast = Seen(), clock(True, False, True, False, False, False)
+    assert speed_of(fast, WORK, seen, keeps=True) is None
+    speed_of(clock(True, True, False, False, False, False), WORK, seen)
+    slow = clock(True, False, True, False, False, False, made=SlowClock)
+    assert speed_of(slow, WORK, seen, keeps=True) == Speed(24 / 30, is_measured=False, seconds=30)
+
+
 def test_a_run_that_made_nothing_has_no_speed():
     assert speed_of(clock(), WORK, Seen()) is None
 
@@ -144,7 +153,7 @@ def test_the_sampler_says_how_far_it_is_and_what_it_took(model, head, shown, cap
         " s, about 1.6x vanilla"
     )
     assert f"Shortcut Masked Sampler: {shown[-1]}" in caplog.messages
-    run(model)
+    run(model, full_steps=6)
     assert shown[-1].startswith("6 steps, 6 full, ") and shown[-1].endswith(" s (vanilla)")
     run(model, head=head, full_steps=3)
     assert shown[-1].endswith(" s, 1.6x vanilla"), "now a vanilla run was measured"
@@ -165,6 +174,15 @@ def test_custom_with_another_schedule_is_doubted_on_the_node(text_model, shown):
     assert not any("schedule is" in line for line in shown)
 
 
+def test_full_steps_without_an_accelerator_are_not_ignored_without_a_word(model, head, shown):
+    run(model, full_steps=3)
+    assert "full_steps is not read: nothing is wired to head" in shown[-1]
+    for wired in ({"full_steps": 6}, {"full_steps": 3, "head": head}):
+        shown.clear()
+        run(model, **wired)
+        assert not any("not read" in line for line in shown)
+
+
 def test_a_preset_says_what_it_set_in_place_of_the_widgets(model, head, shown):
     run(model, head=head, preset="fast", steps=5, cfg=0.5)
     assert shown[0].startswith("preset fast has set steps 32, full_steps 8, cfg 2.8, cfg_ramp on, ")
@@ -176,6 +194,7 @@ def test_custom_says_what_no_widget_set_and_nothing_if_widgets_set_all(model, sh
     sampler = node_interface.frozen()["ShortcutSampler"]["inputs"]
     (preset,) = (item for item in sampler if item["id"] == "preset")
     given = {item["id"]: item["default"] for item in preset["options"]["custom"]}
+    given["full_steps"] = given["steps"]
     sockets = {"model": model, "positive": cond(), "latent_image": empty()}
     MaskedSampler.execute(**sockets, seed=1, denoise=1.0, preset={"preset": "custom", **given})
     assert not any("preset" in line for line in shown)

@@ -77,7 +77,7 @@ def machine(monkeypatch, tmp_path):
 
 
 CPU = ["--index-url", "https://download.pytorch.org/whl/cpu", "--retries", "1", "--timeout", "30"]
-CUDA = [part.replace("cpu", "cu128") for part in CPU]
+CUDA = [part.replace("cpu", "cu130") for part in CPU]
 
 
 @pytest.mark.parametrize(
