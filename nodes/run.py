@@ -14,7 +14,7 @@ from typing import Any
 import comfy.model_management as mm
 from torch import Tensor
 
-from ..shortcut.accelerators.choice import head_bytes, keeps, kept_bytes
+from ..shortcut.accelerators.choice import head_bytes, kept_bytes
 from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.compatibility import check_head
 from ..shortcut.generate import Result, generate, groups, masked_at_start, needed_branches
@@ -239,8 +239,7 @@ def run(job: Job, text: NodeText, node: str, **progress: Any) -> tuple[Result, S
         num_steps=job.settings.num_steps,
         num_to_make=job.num_to_make,
     )
-    has_kept = keeps(job.accelerated.name) and result.num_full < result.num_steps
-    speed = speed_of(report.clock, work, SEEN.setdefault(masked_model, Seen()), keeps=has_kept)
+    speed = speed_of(report.clock, work, SEEN.setdefault(masked_model, Seen()))
     summary = in_words(result, speed)
     text.show(summary)
     logging.info("%s: %s", node, summary)

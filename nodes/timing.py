@@ -59,8 +59,7 @@ class Work(NamedTuple):
 class Seen:
     """Seconds of one model that were measured in this process."""
 
-    # by `Work.of_a_pass`, and whether the pass keeps keys and values, which takes more time where images are few
-    full_pass: dict[tuple[Hashable, bool], float] = field(default_factory=dict)
+    full_pass: dict[Hashable, float] = field(default_factory=dict)  # by `Work.of_a_pass`
     vanilla: dict[Work, float] = field(default_factory=dict)
 
 
@@ -78,22 +77,19 @@ class Speed(NamedTuple):
 SEEN: WeakKeyDictionary[Any, Seen] = WeakKeyDictionary()  # by model
 
 
-def speed_of(clock: StepClock, work: Work, seen: Seen, *, keeps: bool = False) -> Speed | None:
+def speed_of(clock: StepClock, work: Work, seen: Seen) -> Speed | None:
     """Compare a run with vanilla, and remember what it took.
 
     Medians stand for the passes of a kind, and the first full pass counts as the others do: it also loads weights and
     chooses kernels, with and without an accelerator.
 
-    Args:
-        keeps: True: the run's full passes kept keys and values, as those of a vanilla run do not.
-
     Returns:
-        None: no full pass but the first was ever timed, or none as a vanilla run has them, or the run made nothing.
+        None: no full pass but the first was ever timed, or the run made nothing.
     """
     full, short = clock.seconds()
     if len(full) > 1:
-        seen.full_pass[work.of_a_pass, keeps] = statistics.median(full[1:])
-    full_pass, plain = (seen.full_pass.get((work.of_a_pass, kept)) for kept in (keeps, False))
+        seen.full_pass[work.of_a_pass] = statistics.median(full[1:])
+    full_pass = seen.full_pass.get(work.of_a_pass)
     if full_pass is None or not full:
         return None
     taken = full_pass * len(full) + (statistics.median(short) * len(short) if short else 0)
@@ -101,6 +97,5 @@ def speed_of(clock: StepClock, work: Work, seen: Seen, *, keeps: bool = False) -
         seen.vanilla[work] = taken
     vanilla = seen.vanilla.get(work)
     if vanilla is None:
-        whole = None if plain is None else plain * (len(full) + len(short))
-        return None if whole is None else Speed(whole / taken, False, taken)
+        return Speed(full_pass * (len(full) + len(short)) / taken, False, taken)
     return Speed(vanilla / taken, True, taken)

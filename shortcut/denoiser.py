@@ -87,11 +87,13 @@ class PartialModel(MaskedImageModel, Protocol):
         conditions: Sequence[Conditions],
         step: Step,
         kept_dtype: torch.dtype | None,
+        only_first: bool,
     ) -> tuple[Features, Kept]:
         """Run one full pass as `features` does, and also return what partial passes attend to.
 
         Args:
             kept_dtype: type that it is kept in; None = that of the computation.
+            only_first: True: it is kept of the first branch alone, which alone partial passes run then.
         """
         ...
 
@@ -337,13 +339,8 @@ def full_pass(
     """Run a full pass of all branches. Returns its features, and what it keeps for the accelerator."""
     if accelerator is None or not accelerator.keeps:
         return model.features(codes_BL, is_masked_BL, conditions, step), None
-    first = conditions[:1] if accelerator.keeps_first else conditions
-    features, kept = cast(PartialModel, model).kept_features(
-        codes_BL, is_masked_BL, first, step, accelerator.kept_dtype
-    )
-    if others := conditions[len(first) :]:
-        features += model.features(codes_BL, is_masked_BL, others, step)
-    return features, kept
+    how = accelerator.kept_dtype, accelerator.keeps_first
+    return cast(PartialModel, model).kept_features(codes_BL, is_masked_BL, conditions, step, *how)
 
 
 def positions(is_wanted_BL: Tensor, count: int) -> Tensor:

@@ -116,14 +116,17 @@ class PartialSplit(Split, PartialModel):
         conditions: Sequence[Conditions],
         step: Step,
         kept_dtype: torch.dtype | None,
+        only_first: bool,
     ) -> tuple[Features, Kept]:
-        """Run one full pass, and also return what each device keeps of it."""
+        """Run one full pass, and also return what each device keeps of it: with `only_first` the run's own alone."""
         found, kept = [], []
         for share in self._shares(codes_BL, is_masked_BL, conditions, self.parts):
+            given = share.codes_BL, share.is_masked_BL, share.conditions, step
             with torch.cuda.device_of(share.codes_BL):
-                features, of_share = share.model.kept_features(
-                    share.codes_BL, share.is_masked_BL, share.conditions, step, kept_dtype
-                )
+                if only_first and kept:
+                    found.append(share.model.features(*given))
+                    continue
+                features, of_share = share.model.kept_features(*given, kept_dtype, only_first)
             found.append(features)
             kept.append(of_share)
         return self._gathered(found), kept

@@ -105,15 +105,6 @@ def test_where_a_vanilla_run_was_seen_the_ratio_is_measured():
         assert speed_of(fast, other, seen) == Speed(2.0, False, 12)
 
 
-def test_a_pass_that_keeps_keys_and_values_is_none_of_a_vanilla_run():
-    """It runs the guidance branches one after the other, which takes longer where images are few."""
-    seen, fast = Seen(), clock(True, False, True, False, False, False)
-    assert speed_of(fast, WORK, seen, keeps=True) is None
-    speed_of(clock(True, True, False, False, False, False), WORK, seen)
-    slow = clock(True, False, True, False, False, False, made=SlowClock)
-    assert speed_of(slow, WORK, seen, keeps=True) == Speed(24 / 30, is_measured=False, seconds=30)
-
-
 def test_a_run_that_made_nothing_has_no_speed():
     assert speed_of(clock(), WORK, Seen()) is None
 

@@ -66,7 +66,7 @@ def test_without_cfg_the_node_says_that_the_copy_is_idle(model, copied, monkeypa
 
 def test_a_run_on_one_device_is_no_measure_for_one_on_two(model, monkeypatch, copied):
     works: list[object] = []
-    monkeypatch.setattr(runs, "speed_of", lambda clock, work, seen, keeps: works.append(work))
+    monkeypatch.setattr(runs, "speed_of", lambda clock, work, seen: works.append(work))
     with_copy, _ = copied
     for patcher in (model, with_copy):
         run(patcher)

@@ -559,7 +559,7 @@ def test_a_halved_trunk_runs_a_place_once_whatever_tokens_it_holds(case):
 def kept_nbytes(kept: Any) -> int:
     """The bytes of all tensors in what a full pass keeps."""
     if isinstance(kept, Tensor):
-        return kept.nbytes
+        return kept.untyped_storage().nbytes()
     if isinstance(kept, KeyValues):
         return kept_nbytes([kept.key_BSD, kept.value_BSD])
     if isinstance(kept, TrunkKept):
@@ -584,6 +584,23 @@ def test_the_memory_of_what_is_kept_is_that_of_its_tensors(case, way, dtype):
     whole = model.features(*some_tokens(model), conditions, step)
     for same_BSD, whole_BSD in zip(features, whole, strict=True):  # whatever it keeps
         torch.testing.assert_close(same_BSD, whole_BSD, **WITHIN)
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_a_full_pass_that_keeps_runs_the_network_as_often_as_another(case):
+    """All guidance branches together: a small model takes as long for one as for two."""
+    model, conditions = model_of(case), conditions_of(case, [0, 1])
+    step, runs = plan(settings_of(case)[0], 12, 15)[0], []
+    network = model if case == "maskgit" else model.model
+    first = next(part for part in network.modules() if isinstance(part, torch.nn.ModuleList))[0]
+    with first.register_forward_hook(lambda *_: runs.append(1)):
+        for way in (None, "partial", "ml-cache"):
+            made = None if way is None else named(way, None)(model, conditions)
+            full_pass(model, made, *some_tokens(model), conditions, step)
+            runs.append(0)
+    ends = [place for place, run in enumerate(runs) if run == 0]
+    assert runs[: ends[0]] == runs[ends[0] + 1 : ends[1]] == runs[ends[1] + 1 : ends[2]] != []
 
 
 # --- what it is for ---

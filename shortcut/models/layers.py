@@ -111,10 +111,17 @@ class KeyValues:
 
     Args:
         dtype: that they are kept in; None = as they come.
+        rows, length: how many sequences and positions, the first ones, are kept of a full pass; None = all.
     """
 
-    def __init__(self, dtype: torch.dtype | None = None):
-        self.dtype = dtype
+    def __init__(
+        self,
+        dtype: torch.dtype | None = None,
+        *,
+        rows: int | None = None,
+        length: int | None = None,
+    ):
+        self.dtype, self.rows, self.length = dtype, rows, length
         self.key_BSD: Tensor | None = None
         self.value_BSD: Tensor | None = None
 
@@ -127,7 +134,8 @@ class KeyValues:
             position_BM: where the given ones stand; None = they are of the whole sequences.
         """
         if position_BM is None:
-            self.key_BSD, self.value_BSD = self._stored(key_BMD), self._stored(value_BMD)
+            first = (x_BMD[: self.rows, : self.length] for x_BMD in (key_BMD, value_BMD))
+            self.key_BSD, self.value_BSD = (self._stored(x_BMD, own=True) for x_BMD in first)
             return key_BMD, value_BMD  # a full pass is the same whatever it keeps
         if self.key_BSD is None or self.value_BSD is None:
             raise RuntimeError("a partial pass needs the keys and values of a full one.")
@@ -135,10 +143,15 @@ class KeyValues:
         write_at(self.value_BSD, position_BM, self._stored(value_BMD))
         return self.key_BSD.to(key_BMD.dtype), self.value_BSD.to(value_BMD.dtype)
 
-    def _stored(self, x_BMD: Tensor) -> Tensor:
-        """Return keys or values in the type that they are kept in; what it cannot hold becomes its largest."""
+    def _stored(self, x_BMD: Tensor, *, own: bool = False) -> Tensor:
+        """Return keys or values in the type that they are kept in; what it cannot hold becomes its largest.
+
+        Args:
+            own: True: they hold no memory of what was left out.
+        """
         if self.dtype is None:
-            return x_BMD
+            is_part = own and x_BMD.nbytes < x_BMD.untyped_storage().nbytes()
+            return x_BMD.clone() if is_part else x_BMD
         most = torch.finfo(self.dtype).max
         return x_BMD.clamp(-most, most).to(self.dtype)
 

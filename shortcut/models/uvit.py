@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, cast
 
 import torch
@@ -37,6 +38,7 @@ class TrunkKept:
     """What a full pass keeps of the trunk: keys and values of its blocks, and what it gave."""
 
     blocks: Sequence[KeyValues]
+    rows: int | None = None  # how many sequences, the first ones; None = all
     out_BLC: Tensor | None = None
 
 
@@ -124,7 +126,7 @@ class UVit(BaseNetwork):
         x = self.trunk(x, text_BPD, vector_BD, grid, blocks, position_BM)
         x = self.from_trunk(self.from_trunk_norm(x))
         if kept is not None and position_BM is None:
-            kept.out_BLC = x
+            kept.out_BLC = x if kept.rows is None else x[: kept.rows].clone()
         elif kept is not None:
             assert kept.out_BLC is not None and position_BM is not None
             x = write_at(kept.out_BLC, position_BM, x)
@@ -239,11 +241,13 @@ class OnGrid:
         conditions: Sequence[Conditions],
         step: Step,
         kept_dtype: torch.dtype | None = None,
+        only_first: bool = False,
     ) -> tuple[Features, Kept]:
         """Run one full pass. Returns its features, and what the trunk keeps in each run of it."""
-        numbers = range(self.model.num_blocks())
+        numbers, rows = range(self.model.num_blocks()), len(codes_BL) if only_first else None
         kept = [
-            TrunkKept([KeyValues(kept_dtype) for _ in numbers]) for _ in self._groups(conditions)
+            TrunkKept([KeyValues(kept_dtype, rows=rows) for _ in numbers], rows)
+            for _ in self._groups(conditions[:1] if only_first else conditions)
         ]
         return self._run(codes_BL, is_masked_BL, conditions, step, kept), kept
 
@@ -265,21 +269,21 @@ class OnGrid:
         is_masked_BL: Tensor,
         conditions: Sequence[Conditions],
         step: Step,
-        kept: Sequence[TrunkKept] | None = None,
+        kept: Sequence[TrunkKept] = (),
         positions: Sequence[Tensor] | None = None,
         perturb: Callable[[Tensor], Tensor] | None = None,
     ) -> Features:
         """Run the branches in groups, in each of which they go through the network together."""
         tokens_Bhw = codes_BL.masked_fill(is_masked_BL, self.config.mask_id).unflatten(1, self.grid)
         features: list[Tensor] = []
-        for number, group in enumerate(self._groups(conditions)):
+        for group, group_kept in zip_longest(self._groups(conditions), kept):
             condition = TextCondition.joined([self._sized(conditions[i]) for i in group])
             where = None if positions is None else torch.cat([positions[i] for i in group])
             features += self.model(
                 tokens_Bhw.repeat(len(group), 1, 1),
                 condition,
                 step.steps_left,
-                None if kept is None else kept[number],
+                group_kept,
                 where,
                 perturb,
             ).chunk(len(group))

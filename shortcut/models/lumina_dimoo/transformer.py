@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, cast
 
 import torch
@@ -205,11 +206,16 @@ class OnGrid:
         conditions: Sequence[Conditions],
         step: Step | None = None,
         kept_dtype: torch.dtype | None = None,
+        only_first: bool = False,
     ) -> tuple[Features, Kept]:
         """Run one full pass. Returns its features, and the keys and values of each block for each run of it."""
         groups = self._groups(self._sequences(codes_BL, is_masked_BL, conditions))
-        kept = [tuple(KeyValues(kept_dtype) for _ in self.model.blocks) for _ in groups]
-        runs = (self.model(group, k) for group, k in zip(groups, kept, strict=True))
+        length = groups[0][0].shape[1] if only_first else None
+        kept = [
+            tuple(KeyValues(kept_dtype, length=length) for _ in self.model.blocks)
+            for _ in (groups[:1] if only_first else groups)
+        ]
+        runs = (self.model(group, k) for group, k in zip_longest(groups, kept))
         return tuple(f for features in runs for f in features), kept
 
     def partial_features(

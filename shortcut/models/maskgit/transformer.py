@@ -173,9 +173,11 @@ class MaskGIT(BaseNetwork):
         conditions: Sequence[Conditions],
         step: Step | None = None,
         kept_dtype: torch.dtype | None = None,
+        only_first: bool = False,
     ) -> tuple[Features, Kept]:
         """Run one full pass. Returns its features, and the keys and values of each block."""
-        kept = tuple(KeyValues(kept_dtype) for _ in self.blocks)
+        rows = len(codes_BL) if only_first else None
+        kept = tuple(KeyValues(kept_dtype, rows=rows) for _ in self.blocks)
         tokens_BS = self._sequences(codes_BL, is_masked_BL, conditions)
         return self(tokens_BS, kept).chunk(len(conditions)), kept
 
