@@ -181,10 +181,13 @@ def as_chosen(checkpoint: Checkpoint, weight_dtype: str) -> Checkpoint:
             check_formats({str(format_of(target))})
         through = partial(in_sight, total=len(checkpoint.shapes(target)))
         checkpoint = cast(checkpoint, target, device, through)
-    elif target is None and (why := refused(device, checkpoint.tensors.values())):
-        line = f"{checkpoint.name} has float8 weights, which {device} cannot hold ({why}): they take twice the memory"
-        NodeText().warn("Load MIGM", line)
-        checkpoint = cast(checkpoint, host.DTYPES.get(weight_dtype, torch.float16))
+    if target is None and checkpoint.quantized:
+        computed = host.dtypes(weight_dtype, device, checkpoint)[1] or checkpoint.dtype
+        checkpoint = shipped.widened(checkpoint, computed)
+        if why := refused(device, checkpoint.tensors.values()):
+            line = f"{checkpoint.name} has float8 weights, which {device} cannot hold ({why}): they take twice as much"
+            NodeText().warn("Load MIGM", line)
+            checkpoint = cast(checkpoint, computed)
     if host.looks_up_float8():
         return checkpoint
     plain = with_plain_lookups(checkpoint.layout, checkpoint.tensors, checkpoint.quantized)

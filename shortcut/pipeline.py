@@ -128,6 +128,7 @@ class Pipeline:
         if head_file is not None and (doubt := check_head(head_file, model_file)):
             logger.warning(doubt)
         dtype = dtype or default_dtype(model_file)
+        model_file = shipped.widened(model_file, dtype)
         if accelerator is None and head_file is not None:
             accelerator = HEAD
         if accelerator is not None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
+from .checkpoint import Checkpoint, cast
+
 FOLDER = Path(__file__).resolve().parents[1] / "shipped"
 MODEL = FOLDER / "scenes-maskgit.safetensors"
 VQ = FOLDER / "scenes-vqgan.safetensors"
@@ -26,3 +30,12 @@ CHOICES = {
 def files_of(name: str) -> dict[str, Path] | None:
     """Return the files of a shipped model by its name, such as "scenes" or "scenes (shipped)"; None = not shipped."""
     return CHOICES.get(name) or CHOICES.get(f"{name} (shipped)")
+
+
+def widened(model: Checkpoint, dtype: torch.dtype) -> Checkpoint:
+    """Return a shipped model with all weights in the type that it is computed in; another model as it is.
+
+    Narrow weights keep the file small. To widen them in every pass takes as long as a partial pass of so small a model.
+    """
+    is_narrow = model.path == MODEL and bool(model.quantized)
+    return cast(model, dtype) if is_narrow else model

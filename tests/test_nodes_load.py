@@ -224,15 +224,32 @@ def test_a_file_in_float8_loads_on_a_device_that_has_no_float8(files, monkeypatc
 
     for module in (quantized, load, native):
         monkeypatch.setattr(module, "refused", refuse)
+    put(files)
+    checkpoints.save(files / "migm" / "tiny.safetensors", float8_model())
+    with pytest.raises(ValueError, match=r"which cpu cannot hold .*Choose another weight_dtype"):
+        LoadMIGM.execute("tiny.safetensors", "auto", "float8_e4m3fn")
+    assert not caplog.text
+    for name, said in ((shipped.NAME, 0), ("tiny.safetensors", 1)):
+        for choice in ("default", "bfloat16"):
+            caplog.clear()
+            found = LoadMIGM.execute(name, "auto", choice).result[0].model
+            assert found.checkpoint.quantized == {}
+            assert not any(t.dtype in quantized.FLOAT8 for t in found.state_dict().values())
+            line = "has float8 weights, which cpu cannot hold (no such type here)"
+            assert caplog.text.count(line) == said
+
+
+def test_the_shipped_models_weights_are_widened_once_and_not_in_each_pass(files):
+    """Its file is in float8 to be small. It stays the model that its head was trained for."""
+    assert checkpoints.load(shipped.MODEL).quantized
     for choice in ("default", "bfloat16"):
         found = LoadMIGM.execute(shipped.NAME, "auto", choice).result[0].model
         assert found.checkpoint.quantized == {}
-        assert not any(t.dtype in quantized.FLOAT8 for t in found.state_dict().values())
         assert found.checkpoint.fingerprint == checkpoints.load(shipped.MODEL).fingerprint
-    assert "has float8 weights, which cpu cannot hold (no such type here)" in caplog.text
-    assert Pipeline.load("scenes").model.dtype == torch.float32
-    with pytest.raises(ValueError, match=r"which cpu cannot hold .*Choose another weight_dtype"):
-        LoadMIGM.execute(shipped.NAME, "auto", "float8_e4m3fn")
+    narrow = LoadMIGM.execute(shipped.NAME, "auto", "float8_e4m3fn").result[0].model
+    assert narrow.checkpoint.quantized, "who asks for float8 gets it"
+    network = Pipeline.load("scenes").model
+    assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32}
 
 
 def test_making_other_weights_is_seen_on_the_node_and_can_be_interrupted(files, monkeypatch):

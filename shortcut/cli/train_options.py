@@ -94,6 +94,7 @@ def load_teacher(options: argparse.Namespace) -> tuple[Teacher, Checkpoint]:
     usual = shipped.NAME if options.prompts is None else shipped.TEXT_NAME
     model_file = checkpoints.load(options.model or shipped.CHOICES[usual]["model"], kind="model")
     dtype = getattr(torch, options.dtype) if options.dtype else default_dtype(model_file)
+    model_file = shipped.widened(model_file, dtype)
     settings, conditioner = settings_of(options, model_file), conditioner_of(model_file)
     try:
         teacher = teacher_of(
