@@ -47,6 +47,23 @@ def test_a_picture_tells_apart_what_it_was_asked_for(pipeline: Pipeline) -> None
     assert contents.of_conditions(pipeline.conditions(Request(prompt="a"), 1)) == of[0]
 
 
+def test_a_training_encodes_each_text_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conditioner, texts = conditioner_of(checkpoints.load(folder, kind="model")), []
+    encode = conditioner.encoder
+
+    def counted(text: str) -> TextCondition:
+        texts.append(text)
+        return encode(text)
+
+    monkeypatch.setitem(vars(conditioner), "encoder", counted)
+    draw = conditioner.draw([Request(prompt="a"), Request(prompt="b")])
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        found, _ = draw(8, generator)
+    assert sorted(texts) == ["", "a", "b"]
+    assert len({tuple(row.tolist()) for row in found.pooled_BC}) == 2
+
+
 def test_a_published_folder_is_a_model(folder: Path, tmp_path: Path) -> None:
     whole = checkpoints.load(folder, kind="model")
     assert (whole.architecture, whole.name) == (ARCHITECTURE, "amused-tiny")

@@ -134,9 +134,12 @@ def test_the_log_and_its_chart_lie_beside_the_head(place: Place) -> None:
         assert len(chart.convert("RGB").getcolors(2**20)) > 20
 
 
-def test_a_log_that_is_gone_is_named() -> None:
-    with pytest.raises(ValueError, match=r"no log to draw.*Remove the \.ckpt"):
-        cli_train.loss_chart([])
+def test_a_head_does_not_replace_the_one_it_starts_from(place: Place) -> None:
+    head = place.folder / "head.safetensors"
+    before = head.read_bytes()
+    said = place.error("head.safetensors", "--start", str(head))
+    assert "--out is the head of --start" in said and "Give another name" in said
+    assert head.read_bytes() == before
 
 
 def interrupt(
@@ -256,11 +259,11 @@ def test_two_processes_go_on_where_one_stopped(
     ("options", "message"),
     [
         (["--iterations", "0"], "iterations must be a whole number of at least 1, got 0"),
-        (["--batch-size", "0"], "images per run must be a whole number of at least 1, got 0"),
-        (["--rollout", "0"], "max chain must be a whole number of at least 1, got 0"),
+        (["--batch-size", "0"], "--batch-size must be a whole number of at least 1, got 0"),
+        (["--rollout", "0"], "--rollout must be a whole number of at least 1, got 0"),
         (["--steps", "1"], "at least 2 steps, got [1]"),
         (["--lr", "-1"], "lr must be a number above 0"),
-        (["--kl", "-1"], "weight of guided kl in the loss must be a finite number of at least 0"),
+        (["--kl", "-1"], "--kl must be a finite number of at least 0, got -1"),
         (["--replay-memory", "inf"], "--replay-memory must be a finite number of at least 0"),
         (["--blocks", "0"], "at least 1 block"),
         (["--autocast", "float16"], "Use bfloat16 or float32"),

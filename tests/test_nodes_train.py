@@ -299,6 +299,15 @@ def test_without_a_log_the_chart_shows_what_was_just_learned(model, monkeypatch)
     assert torch.equal(train_head(model, checkpoint_name="full")[1], expected)
 
 
+def test_a_trained_head_is_given_also_where_its_log_is_gone(model, output):
+    expected, _ = train_head(model)
+    (log,) = output.rglob("*.jsonl")
+    log.unlink()
+    head, chart = train_head(model)
+    assert_equal(weights_of(head), weights_of(expected))
+    assert chart.min() < 0.1, "it says that there is no log"
+
+
 def test_a_training_is_kept_where_a_restart_finds_it_and_no_list_shows_it(model, files, output):
     train_head(model, checkpoint_name="mine/first")
     assert (output / "shortcut_training" / "mine" / "first.ckpt").is_file()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import builders
 import pytest
 import torch
+from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut import shipped
 from shortcut_pack.shortcut.models.architecture import Request
 from shortcut_pack.shortcut.models.lumina_dimoo import ARCHITECTURE
@@ -16,8 +18,9 @@ from shortcut_pack.shortcut.models.lumina_dimoo.conditioner import PromptConditi
 from shortcut_pack.shortcut.models.lumina_dimoo.head import LAYOUT
 from shortcut_pack.shortcut.train.evaluate import evaluate, held_out_runs
 from shortcut_pack.shortcut.train.head import initialised
+from shortcut_pack.shortcut.train.learn import HeadPlan, learn
 from shortcut_pack.shortcut.train.loss import feature_mse
-from shortcut_pack.shortcut.train.teacher import Teacher
+from shortcut_pack.shortcut.train.teacher import Teacher, teacher_of
 
 GRID = (4, 3)
 CONFIG = builders.TEXT_CONFIG
@@ -55,6 +58,24 @@ def test_an_untrained_head_is_reuse() -> None:
     for row in evaluate(head, model, [run], 2):
         assert row["error"] == pytest.approx(1)
         assert row["kl"] == pytest.approx(row["kl_reuse"])
+
+
+def test_a_training_does_not_go_on_with_another_shape_of_as_many_tokens(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    file, settings = builders.text_model(), replace(SETTINGS, num_steps=3)
+    conditioner = PromptConditioner.of(CONFIG, (), shipped.TEXT_MODEL)
+    plan = HeadPlan.default(file, runs=(settings,), iterations=1)
+
+    def train(rows: int, columns: int) -> None:
+        asked = conditioner, [Request(prompt="a red house")]
+        network: Any = checkpoints.build(file)
+        shown = teacher_of(file, network, *asked, settings=settings, grid=(rows, columns))
+        learn(shown, file, plan, checkpoint=tmp_path / "head.ckpt")
+
+    train(4, 3)
+    train(4, 3)
+    with pytest.raises(ValueError, match=r"another recipe .*4 x 3 tokens.*now .*3 x 4 tokens"):
+        train(3, 4)
 
 
 @torch.no_grad()

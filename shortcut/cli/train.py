@@ -25,7 +25,7 @@ from ..devices import advice_on_memory, checked_device
 from ..distributed import Ranks, process_group
 from ..files import FORMAT_KEY, OUR_SUFFIX, read_metadata
 from ..grid import usual_grid
-from ..guard import MAX_WEIGHT, check_number
+from ..guard import MAX_IMAGES, MAX_WEIGHT, check_number, check_whole
 from ..models import layouts
 from ..train.chart import loss_chart
 from ..train.cpu import keep_memory
@@ -255,6 +255,10 @@ def plan_of(options: argparse.Namespace, teacher: Teacher, model_file: Checkpoin
                 raise ValueError(
                     f"--{name} has no effect with --start: the head keeps its sizes. Leave it out."
                 )
+        if Path(options.start).resolve() == options.out.resolve():
+            raise ValueError(
+                f"--out is the head of --start, {options.out}, which would be overwritten. Give another name."
+            )
         start = checkpoints.load(options.start, kind="head", model=model_file)
         check_head(start, model_file, is_start=True)
     if start is None:
@@ -268,6 +272,11 @@ def plan_of(options: argparse.Namespace, teacher: Teacher, model_file: Checkpoin
     else:
         config = start.config
     check_number("--replay-memory", options.replay_memory, 0, MAX_WEIGHT)
+    for name in ("batch_size", "rollout"):
+        if (value := getattr(options, name)) is not None:
+            check_whole(f"--{name.replace('_', '-')}", value, 1, MAX_IMAGES)
+    if options.kl is not None:
+        check_number("--kl", options.kl, 0, MAX_WEIGHT)
     recipe = recipe_for(config, options.iterations, options.seed)
     is_float32 = teacher.model.dtype == torch.float32
     rollouts = rollouts_for(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from .conditioning import batch_of, in_turn
 from .uvit_parts import AESTHETIC, TextCondition
 
 MAX_MICRO = 16_384.0  # pixels
+KEPT = 512  # texts whose conditions are kept while heads are trained, of 0.3 MB each
 # Entries of a CONDITIONING that are micro-conditions, as CLIPTextEncodeSDXLRefiner and CLIPTextEncodeSDXL name them,
 # and the largest values that they may have.
 MICRO = {
@@ -71,10 +72,11 @@ class ClipConditioner:
             )
         _, unwanted = self._texts(requests[0])
         unwanted_condition = self.encoder(unwanted)
+        encoded = lru_cache(KEPT)(self.encoder)  # a text takes longer than a picture of it
 
         def draw(num_images: int, generator: torch.Generator) -> Branches:
             index = torch.randint(len(requests), (num_images,), generator=generator).tolist()
-            wanted = [self.encoder(self._texts(requests[i])[0]) for i in index]
+            wanted = [encoded(self._texts(requests[i])[0]) for i in index]
             rows = torch.zeros(num_images, dtype=torch.long)
             return TextCondition.joined(wanted), unwanted_condition[rows]
 

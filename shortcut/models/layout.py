@@ -82,6 +82,7 @@ class Layout:
 
 
 # The largest numbers that a configuration may have: what is larger is damaged or hostile, and is never built.
+TYPED = ("num_heads", "num_codes")  # fields that `convert` has options for
 LARGEST = {
     "depth": 1024,
     "num_blocks": 1024,
@@ -118,11 +119,14 @@ def given(known: Mapping[str, Any], name: str, presets: Mapping[int, int], size:
     """Return the config field `name`, which no tensor shows: from `known`, or the preset for `size`."""
     value = known.get(name, presets.get(size))
     if value is None:
+        advice = "Put the config.json of the published folder beside the file."
+        if name in TYPED:
+            option = f"--{name.replace('_', '-')} N"
+            advice = f"Write the file anew with it: python -m shortcut convert IN OUT.safetensors {option}"
         listed = ", ".join(f"{preset} for {size}" for size, preset in presets.items())
         raise ValueError(
             f"{name} cannot be read from the tensors, and there is no preset for size {size} "
-            f"(presets: {listed}). Write the file anew with it: "
-            f"python -m shortcut convert IN OUT.safetensors --{name.replace('_', '-')} N"
+            f"(presets: {listed}). {advice}"
         )
     check_whole(name, value, 1, LARGEST.get(name, MAX_SIZE))
     return value

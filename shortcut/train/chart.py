@@ -17,6 +17,7 @@ LINES = {
     "reuse": ("squared error, features kept", "#aaaaaa"),
     "guided_kl": ("divergence of guided codes", "#d62728"),
 }
+NO_LOG = "The log of this training is gone: the .jsonl beside its .ckpt."
 
 
 def loss_chart(logs: Sequence[Figures], iterations: int | None = None) -> Image.Image:
@@ -24,14 +25,13 @@ def loss_chart(logs: Sequence[Figures], iterations: int | None = None) -> Image.
 
     Args:
         iterations: of a training that goes on, whose time left is shown; None = it has ended.
-
-    Raises:
-        ValueError: there are none.
     """
     if not logs:
-        raise ValueError(
-            "this training has no log to draw: the .jsonl beside its .ckpt is gone. Remove the .ckpt too to train anew."
+        picture = Image.new("RGB", SIZE, "white")
+        ImageDraw.Draw(picture).text(
+            MARGIN[:2], NO_LOG, fill="black", font=ImageFont.load_default()
         )
+        return picture
     left, top, right, bottom = MARGIN
     width, height = SIZE[0] - left - right, SIZE[1] - top - bottom
     shown = {name: [max(log[name], 1e-12) for log in logs] for name in LINES if name in logs[0]}

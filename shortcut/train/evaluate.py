@@ -137,4 +137,4 @@ def _compare(model: GridModel, part: Window, chain: int, estimate: Features) -> 
 
     wanted = logits(target)
     kl, kl_reuse = divergence(logits(estimate), wanted), divergence(logits(part.features), wanted)
-    return torch.stack([error, reuse, cosine, kl, kl_reuse, torch.ones_like(error)]).double().cpu()
+    return torch.stack([error, reuse, cosine, kl, kl_reuse, torch.ones_like(error)]).cpu().double()

@@ -121,6 +121,7 @@ def fit(
         if (saved := from_first(ranks, file.read)) is not None:
             with file.read_by():
                 state.load(saved)
+            del saved  # which may be as large as the state
             logger.info("resumed at iteration %d", state.done)
         file.cut_log(state.done)
         loss_module: Any = _LossModule(network, loss_of)

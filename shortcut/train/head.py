@@ -31,7 +31,7 @@ from ..schedule import Settings
 from .cpu import sdpa_float32
 from .fit import Recipe, fit
 from .log import Figures
-from .loss import Objective, Window, feature_mse, last_step, mean, window, window_loss
+from .loss import Objective, Window, feature_mse, mean, window, window_loss
 from .record import Trajectories
 from .teacher import RUNS, Teacher
 
@@ -103,8 +103,7 @@ class ReplayBuffer:
         start = int((number + u_start) / config.windows_per_batch * num_starts)
         length = 1 + int(u_length * min(config.max_chain, num_starts - start))
         images = self._picked(run.num_images, generator).to(run.codes_BL.device)
-        part = window(run, start, length, images, self.device)
-        return last_step(part) if self.from_full else part
+        return window(run, start, length, images, self.device, only_last=self.from_full)
 
     def _picked(self, num_images: int, generator: torch.Generator) -> Tensor:
         """Return the rows of this process's images of a window."""

@@ -54,7 +54,6 @@ class HeadPlan:
         model_file: Checkpoint,
         *,
         runs: Sequence[Settings] = (),
-        grid: Grid | None = None,
         iterations: int = 3500,
         seed: int = 0,
     ) -> HeadPlan:
@@ -62,7 +61,6 @@ class HeadPlan:
 
         Args:
             runs: settings of the teacher's runs; empty = the model's own.
-            grid: None = that the model was trained on.
         """
         config = head_config(model_file)
         architecture = model_file.architecture
@@ -73,7 +71,7 @@ class HeadPlan:
             rollouts=rollouts_for(
                 model_file,
                 runs or (usual_settings(model_file),),
-                grid or usual_grid(model_file),
+                usual_grid(model_file),
                 iterations,
             ),
             objective=Objective(guided_kl=architecture.guided_kl(config, iterations)),
@@ -303,7 +301,9 @@ def _described(
 def _shown(teacher: Teacher) -> str:
     """Return what tells teachers apart: requests, size and arithmetic."""
     requests = json.dumps([(r.label, r.prompt, r.negative, r.task) for r in teacher.requests])
-    return f"{zlib.crc32(requests.encode()):08x}, {teacher.num_tokens} tokens, {teacher.autocast}"
+    rows, columns = teacher.model.grid
+    arithmetic = teacher.autocast or teacher.model.dtype
+    return f"{zlib.crc32(requests.encode()):08x}, {rows} x {columns} tokens, {arithmetic}"
 
 
 def _named(prefix: str, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -60,11 +60,14 @@ def window(
     length: int,
     images: Tensor | slice = slice(None),
     device: torch.device | None = None,
+    *,
+    only_last: bool = False,
 ) -> Window:
     """Return the window of steps `start` + 1 .. `start` + `length` of some `images` of a run, in float32.
 
     Args:
         device: where to; None = where the run is kept.
+        only_last: True: of its last step alone, to be predicted at once from all tokens revealed until then.
 
     Raises:
         ValueError: the run has no such steps.
@@ -83,6 +86,8 @@ def window(
 
     before, after = range(start, start + length), range(start + 1, start + length + 1)
     revealed = [run.revealed[t] for t in before]
+    if only_last:
+        before, after, revealed = before[-1:], after[-1:], [merged(revealed)]
     return Window(
         tuple(c[images].to(device) for c in run.conditions),
         pick_features(run.features[start]),
@@ -90,17 +95,6 @@ def window(
         [run.steps[t] for t in after],
         [pick_features(run.features[t]) for t in after],
         [pick(run.masked_index[t]) for t in before],
-    )
-
-
-def last_step(part: Window) -> Window:
-    """Return the last step of `part`, to be predicted at once from all tokens revealed until then."""
-    return replace(
-        part,
-        revealed=[merged(part.revealed)],
-        steps=part.steps[-1:],
-        targets=part.targets[-1:],
-        masked_index=part.masked_index[-1:],
     )
 
 

@@ -33,16 +33,17 @@ class Turn:
     def on_grid(
         cls, rows: int, columns: int, axes: tuple[int, ...], device: torch.device | str
     ) -> Turn:
-        """Make them for a grid in raster order, in float64 first as the original does."""
-        index_L = torch.arange(rows * columns, device=device)
+        """Make them for a grid in raster order, in float64 first as the original does; Apple's devices have none."""
+        place = "cpu" if torch.device(device).type == "mps" else device
+        index_L = torch.arange(rows * columns, device=place)
         row_L = index_L.div(columns, rounding_mode="floor")
         places = (torch.zeros_like(index_L), row_L, index_L - row_L * columns)
         angles = []
         for place_L, size in zip(places, axes, strict=True):
-            even = torch.arange(0, size, 2, dtype=torch.float64, device=device)
+            even = torch.arange(0, size, 2, dtype=torch.float64, device=place)
             angles.append(place_L.double().unsqueeze(1) * ROPE_THETA ** (-even / size))
         angle_L1K = torch.cat(angles, 1).unsqueeze(1)
-        return cls(angle_L1K.cos().float(), angle_L1K.sin().float())
+        return cls(angle_L1K.cos().float().to(device), angle_L1K.sin().float().to(device))
 
     def at(self, position_BM: Tensor) -> Turn:
         """Return those of some positions of the grid."""

@@ -144,9 +144,13 @@ def read_config(tensors: Tensors, known: Mapping[str, Any]) -> Config:
     shared = shared_sizes(tensors, known, NUM_HEADS, NUM_WAVES)
     axes, head_width = known.get("rope_axes", ROPE_AXES), shared["width"] // shared["num_heads"]
     if not isinstance(axes, list | tuple) or len(axes) != 3 or sum(axes) != head_width:
-        raise ValueError(f"rope_axes is {axes!r}, expected three numbers of sum {head_width}.")
+        raise ValueError(
+            f"rope_axes is {axes!r}, expected three numbers of sum {head_width}. Download config.json again."
+        )
     if any(not isinstance(axis, int) or axis < 2 or axis % 2 for axis in axes):
-        raise ValueError(f"rope_axes is {axes!r}, expected even numbers from 2 up.")
+        raise ValueError(
+            f"rope_axes is {axes!r}, expected even numbers from 2 up. Download config.json again."
+        )
     single_depth = count(tensors, "single_blocks.")
     return Config(**shared, single_depth=single_depth, rope_axes=tuple(axes))
 
