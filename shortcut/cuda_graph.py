@@ -1,8 +1,8 @@
 """Recorded runs: the kernels of a whole run as one CUDA graph, which one call starts.
 
-A small model does not fill a card. MaskGIT-512 takes 0.115 s of an H100 for 8 of 32 full passes (RESULTS.md), of which
-its products need 0.016; the rest is the launching of some thousand kernels. All that a run does follows from its plan
-and from shapes, so it can be recorded with everything in it: passes, head, draws.
+A small model does not fill a card. MaskGIT-512 takes 0.115 s of an H100 for 8 of 32 full passes
+(experiments/RESULTS.md), of which its products need 0.016; the rest is the launching of some thousand kernels. All that
+a run does follows from its plan and from shapes, so it can be recorded with everything in it: passes, head, draws.
 
 A recording reads its inputs (codes, mask, noise, conditions) and the weights where they were, so new inputs are copied
 there, and weights must not move: hosts that move them, as ComfyUI does, cannot use it.

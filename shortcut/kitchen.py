@@ -47,7 +47,7 @@ def formats_of(
 
     4 bits have blocks of 16 only, and their error in the last block, which no later block evens out, is a fifth of all
     in the shipped text model (`python -m experiments weight-layers`). So the last block, sides that are no multiples of
-    16 and embeddings are float8 there, which shows in none of the model's figures (RESULTS.md).
+    16 and embeddings are float8 there, which shows in none of the model's figures (experiments/RESULTS.md).
 
     Args:
         weights: of linear layers, in the network's order, and their shapes.

@@ -3,7 +3,7 @@
 Ours takes the divergence after guidance and counts masked positions only; all else is shared.
 
 Source: MIGM-Shortcut, loss_fn in MaskGIT-Shortcut/train_shortcut.py and, with all positions of the sequence, in
-DiMOO-Shortcut/train_shortcut.py; golden/README.md section 8.
+DiMOO-Shortcut/train_shortcut.py; tests/golden/README.md section 8.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def late(recorder: Recorder) -> None:
 def maskgit_records(no_class: int = 10, spoil: Callable[[Recorder], None] | None = None) -> Records:
     """Return what the original stores of a MaskGIT run, from our trajectories.
 
-    Source: MIGM-Shortcut MaskGIT-Shortcut/Trainer/vit.py sample_makedata; golden/README.md section 8.
+    Source: MIGM-Shortcut MaskGIT-Shortcut/Trainer/vit.py sample_makedata; tests/golden/README.md section 8.
     """
     golden = load("maskgit_makedata")
     model, _ = build_maskgit(golden)
@@ -117,7 +117,7 @@ def lumina_records(run: Run, spoil: Callable[[Recorder], None] | None) -> Record
     """Return what the original stores of a Lumina-DiMOO run, from our trajectories.
 
     Source: MIGM-Shortcut DiMOO-Shortcut generators/image_generation_generator.py
-    generate_image_makeshortcutdata; golden/README.md section 8.
+    generate_image_makeshortcutdata; tests/golden/README.md section 8.
     """
     recorder = Recorder(run.conditions, torch.float32)
     denoiser = Denoiser(run.model, run.conditions)

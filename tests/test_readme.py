@@ -75,6 +75,20 @@ def test_links_lead_somewhere(page):
     assert [link for link in local if not (page.parent / link).exists()] == []
 
 
+def test_pages_that_the_code_names_are_there():
+    """Sources of facts among them."""
+    sources = [path for folder in ("shortcut", "nodes") for path in (ROOT / folder).rglob("*.py")]
+    named = {}
+    for path in sources:
+        for name in re.findall(
+            r"[a-z]\w*/[\w/]*\w\.md\b|\bRESULTS\.md", path.read_text(encoding="utf-8")
+        ):
+            named.setdefault(name, path)
+    assert "tests/golden/README.md" in named
+    for name, path in named.items():
+        assert any((folder / name).is_file() for folder in (ROOT, path.parent)), (name, path)
+
+
 def test_pictures_come_with_the_pack():
     left_out = (ROOT / ".comfyignore").read_text(encoding="utf-8").split()
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)

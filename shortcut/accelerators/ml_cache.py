@@ -3,7 +3,7 @@
 Between full passes the tenth of each sequence, text included, whose likeliest codes have the lowest logits goes through
 all blocks anew; all else stays as it is, even where a token was revealed.
 
-Source: Xin et al. 2025 (arXiv 2510.06308); facts in golden/README.md section 5.
+Source: Xin et al. 2025 (arXiv 2510.06308); facts in tests/golden/README.md section 5.
 Differs: full passes stand where the plan has them; features are kept, not logits, which takes less memory; where logits
 are equal no more tokens than a tenth are run.
 """

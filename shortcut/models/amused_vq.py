@@ -3,7 +3,7 @@
 It is a VQGAN without attention, with as many blocks in its middle.
 
 Source: Patil et al. 2024 (aMUSEd, arXiv 2401.01808), section 3; diffusers VQModel, whose config.json and keys the
-published folder has; facts.md section 5.1; golden/README.md section 7.
+published folder has; tests/golden/README.md section 7.
 Differs: callers give and get pixels in [-1, 1], as with every VQ model here; the published network works on [0, 1].
 Codes are always looked up in the codebook, none is quantized again on decoding.
 

@@ -2,7 +2,7 @@
 
 The transformers library computes it. What sizes its layers is read from its tensors, not from config.json.
 
-Source: Radford et al. 2021 (CLIP); facts of the text encoders in golden2/README.md.
+Source: Radford et al. 2021 (CLIP); facts of the text encoders in tests/golden/UVIT.md.
 
     P  text tokens, padding included    C  width of the encoder
 """

@@ -3,7 +3,7 @@
 Its CONDITIONING is the native one of ComfyUI: CLIP Text Encode makes it, with the CLIP of Load MIGM. Here, on the
 command line, `ClipTextEncoder` encodes texts with what lies in the model's folder.
 
-Source: Radford et al. 2021 (CLIP); facts of the text encoders in golden2/README.md.
+Source: Radford et al. 2021 (CLIP); facts of the text encoders in tests/golden/UVIT.md.
 
     B  images    P  text tokens, padding included    C  width of the encoder
 """

@@ -2,7 +2,8 @@
 
 It is the one of MaskGIT, and fits any model whose sequences begin with their image tokens, in raster order.
 
-Source: arXiv 2602.23996; MIGM-Shortcut MaskGIT-Shortcut/Network/shortcut_model.py; facts in golden/README.md section 6.
+Source: arXiv 2602.23996; MIGM-Shortcut MaskGIT-Shortcut/Network/shortcut_model.py; facts in
+tests/golden/README.md section 6.
 Differs: no dropout (the published figures were taken with a dropout of 0.1 still active); heads of our own may see what
 stands around by convolutions (`nearby`), new tokens also, features in place of self-attention.
 

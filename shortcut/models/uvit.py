@@ -1,6 +1,6 @@
 """What aMUSEd and Meissonic share: a network with a trunk at full or half resolution, for images of one size.
 
-Source: Patil et al. 2024 (aMUSEd, arXiv 2401.01808); diffusers models/unets/uvit_2d.py; facts in golden2/README.md.
+Source: Patil et al. 2024 (aMUSEd, arXiv 2401.01808); diffusers models/unets/uvit_2d.py; facts in tests/golden/UVIT.md.
 Differs: features are those behind the last norm, of which logits are a linear function; logits are made at the
 positions asked for; sides that cannot be halved are refused, where the original makes a larger image.
 

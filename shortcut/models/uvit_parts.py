@@ -1,6 +1,6 @@
 """The parts of aMUSEd and Meissonic: conditions, tokens in, the change of resolution, features out.
 
-Source: Patil et al. 2024 (aMUSEd, arXiv 2401.01808); diffusers models/unets/uvit_2d.py; facts in golden2/README.md.
+Source: Patil et al. 2024 (aMUSEd, arXiv 2401.01808); diffusers models/unets/uvit_2d.py; facts in tests/golden/UVIT.md.
 
     B  images    h, w  rows, columns    P  text tokens    C  width of a text encoder    D  width of the features
 """

@@ -139,7 +139,7 @@ def step_losses(
 ) -> dict[str, Tensor]:
     """Return the parts of the loss of one step that have a weight, each a mean over branches.
 
-    Source: MIGM-Shortcut, loss_fn in MaskGIT-Shortcut/train_shortcut.py; golden/README.md section 8.
+    Source: MIGM-Shortcut, loss_fn in MaskGIT-Shortcut/train_shortcut.py; tests/golden/README.md section 8.
     Differs: the divergence is taken after guidance, where it decides; the original takes it of each branch.
     """
     pairs = zip(estimate, target, strict=True)

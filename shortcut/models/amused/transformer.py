@@ -1,6 +1,7 @@
 """aMUSEd: a U-ViT over image codes, whose blocks look at a text.
 
-Source: Patil et al. 2024 (arXiv 2401.01808); diffusers models/unets/uvit_2d.py UVit2DModel; facts in golden2/README.md.
+Source: Patil et al. 2024 (arXiv 2401.01808); diffusers models/unets/uvit_2d.py UVit2DModel; facts in
+tests/golden/UVIT.md.
 
 Token ids: codes 0 .. V-1, then ids without use, the last of all the mask.
 A stage of convolutions at full resolution, or at half of it, a trunk of transformer layers, and a stage back.

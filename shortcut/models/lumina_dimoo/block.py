@@ -1,7 +1,7 @@
 """The block that Lumina-DiMOO and its shortcut head are made of, from LLaDA.
 
 Source: Nie et al. 2025 (arXiv 2502.09992); Alpha-VLLM/Lumina-DiMOO model/modeling_llada.py LLaDALlamaBlock; facts in
-golden/README.md section 3.
+tests/golden/README.md section 3.
 Differs: sequences of any lengths lie side by side on one axis, without padding and without a mask; only attention
 tells them apart. In bfloat16 a norm rounds once, after its weight, where the original rounds before it too.
 

@@ -1,6 +1,7 @@
 """The shortcut head of Lumina-DiMOO: features now + tokens just revealed -> features of the next step.
 
-Source: arXiv 2602.23996; MIGM-Shortcut DiMOO-Shortcut/model/shortcut_model.py; facts in golden/README.md section 4.
+Source: arXiv 2602.23996; MIGM-Shortcut DiMOO-Shortcut/model/shortcut_model.py; facts in tests/golden/README.md
+section 4.
 Differs: all guidance branches go through one pass, for any number of images; types are those of the model's features
 where the original runs under autocast.
 

@@ -6,7 +6,7 @@ Each guidance branch has its own: the condition, the text to guide away from, an
 condition without them.
 
 Source: Alpha-VLLM/Lumina-DiMOO utils/prompt_utils.py, inference/inference_t2i.py and inference_i2i.py; facts in
-golden/README.md sections 5 and 7.
+tests/golden/README.md sections 5 and 7.
 Differs: predictions of maps get the system prompt that the original has for them and misses by a spelling; a text that
 is empty or blank is `<uncondition>`; a prompt longer than any in training is refused.
 
@@ -31,7 +31,7 @@ from .transformer import Config, image_tokens
 
 TEXT = "{text}"
 UNCONDITION = "<uncondition>"  # stands for "no text"
-TAGS = {  # token -> its name in models.lumina.SPECIAL_IDS
+TAGS = {  # token -> its name in transformer.SPECIAL_IDS
     "<system>": "system",
     "</system>": "/system",
     "<user>": "user",
@@ -151,7 +151,7 @@ def conditions(
 
     The condition first, then what to guide away from: `negative` with the source images, and if there are any, the
     condition without them. So `Settings.guidance` has one weight without and two with source images: of the text and
-    of the images (`weights.settings`). A run without guidance takes the first branch alone.
+    of the images (`settings.usual_settings`). A run without guidance takes the first branch alone.
 
     Args:
         tokenizer: from `load_tokenizer`.

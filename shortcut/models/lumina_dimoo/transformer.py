@@ -1,10 +1,10 @@
 """Lumina-DiMOO: a bidirectional transformer (LLaDA) over text and image tokens.
 
 Source: Xin et al. 2025 (arXiv 2510.06308), Alpha-VLLM/Lumina-DiMOO model/modeling_llada.py; Nie et al. 2025, LLaDA
-(arXiv 2502.09992); facts of the published files in golden/README.md sections 3 and 5.
+(arXiv 2502.09992); facts of the published files in tests/golden/README.md sections 3 and 5.
 Differs: the output matrix is cut in two, for images and for text (`TextOutput`), and logits are made at the positions
 asked for; all guidance branches go through one pass; a batch may hold several images; rounding in bfloat16
-(`lumina_block`).
+(`block.py`).
 
 Token ids: text 0 .. num_text_ids - 1, the last of them special (`SPECIAL_IDS`), code c at num_text_ids + c.
 Sequence: prompt, BOA, BOI, for each row its codes and a newline, EOI, EOA.

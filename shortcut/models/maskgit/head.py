@@ -1,6 +1,7 @@
 """The published shortcut head of MaskGIT.
 
-Source: arXiv 2602.23996; MIGM-Shortcut MaskGIT-Shortcut/Network/shortcut_model.py; facts in golden/README.md section 6.
+Source: arXiv 2602.23996; MIGM-Shortcut MaskGIT-Shortcut/Network/shortcut_model.py; facts in
+tests/golden/README.md section 6.
 """
 
 from __future__ import annotations

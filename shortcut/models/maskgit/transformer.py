@@ -1,7 +1,7 @@
 """MaskGIT: a bidirectional transformer over image codes and one class token.
 
 Source: Chang et al. 2022; Besnier and Chen 2023 (arXiv 2310.14400), llvictorll/Maskgit-pytorch
-Network/transformer.py; facts of the published files in golden/README.md section 6.
+Network/transformer.py; facts of the published files in tests/golden/README.md section 6.
 Differs: positions and output biases sit in Embedding layers, so that a host can move every weight; logits are made for
 codebook entries only, at the positions asked for.
 

@@ -1,6 +1,6 @@
 """The blocks of Meissonic: of image and text as two streams, and as one sequence.
 
-Source: viiika/Meissonic src/transformer.py, which has them from Flux; facts in golden2/README.md section 6.
+Source: viiika/Meissonic src/transformer.py, which has them from Flux; facts in tests/golden/UVIT.md section 6.
 
     B  images    L  image positions of the trunk    P  text tokens    S  text and image    D  width
     H, K  heads and their width

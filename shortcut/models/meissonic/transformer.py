@@ -1,6 +1,6 @@
 """Meissonic: image codes and a text attend to each other in a transformer of joint and of single blocks.
 
-Source: Bai et al. 2024 (arXiv 2410.08261); viiika/Meissonic src/transformer.py; facts in golden2/README.md.
+Source: Bai et al. 2024 (arXiv 2410.08261); viiika/Meissonic src/transformer.py; facts in tests/golden/UVIT.md.
 Differs: rotary positions are those of the trunk's own grid, at any size. The original counts half the rows and columns
 at height 1024 and all of them at any other, so that a network that halves the sides runs at that height only, and one
 that does not at any other only.
