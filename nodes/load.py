@@ -158,7 +158,8 @@ class LoadMIGM(io.ComfyNode):
         if clip_name != AUTO:
             encoder = Path(folder_paths.get_full_path_or_raise(clip.FOLDER, clip_name))
         text_encoder = clip.build_clip(checkpoint, encoder)
-        checkpoint = as_chosen(checkpoint, weight_dtype)
+        text = NodeText()
+        checkpoint = as_chosen(checkpoint, weight_dtype, text)
         vae = CodeVAE(vq)
         latent_format = CodeIds(vq.config.downscale, vae.code_colours())
         model = build_model(checkpoint, weight_dtype, latent_format, conditioner)
@@ -166,11 +167,11 @@ class LoadMIGM(io.ComfyNode):
         again = checkpoint.path, weight_dtype, latent_format, conditioner
         model.cached_patcher_init = reloaded, again
         lines = [_loaded(checkpoint, model.model.network), _loaded(vq, vae.first_stage_model.vq)]
-        NodeText().keep(lines)
+        text.keep(lines)
         return io.NodeOutput(model, vae, text_encoder)
 
 
-def as_chosen(checkpoint: Checkpoint, weight_dtype: str) -> Checkpoint:
+def as_chosen(checkpoint: Checkpoint, weight_dtype: str, text: NodeText) -> Checkpoint:
     """Return the checkpoint, with quantized weights if that is the choice.
 
     Embeddings are plain where this ComfyUI looks no float8 up. Raises ValueError if it does not know the format.
@@ -181,12 +182,16 @@ def as_chosen(checkpoint: Checkpoint, weight_dtype: str) -> Checkpoint:
             check_formats({str(format_of(target))})
         through = partial(in_sight, total=len(checkpoint.shapes(target)))
         checkpoint = cast(checkpoint, target, device, through)
+    elif target is not None and format_of(target) not in checkpoint.quantized.values():
+        formats = " and ".join(sorted(set(checkpoint.quantized.values())))
+        line = f"weight_dtype {weight_dtype} is not read: {checkpoint.name} is quantized already, as {formats}"
+        text.warn("Load MIGM", line)
     if target is None and checkpoint.quantized:
         computed = host.dtypes(weight_dtype, device, checkpoint)[1] or checkpoint.dtype
         checkpoint = shipped.widened(checkpoint, computed)
         if why := refused(device, checkpoint.tensors.values()):
             line = f"{checkpoint.name} has float8 weights, which {device} cannot hold ({why}): they take twice as much"
-            NodeText().warn("Load MIGM", line)
+            text.warn("Load MIGM", line)
             checkpoint = cast(checkpoint, computed)
     if host.looks_up_float8():
         return checkpoint
@@ -196,7 +201,7 @@ def as_chosen(checkpoint: Checkpoint, weight_dtype: str) -> Checkpoint:
 
 def reloaded(path: Path, weight_dtype: str, *others: Any, disable_dynamic: bool = False) -> Any:
     """Return the MODEL of a file again; `others` as for `build_model`."""
-    checkpoint = as_chosen(folders.load(path, "model"), weight_dtype)
+    checkpoint = as_chosen(folders.load(path, "model"), weight_dtype, NodeText())
     return build_model(checkpoint, weight_dtype, *others, disable_dynamic=disable_dynamic)
 
 

@@ -239,7 +239,7 @@ def test_a_file_in_float8_loads_on_a_device_that_has_no_float8(files, monkeypatc
             assert caplog.text.count(line) == said
 
 
-def test_the_shipped_models_weights_are_widened_once_and_not_in_each_pass(files):
+def test_the_shipped_models_weights_are_widened_once_and_not_in_each_pass(files, caplog):
     """Its file is in float8 to be small. It stays the model that its head was trained for."""
     assert checkpoints.load(shipped.MODEL).quantized
     for choice in ("default", "bfloat16"):
@@ -248,6 +248,9 @@ def test_the_shipped_models_weights_are_widened_once_and_not_in_each_pass(files)
         assert found.checkpoint.fingerprint == checkpoints.load(shipped.MODEL).fingerprint
     narrow = LoadMIGM.execute(shipped.NAME, "auto", "float8_e4m3fn").result[0].model
     assert narrow.checkpoint.quantized, "who asks for float8 gets it"
+    assert "is not read" not in caplog.text
+    LoadMIGM.execute(shipped.NAME, "auto", "nvfp4")
+    assert "weight_dtype nvfp4 is not read: scenes-maskgit.safetensors is quantized" in caplog.text
     network = Pipeline.load("scenes").model
     assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32}
 
