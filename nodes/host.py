@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.compiled import Compiled, InOrder
+from ..shortcut.quantized import refused
 
 model_prefetch: Any = None
 with contextlib.suppress(ImportError):  # before ComfyUI 0.28 there is none
@@ -56,6 +57,14 @@ def check_formats(formats: Collection[str]) -> None:
         raise ValueError(
             f"its weights are quantized as {', '.join(strange)}, and this ComfyUI does not know the format: it knows "
             f"{', '.join(sorted(known))}. Update ComfyUI, or choose a file in bfloat16 or float8_e4m3fn."
+        )
+
+
+def check_held(device: torch.device, tensors: Iterable[Tensor]) -> None:
+    """Raise ValueError if some tensors are float8, and the device cannot hold it."""
+    if why := refused(device, tensors):
+        raise ValueError(
+            f"its weights are float8, which {device} cannot hold ({why}). Choose another weight_dtype."
         )
 
 

@@ -21,7 +21,7 @@ from ..shortcut.quantized import FLOAT8, TARGETS, format_of, refused
 from ..shortcut.weight_formats import with_plain_lookups
 from . import clip, folders, host
 from .folders import HEADS, MODELS
-from .host import NodeText, check_formats
+from .host import NodeText, check_formats, check_held
 from .native import CodeIds, CodeVAE, build_head, build_model
 from .progress import in_sight
 
@@ -180,7 +180,9 @@ def as_chosen(checkpoint: Checkpoint, weight_dtype: str, text: NodeText) -> Chec
     if target is not None and not checkpoint.quantized:
         with naming(checkpoint.path):
             check_formats({str(format_of(target))})
-        through = partial(in_sight, total=len(checkpoint.shapes(target)))
+            shapes = checkpoint.shapes(target)
+            check_held(device, shapes.values())
+        through = partial(in_sight, total=len(shapes))
         checkpoint = cast(checkpoint, target, device, through)
     elif target is not None and format_of(target) not in checkpoint.quantized.values():
         formats = " and ".join(sorted(set(checkpoint.quantized.values())))

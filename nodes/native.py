@@ -35,9 +35,8 @@ from ..shortcut.models.architecture import (
     VQConfig,
     VQNetwork,
 )
-from ..shortcut.quantized import refused
 from ..shortcut.unwrap import SAVED, metadata_tensor
-from .host import HostAttention, check_formats, dtypes, in_order_of
+from .host import HostAttention, check_formats, check_held, dtypes, in_order_of
 from .latents import check_form, check_type, codes_of
 
 MARGIN = 1.25  # of memory estimates, for what an allocator leaves unused and attention needs
@@ -69,10 +68,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
         """
         with naming(checkpoint.path):
             check_formats(set(checkpoint.quantized.values()))
-            if why := refused(device, checkpoint.tensors.values()):
-                raise ValueError(
-                    f"its weights are float8, which {device} cannot hold ({why}). Choose another weight_dtype."
-                )
+            check_held(device, checkpoint.tensors.values())
         dtype, cast_to = dtypes(weight_dtype, device, checkpoint)
         config = cls(
             {

@@ -37,5 +37,5 @@ def widened(model: Checkpoint, dtype: torch.dtype) -> Checkpoint:
 
     Narrow weights keep the file small. To widen them in every pass takes as long as a partial pass of so small a model.
     """
-    is_narrow = model.path == MODEL and bool(model.quantized)
-    return cast(model, dtype) if is_narrow else model
+    is_ours = model.path is not None and model.path.resolve() == MODEL
+    return cast(model, dtype) if is_ours and model.quantized else model

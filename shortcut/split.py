@@ -45,9 +45,8 @@ class Split(Relayed):
     Args:
         model: the one on the run's device.
         device: the run's.
-        copies: a pass that keeps something runs its first branch on the run's device, the next on that of the first
-            copy, and so on in turn. One that keeps nothing begins with the copies: its branches may be those behind the
-            first, whose pass is under way.
+        copies: a pass runs its first branch on the run's device, the next on that of the first copy, and so on in
+            turn.
     """
 
     def __init__(self, model: MaskedImageModel, device: torch.device, copies: Sequence[Copy]):
@@ -62,8 +61,8 @@ class Split(Relayed):
         step: Step,
     ) -> Features:
         """Run one full pass for each of the branches' `conditions`."""
-        found, parts = [], (*self.parts[1:], *self.parts[:1])
-        for share in self._shares(codes_BL, is_masked_BL, conditions, parts):
+        found = []
+        for share in self._shares(codes_BL, is_masked_BL, conditions):
             with torch.cuda.device_of(share.codes_BL):
                 found.append(
                     share.model.features(share.codes_BL, share.is_masked_BL, share.conditions, step)
@@ -75,10 +74,9 @@ class Split(Relayed):
         codes_BL: Tensor,
         is_masked_BL: Tensor,
         conditions: Sequence[Conditions],
-        parts: Sequence[Copy],
     ) -> list[Share]:
-        """Return what each device that has branches is given of a pass. The `parts` take turns."""
-        turns, num_branches = len(parts), len(conditions)
+        """Return what each device that has branches is given of a pass. The devices take turns."""
+        turns, num_branches = len(self.parts), len(conditions)
         return [
             Share(
                 cast(PartialModel, part.model),
@@ -87,7 +85,7 @@ class Split(Relayed):
                 is_masked_BL.to(part.device),
                 [condition.to(part.device) for condition in conditions[branches]],
             )
-            for first, part in enumerate(parts[:num_branches])
+            for first, part in enumerate(self.parts[:num_branches])
         ]
 
     def _gathered(self, found: Sequence[Features]) -> Features:
@@ -120,7 +118,7 @@ class PartialSplit(Split, PartialModel):
     ) -> tuple[Features, Kept]:
         """Run one full pass, and also return what each device keeps of it: with `only_first` the run's own alone."""
         found, kept = [], []
-        for share in self._shares(codes_BL, is_masked_BL, conditions, self.parts):
+        for share in self._shares(codes_BL, is_masked_BL, conditions):
             given = share.codes_BL, share.is_masked_BL, share.conditions, step
             with torch.cuda.device_of(share.codes_BL):
                 if only_first and kept:
@@ -142,7 +140,7 @@ class PartialSplit(Split, PartialModel):
     ) -> Features:
         """Run the tokens at `positions` (B, M) of each branch alone and return their features (B, M, D)."""
         found = []
-        shares = self._shares(codes_BL, is_masked_BL, conditions, self.parts)
+        shares = self._shares(codes_BL, is_masked_BL, conditions)
         for share, of_share in zip(shares, kept, strict=True):
             where = [w_BM.to(share.codes_BL.device) for w_BM in positions[share.branches]]
             with torch.cuda.device_of(share.codes_BL):

@@ -40,6 +40,17 @@ def test_each_block_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 2 * len(blocks)
 
 
+def test_passes_that_keep_keys_and_values_go_through_the_compiler_whole(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    torch._dynamo.reset()
+    pipeline = Pipeline.load("scenes", accelerator="partial")
+    pipeline.model.in_order = Compiled(iter, {"backend": "eager", "fullgraph": True})
+    for name in ("partial", "ml-cache"):
+        pipeline.generate(label="0", steps=3, full_steps=2, accelerator=name)
+    assert "torch.compile failed" not in caplog.text
+
+
 def test_where_nothing_can_be_compiled_the_blocks_run_as_they_are(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

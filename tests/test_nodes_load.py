@@ -25,7 +25,7 @@ from comfy_stubs import needs_comfy
 comfy_stubs.install()
 import comfy.model_management as mm
 import comfy.utils
-from shortcut_pack.nodes import clip, folders, load, native, progress
+from shortcut_pack.nodes import clip, folders, host, load, native, progress
 from shortcut_pack.nodes import run as runs
 from shortcut_pack.nodes.load import LoadHead, LoadMIGM
 from shortcut_pack.shortcut import checkpoint as checkpoints
@@ -222,12 +222,15 @@ def test_a_file_in_float8_loads_on_a_device_that_has_no_float8(files, monkeypatc
         is_float8 = any(tensor.dtype == torch.float8_e4m3fn for tensor in tensors)
         return "no such type here" if is_float8 else None
 
-    for module in (quantized, load, native):
+    for module in (quantized, load, host):
         monkeypatch.setattr(module, "refused", refuse)
-    put(files)
-    checkpoints.save(files / "migm" / "tiny.safetensors", float8_model())
-    with pytest.raises(ValueError, match=r"which cpu cannot hold .*Choose another weight_dtype"):
-        LoadMIGM.execute("tiny.safetensors", "auto", "float8_e4m3fn")
+    file = put(files)
+    for content in (builders.text_model(), float8_model()):
+        checkpoints.save(file, content)
+        with pytest.raises(
+            ValueError, match=r"which cpu cannot hold .*Choose another weight_dtype"
+        ):
+            LoadMIGM.execute(file.name, "auto", "float8_e4m3fn")
     assert not caplog.text
     for name, said in ((shipped.NAME, 0), ("tiny.safetensors", 1)):
         for choice in ("default", "bfloat16"):
@@ -239,7 +242,9 @@ def test_a_file_in_float8_loads_on_a_device_that_has_no_float8(files, monkeypatc
             assert caplog.text.count(line) == said
 
 
-def test_the_shipped_models_weights_are_widened_once_and_not_in_each_pass(files, caplog):
+def test_the_shipped_models_weights_are_widened_once_and_not_in_each_pass(
+    files, caplog, monkeypatch
+):
     """Its file is in float8 to be small. It stays the model that its head was trained for."""
     assert checkpoints.load(shipped.MODEL).quantized
     for choice in ("default", "bfloat16"):
@@ -249,8 +254,12 @@ def test_the_shipped_models_weights_are_widened_once_and_not_in_each_pass(files,
     narrow = LoadMIGM.execute(shipped.NAME, "auto", "float8_e4m3fn").result[0].model
     assert narrow.checkpoint.quantized, "who asks for float8 gets it"
     assert "is not read" not in caplog.text
+    shown = []
+    monkeypatch.setattr(host, "show_on_node", shown.append)
     LoadMIGM.execute(shipped.NAME, "auto", "nvfp4")
-    assert "weight_dtype nvfp4 is not read: scenes-maskgit.safetensors is quantized" in caplog.text
+    loaded, _, unread = shown[-1].split("\n")
+    assert "MaskGIT transformer" in loaded
+    assert "weight_dtype nvfp4 is not read: scenes-maskgit.safetensors is quantized" in unread
     network = Pipeline.load("scenes").model
     assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32}
 

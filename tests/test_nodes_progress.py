@@ -249,8 +249,6 @@ def test_the_loaders_say_what_they_loaded(files, shown):
     for line, title in ((model_line, "MaskGIT transformer"), (head_line, "head")):
         assert title in line and " million parameters, float32, 0.00 GB" in line
     assert "VQ" in vq_line
-    LoadMIGM.execute(shipped.NAME, "auto", "nvfp4")
-    assert "MaskGIT transformer" in shown[-1] and "weight_dtype nvfp4 is not read" in shown[-1]
 
 
 def test_the_node_that_runs_shows_a_text(monkeypatch):

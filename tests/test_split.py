@@ -12,7 +12,7 @@ from builders import random_checkpoint
 from shortcut_pack.shortcut import Pipeline
 from shortcut_pack.shortcut import checkpoint as checkpoints
 from shortcut_pack.shortcut.__main__ import main
-from shortcut_pack.shortcut.accelerators.choice import keeps, named
+from shortcut_pack.shortcut.accelerators.choice import named
 from shortcut_pack.shortcut.generate import Result, generate
 from shortcut_pack.shortcut.models.maskgit import ARCHITECTURE as MASKGIT
 from shortcut_pack.shortcut.split import Copy, split
@@ -63,12 +63,11 @@ def test_the_codes_are_those_of_one_device(case: str, way: str | None):
     shared = run(case, way, [Copy(copy, CPU)])
     assert torch.equal(shared.codes_BL, run(case, way, []).codes_BL)
     num_branches = len(settings_of(case)[0].guidance) + 1
-    # Of an odd number it has one more than the first device, or one less where that keeps keys and values.
-    share = num_branches // 2 if keeps(way) else -(-num_branches // 2)
-    assert copy.passes == shared.num_full * [share]
+    # Of an odd number the run's own device has one more.
+    assert copy.passes == shared.num_full * [num_branches // 2]
 
 
-@pytest.mark.parametrize(("num_copies", "expected"), [(1, [2]), (2, [1, 1]), (3, [1, 1, 1])])
+@pytest.mark.parametrize(("num_copies", "expected"), [(1, [1]), (2, [1, 1]), (3, [1, 1, 0])])
 def test_three_branches_are_dealt_out_in_turn(num_copies: int, expected: list[int]):
     copies = [Watched(model_of("lumina")) for _ in range(num_copies)]
     shared = run("lumina", None, [Copy(copy, CPU) for copy in copies], num_steps=1, full_steps=1)

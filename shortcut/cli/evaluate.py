@@ -95,7 +95,10 @@ def run(options: argparse.Namespace) -> int:
     head = load_head(options, teacher, model_file) if any(map(needs_head, names)) else None
     with advice_on_memory():
         chain = CHAIN if options.chain is None else options.chain
-        needed = partial(bytes_of, options, teacher, head, names, chain)
+        chain = min(chain, settings.num_steps - 1)
+        _, conditions, _ = teacher.draw((settings,), options.num, (options.seed, HELD_OUT, 0))
+        lengths = [teacher.model.sequence_length(condition) for condition in conditions]
+        needed = partial(bytes_of, options, teacher, head, names, lengths, chain)
         at_once = images_at_once(needed, options.num, teacher.device)
         if head is not None:
             runs = held_out_parts(teacher, settings, options.num, options.seed, at_once)
@@ -166,16 +169,19 @@ def bytes_of(
     teacher: Teacher,
     head: HeadNetwork | None,
     names: Sequence[str],
+    lengths: Sequence[int],
     chain: int,
     num_images: int,
 ) -> float:
     """Return the memory above the weights that so many images take at a time.
 
     A quarter of what is free may hold their recorded run beside it.
+
+    Args:
+        lengths: sequence length of each guidance branch.
+        chain: steps of the head in a row that are looked at.
     """
-    model, seed = teacher.model, (options.seed, HELD_OUT, 0)
-    _, conditions, _ = teacher.draw((teacher.settings,), num_images, seed)
-    lengths = [model.sequence_length(condition) for condition in conditions]
+    model = teacher.model
     a_run = max(
         run_bytes(name, model, head, num_images, lengths, is_sequential=options.sequential)
         for name in (None, *names)

@@ -134,8 +134,7 @@ class KeyValues:
             position_BM: where the given ones stand; None = they are of the whole sequences.
         """
         if position_BM is None:
-            first = (x_BMD[: self.rows, : self.length] for x_BMD in (key_BMD, value_BMD))
-            self.key_BSD, self.value_BSD = (self._stored(x_BMD, own=True) for x_BMD in first)
+            self.key_BSD, self.value_BSD = self._first(key_BMD), self._first(value_BMD)
             return key_BMD, value_BMD  # a full pass is the same whatever it keeps
         if self.key_BSD is None or self.value_BSD is None:
             raise RuntimeError("a partial pass needs the keys and values of a full one.")
@@ -143,15 +142,16 @@ class KeyValues:
         write_at(self.value_BSD, position_BM, self._stored(value_BMD))
         return self.key_BSD.to(key_BMD.dtype), self.value_BSD.to(value_BMD.dtype)
 
-    def _stored(self, x_BMD: Tensor, *, own: bool = False) -> Tensor:
-        """Return keys or values in the type that they are kept in; what it cannot hold becomes its largest.
+    def _first(self, x_BMD: Tensor) -> Tensor:
+        """Return the keys or values to keep of a full pass, which hold no memory of the others."""
+        part_BMD = x_BMD[: self.rows, : self.length]
+        is_part = self.dtype is None and part_BMD.shape != x_BMD.shape
+        return part_BMD.clone() if is_part else self._stored(part_BMD)
 
-        Args:
-            own: True: they hold no memory of what was left out.
-        """
+    def _stored(self, x_BMD: Tensor) -> Tensor:
+        """Return keys or values in the type that they are kept in; what it cannot hold becomes its largest."""
         if self.dtype is None:
-            is_part = own and x_BMD.nbytes < x_BMD.untyped_storage().nbytes()
-            return x_BMD.clone() if is_part else x_BMD
+            return x_BMD
         most = torch.finfo(self.dtype).max
         return x_BMD.clamp(-most, most).to(self.dtype)
 
