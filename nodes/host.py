@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..shortcut.checkpoint import Checkpoint
 from ..shortcut.compiled import Compiled, InOrder
-from ..shortcut.quantized import refused
+from ..shortcut.quantized import why_not_held
 
 model_prefetch: Any = None
 with contextlib.suppress(ImportError):  # before ComfyUI 0.28 there is none
@@ -62,7 +62,7 @@ def check_formats(formats: Collection[str]) -> None:
 
 def check_held(device: torch.device, tensors: Iterable[Tensor]) -> None:
     """Raise ValueError if some tensors are float8, and the device cannot hold it."""
-    if why := refused(device, tensors):
+    if why := why_not_held(device, tensors):
         raise ValueError(
             f"its weights are float8, which {device} cannot hold ({why}). Choose another weight_dtype."
         )

@@ -17,13 +17,13 @@ from ..shortcut.checkpoint import Checkpoint, cast, naming
 from ..shortcut.compatibility import check_vq
 from ..shortcut.models.architecture import Network
 from ..shortcut.pipeline import conditioner_of
-from ..shortcut.quantized import FLOAT8, TARGETS, format_of, refused
+from ..shortcut.quantized import FLOAT8, TARGETS, format_of, why_not_held
 from ..shortcut.weight_formats import with_plain_lookups
 from . import clip, folders, host
 from .folders import HEADS, MODELS
 from .host import NodeText, check_formats, check_held
 from .native import CodeIds, CodeVAE, build_head, build_model
-from .progress import in_sight
+from .progress import with_bar
 
 Head = io.Custom("SHORTCUT_HEAD")
 AUTO = "auto"
@@ -182,7 +182,7 @@ def as_chosen(checkpoint: Checkpoint, weight_dtype: str, text: NodeText) -> Chec
             check_formats({str(format_of(target))})
             shapes = checkpoint.shapes(target)
             check_held(device, shapes.values())
-        through = partial(in_sight, total=len(shapes))
+        through = partial(with_bar, total=len(shapes))
         checkpoint = cast(checkpoint, target, device, through)
     elif target is not None and format_of(target) not in checkpoint.quantized.values():
         formats = " and ".join(sorted(set(checkpoint.quantized.values())))
@@ -191,7 +191,7 @@ def as_chosen(checkpoint: Checkpoint, weight_dtype: str, text: NodeText) -> Chec
     if target is None and checkpoint.quantized:
         computed = host.dtypes(weight_dtype, device, checkpoint)[1] or checkpoint.dtype
         checkpoint = shipped.widened(checkpoint, computed)
-        if why := refused(device, checkpoint.tensors.values()):
+        if why := why_not_held(device, checkpoint.tensors.values()):
             line = f"{checkpoint.name} has float8 weights, which {device} cannot hold ({why}): they take twice as much"
             text.warn("Load MIGM", line)
             checkpoint = cast(checkpoint, computed)

@@ -59,7 +59,7 @@ class Preview:
         return ("JPEG", picture, PREVIEW_SIZE)
 
 
-def in_sight(items: Iterable[Any], total: int) -> Iterator[Any]:
+def with_bar(items: Iterable[Any], total: int) -> Iterator[Any]:
     """Yield `items` with a bar on the node. An interrupt ends it."""
     bar = comfy.utils.ProgressBar(total)
     for number, item in enumerate(items, 1):

@@ -330,7 +330,7 @@ def build(
         ValueError: the weights are quantized in a way that torch or the device cannot compute.
     """
     dtype = dtype or checkpoint.dtype
-    if operations is Bare and (why := quantized.refused(device, checkpoint.tensors.values())):
+    if operations is Bare and (why := quantized.why_not_held(device, checkpoint.tensors.values())):
         said = f"{checkpoint.name} has float8 weights, which {device} cannot hold ({why}): it makes them {dtype}."
         logging.getLogger(__name__).warning(said)
         checkpoint = cast(checkpoint, dtype)

@@ -240,7 +240,7 @@ def check_layers(network: Network, formats: Mapping[str, str]) -> None:
             )
 
 
-def refused(device: torch.device | str, tensors: Iterable[Tensor]) -> str | None:
+def why_not_held(device: torch.device | str, tensors: Iterable[Tensor]) -> str | None:
     """Return why a device cannot hold and convert tensors of these types; None = it can.
 
     Only float8 is in doubt, which weights and scales may have. Apple's devices had none until late in 2026.

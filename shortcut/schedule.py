@@ -42,7 +42,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a user turns. The defaults are those of the original MaskGIT (tests/golden/README.md section 6)."""
+    """Hold what a user turns. The defaults are those of the original MaskGIT (tests/golden/README.md section 6)."""
 
     num_steps: int = 32
     full_steps: int | tuple[int, ...] | None = (

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
 
 import comfy_stubs
 import pytest
@@ -175,6 +176,18 @@ def test_what_is_kept_has_a_bound_and_the_newest_stay(wired, made, monkeypatch):
     made.clear()
     compared(wired, full_steps="4", seeds="1, 3")
     assert {seed for seed, _ in made} == {1}
+
+
+def test_the_pictures_of_a_model_that_is_gone_go_too(wired, monkeypatch):
+    nodes = iter(("1", "2"))
+    running = lambda: SimpleNamespace(node_id=next(nodes))  # noqa: E731
+    monkeypatch.setattr(compare, "get_executing_context", running)
+    compared(wired, full_steps="4", seeds="1")
+    other = {**wired, "vae": LoadMIGM.execute(shipped.NAME, "auto", "float32").result[1]}
+    wired.pop("vae")
+    gc.collect()
+    compared(other, full_steps="4", seeds="1")
+    assert [*compare.SHEETS] == ["2"]
 
 
 def test_the_cells_keep_no_model_alive(wired):

@@ -216,14 +216,14 @@ def test_float8_computes_what_the_command_line_computes(model, conditioner):
 
 
 def test_a_file_in_float8_loads_on_a_device_that_has_no_float8(files, monkeypatch, caplog):
-    """As Apple's had none until late in 2026. The shipped class model is such a file."""
+    """Widen the weights, as for Apple's devices of before late in 2026. The shipped class model is such a file."""
 
     def refuse(device, tensors):
         is_float8 = any(tensor.dtype == torch.float8_e4m3fn for tensor in tensors)
         return "no such type here" if is_float8 else None
 
     for module in (quantized, load, host):
-        monkeypatch.setattr(module, "refused", refuse)
+        monkeypatch.setattr(module, "why_not_held", refuse)
     file = put(files)
     for content in (builders.text_model(), float8_model()):
         checkpoints.save(file, content)

@@ -12,7 +12,8 @@ import builders
 import pytest
 import torch
 from fakes import varied
-from shortcut_pack.shortcut import Pipeline, memory, pipeline
+from shortcut_pack.shortcut import Pipeline, memory, pipeline, shipped
+from shortcut_pack.shortcut.cli import contents
 from shortcut_pack.shortcut.generate import generate, masked_at_start, needed_branches
 from shortcut_pack.shortcut.models.architecture import VQNetwork
 from shortcut_pack.shortcut.sampler import Trace
@@ -260,3 +261,13 @@ def test_an_accelerator_that_cannot_be_is_said_before_anything_is_built(
     monkeypatch.setattr(pipeline.checkpoints, "build", None)
     with pytest.raises(ValueError, match=message):
         Pipeline.load("scenes", **given)
+
+
+def test_a_shipped_file_is_the_same_model_however_its_path_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(shipped.FOLDER)
+    by_path = Pipeline.load(shipped.MODEL.name, shipped.VQ.name)
+    assert contents.of_networks(by_path) == contents.of_networks(
+        Pipeline.load("scenes", head="none", accelerator="partial")
+    )

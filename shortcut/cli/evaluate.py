@@ -15,7 +15,7 @@ import torch
 
 from .. import checkpoint as checkpoints
 from .. import shipped
-from ..accelerators.choice import HEAD, NAMES, named, needs_head, run_bytes
+from ..accelerators.choice import HEAD, NAMES, head_bytes, named, needs_head, run_bytes
 from ..checkpoint import Checkpoint
 from ..compatibility import check_head
 from ..devices import advice_on_memory
@@ -186,11 +186,13 @@ def bytes_of(
         run_bytes(name, model, head, num_images, lengths, is_sequential=options.sequential)
         for name in (None, *names)
     )
-    features = (2 * chain + 1) * sum(lengths) * model.config.width  # of the model and of the head
-    logits = (
-        6 * teacher.num_tokens * model.config.num_codes
-    )  # of both and of keeping, with what is made of them
-    followed = 0 if head is None else 4 * num_images * (features + logits)
+    followed = 0.0
+    if head is not None:  # what is alive at the peak of `evaluate`, counted for the shipped models
+        features = (2 * chain + 1) * sum(lengths) * model.config.width
+        logits = 11 * teacher.num_tokens * model.config.num_codes
+        followed = head_bytes(HEAD, head, num_images, lengths) + 4 * num_images * (
+            features + logits
+        )
     return 4 / 3 * max(a_run, followed)
 
 
